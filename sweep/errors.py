@@ -1,0 +1,113 @@
+"""The error tree. Everything that sweep raises on purpose is a SweepError.
+
+    SweepError                 1   anything below that has no code of its own
+    ├── UsageError             2   what was asked for cannot be done as asked
+    │   ├── ConfigError            faults in flags, environment or config file (all at once)
+    │   ├── SpaceError             faults in a search-space file (all at once, with lines)
+    │   └── NotFoundError          no study, trial or run of that name
+    ├── DataError              3   a data set cannot be fetched, or its files are damaged
+    ├── StoreError             4   MLflow or the Optuna storage cannot be reached or written
+    │   └── DiskError              no space left, or a folder that cannot be written
+    ├── StudyLockedError       5   another live driver owns the study
+    ├── StudyFailedError       6   the search stopped because trials keep failing, or none succeeded
+    ├── UndeliveredError       7   the search is done, but records could not be delivered to MLflow
+    ├── SealedTestSplitError   1   a search tried to read the test split
+    └── StudyInterrupted     130   Ctrl-C or SIGTERM: state is saved, the same command continues
+
+The numbers are exit codes; a class without a number has its parent's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import ClassVar
+
+
+class SweepError(Exception):
+    """Root of the tree. The message is one line that says what to do."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class UsageError(SweepError):
+    """What was asked for cannot be done as asked."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """Faults in flags, environment or config file; `faults` holds one sentence each."""
+
+    def __init__(self, faults: str | Iterable[str]) -> None:
+        self.faults = (faults,) if isinstance(faults, str) else tuple(faults)
+        super().__init__("\n".join(self.faults))
+
+
+class SpaceError(UsageError):
+    """Faults in a search-space file; `faults` holds one sentence each, with the line."""
+
+    def __init__(self, faults: str | Iterable[str]) -> None:
+        self.faults = (faults,) if isinstance(faults, str) else tuple(faults)
+        super().__init__("\n".join(self.faults))
+
+
+class NotFoundError(UsageError):
+    """No study, trial or run of that name."""
+
+
+class DataError(SweepError):
+    """A data set cannot be fetched, or its files are damaged."""
+
+    exit_code = 3
+
+
+class StoreError(SweepError):
+    """MLflow or the Optuna storage cannot be reached or written."""
+
+    exit_code = 4
+
+
+class DiskError(StoreError):
+    """No space left on a disk, or a folder that cannot be written."""
+
+
+class StudyLockedError(SweepError):
+    """Another live driver owns the study."""
+
+    exit_code = 5
+
+
+class StudyFailedError(SweepError):
+    """The search stopped because trials keep failing, or none succeeded."""
+
+    exit_code = 6
+
+
+class UndeliveredError(SweepError):
+    """The search is done, but records could not be delivered to MLflow."""
+
+    exit_code = 7
+
+
+class SealedTestSplitError(SweepError):
+    """A search tried to read the test split."""
+
+
+class StudyInterrupted(SweepError):  # noqa: N818 - an interruption is not an error
+    """Ctrl-C or SIGTERM: state is saved, the same command continues."""
+
+    exit_code = 130
+
+
+def must_be_one_of(field: str, value: object, choices: Iterable[str]) -> str:
+    """One sentence that names the field, the rule, the value got and the nearest choice.
+
+    >>> must_be_one_of("optimizer", "adma", ["SGD", "Adam"])
+    "optimizer must be one of SGD, Adam, but got 'adma' (did you mean Adam?)"
+    """
+    known = list(choices)
+    lowered = {choice.lower(): choice for choice in known}
+    near = get_close_matches(str(value).lower(), lowered, n=1, cutoff=0.5)
+    hint = f" (did you mean {lowered[near[0]]}?)" if near else ""
+    return f"{field} must be one of {', '.join(known)}, but got {value!r}{hint}"

@@ -1,0 +1,298 @@
+"""The values that cross walls, and the protocols of what may be plugged in.
+
+Everything here is frozen, picklable, made of plain values and light: this module imports
+neither torch nor Optuna nor MLflow, because driver and workers share it.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+HyperValue = Any
+"""A hyperparameter's value: str, int, float, bool, None or a tuple of those."""
+
+Direction = Literal["maximize", "minimize"]
+StopReason = Literal["pruned", "converged", "timeout", "interrupted"]
+FailureKind = Literal["oom", "nan", "exception", "killed", "timeout"]
+
+
+class TrialState(enum.StrEnum):
+    """Optuna's states; MLflow's are FINISHED, KILLED, FAILED, RUNNING, SCHEDULED."""
+
+    COMPLETE = "COMPLETE"
+    PRUNED = "PRUNED"
+    FAIL = "FAIL"
+    RUNNING = "RUNNING"
+    WAITING = "WAITING"
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether a trial in this state counts towards the study's total."""
+        return self in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What a worker has to know once, before its first trial."""
+
+    study: str
+    """Name of the study."""
+    seed: int
+    """Seed of the study: data split, data order and initial weights derive from it."""
+    data: str
+    """Name of a data set in `sweep.datasets`."""
+    data_dir: str | None
+    """Folder that already holds the data set's files; None: the user cache."""
+    module: str
+    """`package.module:Class` of the LightningModule."""
+    epochs: int
+    """Epochs that a trial trains at most."""
+    batch_size: int
+    """Minibatch size of trials whose search space does not set one."""
+    metric: str
+    """The metric whose best epoch is the objective."""
+    direction: Direction
+    """Whether a larger or a smaller metric is better."""
+    work_dir: str
+    """The study's folder for checkpoints (`<work_dir>/trials/00017/best.ckpt`)."""
+    log_file: str
+    """Where everything that libraries print goes."""
+    accelerator: str = "auto"
+    """Lightning's `accelerator`."""
+    devices: str = "1"
+    """Lightning's `devices`."""
+    precision: str = "32-true"
+    """Lightning's `precision`."""
+    n_threads: int | None = None
+    """Threads for torch on a CPU; None: torch's own default."""
+    population: int | None = None
+    """Trials that a worker trains at the same time; None: sized from the device; 1: plain."""
+    checkpoint_interval_s: float = 30.0
+    """Resume state is written at most this often, in seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrialSpec:
+    """One configuration to train."""
+
+    number: int
+    """The trial's number in the study, from 0."""
+    hyperparameters: Mapping[str, HyperValue]
+    """Resolved hyperparameters, e.g. {"optimizer": "Adam", "lr": 1e-3, "hidden": (256, 64)}."""
+    seed: int
+    """Seed of initial weights and dropout: derive_seed(study seed, "init", number)."""
+    start_epoch: int | None = None
+    """Population epoch it first started in (decides its data order); None: not started yet."""
+    resume_from: str | None = None
+    """Checkpoint to continue from, or None."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a trial failed."""
+
+    kind: FailureKind
+    message: str
+    """One line."""
+    traceback: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TrialStarted:
+    """Record: a trial was handed to a trainer."""
+
+    number: int
+    name: str
+    """Readable run name, e.g. "t017 Adam lr=1.2e-3 256-64"."""
+    hyperparameters: Mapping[str, HyperValue]
+    params: Mapping[str, HyperValue]
+    """Optuna's own parameters (flat), e.g. {"hidden.0": 256}."""
+    time_ms: int
+    """Unix time in milliseconds."""
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class EpochReport:
+    """Record: what a trainer says of one trial after one epoch."""
+
+    number: int
+    epoch: int
+    """Counts from 1."""
+    metrics: Mapping[str, float]
+    """At least train_loss, val_loss, val_acc for MLPClassifier; epoch_s (seconds) always."""
+    time_ms: int
+    """Unix time in milliseconds."""
+    start_epoch: int = 0
+    """Population epoch the trial first started in."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrialResult:
+    """The last word of a trainer on a trial. Whether it counts as PRUNED is the driver's say."""
+
+    number: int
+    outcome: Literal["finished", "stopped", "failed"]
+    n_epochs: int
+    """Epochs trained in all."""
+    best_epoch: int | None = None
+    """Epoch of the kept checkpoint, from 1."""
+    checkpoint: str | None = None
+    """Path of the kept (best) Lightning checkpoint."""
+    model_file: str | None = None
+    """Path of the same model as a torch.export archive (.pt2), or None."""
+    failure: Failure | None = None
+    notes: Mapping[str, str] = field(default_factory=dict)
+    """What else to keep as tags: trainer used, start epoch, ..."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrialFinished:
+    """Record: a trial has its final state."""
+
+    number: int
+    state: TrialState
+    time_ms: int
+    value: float | None
+    """The objective: the metric at the best epoch."""
+    best_epoch: int | None
+    best_metrics: Mapping[str, float]
+    """Metrics of the best epoch."""
+    n_epochs: int
+    checkpoint: str | None = None
+    model_file: str | None = None
+    failure: Failure | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetInfo:
+    """What MLflow's dataset input says: where the data came from and how it was split."""
+
+    name: str
+    source: str
+    """URL or description of the origin."""
+    digest: str
+    """At most 36 characters; changes when data or split change."""
+    feature_shape: tuple[int, ...]
+    """Shape of one sample, e.g. (1, 28, 28)."""
+    n_classes: int
+    n_train: int
+    n_val: int
+
+
+@dataclass(frozen=True, slots=True)
+class StudyInfo:
+    """What listeners are told when a study opens."""
+
+    name: str
+    n_trials: int
+    """Finished trials that the study is to have in the end."""
+    metric: str
+    direction: Direction
+    epochs: int
+    config: Mapping[str, Any]
+    """The whole resolved configuration, plain values."""
+    space_name: str
+    space_text: str
+    """The search-space file as it was read."""
+    time_ms: int
+    tags: Mapping[str, str] = field(default_factory=dict)
+    """Git commit, versions, ..."""
+    dataset: DatasetInfo | None = None
+    n_done: int = 0
+    """Trials that were already finished when the study was opened (a continued study)."""
+    best_value: float | None = None
+    """Best objective among those, or None."""
+
+
+@dataclass(frozen=True, slots=True)
+class StudyFinished:
+    """Record: the search came to an end (done, timed out, interrupted or failed)."""
+
+    time_ms: int
+    n_by_state: Mapping[str, int]
+    best_number: int | None
+    best_value: float | None
+    baseline_value: float | None
+    """Objective of trial 0 when it is the reference network, else None."""
+    reason: Literal["done", "timeout", "interrupted", "failed", "exhausted"]
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Record: one line that the user should see (a population was halved, ...)."""
+
+    time_ms: int
+    message: str
+
+
+Report = EpochReport | TrialResult
+Record = TrialStarted | EpochReport | TrialFinished | StudyFinished | Notice
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Order: end this trial now, keep its best checkpoint."""
+
+    number: int
+    reason: StopReason
+
+
+@dataclass(frozen=True, slots=True)
+class Orders:
+    """The driver's answer at an epoch boundary."""
+
+    stop: tuple[Stop, ...] = ()
+    start: tuple[TrialSpec, ...] = ()
+    is_last: bool = False
+    """No trial will come any more: leave when the running ones are done."""
+
+
+class Exchange(Protocol):
+    """The seam: reports go in, orders come out. A trainer cannot tell what is behind it."""
+
+    def __call__(self, reports: Sequence[Report], n_free: int) -> Orders:
+        """Hand over `reports`; `n_free` is how many trials could be started right now."""
+        ...
+
+
+class Trainer(Protocol):
+    """How a population is trained."""
+
+    def train(self, exchange: Exchange) -> None:
+        """Train what `exchange` orders, until it says is_last and nothing is left."""
+        ...
+
+
+class Listener(Protocol):
+    """Who wants to know: the tracker (MLflow) and the display are both one."""
+
+    def open(self, study: StudyInfo) -> None:
+        """A study begins or goes on. Raises StoreError where it cannot be kept."""
+        ...
+
+    def write(self, records: Sequence[Record]) -> None:
+        """Take records, in order. Must return at once; slow work belongs behind a queue."""
+        ...
+
+    def close(self) -> None:
+        """Deliver what is left. Raises UndeliveredError where that failed."""
+        ...
+
+
+TrainerFactory = Callable[[Task], Trainer]
+
+
+def derive_seed(study_seed: int, *path: int | str) -> int:
+    """A 63-bit seed that depends on (study seed, path) only.
+
+    >>> derive_seed(0, "init", 3) == derive_seed(0, "init", 3) != derive_seed(0, "init", 4)
+    True
+    """
+    text = "/".join(str(part) for part in (study_seed, *path))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
