@@ -1,3 +1,39 @@
-"""sweep: Lightning trains, Optuna proposes, MLflow remembers."""
+"""sweep: Lightning trains, Optuna proposes, MLflow remembers.
+
+The public door. Names are loaded when they are used, so that `import sweep` costs next to
+nothing:
+
+    sweep.run(trials=50, data="mnist")     a search; returns its Outcome
+    sweep.best("mnist-mlp")                configuration, score, checkpoint, MLflow run id
+    sweep.MLPClassifier                    the LightningModule that a search trains
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from sweep.errors import SweepError
+
+if TYPE_CHECKING:
+    from sweep.api import best, run
+    from sweep.training.mlp import MLPClassifier
 
 __version__ = "0.1.0"
+__all__ = ["MLPClassifier", "SweepError", "__version__", "best", "run"]
+
+_LAZY = {
+    "run": "sweep.api",
+    "best": "sweep.api",
+    "MLPClassifier": "sweep.training.mlp",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'sweep' has no attribute {name!r}")
+    return getattr(importlib.import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

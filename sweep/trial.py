@@ -73,6 +73,8 @@ class Task:
     """Trials that a worker trains at the same time; None: sized from the device; 1: plain."""
     checkpoint_interval_s: float = 30.0
     """Resume state is written at most this often, in seconds."""
+    trial_timeout_s: float | None = None
+    """A trial that takes longer has failed; None: no limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +188,18 @@ class DatasetInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkerReady:
+    """Record: a worker has loaded its data and can train. A trainer's first report."""
+
+    dataset: DatasetInfo
+    device: str
+    """As torch names it, e.g. "cpu" or "cuda:0 NVIDIA H100"."""
+    n_slots: int
+    """Trials it trains at the same time."""
+    time_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class StudyInfo:
     """What listeners are told when a study opens."""
 
@@ -204,6 +218,7 @@ class StudyInfo:
     tags: Mapping[str, str] = field(default_factory=dict)
     """Git commit, versions, ..."""
     dataset: DatasetInfo | None = None
+    """Known beforehand, or None: workers say it with WorkerReady."""
     n_done: int = 0
     """Trials that were already finished when the study was opened (a continued study)."""
     best_value: float | None = None
@@ -231,8 +246,8 @@ class Notice:
     message: str
 
 
-Report = EpochReport | TrialResult
-Record = TrialStarted | EpochReport | TrialFinished | StudyFinished | Notice
+Report = WorkerReady | EpochReport | TrialResult
+Record = WorkerReady | TrialStarted | EpochReport | TrialFinished | StudyFinished | Notice
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +272,11 @@ class Exchange(Protocol):
     """The seam: reports go in, orders come out. A trainer cannot tell what is behind it."""
 
     def __call__(self, reports: Sequence[Report], n_free: int) -> Orders:
-        """Hand over `reports`; `n_free` is how many trials could be started right now."""
+        """Hand over `reports`; `n_free` is how many trials could be started right now.
+
+        A trial that the orders stop frees its slot at once, so up to `n_free + len(stop)`
+        trials may come back.
+        """
         ...
 
 
@@ -286,6 +305,25 @@ class Listener(Protocol):
 
 
 TrainerFactory = Callable[[Task], Trainer]
+
+
+class Executor(Protocol):
+    """Where populations are trained."""
+
+    def warm_up(self, task: Task) -> None:
+        """Begin to get workers ready; returns at once, so that the driver loads meanwhile."""
+        ...
+
+    def run(self, exchange: Exchange) -> None:
+        """Let workers train until `exchange` told each that nothing more will come.
+
+        A worker that died is replaced; its trials come back as failed with kind "killed".
+        """
+        ...
+
+    def kill(self) -> None:
+        """End all workers now. Harmless when there are none."""
+        ...
 
 
 def derive_seed(study_seed: int, *path: int | str) -> int:

@@ -1,0 +1,90 @@
+"""The library behind the commands: run a search, find its best configuration, train it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sweep.config import Resolved, RunConfig, resolve, vocabulary
+from sweep.errors import ConfigError, NotFoundError, must_be_one_of
+from sweep.space import Space, load_space, parse_space
+from sweep.trial import Listener
+
+if TYPE_CHECKING:
+    from sweep.reuse import Best
+    from sweep.study import Outcome
+
+
+def run(*, listeners: Sequence[Listener] = (), config_file: str | None = None, **settings: Any) -> Outcome:
+    """Run or continue a search, as `sweep run` does, without printing anything.
+
+    Args:
+        listeners: Who else wants to hear of trials as they go (see `sweep.trial.Listener`).
+        config_file: YAML file with settings.
+        **settings: Fields of `sweep.config.RunConfig`, e.g. trials=50, data="mnist".
+
+    Returns the outcome: the best trial and the counts. Raises what `sweep.errors` lists.
+
+    >>> outcome = sweep.run(trials=20, epochs=5)               # doctest: +SKIP
+    """
+    from dataclasses import fields
+
+    known = [field.name for field in fields(RunConfig)]
+    wrong = [must_be_one_of("a setting", name, known) for name in settings if name not in known]
+    if wrong:
+        raise ConfigError(wrong)
+    resolved, space = prepare(settings, Path(config_file) if config_file else None)
+    return search_with(resolved.config, space, listeners)
+
+
+def best(study: str, **where: Any) -> Best:
+    """The best trial of `study`: configuration, score, checkpoint, MLflow run id.
+
+    `where` are storage, tracking_uri and work_dir, where they are not the defaults. Raises
+    NotFoundError for an unknown study or one without a completed trial.
+    """
+    from sweep.reuse import find_best
+
+    return find_best(study, resolve(where).config)
+
+
+def prepare(flags: Mapping[str, Any], config_file: Path | None) -> tuple[Resolved, Space]:
+    """The checked configuration and space of a search; a stored study fills in what is not said."""
+    resolved = resolve(flags, file=config_file)
+    stored, space_text = _stored(resolved.config)
+    if stored:
+        resolved = resolve(flags, file=config_file, stored=stored)
+    config = resolved.config
+    is_given = resolved.origins["space"] not in ("study", "default")
+    words = vocabulary(config)
+    if space_text and not is_given:
+        space = parse_space(space_text, Path(config.space).stem, vocabulary=words)
+    else:
+        space = load_space(config.space, words)
+    return resolved, space
+
+
+def search_with(config: RunConfig, space: Space, listeners: Sequence[Listener]) -> Outcome:
+    """Search with MLflow as the tracker, beside `listeners`."""
+    from sweep.study import search
+    from sweep.tracking import MlflowTracker
+
+    tracker = MlflowTracker(
+        config.tracking_uri, config.study_dir / "sweep.log", log_model=config.log_models
+    )
+    return search(config, space, [tracker, *listeners])
+
+
+def _stored(config: RunConfig) -> tuple[Mapping[str, Any], str]:
+    """Configuration and space text that the named study was made with; empty for a new one."""
+    from sweep.ledger import open_study
+
+    with contextlib.suppress(NotFoundError):
+        ledger = open_study(config.storage, config.study_name)
+        try:
+            return ledger.config, ledger.space_text
+        finally:
+            ledger.close()
+    return {}, ""

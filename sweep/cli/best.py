@@ -1,0 +1,40 @@
+"""`sweep best`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from sweep.cli.options import study_argument, where, where_options
+
+FORMATS = ("yaml", "json", "lightning", "python")
+
+
+@click.command(short_help="The best configuration, to reuse.")
+@study_argument
+@click.option("--trial", type=click.IntRange(0), help="This trial instead.", metavar="N")
+@click.option("--format", "fmt", type=click.Choice(FORMATS), default="yaml",
+              help="What to print; yaml is for `sweep train --config`. [default: yaml]")  # fmt: skip
+@where_options
+def best(study: str | None, trial: int | None, fmt: str, **flags: Any) -> None:
+    """Print the best configuration of STUDY (of the only one, where it is left out).
+
+    \b
+    Examples:
+      sweep best digits-mlp > best.yaml
+      sweep best digits-mlp --format python
+    """
+    import dataclasses
+
+    from sweep.errors import SweepError
+    from sweep.reuse import find_best, find_trial
+    from sweep.reuse.recipe import FORMATS as WRITERS
+
+    config = where(flags)
+    found = find_best(study, config) if trial is None else find_trial(study, trial, config)
+    try:
+        recipe = dataclasses.replace(found.recipe, run_id=found.run_id)
+    except SweepError:  # MLflow may be away: the configuration is here all the same
+        recipe = found.recipe
+    click.echo(WRITERS[fmt](recipe), nl=False)

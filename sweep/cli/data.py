@@ -1,0 +1,50 @@
+"""`sweep data`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, Literal
+
+import click
+
+from sweep.cli.options import config_options, format_option
+
+
+@click.command(short_help="Data sets: what is cached, fetch now.")
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option("--fetch", is_flag=True, help="Fetch what is missing (of NAME, or of all).")
+@config_options(("data_dir",))
+@format_option
+def data(
+    names: tuple[str, ...], fetch: bool, fmt: Literal["table", "json", "csv"], **flags: Any
+) -> None:
+    """Show which data sets are on this machine, and fetch them.
+
+    \b
+    Examples:
+      sweep data
+      sweep data mnist --fetch
+    """
+    from sweep import datasets
+    from sweep.config import resolve
+    from sweep.reporting.display import width_and_color
+    from sweep.reporting.tables import render_rows
+
+    folder = resolve(flags).config.data_dir
+    chosen = names or datasets.dataset_names()
+    for name in chosen:
+        datasets.spec_of(name)
+        if fetch:
+            datasets.prepare(name, folder)
+    rows = []
+    for name in chosen:
+        status = datasets.status(name, folder)
+        rows.append(
+            {
+                "data": name, "ready": status.is_ready, "bytes": status.n_bytes,
+                "location": status.location, "title": status.title,
+            }
+        )  # fmt: skip
+    columns = ["data", "ready", "bytes", "location", "title"]
+    width, is_colored = width_and_color(sys.stdout)
+    click.echo(render_rows(rows, columns, fmt, width=width, is_colored=is_colored), nl=False)

@@ -1,0 +1,124 @@
+"""`sweep`: the group of commands, and where an error becomes one line and an exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import click
+
+from sweep import __version__
+from sweep.errors import DiskError, SweepError
+
+COMMANDS = {
+    "run": "sweep.cli.run:run",
+    "list": "sweep.cli.read:list_command",
+    "show": "sweep.cli.read:show",
+    "trials": "sweep.cli.read:trials",
+    "best": "sweep.cli.best:best",
+    "train": "sweep.cli.train:train",
+    "ui": "sweep.cli.ui:ui",
+    "spaces": "sweep.cli.spaces:spaces",
+    "validate": "sweep.cli.spaces:validate",
+    "data": "sweep.cli.data:data",
+    "completion": "sweep.cli.completion:completion",
+}
+NO_SPACE = 28  # errno.ENOSPC
+
+
+class LazyGroup(click.Group):
+    """Commands are imported when they are named: `sweep --help` stays fast."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order that a new user meets them."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import and return one command."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, name = COMMANDS[cmd_name].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), name)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does, with the nearest command named where there is none."""
+        from sweep.errors import must_be_one_of
+
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            raise click.UsageError(must_be_one_of("command", args[0], COMMANDS))
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, "--version", message="sweep %(version)s")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+@click.pass_context
+def cli(ctx: click.Context, debug: bool) -> None:
+    """Search hyperparameters of Lightning models: Optuna proposes, MLflow remembers.
+
+    \b
+    Example:
+      sweep run --trials 50          search, on data that needs no download
+      sweep best digits-mlp          the best configuration, as YAML
+      sweep ui                       compare the trials in the MLflow UI
+    """
+    ctx.obj = debug
+
+
+def main() -> None:
+    """Run the command line; every SweepError is one line and its own exit code."""
+    is_debug = "--debug" in sys.argv
+    arguments = [a for a in sys.argv[1:] if a != "--debug"]  # wherever on the line it stands
+    with _leaving_on_errors(is_debug):
+        result: Any = cli.main(arguments, prog_name="sweep", standalone_mode=False)
+        sys.exit(result if isinstance(result, int) else 0)
+
+
+@contextlib.contextmanager
+def _leaving_on_errors(is_debug: bool) -> Iterator[None]:
+    try:
+        yield
+    except SweepError as error:
+        _leave(str(error), error.exit_code, is_debug)
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        _leave(_with_hint(error), 2, is_debug)
+    except (KeyboardInterrupt, click.Abort):
+        _leave("interrupted: the same command continues where it stopped", 130, is_debug)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        hint = "free some space, " if error.errno == NO_SPACE else ""
+        message = f"{error.strerror or error}{where}: {hint}then run the same command again"
+        _leave(message, DiskError.exit_code, is_debug)
+    except Exception as error:  # noqa: BLE001 - the last wall before the user
+        message = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        _leave(f"{message} (a bug in sweep: run again with --debug)", 1, is_debug)
+
+
+def _leave(message: str, code: int, is_debug: bool) -> None:
+    if is_debug:
+        traceback.print_exc()
+    for line in message.splitlines() or [message]:
+        click.echo(f"sweep: {line}", err=True)
+    sys.exit(code)
+
+
+def _with_hint(error: click.ClickException) -> str:
+    context: click.Context | None = getattr(error, "ctx", None)
+    path = context.command_path if context else "sweep"
+    return f"{error.format_message().rstrip('.')}. Try `{path} --help`"
+
+
+Command = Callable[..., Any]

@@ -1,0 +1,102 @@
+"""Options that commands share. Those of a search are made from RunConfig's fields."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from sweep.config import Resolved, RunConfig, flag_name, resolve
+
+F = TypeVar("F", bound=Callable[..., Any])
+WHERE = ("storage", "tracking_uri", "work_dir")
+
+
+def config_options(names: Sequence[str] | None = None) -> Callable[[F], F]:
+    """Add a flag for each field of RunConfig (or for `names`). Values are checked later, together."""
+
+    def decorate(function: F) -> F:
+        for field in reversed(dataclasses.fields(RunConfig)):
+            if names is None or field.name in names:
+                function = _option(field)(function)
+        return function
+
+    return decorate
+
+
+def _option(field: dataclasses.Field[Any]) -> Callable[[F], F]:
+    flag, meta = flag_name(field.name), field.metadata
+    text = meta["help"]
+    if isinstance(field.default, bool):
+        state = "on" if field.default else "off"
+        return click.option(
+            f"{flag}/--no-{flag[2:]}", field.name, default=None, help=f"{text} [default: {state}]"
+        )
+    shown = "" if field.default is None else f" [default: {_shown(field)}]"
+    return click.option(
+        flag, field.name, metavar=meta["metavar"], help=f"{text}{shown}",
+        shell_complete=_completer(meta["choices"]),
+    )  # fmt: skip
+
+
+def _shown(field: dataclasses.Field[Any]) -> str:
+    return f"{field.default:g}" if isinstance(field.default, float) else str(field.default)
+
+
+def _completer(choices: Sequence[str]) -> Callable[..., list[str]]:
+    def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+        return [choice for choice in choices if choice.startswith(incomplete)]
+
+    return complete
+
+
+def where_options(function: F) -> F:
+    """--storage, --tracking-uri and --work-dir, for commands that read."""
+    return config_options(WHERE)(function)
+
+
+def format_option(function: F) -> F:
+    """--format table|json|csv."""
+    return click.option(
+        "--format", "fmt", type=click.Choice(["table", "json", "csv"]), default="table",
+        help="How rows are printed. [default: table]",
+    )(function)  # fmt: skip
+
+
+def where(flags: dict[str, Any], config_file: Path | None = None) -> RunConfig:
+    """A RunConfig that says where the stores are, from flags and environment."""
+    return resolve({k: v for k, v in flags.items() if k in WHERE}, file=config_file).config
+
+
+def print_config(resolved: Resolved) -> None:
+    """Each setting, its value, and where it came from."""
+    import yaml
+
+    from sweep.redact import redacted
+
+    for field in dataclasses.fields(RunConfig):
+        value = getattr(resolved.config, field.name)
+        if field.name == "study":
+            value = resolved.config.study_name
+        text = yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()
+        line = f"{field.name}: {redacted(text)}"
+        click.echo(f"{line:<48}  # {resolved.origins[field.name]}")
+
+
+def study_argument(function: F) -> F:
+    """The STUDY argument; None where it is left out."""
+    return click.argument("study", required=False, shell_complete=_complete_study)(function)
+
+
+def _complete_study(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    from sweep.errors import SweepError
+    from sweep.ledger import list_studies
+
+    try:
+        config = where({k: v for k, v in ctx.params.items() if k in WHERE})
+        return [s.name for s in list_studies(config.storage) if s.name.startswith(incomplete)]
+    except SweepError:
+        return []

@@ -1,0 +1,105 @@
+"""`sweep run`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sweep.cli.options import config_options, print_config
+
+NEXT_IF_DONE = "study {name} already has {n} finished trials of {total}: nothing to do. {hint}"
+
+
+@click.command(short_help="Search: run or continue a study.")
+@config_options()
+@click.option("--config", "config_file", type=click.Path(dir_okay=False, path_type=Path),
+              help="YAML file with these settings, under the flags' names.")  # fmt: skip
+@click.option("--print-config", "only_print", is_flag=True,
+              help="Show every setting and where it came from, then leave.")  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="Show what would be tried, then leave.")
+@click.option("-q", "--quiet", is_flag=True, help="Print the summary only.")
+@click.option("-v", "--verbose", is_flag=True, help="Print a line per epoch too.")
+def run(
+    config_file: Path | None, only_print: bool, dry_run: bool, quiet: bool, verbose: bool,
+    **flags: Any,
+) -> int:  # fmt: skip
+    """Run a search, or continue it: --trials is the study's total.
+
+    \b
+    Examples:
+      sweep run --trials 50
+      sweep run --trials 50 --data mnist
+      sweep run --trials 20 --space mlp_regularized --pruner asha
+      sweep run --study digits-mlp --trials 100      # 50 more of an older study
+    """
+    from sweep import api
+
+    resolved, space = api.prepare(flags, config_file)
+    if only_print:
+        print_config(resolved)
+        return 0
+    if dry_run:
+        return _dry_run(resolved.config, space)
+    from sweep.reporting.display import make_display
+    from sweep.reporting.summary import end_summary
+
+    verbosity = -1 if quiet else int(verbose)
+    outcome = api.search_with(resolved.config, space, [make_display(sys.stdout, verbosity)])
+    config = resolved.config
+    n_done = outcome.study.n_done
+    if outcome.n_new == 0 and n_done >= config.trials:
+        hint = f"Ask for more with --trials {n_done + 50}."
+        click.echo(
+            NEXT_IF_DONE.format(name=config.study_name, n=n_done, total=config.trials, hint=hint)
+        )
+    best_name = str(outcome.best.result.get("name", "")) if outcome.best else ""
+    places, commands = _places(config), _commands(config, has_best=outcome.best is not None)
+    lines = end_summary(
+        outcome.study, outcome.end, best_name=best_name, places=places, commands=commands
+    )
+    click.echo("\n".join(lines))
+    return 130 if outcome.end.reason == "interrupted" else 0
+
+
+def _places(config: Any) -> dict[str, str]:
+    from sweep.redact import redacted
+
+    return {
+        "MLflow": redacted(config.tracking_uri),
+        "Optuna": redacted(config.storage),
+        "checkpoints": str(config.study_dir),
+    }
+
+
+def _commands(config: Any, *, has_best: bool) -> list[tuple[str, str]]:
+    from sweep.config import RunConfig
+    from sweep.reporting.summary import next_commands
+
+    if not has_best:
+        return [(f"sweep trials {config.study_name}", "why trials failed")]
+    is_default = config.tracking_uri == RunConfig().tracking_uri
+    return next_commands(
+        config.study_name, config.data, data_dir=config.data_dir, is_default_store=is_default
+    )
+
+
+def _dry_run(config: Any, space: Any) -> int:
+    from sweep import datasets
+    from sweep.space import run_name, sample
+    from sweep.study import first_configurations
+
+    click.echo(
+        f"study {config.study_name}: {config.trials} trials of at most {config.epochs} epochs on "
+        f"{config.data}, space {space.name}, sampler {config.sampler}, pruner {config.pruner}"
+    )
+    if not datasets.is_custom(config.data):
+        status = datasets.status(config.data, config.data_dir)
+        click.echo(f"data: {'ready' if status.is_ready else 'to be fetched'} ({status.location})")
+    first = [configuration for configuration, _ in first_configurations(config, space)]
+    click.echo("first trials, then examples of what the space holds:")
+    for number, configuration in enumerate([*first, *sample(space, 5, config.seed)]):
+        click.echo(f"  {run_name(number, configuration)}")
+    return 0

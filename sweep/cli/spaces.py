@@ -1,0 +1,62 @@
+"""`sweep spaces` and `sweep validate`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+
+from sweep.cli.options import config_options, format_option
+
+
+@click.command(short_help="Search spaces that come with sweep.")
+@format_option
+def spaces(fmt: Literal["table", "json", "csv"]) -> None:
+    """List the search spaces that --space knows by name, and when to use each.
+
+    \b
+    Example:
+      sweep spaces
+    """
+    from sweep.reporting.display import width_and_color
+    from sweep.reporting.tables import render_rows
+    from sweep.space import list_spaces
+
+    rows = [{"space": s.name, "when_to_use": s.when_to_use} for s in list_spaces()]
+    width, is_colored = width_and_color(sys.stdout)
+    table = render_rows(rows, ["space", "when_to_use"], fmt, width=width, is_colored=is_colored)
+    click.echo(table, nl=False)
+
+
+@click.command(short_help="Check a search-space file; print samples.")
+@click.argument("file", metavar="FILE|NAME")
+@click.option("--samples", type=click.IntRange(0, 1000), default=5, metavar="N",
+              help="Configurations to print. [default: 5]")  # fmt: skip
+@config_options(("module", "seed"))
+def validate(file: str, samples: int, **flags: Any) -> None:
+    """Check a search-space file: every fault at once, or a few samples of what it holds.
+
+    \b
+    Examples:
+      sweep validate search_spaces/mlp.yaml
+      sweep validate my_space.yaml --module my_package.models:MyModule
+    """
+    from sweep.config import resolve, vocabulary
+    from sweep.space import load_space, run_name, sample
+
+    config = resolve(flags).config
+    space = load_space(file if not Path(file).exists() else Path(file), vocabulary(config))
+    n = space.n_configurations()
+    size = "endless" if n is None else f"{n:,}"
+    click.echo(f"{file}: valid, {len(space.parameters)} parameters, {size} configurations")
+    for number, configuration in enumerate(sample(space, samples, config.seed)):
+        values = " ".join(f"{k}={_short(v)}" for k, v in configuration.items())
+        click.echo(f"  {run_name(number, configuration)}: {values}")
+
+
+def _short(value: Any) -> str:
+    from sweep.space import short
+
+    return short(value)

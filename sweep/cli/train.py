@@ -1,0 +1,83 @@
+"""`sweep train`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sweep.cli.options import config_options
+
+WHAT = ("study", "data", "epochs", "batch_size", "seed", "precision")
+HOW = ("data_dir", "accelerator", "devices", "threads", "storage", "tracking_uri", "work_dir")
+
+
+@click.command(short_help="Train one configuration on train + validation; test it.")
+@click.option("--config", "config_file", type=click.Path(dir_okay=False, path_type=Path),
+              help="What `sweep best` printed.")  # fmt: skip
+@click.option("--trial", type=click.IntRange(0), metavar="N",
+              help="With --study: this trial instead of the best.")  # fmt: skip
+@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+              help="Where the checkpoint goes. [default: trained.ckpt in the study's folder]")  # fmt: skip
+@config_options((*WHAT, *HOW))
+@click.option("-q", "--quiet", is_flag=True, help="Print the test result only.")
+def train(
+    config_file: Path | None, trial: int | None, output: Path | None, quiet: bool, **flags: Any
+) -> None:
+    """Train a configuration on train + validation, then open the test split once.
+
+    \b
+    Examples:
+      sweep train --config best.yaml
+      sweep train --config best.yaml --data mnist --epochs 15
+      sweep train --study digits-mlp
+    """
+    from sweep import datasets
+    from sweep.config import resolve
+    from sweep.errors import ConfigError
+
+    if (config_file is None) == (flags["study"] is None):
+        raise ConfigError("give one of --config FILE and --study NAME")
+    resolved = resolve(flags)
+    recipe, config = _recipe(config_file, trial, resolved.config)
+    given = {k: getattr(resolved.config, k) for k in WHAT if k != "study" and _is_said(resolved, k)}
+    recipe = dataclasses.replace(recipe, **given)
+    datasets.prepare(recipe.data, config.data_dir)
+    if output is None:
+        output = Path(config.work_dir) / (recipe.study or f"{recipe.data}-train") / "trained.ckpt"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    _train(recipe, config, output, quiet=quiet)
+
+
+def _recipe(config_file: Path | None, trial: int | None, config: Any) -> tuple[Any, Any]:
+    from sweep.reuse import find_best, find_trial, read_recipe
+
+    if config_file is not None:
+        return read_recipe(config_file), config
+    found = (
+        find_best(config.study, config) if trial is None
+        else find_trial(config.study, trial, config)
+    )  # fmt: skip
+    located = found._where
+    return dataclasses.replace(found.recipe, run_id=found.run_id), located
+
+
+def _train(recipe: Any, config: Any, output: Path, *, quiet: bool) -> None:
+    from sweep.reuse.downstream import train as train_downstream
+
+    def say(epoch: int, metrics: Mapping[str, float]) -> None:
+        numbers = " ".join(f"{k}={v:.4g}" for k, v in metrics.items())
+        click.echo(f"epoch={epoch}/{recipe.epochs} {numbers}")
+
+    trained = train_downstream(recipe, config, output, None if quiet else say)
+    for name, value in trained.metrics.items():
+        click.echo(f"{name}={value:.4f}")
+    click.echo(f"checkpoint: {trained.checkpoint}")
+    click.echo(f"MLflow run: {trained.run_id}")
+
+
+def _is_said(resolved: Any, field: str) -> bool:
+    return resolved.origins[field] != "default"

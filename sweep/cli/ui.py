@@ -1,0 +1,39 @@
+"""`sweep ui`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import click
+
+from sweep.cli.options import config_options
+
+
+@click.command(short_help="Open the MLflow UI on this folder's runs.")
+@config_options(("tracking_uri",))
+@click.option("--host", default="127.0.0.1", metavar="HOST",
+              help="Address to listen on. [default: 127.0.0.1, this machine only]")  # fmt: skip
+@click.option("--port", type=click.IntRange(1, 65535), default=5000, metavar="PORT",
+              help="Port to listen on. [default: 5000]")  # fmt: skip
+def ui(host: str, port: int, **flags: Any) -> None:
+    """Start MLflow's own UI on the store that searches write to; Ctrl-C ends it.
+
+    \b
+    Examples:
+      sweep ui
+      sweep ui --tracking-uri sqlite:////home/me/project/mlflow.db --port 5001
+    """
+    from sweep.config import resolve
+    from sweep.tracking.uri import resolve as absolute
+
+    uri = resolve(flags).config.tracking_uri
+    if uri.startswith(("http://", "https://")):
+        click.echo(f"this store has a UI of its own: {uri}")
+        return
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", absolute(uri)]
+    command += ["--host", host, "--port", str(port)]
+    click.echo(f"MLflow UI on http://{host}:{port} (Ctrl-C ends it)")
+    sys.stdout.flush()
+    os.execv(sys.executable, command)  # this process becomes the server

@@ -1,0 +1,406 @@
+"""What was asked for: flags, environment and files become one frozen, checked RunConfig.
+
+Precedence: flag, environment, file, the study's stored configuration, default. Every fault is
+found before anything runs and all are reported at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal, cast
+
+from sweep import options
+from sweep.datasets import dataset_names
+from sweep.errors import ConfigError, must_be_one_of
+from sweep.trial import Direction
+
+DEFAULT_MODULE: Final = "sweep.training.mlp:MLPClassifier"
+SAMPLERS: Final = ("tpe", "gp", "cmaes", "qmc", "random", "grid", "nsga2")
+PRUNERS: Final = ("none", "median", "asha", "hyperband", "patient")
+MLP_METRICS: Final = ("val_acc", "val_loss", "train_loss")
+PRECISIONS: Final = ("32-true", "64-true", "16-mixed", "bf16-mixed", "bf16-true", "16-true")
+_IMPORT_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+_STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h|d)?")
+_SECONDS = {None: 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+Parser = Callable[[str, Any], Any]
+
+
+def _option(
+    default: Any, parse: Parser, help: str, *, metavar: str, is_identity: bool = False,
+    choices: tuple[str, ...] = (), env: tuple[str, ...] = (),
+) -> Any:
+    """A config field: its default, its parser, and what --help says of it."""
+    return dataclasses.field(
+        default=default,
+        metadata={
+            "parse": parse, "help": help, "metavar": metavar, "is_identity": is_identity,
+            "choices": choices, "env": env,
+        },
+    )  # fmt: skip
+
+
+def _text(field: str, value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ConfigError(f"{field} must be a word, but got {value!r}")
+    return value
+
+
+def _study_name(field: str, value: Any) -> str:
+    if not isinstance(value, str) or not _STUDY_NAME.fullmatch(value):
+        raise ConfigError(
+            f"{field} must be 1-100 letters, digits, '.', '_' or '-', beginning with a letter "
+            f"or digit, but got {value!r}"
+        )
+    return value
+
+
+def _count(low: int) -> Parser:
+    def parse(field: str, value: Any) -> int:
+        number = _as_number(value)
+        if number is None or number != int(number) or number < low:
+            raise ConfigError(f"{field} must be a whole number >= {low}, but got {value!r}")
+        return int(number)
+
+    return parse
+
+
+def _as_number(value: Any) -> float | None:
+    if isinstance(value, bool):
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if abs(number) < 1e18 else None
+
+
+def _duration(field: str, value: Any) -> float:
+    match = _DURATION.fullmatch(str(value).strip()) if not isinstance(value, bool) else None
+    if match is None or float(match[1]) <= 0:
+        raise ConfigError(
+            f"{field} must be a positive time such as 90, 90s, 15m or 2h, but got {value!r}"
+        )
+    return float(match[1]) * _SECONDS[match[2]]
+
+
+def _switch(field: str, value: Any) -> bool:
+    words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    if isinstance(value, bool):
+        return value
+    if str(value).lower() not in words:
+        raise ConfigError(f"{field} must be true or false, but got {value!r}")
+    return words[str(value).lower()]
+
+
+def _population(field: str, value: Any) -> int | None:
+    if value is None or value == "auto":
+        return None
+    try:
+        return cast(int, _count(1)(field, value))
+    except ConfigError:
+        raise ConfigError(f"{field} must be auto or a number >= 1, but got {value!r}") from None
+
+
+def _choice(choices: tuple[str, ...], *, or_import: str = "") -> Parser:
+    def parse(field: str, value: Any) -> str:
+        if value in choices or (or_import and _IMPORT_PATH.fullmatch(str(value))):
+            return cast(str, value)
+        known = (*choices, f"a {or_import} as package.module:name") if or_import else choices
+        raise ConfigError(must_be_one_of(field, value, known))
+
+    return parse
+
+
+def _data(field: str, value: Any) -> str:
+    parsed = _choice(tuple(dataset_names()), or_import="function")(field, value)
+    return cast(str, parsed)
+
+
+def _module(field: str, value: Any) -> str:
+    if not _IMPORT_PATH.fullmatch(str(value)):
+        raise ConfigError(
+            f"{field} must name a LightningModule as package.module:Class, but got {value!r}"
+        )
+    return cast(str, value)
+
+
+def _device_count(field: str, value: Any) -> str:
+    text = str(value).strip()
+    if text in ("1", "auto") or re.fullmatch(r"\[?\d+,?\]?", text):
+        return "1" if text == "auto" else text
+    raise ConfigError(f"{field} must be 1, or one device as '2,' (its index), but got {value!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that `sweep run` was asked for. Field help says units and why that default."""
+
+    study: str | None = _option(
+        None, _study_name, "Name of the study (default: DATA-SPACE).", metavar="NAME",
+    )
+    trials: int = _option(
+        50, _count(1), "Finished trials that the study is to have in all; run again to continue.",
+        metavar="N",
+    )
+    epochs: int = _option(
+        10, _count(1), "Epochs a trial trains at most.", metavar="N", is_identity=True,
+    )
+    data: str = _option(
+        "digits", _data, "Data set; digits needs no download. Or your own: package.module:function.",
+        metavar="NAME", is_identity=True, choices=tuple(dataset_names()),
+    )
+    data_dir: str | None = _option(
+        None, _text, "Folder that already holds the data set's files.", metavar="DIR",
+        env=("SWEEP_DATA_DIR",),
+    )
+    space: str = _option(
+        "mlp", _text, "Search space: a name of `sweep spaces`, or a YAML file.", metavar="FILE",
+        is_identity=True,
+    )
+    module: str = _option(
+        DEFAULT_MODULE, _module, "LightningModule to train, as package.module:Class.",
+        metavar="CLASS", is_identity=True,
+    )
+    sampler: str = _option(
+        "tpe", _choice(SAMPLERS, or_import="class"),
+        f"Who proposes: {', '.join(SAMPLERS)}, or package.module:Class.", metavar="NAME",
+        choices=SAMPLERS,
+    )
+    pruner: str = _option(
+        "none", _choice(PRUNERS), f"Who ends poor trials early: {', '.join(PRUNERS)}.",
+        metavar="NAME", choices=PRUNERS,
+    )
+    metric: str = _option(
+        "val_acc", _text, "The objective: this metric at its best epoch.", metavar="NAME",
+        is_identity=True, choices=MLP_METRICS,
+    )
+    direction: Direction | Literal["auto"] = _option(
+        "auto", _choice(("auto", "maximize", "minimize")),
+        "maximize or minimize; auto minimizes what ends in loss or error.", metavar="WORD",
+        is_identity=True, choices=("auto", "maximize", "minimize"),
+    )
+    seed: int = _option(
+        0, _count(0), "Data split, data order, initial weights and proposals derive from it.",
+        metavar="N", is_identity=True,
+    )
+    batch_size: int = _option(
+        64, _count(1), "Minibatch size, unless the search space sets one.", metavar="N",
+        is_identity=True,
+    )
+    patience: int | None = _option(
+        None, _count(1), "End a trial after so many epochs without a better metric.",
+        metavar="EPOCHS", is_identity=True,
+    )
+    baseline: bool = _option(
+        True, _switch, "Train the reference network (128-64, SGD, lr 0.01) as trial 0.",
+        metavar="", is_identity=True,
+    )
+    timeout_s: float | None = _option(
+        None, _duration, "Stop the search after this time (90, 15m, 2h); run again to continue.",
+        metavar="TIME",
+    )
+    trial_timeout_s: float | None = _option(
+        None, _duration, "A trial that takes longer fails with class timeout.", metavar="TIME",
+    )
+    max_failures: int = _option(
+        5, _count(1), "Stop the search after so many identical failures in a row.", metavar="N",
+    )
+    executor: str = _option(
+        "process", _choice(("process", "inline")),
+        "Where trials train: process (local workers) or inline (this process).", metavar="NAME",
+        choices=("process", "inline"),
+    )
+    workers: int = _option(
+        1, _count(1), "Worker processes; more than one pays on several GPUs only.", metavar="N",
+    )
+    population: int | None = _option(
+        None, _population, "Trials trained at once by a worker: auto, a number, or 1 (plain).",
+        metavar="N",
+    )
+    accelerator: str = _option(
+        "auto", _choice(("auto", "cpu", "gpu", "cuda", "mps")), "Lightning's accelerator.",
+        metavar="NAME", choices=("auto", "cpu", "gpu", "cuda", "mps"),
+    )
+    devices: str = _option(
+        "1", _device_count, "Which device: 1, or an index as '2,'.", metavar="ID",
+    )
+    precision: str = _option(
+        "32-true", _choice(PRECISIONS), f"Lightning's precision: {', '.join(PRECISIONS)}.",
+        metavar="NAME", is_identity=True, choices=PRECISIONS,
+    )
+    threads: int | None = _option(
+        None, _count(1), "Threads that torch uses on a CPU (default: torch's own choice).",
+        metavar="N",
+    )
+    checkpoint_interval_s: float = _option(
+        30.0, _duration, "Resume state is written at most this often.", metavar="TIME",
+    )
+    log_models: bool = _option(
+        True, _switch, "Log each completed trial's model to MLflow.", metavar="",
+    )
+    storage: str = _option(
+        "sqlite:///mlruns/optuna.db", _text, "Optuna storage URL.", metavar="URL",
+    )
+    tracking_uri: str = _option(
+        "sqlite:///mlflow.db", _text, "MLflow tracking URI.", metavar="URI",
+        env=("MLFLOW_TRACKING_URI",),
+    )
+    work_dir: str = _option(
+        "mlruns/.sweep", _text, "Folder for checkpoints, locks and logs of all studies.",
+        metavar="DIR",
+    )  # fmt: skip
+
+    @property
+    def study_name(self) -> str:
+        """The study's name: as given, or DATA-SPACE."""
+        if self.study:
+            return self.study
+        data = self.data.replace(":", ".")
+        return f"{data}-{Path(self.space).stem}"
+
+    @property
+    def study_dir(self) -> Path:
+        """The study's own folder for checkpoints, lock and log."""
+        return Path(self.work_dir) / self.study_name
+
+    @property
+    def resolved_direction(self) -> Direction:
+        """`direction` with auto decided by the metric's name."""
+        if self.direction != "auto":
+            return self.direction
+        return "minimize" if self.metric.endswith(("loss", "error")) else "maximize"
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A configuration and where each of its values came from."""
+
+    config: RunConfig
+    origins: Mapping[str, str]
+    """Field name -> flag, environment NAME, file NAME, study or default."""
+
+
+def resolve(
+    flags: Mapping[str, Any],
+    env: Mapping[str, str] | None = None,
+    file: Path | None = None,
+    stored: Mapping[str, Any] | None = None,
+) -> Resolved:
+    """Merge the four sources into one checked configuration.
+
+    Raises ConfigError with all faults: unknown names, wrong types, values out of range.
+    """
+    env = os.environ if env is None else env
+    from_file = read_config_file(file) if file else {}
+    faults: list[str] = []
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for field in dataclasses.fields(RunConfig):
+        raw, origin = _pick(field, flags, env, (from_file, file), stored or {})
+        origins[field.name] = origin
+        if origin == "default" or raw is None:
+            continue
+        try:
+            values[field.name] = field.metadata["parse"](_label(field.name, origin), raw)
+        except ConfigError as error:
+            faults += error.faults
+    known = [f.name for f in dataclasses.fields(RunConfig)]
+    faults += [
+        f"{file}: " + must_be_one_of("a setting", key, known) for key in from_file
+        if key not in known
+    ]  # fmt: skip
+    config = RunConfig(**values)  # faulty settings have their defaults here
+    faults += _cross_check(config)
+    if faults:
+        raise ConfigError(faults)
+    return Resolved(config, origins)
+
+
+def flag_name(field_name: str) -> str:
+    """The flag of a field: its name with dashes, without the unit."""
+    return "--" + field_name.removesuffix("_s").replace("_", "-")
+
+
+def identity_changes(config: RunConfig, stored: Mapping[str, Any]) -> list[str]:
+    """One sentence for each setting that makes this another search than the stored one."""
+    changes = []
+    now = dataclasses.asdict(config)
+    for field in dataclasses.fields(RunConfig):
+        if not field.metadata["is_identity"] or field.name == "space":
+            continue
+        before = stored.get(field.name, field.default)
+        if before != now[field.name]:
+            flag = flag_name(field.name)
+            changes.append(f"{flag} was {before!r} and is now {now[field.name]!r}")
+    return changes
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML config file. Raises ConfigError where it is none."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} must hold `setting: value` lines, but got {content!r}")
+    return {str(key): value for key, value in content.items()}
+
+
+def _pick(
+    field: dataclasses.Field[Any],
+    flags: Mapping[str, Any],
+    env: Mapping[str, str],
+    file: tuple[Mapping[str, Any], Path | None],
+    stored: Mapping[str, Any],
+) -> tuple[Any, str]:
+    if flags.get(field.name) is not None:
+        return flags[field.name], "flag"
+    for name in (*field.metadata["env"], f"SWEEP_{field.name.removesuffix('_s').upper()}"):
+        if env.get(name):
+            return env[name], f"environment {name}"
+    if file[0].get(field.name) is not None:
+        return file[0][field.name], f"file {file[1]}"
+    if stored.get(field.name) is not None:
+        return stored[field.name], "study"
+    return field.default, "default"
+
+
+def _label(field_name: str, origin: str) -> str:
+    if origin.startswith("environment"):
+        return origin.removeprefix("environment ")
+    if origin.startswith("file"):
+        return f"{origin.removeprefix('file ')}: {field_name}"
+    return flag_name(field_name) if origin == "flag" else field_name
+
+
+def _cross_check(config: RunConfig) -> list[str]:
+    faults = []
+    if config.module == DEFAULT_MODULE and config.metric not in MLP_METRICS:
+        faults.append(must_be_one_of("--metric", config.metric, MLP_METRICS))
+    if config.executor == "inline" and config.workers > 1:
+        faults.append("--executor inline runs in this process: --workers must be 1")
+    if not _STUDY_NAME.fullmatch(config.study_name):
+        faults.append(
+            f"{config.study_name!r} cannot be a study's name: give one with --study NAME"
+        )
+    return faults
+
+
+def vocabulary(config: RunConfig) -> tuple[str, ...] | None:
+    """Names that a search space may use: MLPClassifier's; None (any) for a user's module."""
+    if config.module != DEFAULT_MODULE:
+        return None
+    return (*options.MODEL_ARGUMENTS, *options.TRAINING_ARGUMENTS)

@@ -1,0 +1,86 @@
+"""One file from the first of several mirrors that delivers it whole."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from sweep.errors import DataError, DiskError
+
+
+def download(path: Path, md5: str, mirrors: Sequence[str], timeout_s: float) -> str:
+    """Fetch `path` from the first of `mirrors` that delivers it whole, and return that mirror.
+
+    pooch writes aside, verifies the MD5, then renames: under the file's own name lies a whole
+    file or none. On a terminal a progress bar shows on standard error.
+
+    Args:
+        path: Where the file belongs; its name is what the mirrors call it.
+        md5: Of the published file, in hexadecimal.
+        mirrors: URLs that end in a slash, in the order to try.
+        timeout_s: A mirror that says nothing for this long is given up, in seconds.
+
+    Raises:
+        DataError: No mirror delivers it; the message says why of each.
+        DiskError: The folder cannot be written.
+    """
+    import pooch
+
+    pooch.get_logger().setLevel("WARNING")  # it announces each download on standard error
+    # pooch leaves the connection of a failed download open: each response is closed here.
+    with ExitStack() as responses:
+
+        def close_later(response: Any, **_: object) -> None:
+            responses.callback(response.close)
+
+        get = pooch.HTTPDownloader(
+            progressbar=sys.stderr.isatty(),
+            chunk_size=2**16,
+            timeout=timeout_s,
+            hooks={"response": close_later},
+        )
+        return _first(get, path, md5, mirrors)
+
+
+def _first(get: Any, path: Path, md5: str, mirrors: Sequence[str]) -> str:
+    import pooch
+    from requests.exceptions import RequestException
+
+    reasons = []
+    for mirror in mirrors:
+        try:
+            pooch.retrieve(mirror + path.name, f"md5:{md5}", path.name, path.parent, None, get)
+        except (RequestException, ValueError) as error:
+            reasons.append(f"{mirror} ({_reason(error)})")
+        except OSError as error:  # a RequestException is one too, and was caught above
+            cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
+            if cause.errno is None:  # not the system's: requests finds no TLS certificates
+                reasons.append(f"{mirror} ({cause})")
+                continue
+            raise DiskError(f"{path.parent} cannot be written: {cause.strerror}") from error
+        else:
+            return mirror
+    damaged = "; the copy in the cache is damaged" if path.exists() else ""
+    raise DataError(
+        f"{path.name} could not be downloaded from {' or '.join(reasons)}{damaged}. "
+        "Use --data digits, which needs no download, or --data-dir for a folder with the files"
+    )
+
+
+def _reason(error: Exception) -> str:
+    from requests import exceptions
+
+    if isinstance(error, exceptions.HTTPError) and error.response is not None:
+        return f"HTTP {error.response.status_code}"
+    if isinstance(error, exceptions.Timeout):
+        return "no answer in time"
+    if isinstance(error, exceptions.ChunkedEncodingError):
+        return "the connection was cut"
+    if isinstance(error, exceptions.ConnectionError):
+        return "no connection"
+    if isinstance(error, exceptions.RequestException):
+        return type(error).__name__
+    return "wrong checksum"

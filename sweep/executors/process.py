@@ -1,0 +1,198 @@
+"""Local worker processes: the seam is a socket, and a worker's death is seen at once."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+from sweep.errors import StudyFailedError
+from sweep.executors.worker import Crash
+from sweep.trial import Exchange, Failure, Orders, Report, Task, TrialResult
+
+TICK_S = 0.5
+HANG_GRACE_S = 5.0
+"""A trial past its limit ends at the next epoch boundary; so much later its worker is killed."""
+LEAVE_S = 30.0
+MAX_DEATHS = 20
+"""Workers that may die before the search gives up: something is wrong with the machine."""
+
+
+@dataclass
+class _Worker:
+    process: subprocess.Popen[bytes]
+    pipe: Connection
+    running: dict[int, float] = field(default_factory=dict)
+    """Trial number -> monotonic time of its start."""
+    n_free_parked: int | None = None
+    """Set while the worker waits for orders that the driver could not give yet."""
+
+
+class ProcessExecutor:
+    """`n_workers` processes on this machine, each with its own torch."""
+
+    def __init__(self, n_workers: int) -> None:
+        self._n_workers = n_workers
+        self._workers: list[_Worker] = []
+        self._task: Task | None = None
+        self._n_deaths = 0
+
+    def warm_up(self, task: Task) -> None:
+        """Start the workers; they import torch and Lightning while the driver goes on."""
+        self._task = task
+        while len(self._workers) < self._n_workers:
+            self._workers.append(_start(task))
+
+    def run(self, exchange: Exchange) -> None:
+        """Carry reports and orders until every worker was told that nothing more will come."""
+        try:
+            while self._workers:
+                self._serve(exchange, wait([w.pipe for w in self._workers], TICK_S))
+                self._end_hung(exchange)
+        finally:
+            self.kill()
+
+    def kill(self) -> None:
+        """End all workers now."""
+        for worker in self._workers:
+            _end(worker)
+        self._workers.clear()
+
+    def _serve(self, exchange: Exchange, ready: Iterable[Any]) -> None:
+        is_ready = set(map(id, ready))
+        for worker in list(self._workers):
+            if id(worker.pipe) not in is_ready:
+                continue
+            try:
+                message = worker.pipe.recv()
+            except (EOFError, OSError):
+                self._bury(worker, exchange, _why_dead(worker))
+                continue
+            if isinstance(message, Crash):
+                self._bury(worker, exchange, Failure("exception", _last_line(message), str(message)))
+                continue
+            reports, n_free = message
+            self._answer(worker, exchange, reports, n_free)
+        if any(w.n_free_parked is not None for w in self._workers):
+            self._answer_parked(exchange)
+
+    def _answer(
+        self, worker: _Worker, exchange: Exchange, reports: tuple[Report, ...], n_free: int
+    ) -> None:
+        for report in reports:
+            if isinstance(report, TrialResult):
+                worker.running.pop(report.number, None)
+        orders = exchange(reports, n_free)
+        is_idle = not worker.running and not orders.start and not orders.is_last
+        if is_idle and not orders.stop:
+            worker.n_free_parked = n_free
+            return
+        self._send(worker, orders)
+
+    def _answer_parked(self, exchange: Exchange) -> None:
+        for worker in list(self._workers):
+            if worker.n_free_parked is not None:
+                n_free, worker.n_free_parked = worker.n_free_parked, None
+                self._answer(worker, exchange, (), n_free)
+
+    def _send(self, worker: _Worker, orders: Orders) -> None:
+        now = time.monotonic()
+        worker.running |= {spec.number: now for spec in orders.start}
+        try:
+            worker.pipe.send(orders)
+        except OSError:
+            return  # its death is seen at the next wait, with these trials among its running
+        if orders.is_last and not worker.running:
+            _leave(worker)
+            self._workers.remove(worker)
+
+    def _bury(self, worker: _Worker, exchange: Exchange, failure: Failure) -> None:
+        """Report a dead worker's trials and put a new worker in its place."""
+        _end(worker)
+        self._workers.remove(worker)
+        self._n_deaths += 1
+        results = [_failed(number, failure) for number in worker.running]
+        if self._n_deaths > MAX_DEATHS or (not results and failure.kind == "exception"):
+            raise StudyFailedError(f"a worker cannot start: {failure.message}")
+        orders = exchange(results, 0)
+        if self._task is not None and not orders.is_last:
+            self._workers.append(_start(self._task))
+
+    def _end_hung(self, exchange: Exchange) -> None:
+        limit = self._task.trial_timeout_s if self._task else None
+        if limit is None:
+            return
+        now = time.monotonic()
+        for worker in list(self._workers):
+            late = [n for n, since in worker.running.items() if now - since > limit + HANG_GRACE_S]
+            if late:
+                timeout = Failure("timeout", f"no epoch ended within {limit:g} s")
+                exchange([_failed(number, timeout) for number in late], 0)
+                for number in late:
+                    del worker.running[number]
+                self._bury(worker, exchange, Failure("killed", "its worker hung and was ended"))
+
+
+def _failed(number: int, failure: Failure) -> TrialResult:
+    return TrialResult(number, "failed", n_epochs=0, failure=failure)
+
+
+def _start(task: Task) -> _Worker:
+    ours, theirs = socket.socketpair()
+    Path(task.log_file).parent.mkdir(parents=True, exist_ok=True)
+    with theirs, Path(task.log_file).open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "sweep.executors.worker", str(theirs.fileno())],
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=[theirs.fileno()],
+            env=_environment(task),
+        )  # fmt: skip
+    pipe = Connection(ours.detach())
+    pipe.send((task, sys.path))
+    return _Worker(process, pipe)
+
+
+def _environment(task: Task) -> dict[str, str]:
+    env = dict(os.environ)
+    package_root = str(Path(__file__).resolve().parents[2])
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, [package_root, env.get("PYTHONPATH")]))
+    if task.n_threads:  # before torch is loaded, so that its pools have this size
+        env["OMP_NUM_THREADS"] = str(task.n_threads)
+    return env
+
+
+def _leave(worker: _Worker) -> None:
+    """Let a worker with nothing left to do go by itself, for a while."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        worker.process.wait(timeout=LEAVE_S)
+    _end(worker)
+
+
+def _end(worker: _Worker) -> None:
+    if worker.process.poll() is None:
+        worker.process.kill()
+    worker.process.wait()
+    worker.pipe.close()
+
+
+def _why_dead(worker: _Worker) -> Failure:
+    code = worker.process.wait()
+    if code < 0:
+        name = signal.Signals(-code).name
+        hint = " (out of memory?)" if name == "SIGKILL" else ""
+        return Failure("killed", f"its worker was ended by {name}{hint}")
+    return Failure("killed", f"its worker left with exit code {code}")
+
+
+def _last_line(crash: Crash) -> str:
+    return str(crash).strip().rsplit("\n", 1)[-1]
+
+

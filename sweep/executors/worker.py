@@ -1,0 +1,75 @@
+"""A worker process: `python -m sweep.executors.worker FD`, started by ProcessExecutor.
+
+It owns torch, Lightning and a device, and talks over one socket whose other end the driver
+holds. A plain command instead of multiprocessing's spawn: spawn imports the user's main script
+again, which starts a second search where that script has no `__main__` guard.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from typing import cast
+
+from sweep.trial import Orders, Report, Task
+
+PARENT_POLL_S = 1.0
+
+
+class Crash(Exception):  # noqa: N818 - travels as a value, never raised
+    """What a worker says when its trainer itself broke: the traceback as text."""
+
+
+class PipeExchange:
+    """The worker's end of the seam."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe = pipe
+
+    def __call__(self, reports: Sequence[Report], n_free: int) -> Orders:
+        """Send reports, wait for orders. Leaves the process when the driver is gone."""
+        try:
+            self._pipe.send((tuple(reports), n_free))
+            answer = self._pipe.recv()
+        except (EOFError, OSError):
+            os._exit(1)
+        if isinstance(answer, BaseException):
+            os._exit(1)
+        return cast(Orders, answer)
+
+
+def main() -> None:
+    """Receive the task, train what is ordered, leave."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's to answer
+    _leave_with(os.getppid())
+    pipe = Connection(socket.socket(fileno=int(sys.argv[1])).detach())
+    task, sys.path[:] = cast("tuple[Task, list[str]]", pipe.recv())
+    try:
+        from sweep.training import make_trainer
+
+        make_trainer(task).train(PipeExchange(pipe))
+    except Exception:  # noqa: BLE001 - whatever it is, the driver has to know
+        pipe.send(Crash(traceback.format_exc()))
+        sys.exit(1)
+
+
+def _leave_with(parent: int) -> None:
+    """End this process within a second of the driver's death, also in the midst of an epoch."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(PARENT_POLL_S)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="parent-watch").start()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,246 @@
+"""The Optuna storage as sweep keeps it: a plain Optuna study, written by the driver alone.
+
+Samplers work on a copy in memory (`sweep.proposals`); this is the record that lasts. A trial is
+written when it is handed out, before it trains, and again when it has its final state: two
+short visits instead of one commit for each parameter.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.storages import BaseStorage, RDBStorage
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial
+from sqlalchemy.exc import SQLAlchemyError
+
+from sweep import sqlite
+from sweep.errors import NotFoundError, StoreError, must_be_one_of
+from sweep.redact import redacted
+from sweep.trial import Direction, TrialState
+
+HYPERPARAMETERS = "sweep:hyperparameters"
+RESULT = "sweep:result"
+CONFIG = "sweep:config"
+SPACE = "sweep:space"
+
+
+@dataclass(frozen=True)
+class LedgerTrial:
+    """A trial as the storage has it."""
+
+    number: int
+    state: TrialState
+    value: float | None
+    params: Mapping[str, Any]
+    hyperparameters: Mapping[str, Any]
+    """Resolved hyperparameters; lists are tuples."""
+    result: Mapping[str, Any]
+    """best_epoch, n_epochs, checkpoint, metrics, seconds, failure; empty while it runs."""
+    curve: Mapping[int, float]
+    """Objective by epoch."""
+    frozen: FrozenTrial
+
+
+@dataclass(frozen=True)
+class StudySummary:
+    """One line of `sweep list`."""
+
+    name: str
+    direction: Direction
+    n_by_state: Mapping[str, int]
+    best_value: float | None
+    best_number: int | None
+    config: Mapping[str, Any]
+
+
+class Ledger:
+    """One study in an Optuna storage. Only the driver may write; anyone may read."""
+
+    def __init__(self, storage: BaseStorage, name: str) -> None:
+        self._storage, self.name = storage, name
+        try:
+            self._study_id = storage.get_study_id_from_name(name)
+        except KeyError:
+            known = sorted(s.study_name for s in storage.get_all_studies())
+            hint = must_be_one_of("study", name, known) if known else f"no study {name!r}"
+            raise NotFoundError(f"{hint}: `sweep list` shows the studies there are") from None
+        self._ids: dict[int, int] = {}
+
+    @property
+    def direction(self) -> Direction:
+        """Whether the study maximizes or minimizes."""
+        (direction,) = self._storage.get_study_directions(self._study_id)
+        return "maximize" if direction == StudyDirection.MAXIMIZE else "minimize"
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The configuration that the study was made with; empty for a foreign study."""
+        attrs = self._storage.get_study_user_attrs(self._study_id)
+        return dict(json.loads(attrs.get(CONFIG, "{}")))
+
+    @property
+    def space_text(self) -> str:
+        """The search-space file that the study was made with."""
+        return str(self._storage.get_study_user_attrs(self._study_id).get(SPACE, ""))
+
+    def describe(self, config: Mapping[str, Any], space_text: str) -> None:
+        """Keep the configuration and the search space with the study."""
+        set_attr = self._storage.set_study_user_attr
+        set_attr(self._study_id, CONFIG, json.dumps(dict(config)))
+        set_attr(self._study_id, SPACE, space_text)
+
+    def trials(self) -> list[LedgerTrial]:
+        """All trials, by number."""
+        frozen = self._storage.get_all_trials(self._study_id, deepcopy=False)
+        self._ids |= {t.number: t._trial_id for t in frozen}
+        return [_from_frozen(t) for t in sorted(frozen, key=lambda t: t.number)]
+
+    def open_trial(self, number: int, frozen: FrozenTrial) -> None:
+        """Record a RUNNING trial. Raises StoreError where its number is not the next one."""
+        trial_id = self._storage.create_new_trial(self._study_id, template_trial=frozen)
+        got = self._storage.get_trial_number_from_id(trial_id)
+        if got != number:
+            raise StoreError(
+                f"study {self.name!r} has another writer: trial {number} became {got}. "
+                "Let one `sweep run` at a time own a study"
+            )
+        self._ids[number] = trial_id
+
+    def reopen_trial(self, number: int) -> None:
+        """Set an interrupted (WAITING) trial RUNNING again; a RUNNING one stays as it is."""
+        self._storage.set_trial_state_values(
+            self._ids[number], optuna.trial.TrialState.RUNNING
+        )
+
+    def close_trial(
+        self,
+        number: int,
+        state: TrialState,
+        value: float | None,
+        curve: Mapping[int, float],
+        result: Mapping[str, Any],
+        system_attrs: Mapping[str, Any],
+    ) -> None:
+        """Record a trial's curve, result and final state (WAITING: interrupted, to go on)."""
+        trial_id, storage = self._ids[number], self._storage
+        for epoch, metric in curve.items():
+            storage.set_trial_intermediate_value(trial_id, epoch, metric)
+        for key, attr in system_attrs.items():
+            storage.set_trial_system_attr(trial_id, key, attr)
+        storage.set_trial_user_attr(trial_id, RESULT, dict(result))
+        values = None if value is None else [value]
+        storage.set_trial_state_values(trial_id, optuna.trial.TrialState[state], values)
+
+    def summary(self) -> StudySummary:
+        """Counts, best trial and configuration."""
+        return summarise(self.name, self.direction, self.config, self.trials())
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        if isinstance(self._storage, RDBStorage):
+            self._storage.engine.dispose()
+
+
+def open_storage(url: str, *, create: bool = False) -> BaseStorage:
+    """The Optuna storage behind `url`.
+
+    Raises StoreError where it cannot be reached, and NotFoundError where a sqlite file does not
+    exist and `create` is false: reading must not leave an empty store behind.
+    """
+    optuna.logging.disable_default_handler()
+    optuna.logging.set_verbosity(logging.WARNING)
+    path = sqlite.path_of(url)
+    if path is not None:
+        if not create and not path.exists():
+            raise NotFoundError(f"no studies here yet ({path} does not exist): try `sweep run`")
+        _make_folder(path.parent)
+        sqlite.listen(url)
+    try:
+        return RDBStorage(url)
+    except (SQLAlchemyError, ImportError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise StoreError(
+            redacted(f"the Optuna storage {url} cannot be opened: {reason}. Check --storage")
+        ) from error
+
+
+def open_study(url: str, name: str) -> Ledger:
+    """An existing study. Raises NotFoundError or StoreError."""
+    return Ledger(open_storage(url), name)
+
+
+def create_study(url: str, name: str, direction: Direction) -> tuple[Ledger, bool]:
+    """The study called `name`, and whether it is new. Raises StoreError."""
+    storage = open_storage(url, create=True)
+    try:
+        storage.get_study_id_from_name(name)
+        is_new = False
+    except KeyError:
+        optuna.create_study(storage=storage, study_name=name, direction=direction)
+        is_new = True
+    except SQLAlchemyError as error:
+        raise StoreError(redacted(f"the Optuna storage {url} cannot be read: {error}")) from error
+    return Ledger(storage, name), is_new
+
+
+def list_studies(url: str) -> list[StudySummary]:
+    """All studies of a storage, by name; none where the storage does not exist yet."""
+    try:
+        storage = open_storage(url)
+    except NotFoundError:
+        return []
+    names = sorted(study.study_name for study in storage.get_all_studies())
+    return [Ledger(storage, name).summary() for name in names]
+
+
+def best_trial(trials: Sequence[LedgerTrial], direction: Direction) -> LedgerTrial | None:
+    """The completed trial with the best value; the earliest of equals; None where none is."""
+    done = [t for t in trials if t.state is TrialState.COMPLETE and t.value is not None]
+    sign = -1.0 if direction == "maximize" else 1.0
+    return min(done, key=lambda t: (sign * (t.value or 0.0), t.number), default=None)
+
+
+def summarise(
+    name: str, direction: Direction, config: Mapping[str, Any], trials: Sequence[LedgerTrial]
+) -> StudySummary:
+    """Counts by state and the best trial."""
+    counts = {str(s): sum(t.state is s for t in trials) for s in TrialState}
+    best = best_trial(trials, direction)
+    return StudySummary(
+        name, direction, counts, best and best.value, best and best.number, config
+    )
+
+
+def tuples(value: Any) -> Any:
+    """`value` with every list, as JSON gives it back, made a tuple."""
+    if isinstance(value, list | tuple):
+        return tuple(tuples(item) for item in value)
+    return value
+
+
+def _from_frozen(trial: FrozenTrial) -> LedgerTrial:
+    hyperparameters = trial.user_attrs.get(HYPERPARAMETERS, trial.params)
+    return LedgerTrial(
+        number=trial.number,
+        state=TrialState(trial.state.name),
+        value=trial.value if trial.values is not None else None,
+        params=trial.params,
+        hyperparameters={k: tuples(v) for k, v in hyperparameters.items()},
+        result=trial.user_attrs.get(RESULT, {}),
+        curve=trial.intermediate_values,
+        frozen=trial,
+    )
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"the folder {folder} cannot be made: {error.strerror}") from error

@@ -1,0 +1,201 @@
+"""Who proposes and who prunes: Optuna's samplers and pruners on a study in memory.
+
+The seed of each proposal derives from (study seed, trial number, attempt), so a search that is
+resumed never repeats its first suggestions.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from optuna.exceptions import ExperimentalWarning
+from optuna.pruners import BasePruner
+from optuna.samplers import BaseSampler
+from optuna.trial import FrozenTrial
+
+from sweep.errors import ConfigError
+from sweep.imports import import_object
+from sweep.ledger import HYPERPARAMETERS
+from sweep.space import Space, canonical_key
+from sweep.trial import Direction, TrialState, derive_seed
+
+MAX_ATTEMPTS = 50
+"""Proposals in a row that may be duplicates before the space counts as exhausted."""
+SAMPLER_ATTEMPTS = 10
+"""After so many duplicates in a row the random sampler proposes instead."""
+
+SamplerFactory = Callable[[int], BaseSampler]
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What a trial is to try."""
+
+    hyperparameters: Mapping[str, Any]
+    params: Mapping[str, Any]
+    """Optuna's parameters; empty for a configuration that the space cannot express."""
+    frozen: FrozenTrial
+    """A RUNNING trial to record."""
+
+
+class Proposals:
+    """Ask, report, prune and tell, by the study's trial numbers."""
+
+    def __init__(
+        self, space: Space, sampler: str, pruner: str, direction: Direction, seed: int,
+        n_epochs: int,
+    ) -> None:  # fmt: skip
+        _hush_optuna()
+        self._space, self._seed = space, seed
+        self._make_sampler = sampler_factory(sampler, seed)
+        self._study = optuna.create_study(
+            storage=optuna.storages.InMemoryStorage(),
+            sampler=self._make_sampler(seed),
+            pruner=make_pruner(pruner, n_epochs),
+            direction=direction,
+        )
+        self._running: dict[int, optuna.Trial] = {}
+        self._values: dict[str, float | None] = {}
+        """Canonical configuration -> objective of its completed trial, else None."""
+
+    def remember(self, trials: Sequence[FrozenTrial]) -> None:
+        """Learn from finished trials of an earlier run of this study."""
+        for trial in trials:
+            self._study.add_trial(trial)
+            hyperparameters = trial.user_attrs.get(HYPERPARAMETERS, trial.params)
+            value = trial.value if trial.state.name == "COMPLETE" else None
+            self._values[canonical_key(hyperparameters)] = value
+
+    def ask(self, number: int) -> Proposal | None:
+        """A configuration that was not tried yet; None where the space has no more."""
+        n_all = self._space.n_configurations()
+        if n_all is not None and len(self._values) >= n_all:
+            return None
+        for attempt in range(MAX_ATTEMPTS):
+            seed = derive_seed(self._seed, "proposal", number, attempt) % 2**32
+            is_stuck = attempt >= SAMPLER_ATTEMPTS
+            self._study.sampler = (
+                optuna.samplers.RandomSampler(seed=seed) if is_stuck else self._make_sampler(seed)
+            )
+            trial = self._study.ask()
+            hyperparameters = self._space.suggest(trial)
+            key = canonical_key(hyperparameters)
+            if key not in self._values:
+                return self._accept(number, trial, hyperparameters, key)
+            self._tell_duplicate(trial, self._values[key])
+        return None
+
+    def adopt(
+        self, number: int, hyperparameters: Mapping[str, Any], params: Mapping[str, Any] | None
+    ) -> Proposal:
+        """A given configuration as trial `number`; `params` is None where it is outside."""
+        key = canonical_key(hyperparameters)
+        if params is None:
+            return self._accept(number, self._study.ask(), hyperparameters, key)
+        self._study.enqueue_trial(dict(params))
+        trial = self._study.ask()
+        self._space.suggest(trial)
+        return self._accept(number, trial, hyperparameters, key)
+
+    def is_known(self, hyperparameters: Mapping[str, Any]) -> bool:
+        """Whether exactly this configuration was tried or is being tried."""
+        return canonical_key(hyperparameters) in self._values
+
+    def report(self, number: int, epoch: int, value: float) -> bool:
+        """Tell the pruner the objective after `epoch`; whether the trial should end."""
+        trial = self._running[number]
+        trial.report(value, step=epoch)
+        return trial.should_prune()
+
+    def tell(self, number: int, state: TrialState, value: float | None) -> Mapping[str, Any]:
+        """End a trial; returns what the sampler wants to be kept with it (system attributes)."""
+        trial = self._running.pop(number)
+        frozen = self._tell(trial, state, value)
+        if state is TrialState.COMPLETE:
+            key = canonical_key(trial.user_attrs[HYPERPARAMETERS])
+            self._values[key] = value
+        return {k: v for k, v in frozen.system_attrs.items() if k != "fixed_params"}
+
+    def _accept(
+        self, number: int, trial: optuna.Trial, hyperparameters: Mapping[str, Any], key: str
+    ) -> Proposal:
+        trial.set_user_attr(HYPERPARAMETERS, dict(hyperparameters))
+        self._running[number] = trial
+        self._values.setdefault(key, None)
+        frozen = optuna.trial.create_trial(
+            state=optuna.trial.TrialState.RUNNING,
+            params=trial.params,
+            distributions=trial.distributions,
+            user_attrs={HYPERPARAMETERS: dict(hyperparameters)},
+        )
+        return Proposal(dict(hyperparameters), trial.params, frozen)
+
+    def _tell_duplicate(self, trial: optuna.Trial, value: float | None) -> None:
+        state = TrialState.FAIL if value is None else TrialState.COMPLETE
+        self._tell(trial, state, value)
+
+    def _tell(self, trial: optuna.Trial, state: TrialState, value: float | None) -> FrozenTrial:
+        optuna_state = optuna.trial.TrialState[state]
+        if state is TrialState.COMPLETE:
+            return self._study.tell(trial, value, state=optuna_state)
+        return self._study.tell(trial, state=optuna_state)
+
+
+def sampler_factory(name: str, study_seed: int) -> SamplerFactory:
+    """Seed -> sampler. Raises ConfigError for a class that is not a sampler.
+
+    qmc walks one sequence, so its seed is the study's and not the trial's.
+    """
+    samplers = optuna.samplers
+    table: dict[str, SamplerFactory] = {
+        "tpe": lambda seed: samplers.TPESampler(
+            seed=seed, multivariate=True, group=True, constant_liar=True
+        ),
+        "gp": lambda seed: samplers.GPSampler(seed=seed, warn_independent_sampling=False),
+        "cmaes": lambda seed: samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False),
+        "qmc": lambda seed: samplers.QMCSampler(
+            seed=study_seed, scramble=True, warn_asynchronous_seeding=False,
+            warn_independent_sampling=False,
+            independent_sampler=samplers.RandomSampler(seed=seed),
+        ),
+        "random": lambda seed: samplers.RandomSampler(seed=seed),
+        "grid": lambda seed: samplers.BruteForceSampler(seed=seed),
+        "nsga2": lambda seed: samplers.NSGAIISampler(seed=seed),
+    }  # fmt: skip
+    return table[name] if name in table else _user_sampler(name)
+
+
+def make_pruner(name: str, n_epochs: int) -> BasePruner:
+    """The pruner called `name`, for trials of `n_epochs` epochs."""
+    pruners = optuna.pruners
+    table: dict[str, Callable[[], BasePruner]] = {
+        "none": pruners.NopPruner,
+        "median": lambda: pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=1),
+        "asha": lambda: pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=3),
+        "hyperband": lambda: pruners.HyperbandPruner(
+            min_resource=1, max_resource=n_epochs, reduction_factor=3
+        ),
+        "patient": lambda: pruners.PatientPruner(
+            pruners.MedianPruner(n_startup_trials=5), patience=max(1, n_epochs // 4)
+        ),
+    }
+    return table[name]()
+
+
+def _user_sampler(path: str) -> SamplerFactory:
+    user_class = import_object(path, "--sampler")
+    if not (inspect.isclass(user_class) and issubclass(user_class, BaseSampler)):
+        raise ConfigError(f"--sampler {path!r} must be a class derived from Optuna's BaseSampler")
+    takes_seed = "seed" in inspect.signature(user_class).parameters
+    return lambda seed: user_class(seed=seed) if takes_seed else user_class()
+
+
+def _hush_optuna() -> None:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.disable_default_handler()
+    warnings.filterwarnings("ignore", category=ExperimentalWarning)

@@ -1,0 +1,42 @@
+"""Which display a stream gets."""
+
+from __future__ import annotations
+
+import os
+from typing import TextIO
+
+from sweep.reporting.lines import LineDisplay
+from sweep.reporting.live import LiveDisplay
+
+
+def make_display(stream: TextIO, verbosity: int = 0) -> LiveDisplay | LineDisplay:
+    """The live table where `stream` is a terminal that can move its cursor, else lines.
+
+    `verbosity`: -1 nothing (-q), 0 normal, 1 a line per epoch as well (-v), which on a
+    terminal takes the place of the table.
+    """
+    if verbosity == 0 and _is_terminal(stream):
+        from rich.console import Console
+
+        console = Console(file=stream)
+        if console.is_terminal and console.is_interactive:
+            return LiveDisplay(console)
+    return LineDisplay(stream, verbosity)
+
+
+def width_and_color(stream: TextIO) -> tuple[int | None, bool]:
+    """(cells, whether colours are welcome) for a table on `stream`; (None, False) for a pipe."""
+    if not _is_terminal(stream):
+        return None, False
+    from rich.console import Console
+
+    console = Console(file=stream)
+    return console.width, not console.no_color and console.color_system is not None
+
+
+def _is_terminal(stream: TextIO) -> bool:
+    """FORCE_COLOR makes rich call a pipe a terminal; a table that moves has no place there."""
+    try:
+        return stream.isatty() and os.environ.get("TERM", "") not in ("dumb", "unknown")
+    except ValueError:  # closed
+        return False

@@ -1,0 +1,121 @@
+"""Numbers, durations, times and curves as people read them."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+BLOCKS = "▁▂▃▄▅▆▇█"
+
+
+def format_number(value: float) -> str:
+    """`value` with at most 5 significant digits; below 0.01 with an exponent.
+
+    >>> [format_number(x) for x in (0.98222222, 0.0012, 12.0, 1e-5, 3.2e7, float("nan"))]
+    ['0.98222', '1.2e-3', '12', '1e-5', '3.2e7', 'nan']
+    """
+    if not math.isfinite(value) or value == 0:
+        return "0" if value == 0 else str(float(value))
+    text = f"{value:.4e}" if abs(value) < 0.01 else f"{value:.5g}"
+    mantissa, has_exponent, exponent = text.partition("e")
+    if "." in mantissa:
+        mantissa = mantissa.rstrip("0").rstrip(".")
+    return f"{mantissa}e{int(exponent)}" if has_exponent else mantissa
+
+
+def format_metric(value: float | None) -> str:
+    """`value` with 4 significant digits, zeros kept so that columns line up; None is "-".
+
+    >>> [format_metric(x) for x in (0.98, 1.0, 12.345678, 0.00012, None)]
+    ['0.9800', '1.000', '12.35', '1.2e-4', '-']
+    """
+    if value is None:
+        return "-"
+    if math.isfinite(value) and 0.01 <= abs(value) < 1000:
+        return f"{value:#.4g}".rstrip(".")
+    return format_number(value)
+
+
+def format_value(value: Any) -> str:
+    """A hyperparameter or any other plain value on one line.
+
+    >>> [format_value(x) for x in ((256, 64), (), True, None, 1e-3, "Adam")]
+    ['256-64', '()', 'true', 'none', '1e-3', 'Adam']
+    """
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return format_number(value)
+    if isinstance(value, tuple | list):
+        return "-".join(format_value(item) for item in value) or "()"
+    if isinstance(value, datetime):
+        return value.astimezone().isoformat(timespec="seconds")
+    return str(value)
+
+
+def format_duration(seconds: float | None) -> str:
+    """A duration in its two largest units; None (or not finite) is "-".
+
+    >>> [format_duration(s) for s in (0.42, 3.14, 34, 192, 7500, 97200)]
+    ['0.4s', '3.1s', '34s', '3m12s', '2h05m', '1d03h']
+    """
+    if seconds is None or not math.isfinite(seconds):
+        return "-"
+    if round(seconds, 1) < 10:
+        return f"{max(seconds, 0.0):.1f}s"
+    minutes, rest_s = divmod(round(seconds), 60)
+    hours, rest_min = divmod(minutes, 60)
+    days, rest_h = divmod(hours, 24)
+    if days:
+        return f"{days}d{rest_h:02d}h"
+    if hours:
+        return f"{hours}h{rest_min:02d}m"
+    return f"{minutes}m{rest_s:02d}s" if minutes else f"{rest_s}s"
+
+
+def format_time(time_ms: float | None) -> str:
+    """Unix milliseconds as local ISO 8601 (no offset), to the second; None is "-"."""
+    if time_ms is None or not math.isfinite(time_ms):
+        return "-"
+    return datetime.fromtimestamp(time_ms / 1000).isoformat(timespec="seconds")
+
+
+def sparkline(values: Sequence[float], width: int) -> str:
+    """The curve of `values` as at most `width` block characters, scaled to its own range.
+
+    More values than places: each place shows the mean of its share. What is not finite is a
+    blank; a flat curve is drawn at half height.
+
+    >>> sparkline([0, 1, 2, 3, 4, 5, 6, 7], 8), sparkline([1, 1], 8), sparkline([0, 0, 9, 9], 2)
+    ('▁▂▃▄▅▆▇█', '▄▄', '▁█')
+    """
+    if width < 1 or not values:
+        return ""
+    n = min(len(values), width)
+    edges = [i * len(values) // n for i in range(n + 1)]
+    means = [_finite_mean(values[a:b]) for a, b in itertools.pairwise(edges)]
+    finite = [m for m in means if m is not None]
+    if not finite:
+        return " " * n
+    low, high = min(finite), max(finite)
+    return "".join(" " if m is None else _block(m, low, high) for m in means)
+
+
+def _finite_mean(values: Sequence[float]) -> float | None:
+    """The mean of what is finite; scaled before it is summed, so that it cannot overflow."""
+    finite = [v for v in values if math.isfinite(v)]
+    return sum(v / len(finite) for v in finite) if finite else None
+
+
+def _block(value: float, low: float, high: float) -> str:
+    """Halves keep `high - low` finite where both are near the largest float."""
+    span = high / 2 - low / 2
+    if span <= 0:
+        return BLOCKS[3]
+    share = min(max((value / 2 - low / 2) / span, 0.0), 1.0)
+    return BLOCKS[min(int(share * len(BLOCKS)), len(BLOCKS) - 1)]

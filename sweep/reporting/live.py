@@ -1,0 +1,277 @@
+"""The live table on a terminal: how far the search is, the best so far, what is running.
+
+`frame` lays one picture out; `LiveDisplay` draws it, at most REFRESH_HZ times a second.
+"""
+
+from __future__ import annotations
+
+import atexit
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from sweep.reporting.formats import BLOCKS, format_duration, format_metric, sparkline
+from sweep.reporting.progress import Progress, TrialProgress
+from sweep.trial import Notice, Record, StudyInfo, TrialState
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.control import Control
+    from rich.live import Live
+    from rich.text import Text
+
+REFRESH_HZ = 4
+LINES_AROUND_ROWS = 7
+"""Lines that are not rows of trials: bar, best, counts, blank, header, "+12 more", one spare."""
+
+_STATES = (
+    (TrialState.COMPLETE, "complete", "green"),
+    (TrialState.PRUNED, "pruned", "yellow"),
+    (TrialState.FAIL, "failed", "red"),
+)
+_ASCII = str.maketrans(BLOCKS + "━─·…", "__..--^^#--.")
+
+
+class LiveDisplay:
+    """Listener: one live table on `console`. `write` never waits for the terminal.
+
+    Records change the picture under a lock; a thread draws it outside of that lock, so that a
+    terminal that is held (Ctrl-S) holds up nobody else. A terminal that goes away ends the
+    display, not the search. Whoever leaves the process other than by its normal end (os._exit)
+    calls `close` first: it brings the cursor back.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
+        self._progress: Progress | None = None
+        self._notices: list[str] = []
+        self._is_changed = True
+        self._live: Live | None = None
+        self._thread: threading.Thread | None = None
+        self._drawn: tuple[int, list[int]] = (0, [])
+        """Width of the terminal, and of each line, when the last frame was drawn."""
+
+    def open(self, study: StudyInfo) -> None:
+        """Show the table of `study`."""
+        from rich.live import Live
+
+        self._progress = Progress(study)
+        self._live = Live(console=self._console, auto_refresh=False, vertical_overflow="crop")
+        self._thread = threading.Thread(target=self._run, name="sweep-live", daemon=True)
+        atexit.register(self.close)
+        if self._guarded_start():
+            self._thread.start()
+
+    def write(self, records: Sequence[Record]) -> None:
+        """Take `records` into the picture; it is drawn a moment later."""
+        if self._progress is None:
+            return
+        with self._lock:
+            for record in records:
+                self._progress.apply(record)
+                if isinstance(record, Notice):
+                    self._notices.append(record.message)
+            self._is_changed = True
+
+    def close(self) -> None:
+        """Leave the last bar and counts on the terminal, cursor below. May be called twice."""
+        atexit.unregister(self.close)
+        live, self._live = self._live, None
+        if live is None:
+            return
+        self._closing.set()
+        if self._thread is not None and self._thread.ident is not None:
+            self._thread.join()
+        self._attempt(live, is_last=True)
+
+    def _run(self) -> None:
+        """Draw what has changed, and once a second the clocks."""
+        live, second = self._live, -1
+        while live is not None and not self._closing.is_set():
+            assert self._progress is not None
+            now = int(self._progress.elapsed_s)
+            if (self._is_changed or now != second) and not self._attempt(live):
+                return
+            second = now
+            self._closing.wait(1 / REFRESH_HZ)
+
+    def _guarded_start(self) -> bool:
+        try:
+            assert self._live is not None
+            self._live.start()
+        except (OSError, ValueError, SystemExit):
+            return False
+        return True
+
+    def _attempt(self, live: Live, *, is_last: bool = False) -> bool:
+        """Draw one frame; False where the terminal is gone (rich exits on a broken pipe)."""
+        try:
+            self._draw(live, is_last=is_last)
+            if is_last:
+                live.stop()
+        except (OSError, ValueError, SystemExit):
+            return False
+        return True
+
+    def _draw(self, live: Live, *, is_last: bool) -> None:
+        from rich.console import Group
+        from rich.text import Text
+
+        size = self._console.size
+        with self._lock:
+            assert self._progress is not None
+            notices, self._notices, self._is_changed = self._notices, [], False
+            lines = frame(self._progress, size.width - 1, 0 if is_last else size.height)
+        if self._console.options.ascii_only:
+            for line in lines:
+                line.plain = line.plain.translate(_ASCII).encode("ascii", "replace").decode()
+        self._console.control(rewrap(size.width, *self._drawn))
+        self._drawn = (size.width, [line.cell_len for line in lines])
+        for notice in notices:
+            self._console.print(Text(notice, style="yellow"), highlight=False)
+        live.update(Group(*lines), refresh=True)
+
+
+def rewrap(width: int, drawn_width: int, line_widths: Sequence[int]) -> Control:
+    """Erases the rows that a frame gained when its terminal became narrower.
+
+    Terminals that reflow break each line that no longer fits, so the frame is higher than rich
+    remembers and its top would stay behind. Cost where a terminal does not reflow: as many
+    rows above the table.
+    """
+    from rich.control import Control
+    from rich.segment import ControlType
+
+    n_extra = 0
+    if width < drawn_width:
+        n_extra = sum(max(cells - 1, 0) // max(width, 1) for cells in line_widths)
+    erase_up = ((ControlType.ERASE_IN_LINE, 2), (ControlType.CURSOR_UP, 1))
+    return Control(*erase_up * n_extra)
+
+
+def frame(progress: Progress, width: int, height: int) -> list[Text]:
+    """The picture as lines of at most `width` cells, fewer than `height` of them.
+
+    Running trials stay in the order of their numbers, so that rows do not jump; those that do
+    not fit are counted. Height 0 asks for the last frame: bar and counts alone.
+    """
+    lines = [_bar_line(progress, width)]
+    if height == 0:
+        lines.append(_counts_line(progress, width))
+    else:
+        lines += [_best_line(progress), _counts_line(progress, width)]
+        lines += _trial_lines(progress, width, max(1, height - LINES_AROUND_ROWS))
+        lines = lines[: max(1, height - 1)]
+    for line in lines:
+        line.no_wrap, line.overflow = True, "ellipsis"
+        line.truncate(width, overflow="ellipsis")
+    return lines
+
+
+def _bar_line(progress: Progress, width: int) -> Text:
+    from rich.text import Text
+
+    done, total = progress.n_done, progress.study.n_trials
+    clock = format_duration(int(progress.elapsed_s)).replace(".0s", "s")
+    count = f"{done}/{total} trials"
+    tail = f"  {clock}"
+    eta = progress.eta_s()
+    if eta is not None and done < total:
+        tail += f"  ETA {format_duration(round(eta)).replace('.0s', 's')}"
+    cells = min(40, width - len(count) - len(tail) - 2)
+    line = Text()
+    if cells >= 4:
+        filled = min(cells, cells * done // total) if total > 0 else cells
+        line.append("━" * filled, "green").append("─" * (cells - filled), "dim").append("  ")
+    return line.append(count, "bold").append(tail, "dim")
+
+
+def _best_line(progress: Progress) -> Text:
+    """The best finished trial; before there is one, the best of those that run."""
+    from rich.text import Text
+
+    label, value, name = "best", progress.best_value, progress.best_name or "from before"
+    leader = progress.leader()
+    if value is None and leader is not None:
+        label, value, name = "leading", leader[1], leader[0].name
+    line = Text().append(f"{label} {progress.study.metric} ", "dim")
+    if value is None:
+        return line.append("-", "dim") if progress.n_done else Text(_waiting_for(progress), "dim")
+    return line.append(format_metric(value), "bold green").append(f"  {name}")
+
+
+def _waiting_for(progress: Progress) -> str:
+    """Why there is nothing to see yet: loading torch and the data takes seconds."""
+    worker = progress.worker
+    if worker is None:
+        return "starting: a worker loads torch and the data"
+    return f"first epoch on {worker.device}, {worker.n_slots} trials at a time"
+
+
+def _counts_line(progress: Progress, width: int) -> Text:
+    """Trials by state; zeros are dim, and left out where there is little room."""
+    from rich.text import Text
+
+    counts = [(progress.counts[state], word, style) for state, word, style in _STATES]
+    parts = [
+        (f"{n} {word}", style if n else "dim") for n, word, style in counts if n or width > 48
+    ]
+    if progress.running:
+        parts.append((f"{len(progress.running)} running", "cyan"))
+    if progress.study.n_done:
+        parts.append((f"{progress.study.n_done} before", "dim"))
+    return Text().join(
+        Text.assemble(part, (" · " if at < len(parts) else "", "dim"))
+        for at, part in enumerate(parts, start=1)
+    )
+
+
+def _trial_lines(progress: Progress, width: int, n_rows: int) -> list[Text]:
+    """A blank line, a header, a row for each of the first `n_rows` trials, "+12 more"."""
+    from rich.text import Text
+
+    trials = sorted(progress.running.values(), key=lambda trial: trial.number)
+    if not trials:
+        return []
+    shown = trials[:n_rows]
+    widths = _column_widths(progress, shown, width)
+    metric = progress.study.metric
+    lines = [Text(), _row(("running", "epoch", metric, ""), widths, "dim")]
+    for trial in shown:
+        values = [value for _, value in trial.curve]
+        epoch = f"{trial.epoch}/{progress.study.epochs}"
+        last = format_metric(values[-1]) if values else "-"
+        cells = (trial.name, epoch, last, sparkline(values, widths[3]))
+        lines.append(_row(cells, widths, ""))
+    if len(trials) > n_rows:
+        lines.append(Text(f"+{len(trials) - n_rows} more", "dim"))
+    return lines
+
+
+def _column_widths(
+    progress: Progress, shown: Sequence[TrialProgress], width: int
+) -> tuple[int, int, int, int]:
+    """Cells for name, epoch, metric and curve; the name gives way first, down to 8."""
+    from rich.cells import cell_len
+
+    epoch = max(5, 2 * len(str(progress.study.epochs)) + 1)
+    metric = max(7, min(len(progress.study.metric), 12))
+    curve = min(progress.study.epochs, 32, width // 5) if width >= 36 else 0
+    room = width - epoch - metric - curve - 6
+    # Steps of 8 keep the columns still while trials come and go.
+    name = -(-max(cell_len(trial.name) for trial in shown) // 8) * 8
+    return max(8, min(name, room)), epoch, metric, curve
+
+
+def _row(cells: Sequence[str], widths: Sequence[int], style: str) -> Text:
+    from rich.text import Text
+
+    name = Text(cells[0], style)
+    name.truncate(widths[0], overflow="ellipsis", pad=True)
+    line = name.append(f"  {cells[1]:>{widths[1]}}", "dim")
+    line.append(f"  {cells[2][: widths[2]]:>{widths[2]}}", style)
+    if cells[3]:
+        line.append(f"  {cells[3]}", "cyan")
+    return line

@@ -1,0 +1,112 @@
+"""What is said when a search ends: the best trial, what it gained, and what to type next."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+
+from sweep.reporting.formats import format_duration, format_metric
+from sweep.trial import StudyFinished, StudyInfo, TrialState
+
+_REASONS = {
+    "done": "",
+    "timeout": "The time limit was reached; the same command with more time goes on.",
+    "interrupted": "Interrupted; everything is saved, and the same command goes on.",
+    "failed": "Stopped, because trials keep failing.",
+    "exhausted": "The search space holds no further configuration.",
+}
+_WORDS = {
+    TrialState.COMPLETE: "complete",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "failed",
+    TrialState.RUNNING: "unfinished",
+}
+
+
+def end_summary(
+    study: StudyInfo,
+    end: StudyFinished,
+    *,
+    best_name: str = "",
+    places: Mapping[str, str] | None = None,
+    commands: Sequence[tuple[str, str]] = (),
+) -> list[str]:
+    """The last lines of a search, as plain text.
+
+    Args:
+        study: What the search opened with.
+        end: How it ended; `n_by_state` counts the whole study.
+        best_name: Run name of the best trial; empty: only its number is said.
+        places: What lies where, e.g. {"MLflow": "sqlite:///mlflow.db", "log": "..."}.
+        commands: (command, what it does) to type next, see `next_commands`.
+    """
+    lines = [_counts(study, end)]
+    if _REASONS[end.reason]:
+        lines.append(_REASONS[end.reason])
+    lines += _best(study, end, best_name)
+    if places:
+        lines += ["", *_aligned([(f"{name}:", place) for name, place in places.items()])]
+    if commands:
+        lines += ["", "Next:"]
+        lines += [f"  {line}" for line in _aligned([(c, f"# {why}") for c, why in commands])]
+    return lines
+
+
+def next_commands(
+    study: str, data: str, *, data_dir: str | None = None, is_default_store: bool = True
+) -> list[tuple[str, str]]:
+    """(command, what it does) after a search with a best trial.
+
+    `is_default_store`: the store is MLflow's own default in the current folder, so that a bare
+    `mlflow ui` finds it.
+    """
+    train = f"sweep train --config best.yaml --data {shlex.quote(data)}"
+    if data_dir is not None:
+        train += f" --data-dir {shlex.quote(data_dir)}"
+    return [
+        (f"sweep best {shlex.quote(study)} > best.yaml", "keep the best configuration"),
+        (train, "train it on train + validation, then test it"),
+        ("mlflow ui" if is_default_store else "sweep ui", "look at every trial"),
+    ]
+
+
+def gain(study: StudyInfo, value: float, baseline: float) -> str:
+    """`value` against `baseline` in words, honest where nothing was gained.
+
+    Shares (both between 0 and 1, larger is better) differ in percentage points, anything else
+    in its own unit.
+    """
+    reference = f"trial 0, the baseline ({format_metric(baseline)})"
+    difference = value - baseline if study.direction == "maximize" else baseline - value
+    is_share = study.direction == "maximize" and 0 <= value <= 1 and 0 <= baseline <= 1
+    amount = f"{abs(difference) * 100:.2f}" if is_share else format_metric(abs(difference))
+    unit = " points" if is_share else ""
+    if difference == 0:
+        return f"no better than {reference}"
+    return f"{amount}{unit} {'better' if difference > 0 else 'worse'} than {reference}"
+
+
+def _counts(study: StudyInfo, end: StudyFinished) -> str:
+    counts = [(word, end.n_by_state.get(state, 0)) for state, word in _WORDS.items()]
+    n_done = sum(n for word, n in counts if word != "unfinished")
+    said = ", ".join(f"{n} {word}" for word, n in counts if n)
+    took = format_duration(max(0.0, (end.time_ms - study.time_ms) / 1000))
+    head = f"{study.name}: {n_done} of {study.n_trials} trials in {took}"
+    return f"{head} ({said})" if said else head
+
+
+def _best(study: StudyInfo, end: StudyFinished, name: str) -> list[str]:
+    if end.best_value is None:
+        return ["No trial completed, so there is no best one."]
+    trial = name or (f"trial {end.best_number}" if end.best_number is not None else "a trial")
+    lines = [f"Best {study.metric} {format_metric(end.best_value)} by {trial}"]
+    if end.baseline_value is not None:
+        if end.best_number == 0:
+            return [lines[0], "Nothing was better than trial 0, the baseline."]
+        lines.append(gain(study, end.best_value, end.baseline_value).capitalize())
+    return lines
+
+
+def _aligned(pairs: Sequence[tuple[str, str]]) -> list[str]:
+    column = max(len(left) for left, _ in pairs)
+    return [f"{left.ljust(column)}  {right}" for left, right in pairs]

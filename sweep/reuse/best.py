@@ -1,0 +1,153 @@
+"""The best trial of a study, or any other, as something to use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sweep import options
+from sweep.config import DEFAULT_MODULE, RunConfig
+from sweep.errors import NotFoundError
+from sweep.ledger import Ledger, LedgerTrial, best_trial, open_study
+from sweep.reuse.recipe import Recipe
+
+if TYPE_CHECKING:
+    import lightning
+
+
+@dataclass(frozen=True)
+class Best:
+    """One trial: configuration, score, and where its checkpoint and MLflow run are."""
+
+    study: str
+    trial: int
+    config: Mapping[str, Any]
+    """Hyperparameters."""
+    score: float
+    """The objective."""
+    metrics: Mapping[str, float]
+    """All metrics of the best epoch."""
+    recipe: Recipe
+    _where: RunConfig
+    _checkpoint: str | None
+
+    @property
+    def checkpoint(self) -> Path:
+        """The Lightning checkpoint of the best epoch. Raises NotFoundError where it is gone."""
+        kept = self._where.study_dir / "trials" / f"{self.trial:05d}" / "best.ckpt"
+        for path in (Path(self._checkpoint or ""), kept):
+            if path.is_file():
+                return path
+        run_id = self.run_id
+        if run_id is None:
+            raise NotFoundError(f"the checkpoint of trial {self.trial} is gone: {kept}")
+        from sweep.tracking import artifact_of
+
+        uri = self._where.tracking_uri
+        return artifact_of(uri, run_id, "checkpoint/best.ckpt", kept.parent)
+
+    @property
+    def run_id(self) -> str | None:
+        """The trial's MLflow run, or None where MLflow does not have it."""
+        from sweep.tracking import run_id_of
+
+        return run_id_of(self._where.tracking_uri, self.study, self.trial)
+
+    def load(self) -> lightning.LightningModule:
+        """The trained module on the CPU, ready to predict or to fine-tune."""
+        from sweep.imports import import_object
+
+        module = import_object(self.recipe.module, "module")
+        loaded: lightning.LightningModule = module.load_from_checkpoint(
+            self.checkpoint, map_location="cpu", weights_only=True
+        )
+        return loaded
+
+
+def find_best(study: str | None, where: RunConfig) -> Best:
+    """The best completed trial of `study` (the only study, where None). Raises NotFoundError."""
+    ledger = open_study(where.storage, study or only_study(where))
+    trial = best_trial(ledger.trials(), ledger.direction)
+    if trial is None:
+        raise NotFoundError(
+            f"study {ledger.name!r} has no completed trial yet: "
+            f"`sweep run --study {ledger.name}` continues it"
+        )
+    return _as_best(ledger, trial, where)
+
+
+def find_trial(study: str | None, number: int, where: RunConfig) -> Best:
+    """Trial `number` of `study`. Raises NotFoundError where there is none that completed."""
+    ledger = open_study(where.storage, study or only_study(where))
+    for trial in ledger.trials():
+        if trial.number == number and trial.value is not None:
+            return _as_best(ledger, trial, where)
+    raise NotFoundError(
+        f"study {ledger.name!r} has no scored trial {number}: "
+        f"`sweep trials {ledger.name}` shows those it has"
+    )
+
+
+def only_study(where: RunConfig) -> str:
+    """The one study there is. Raises NotFoundError where there are none, or several."""
+    from sweep.ledger import list_studies
+
+    names = [s.name for s in list_studies(where.storage)]
+    if len(names) == 1:
+        return names[0]
+    if not names:
+        raise NotFoundError("no studies here yet: try `sweep run`")
+    raise NotFoundError(f"which study? one of {', '.join(names)}")
+
+
+def recipe_of(ledger: Ledger, trial: LedgerTrial, run_id: str | None) -> Recipe:
+    """The recipe that trains `trial` again."""
+    config = ledger.config
+    module = config.get("module", DEFAULT_MODULE)
+    hyperparameters = dict(trial.hyperparameters)
+    batch_size = hyperparameters.pop("batch_size", config.get("batch_size", 64))
+    metrics = trial.result.get("metrics", {})
+    return Recipe(
+        model={k: v for k, v in hyperparameters.items() if k not in options.TRAINING_ARGUMENTS},
+        data=config.get("data", "digits"),
+        module=module,
+        epochs=trial.result.get("best_epoch") or config.get("epochs", 10),
+        batch_size=batch_size,
+        seed=config.get("seed", 0),
+        precision=config.get("precision", "32-true"),
+        study=ledger.name,
+        trial=trial.number,
+        run_id=run_id,
+        score={k: v for k, v in metrics.items() if k != "epoch_s"},
+    )
+
+
+def _as_best(ledger: Ledger, trial: LedgerTrial, where: RunConfig) -> Best:
+    if trial.value is None:
+        raise NotFoundError(f"trial {trial.number} of {ledger.name!r} has no score")
+    where = _located(where, ledger)
+    return Best(
+        study=ledger.name,
+        trial=trial.number,
+        config=dict(trial.hyperparameters),
+        score=trial.value,
+        metrics=trial.result.get("metrics", {}),
+        recipe=recipe_of(ledger, trial, None),
+        _where=where,
+        _checkpoint=trial.result.get("checkpoint"),
+    )
+
+
+def _located(where: RunConfig, ledger: Ledger) -> RunConfig:
+    """`where` for this study: its own folder and, unless told otherwise, its MLflow store."""
+    import dataclasses
+
+    default = RunConfig()
+    kept = ledger.config
+    changes: dict[str, Any] = {"study": ledger.name}
+    for name in ("tracking_uri", "work_dir"):
+        if getattr(where, name) == getattr(default, name) and name in kept:
+            changes[name] = kept[name]
+    return dataclasses.replace(where, **changes)

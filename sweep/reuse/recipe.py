@@ -1,0 +1,149 @@
+"""A recipe: everything that trains one configuration again. `best.yaml` holds one."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sweep import options
+from sweep.config import DEFAULT_MODULE, read_config_file
+from sweep.errors import ConfigError, must_be_one_of
+
+EXPLICIT_ARGUMENTS = (
+    "in_features", "n_classes", "hidden", "activation", "dropout", "optimizer", "lr", "schedule",
+    "clip_norm", "input_mean", "input_std", "seed",
+)  # fmt: skip
+"""Named arguments of MLPClassifier; the optimizer's own are its **optimizer_arguments."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What to train, on what, for how long."""
+
+    model: Mapping[str, Any]
+    """Hyperparameters of the module."""
+    data: str = "digits"
+    module: str = DEFAULT_MODULE
+    epochs: int = 10
+    """Epochs to train; the best epoch of the trial that the recipe comes from."""
+    batch_size: int = 64
+    seed: int = 0
+    precision: str = "32-true"
+    study: str | None = None
+    trial: int | None = None
+    run_id: str | None = None
+    """MLflow run of the trial."""
+    score: Mapping[str, float] = field(default_factory=dict)
+    """What the trial reached on validation data."""
+
+
+def read_recipe(path: Path) -> Recipe:
+    """The recipe in a YAML or JSON file. Raises ConfigError with all its faults."""
+    content = read_config_file(path)
+    known = {f.name: f for f in dataclasses.fields(Recipe)}
+    faults = [
+        f"{path}: " + must_be_one_of("a setting", key, known)
+        for key in content
+        if key not in known
+    ]
+    model = content.get("model")
+    if not isinstance(model, dict):
+        faults.append(f"{path}: model must be a mapping of hyperparameters, but got {model!r}")
+        raise ConfigError(faults)
+    if content.get("module", DEFAULT_MODULE) == DEFAULT_MODULE:
+        faults += [f"{path}: {fault}" for fault in _model_faults(model)]
+    for name in ("epochs", "batch_size", "seed"):
+        value = content.get(name, 1)
+        if isinstance(value, bool) or not isinstance(value, int) or value < (name != "seed"):
+            faults.append(f"{path}: {name} must be a whole number, but got {value!r}")
+    if faults:
+        raise ConfigError(faults)
+    content["model"] = {k: tuple(v) if isinstance(v, list) else v for k, v in model.items()}
+    return Recipe(**content)
+
+
+def as_yaml(recipe: Recipe) -> str:
+    """YAML that `sweep train --config` reads."""
+    import yaml
+
+    score = ", ".join(f"{k} {v:.4f}" for k, v in recipe.score.items() if k.startswith("val"))
+    head = f"# Trial {recipe.trial} of study {recipe.study}: {score}\n"
+    return head + str(yaml.safe_dump(_plain(recipe), sort_keys=False, default_flow_style=None))
+
+
+def as_json(recipe: Recipe) -> str:
+    """The same as JSON."""
+    return json.dumps(_plain(recipe), indent=2) + "\n"
+
+
+def as_lightning(recipe: Recipe) -> str:
+    """A LightningCLI config: `python train.py fit --config FILE` with `LightningCLI()`.
+
+    Model and data are named by class path; the optimizer's own arguments are `dict_kwargs`,
+    since MLPClassifier takes them as keyword arguments.
+    """
+    import yaml
+
+    model: dict[str, Any] = {"class_path": recipe.module.replace(":", ".")}
+    arguments = _plain(recipe)["model"]
+    if recipe.module == DEFAULT_MODULE:
+        arguments |= {"seed": recipe.seed}
+        extra = {k: v for k, v in arguments.items() if k not in EXPLICIT_ARGUMENTS}
+        arguments = {k: v for k, v in arguments.items() if k in EXPLICIT_ARGUMENTS}
+        model |= {"dict_kwargs": extra} if extra else {}
+    content = {
+        "seed_everything": recipe.seed,
+        "trainer": {"max_epochs": recipe.epochs, "precision": recipe.precision},
+        "model": model | {"init_args": arguments},
+        "data": {
+            "class_path": "sweep.training.datamodule.SweepData",
+            "init_args": {
+                "name": recipe.data, "batch_size": recipe.batch_size, "seed": recipe.seed,
+            },
+        },
+    }  # fmt: skip
+    return str(yaml.safe_dump(content, sort_keys=False, default_flow_style=None))
+
+
+def as_python(recipe: Recipe) -> str:
+    """One line of Python that builds the module, untrained."""
+    name = recipe.module.rpartition(":")[2]
+    module = recipe.module.partition(":")[0]
+    arguments = ", ".join(f"{k}={v!r}" for k, v in recipe.model.items())
+    return f"from {module} import {name}; model = {name}({arguments})\n"
+
+
+FORMATS: Mapping[str, Callable[[Recipe], str]] = {
+    "yaml": as_yaml,
+    "json": as_json,
+    "lightning": as_lightning,
+    "python": as_python,
+}
+
+
+def _plain(recipe: Recipe) -> dict[str, Any]:
+    content = {k: v for k, v in dataclasses.asdict(recipe).items() if v not in (None, {})}
+    content["model"] = {
+        k: list(v) if isinstance(v, tuple) else v for k, v in recipe.model.items()
+    }
+    content["score"] = dict(recipe.score)
+    return content
+
+
+def _model_faults(model: Mapping[str, Any]) -> list[str]:
+    known = (*EXPLICIT_ARGUMENTS, *options.MODEL_ARGUMENTS)
+    faults = [must_be_one_of("model", k, dict.fromkeys(known)) for k in model if k not in known]
+    optimizer = model.get("optimizer", "SGD")
+    if optimizer not in options.OPTIMIZER_ARGUMENTS:
+        faults.append(must_be_one_of("optimizer", optimizer, options.OPTIMIZER_ARGUMENTS))
+    if model.get("activation", "relu") not in options.ACTIVATIONS:
+        faults.append(must_be_one_of("activation", model["activation"], options.ACTIVATIONS))
+    for name in ("lr", "dropout", "momentum", "weight_decay"):
+        value = model.get(name, 0.1)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            faults.append(f"{name} must be a number, but got {value!r}")
+    return faults

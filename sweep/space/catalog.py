@@ -1,0 +1,93 @@
+"""Finding space files: by name among those that are shipped, or by path."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from sweep.errors import NotFoundError, SpaceError, must_be_one_of
+from sweep.space.definition import Space
+from sweep.space.parser import parse_space
+from sweep.space.rules import VOCABULARY
+
+MAX_FILE_BYTES = 1_000_000
+"""A larger file is not a search space, and reading YAML takes about 1 s per 100 kB."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpaceInfo:
+    """A shipped search space."""
+
+    name: str
+    """What `--space` takes."""
+    when_to_use: str
+    """Its file's first line."""
+    path: Path
+
+
+def spaces_dir() -> Path:
+    """The folder of the shipped spaces: inside the installed package, or beside it in a clone."""
+    package = Path(__file__).resolve().parent.parent
+    installed = package / "_search_spaces"
+    return installed if installed.is_dir() else package.parent / "search_spaces"
+
+
+def list_spaces() -> list[SpaceInfo]:
+    """Every shipped space, sorted by name."""
+    return [
+        SpaceInfo(path.stem, _when_to_use(path), path)
+        for path in sorted(spaces_dir().glob("*.yaml"))
+    ]
+
+
+def load_space(name_or_path: str | Path, vocabulary: Collection[str] | None = VOCABULARY) -> Space:
+    """The space of that name, or in that file (anything with a folder or a .yaml in it).
+
+    `vocabulary` is `parse_space`'s.
+
+    Raises:
+        NotFoundError: No shipped space has the name.
+        SpaceError: The file cannot be read, or is faulty; with every fault and its line.
+    """
+    asked = str(name_or_path)
+    if (
+        isinstance(name_or_path, Path)
+        or "/" in asked
+        or Path(asked).name != asked
+        or (asked.endswith((".yaml", ".yml")))
+    ):
+        path = Path(asked)
+        return parse_space(_read(path), path.stem, path, vocabulary)
+    paths = {info.name: info.path for info in list_spaces()}
+    if asked not in paths:
+        text = must_be_one_of("space", asked, paths)
+        raise NotFoundError(f"{text}; a file of yours is named with its ending, such as my.yaml")
+    return parse_space(_read(paths[asked]), asked, paths[asked], vocabulary)
+
+
+def _read(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_FILE_BYTES + 1)
+    except FileNotFoundError:
+        raise SpaceError(f"{path}: must be a file, but there is none of that name") from None
+    except IsADirectoryError:
+        raise SpaceError(f"{path}: must be a file, but is a folder") from None
+    except OSError as error:
+        raise SpaceError(f"{path}: cannot be read: {error.strerror}") from None
+    if len(content) > MAX_FILE_BYTES:
+        raise SpaceError(f"{path}: must have at most {MAX_FILE_BYTES} bytes, but has more")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        byte = content[error.start]
+        text = f"{path}:{line}: must be UTF-8 text, but got the byte 0x{byte:02x}"
+        raise SpaceError(text) from None
+
+
+def _when_to_use(path: Path) -> str:
+    with path.open(encoding="utf-8") as file:
+        line = file.readline().strip()
+    return line.lstrip("# ") if line.startswith("#") else ""

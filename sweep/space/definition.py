@@ -1,0 +1,212 @@
+"""Space: what may vary, ready to be asked for configurations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sweep.errors import SpaceError, must_be_one_of
+from sweep.space.document import show
+from sweep.space.parameters import Parameter, Scalar, Suggester, same
+from sweep.space.trials import KnownTrial, RandomTrial
+from sweep.trial import HyperValue, derive_seed
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+
+ABSENT_MEANS: Mapping[str, HyperValue] = {
+    "activation": "relu",
+    "dropout": 0.0,
+    "momentum": 0.0,
+    "dampening": 0.0,
+    "nesterov": False,
+    "weight_decay": 0.0,
+    "beta1": 0.9,
+    "beta2": 0.999,
+    "eps": 1e-8,
+    "alpha": 0.99,
+    "centered": False,
+    "schedule": "constant",
+    "clip_norm": None,
+}
+"""What MLPClassifier does where a configuration does not say: its own and torch's defaults."""
+_ADAMW_WEIGHT_DECAY = 0.01  # torch's default for AdamW alone; all others have 0
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Why a configuration is not inside a space."""
+
+    name: str
+    """The hyperparameter at fault."""
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """A search space. Made by `load_space` and `parse_space`, which refuse faulty ones."""
+
+    name: str
+    path: Path | None
+    """The file it was read from, or None."""
+    text: str
+    """The file's text, to be stored with the study."""
+    parameters: tuple[Parameter, ...]
+    """What varies; a parameter comes after those its `when:` depends on."""
+    fixed: Mapping[str, HyperValue]
+    """Values that every configuration has."""
+    first: tuple[Mapping[str, HyperValue], ...]
+    """Configurations to try first, resolved and complete."""
+
+    def suggest(self, trial: Suggester) -> dict[str, HyperValue]:
+        """A configuration, by asking `trial` (Optuna's, or any Suggester) for each value.
+
+        Lists come as tuples; parameters that are not active are absent; fixed values are
+        included.
+        """
+        values = dict(self.fixed)
+        for parameter in self.parameters:
+            if parameter.is_active(values):
+                values[parameter.name] = parameter.suggest(trial)
+        return values
+
+    def params_for(
+        self,
+        hyperparameters: Mapping[str, HyperValue],
+        defaults: Mapping[str, HyperValue] | None = None,
+    ) -> dict[str, Scalar] | None:
+        """The inverse of `suggest`: Optuna's flat parameters, for `study.enqueue_trial`.
+
+        None where the configuration is not inside the space. It may leave fixed values out. An
+        active parameter that it leaves out has the value that `defaults` gives, else what
+        MLPClassifier takes for it (no momentum is momentum 0), if the space can say so.
+        """
+        takes_null = {p.name for p in self.parameters if p.contains(None)}
+        given = {
+            name: value
+            for name, value in hyperparameters.items()
+            if value is not None or name in takes_null
+        }
+        absent = {**ABSENT_MEANS, **(defaults or {})}
+        if hyperparameters.get("optimizer") == "AdamW" and "weight_decay" not in (defaults or {}):
+            absent["weight_decay"] = _ADAMW_WEIGHT_DECAY
+        params, problems = self._place(given, absent)
+        return None if problems else params
+
+    def problems_of(self, configuration: Mapping[str, HyperValue]) -> list[Problem]:
+        """Everything that keeps a configuration, complete but for fixed values, out."""
+        return self._place(configuration, {})[1]
+
+    def resolve(self, params: Mapping[str, Scalar]) -> dict[str, HyperValue]:
+        """The configuration behind Optuna's flat parameters; KeyError where one is missing."""
+        return self.suggest(KnownTrial(params))
+
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """Every name that Optuna may be asked for, with its distribution."""
+        return {d.name: d.distribution() for p in self.parameters for d in p.dimensions()}
+
+    def grid(self, n_max: int = 100_000) -> dict[str, list[Any]]:
+        """Every value of every name, for `optuna.samplers.GridSampler`.
+
+        The grid is the plain product: conditions and lists of varying length make some of its
+        points equal (`n_configurations` counts the different ones).
+
+        Raises:
+            SpaceError: A parameter is continuous, or the product has more than n_max points.
+        """
+        dimensions = [d for p in self.parameters for d in p.dimensions()]
+        faults = [
+            f"{self.name}: a grid needs a step or choices for {d.name}, but it is {d.expected()}"
+            for d in dimensions
+            if d.n_values() is None
+        ]
+        if faults:
+            raise SpaceError(faults)
+        n_points = math.prod(d.n_values() or 1 for d in dimensions)
+        if n_points > n_max:
+            raise SpaceError(
+                f"{self.name}: a grid must have at most {n_max} points, but got {n_points}"
+            )
+        return {d.name: d.grid() or [] for d in dimensions}
+
+    def n_configurations(self) -> int | None:
+        """How many different configurations there are; None: some parameter is continuous."""
+        if any(parameter.n_values() is None for parameter in self.parameters):
+            return None
+        return _count(self.parameters, dict(self.fixed))
+
+    def __contains__(self, name: object) -> bool:
+        """Whether a hyperparameter of that name varies or is fixed here."""
+        return name in self.fixed or any(p.name == name for p in self.parameters)
+
+    def _place(
+        self, given: Mapping[str, HyperValue], absent: Mapping[str, HyperValue]
+    ) -> tuple[dict[str, Scalar], list[Problem]]:
+        """Flat parameters of `given`, and why it cannot be placed; walks parents first."""
+        params: dict[str, Scalar] = {}
+        problems = self._foreign(given)
+        values, unknown = dict(self.fixed), set[str]()
+        for parameter in self.parameters:
+            name = parameter.name
+            if any(condition.name in unknown for condition in parameter.when):
+                unknown.add(name)
+            elif not parameter.is_active(values):
+                if name in given:
+                    problems.append(Problem(name, _inactive(parameter, given[name])))
+            elif name not in given and name not in absent:
+                problems.append(Problem(name, f"{name} is missing: {parameter.expected()}"))
+                unknown.add(name)
+            else:
+                value = given[name] if name in given else absent[name]
+                if parameter.contains(value):
+                    values[name] = value
+                    params |= parameter.encode(value)
+                else:
+                    problems.append(Problem(name, parameter.complaint(value)))
+                    unknown.add(name)
+        return params, problems
+
+    def _foreign(self, given: Mapping[str, HyperValue]) -> list[Problem]:
+        """Names that the space does not have, and fixed values that differ."""
+        names = [*(parameter.name for parameter in self.parameters), *self.fixed]
+        problems = []
+        for name, value in given.items():
+            if name not in names:
+                text = must_be_one_of("a hyperparameter of this space", name, names)
+                problems.append(Problem(name, text))
+            elif name in self.fixed and not same(self.fixed[name], value):
+                text = f"{name} must be {show(self.fixed[name])} (fixed), but got {show(value)}"
+                problems.append(Problem(name, text))
+        return problems
+
+
+def sample(space: Space, n: int, seed: int = 0) -> list[dict[str, HyperValue]]:
+    """`n` random configurations; needs no Optuna."""
+    return [space.suggest(RandomTrial(derive_seed(seed, "sample", i))) for i in range(n)]
+
+
+def _inactive(parameter: Parameter, value: HyperValue) -> str:
+    rules = " and ".join(
+        f"{condition.name} is {' or '.join(map(show, condition.values))}"
+        for condition in parameter.when
+    )
+    return f"{parameter.name} must be left out unless {rules}, but got {show(value)}"
+
+
+def _count(parameters: Sequence[Parameter], values: dict[str, HyperValue]) -> int:
+    """Number of configurations of `parameters`, given the `values` decided before them."""
+    if not parameters:
+        return 1
+    parameter, rest = parameters[0], parameters[1:]
+    if not parameter.is_active(values):
+        return _count(rest, values)
+    n = parameter.n_values() or 0
+    named: list[HyperValue] = []
+    for condition in (c for p in rest for c in p.when if c.name == parameter.name):
+        named += [v for v in condition.values if not any(same(v, w) for w in named)]
+    total = sum(_count(rest, {**values, parameter.name: value}) for value in named)
+    # All values that no condition names lead to the same rest, so they are counted once.
+    return total + ((n - len(named)) * _count(rest, values) if n > len(named) else 0)

@@ -1,0 +1,191 @@
+"""A space file's text -> Space, or every fault in it at once."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from sweep.errors import must_be_one_of
+from sweep.space.conditions import (
+    check_conditions,
+    check_optimizer_arguments,
+    check_reachable,
+    in_order,
+)
+from sweep.space.definition import Space
+from sweep.space.document import BROKEN, Faults, Node, plain, read_document, show
+from sweep.space.naming import canonical_key
+from sweep.space.parameters import Parameter
+from sweep.space.reading import Entry, is_plain_value, read_parameter
+from sweep.space.rules import VOCABULARY, is_own, rules_for
+
+_SECTIONS = ("parameters", "fixed", "first")
+
+
+def parse_space(
+    text: str,
+    name: str = "space",
+    path: Path | None = None,
+    vocabulary: Collection[str] | None = VOCABULARY,
+) -> Space:
+    """The space that `text` (YAML) describes.
+
+    Args:
+        text: The file's content.
+        name: The space's name; names the file in faults where there is no path.
+        path: Where the text came from.
+        vocabulary: Names that hyperparameters may have; by default those of MLPClassifier,
+            whose values are checked too. None: any name, for a module of the user's.
+
+    Raises:
+        SpaceError: With every fault and its line.
+    """
+    faults = Faults(str(path or f"{name}.yaml"))
+    sections = _sections(read_document(text, faults), faults)
+    entries = _entries(sections, faults)
+    _check_vocabulary(entries, vocabulary, faults)
+    check_conditions(entries, faults)
+    if not len(faults):  # what follows reasons about entries that are each in order
+        check_reachable(entries, faults)
+        if is_own(vocabulary):
+            check_optimizer_arguments(entries, faults)
+    space = Space(
+        name=name,
+        path=path,
+        text=text,
+        parameters=_ordered(entries, faults),
+        fixed={e.name: e.points[0][1] for e in entries.values() if e.kind == "fixed" and e.points},
+        first=(),
+    )
+    first = _first(sections.get("first"), space, entries, faults)
+    faults.raise_if_any()
+    return replace(space, first=first)
+
+
+def _sections(root: Node, faults: Faults) -> dict[str, Node]:
+    if not isinstance(root.value, dict):
+        faults.add(root.line, f"must be a mapping with 'parameters', but got {show(root)}")
+        faults.raise_if_any()
+    for key in root.value:
+        if key not in _SECTIONS:
+            faults.add(root.value[key].line, must_be_one_of("a section", key, _SECTIONS))
+    if "parameters" not in root.value:
+        faults.add(root.line, "must have a section 'parameters', but it is missing")
+    return dict(root.value)
+
+
+def _entries(sections: Mapping[str, Node], faults: Faults) -> dict[str, Entry]:
+    """Everything named in `parameters` and `fixed`, in order."""
+    entries: dict[str, Entry] = {}
+    for name, node in _mapping(sections.get("parameters"), "parameters", faults).items():
+        entries[name] = read_parameter(name, node, faults)
+    if "parameters" in sections and sections["parameters"].value == {}:
+        faults.add(sections["parameters"].line, "parameters must have at least one, but got none")
+    for name, node in _mapping(sections.get("fixed"), "fixed", faults).items():
+        if name in entries:
+            text = f"{name} is fixed, but also varies (line {entries[name].line})"
+            faults.add(node.line, text)
+        else:
+            entries[name] = _fixed(name, node, faults)
+    return entries
+
+
+def _mapping(node: Node | None, section: str, faults: Faults) -> dict[str, Node]:
+    if node is None or node.value is BROKEN:
+        return {}
+    if not isinstance(node.value, dict):
+        text = f"{section} must be a mapping of names to what they may be"
+        faults.add(node.line, f"{text}, but got {show(node)}")
+        return {}
+    return dict(node.value)
+
+
+def _fixed(name: str, node: Node, faults: Faults) -> Entry:
+    value = plain(node)
+    if value is BROKEN:
+        return Entry(name, node.line, "fixed")
+    if not is_plain_value(value):
+        text = f"{name} must be a value or a list of values, but got {show(value)}"
+        faults.add(node.line, text)
+        return Entry(name, node.line, "fixed")
+    return Entry(name, node.line, "fixed", ((node.line, value),))
+
+
+def _check_vocabulary(
+    entries: Mapping[str, Entry], vocabulary: Collection[str] | None, faults: Faults
+) -> None:
+    """Names are known, and values legal for them."""
+    rules = rules_for(vocabulary)
+    whose = "of MLPClassifier" if is_own(vocabulary) else "of the module"
+    for entry in entries.values():
+        if vocabulary is not None and entry.name not in vocabulary:
+            text = must_be_one_of(f"a hyperparameter {whose}", entry.name, vocabulary)
+            faults.add(entry.line, text)
+        elif not entry.name.isidentifier():
+            text = "a hyperparameter must be a Python name (the module takes it as an argument)"
+            faults.add(entry.line, f"{text}, but got {entry.name!r}")
+        elif entry.name in rules:
+            rule = rules[entry.name]
+            if entry.kind not in (*rule.kinds, "fixed", "unknown"):
+                kinds = " or ".join(rule.kinds)
+                faults.add(entry.line, f"{entry.name} must vary as {kinds}, not {entry.kind}")
+                continue
+            for line, value in entry.points:
+                if complaint := rule.complaint(entry.name, value):
+                    faults.add(line, complaint)
+
+
+def _ordered(entries: Mapping[str, Entry], faults: Faults) -> tuple[Parameter, ...]:
+    parameters = [entry.parameter for entry in entries.values() if entry.parameter is not None]
+    return () if len(faults) else in_order(parameters)
+
+
+def _first(
+    node: Node | None, space: Space, entries: Mapping[str, Entry], faults: Faults
+) -> tuple[dict[str, object], ...]:
+    """The configurations of `first:`, resolved; values are checked once the rest is in order."""
+    if node is None or node.value is BROKEN:
+        return ()
+    if not isinstance(node.value, list):
+        text = f"first must be a list of configurations, but got {show(node)}"
+        faults.add(node.line, text)
+        return ()
+    is_sound = not len(faults)
+    found: dict[str, dict[str, object]] = {}
+    for item in node.value:
+        if not isinstance(item.value, dict):
+            if item.value is not BROKEN:
+                text = f"first: a configuration must be a mapping, but got {show(item)}"
+                faults.add(item.line, text)
+        elif is_sound:
+            configuration = _configuration(item, space, faults)
+            key = canonical_key(configuration) if configuration else ""
+            if key and key in found:
+                faults.add(item.line, f"first: {show(item)} is given twice")
+            elif configuration:
+                found[key] = configuration
+        else:
+            _check_names(item, entries, faults)
+    return tuple(found.values())
+
+
+def _configuration(item: Node, space: Space, faults: Faults) -> dict[str, object] | None:
+    values = plain(item)
+    if values is BROKEN:
+        return None
+    problems = space.problems_of(values)
+    for problem in problems:
+        line = item.value[problem.name].line if problem.name in item.value else item.line
+        faults.add(line, f"first: {problem.sentence}")
+    if problems:
+        return None
+    params = space.params_for(values)
+    return None if params is None else space.resolve(params)
+
+
+def _check_names(item: Node, entries: Mapping[str, Entry], faults: Faults) -> None:
+    for name, node in item.value.items():
+        if name not in entries:
+            text = must_be_one_of("a hyperparameter of this space", name, entries)
+            faults.add(node.line, f"first: {text}")

@@ -1,0 +1,251 @@
+"""A search from beginning to end: stores, workers, driver, and what came out of it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import signal
+import threading
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from sweep import datasets, options
+from sweep.config import DEFAULT_MODULE, RunConfig, identity_changes
+from sweep.driver import Driver, EndReason, now_ms
+from sweep.errors import ConfigError, StudyFailedError
+from sweep.executors import make_executor
+from sweep.ledger import Ledger, LedgerTrial, best_trial, create_study
+from sweep.proposals import Proposals
+from sweep.provenance import provenance
+from sweep.recovery import store_lock, study_lock
+from sweep.redact import redacted
+from sweep.space import Space, canonical_key
+from sweep.trial import Listener, Record, StudyFinished, StudyInfo, Task, TrialState
+
+VOLATILE = ("storage", "study")
+"""Settings that are not kept with the study: they say where it is, not what it is."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a search came to."""
+
+    study: StudyInfo
+    end: StudyFinished
+    n_new: int
+    """Trials that this call finished."""
+    best: LedgerTrial | None
+
+
+class Listeners:
+    """Several listeners as one."""
+
+    def __init__(self, members: Sequence[Listener]) -> None:
+        self._members = tuple(members)
+
+    def open(self, study: StudyInfo) -> None:
+        """Open each; the first that fails says why."""
+        for member in self._members:
+            member.open(study)
+
+    def write(self, records: Sequence[Record]) -> None:
+        """Hand the records to each."""
+        if records:
+            for member in self._members:
+                member.write(records)
+
+    def close(self) -> None:
+        """Close all, also where one raises."""
+        with contextlib.ExitStack() as stack:
+            for member in reversed(self._members):
+                stack.callback(member.close)
+
+
+def search(config: RunConfig, space: Space, listeners: Sequence[Listener]) -> Outcome:
+    """Run or continue a study until it has `config.trials` finished trials.
+
+    Workers load torch while the driver opens the stores. Raises ConfigError for a study made
+    with other settings, StudyLockedError, StoreError, DataError, StudyFailedError.
+    """
+    datasets.prepare(config.data, config.data_dir)
+    listener = Listeners(listeners)
+    with study_lock(config.study_dir, config.study_name):
+        executor = make_executor(config.executor, config.workers)
+        try:
+            executor.warm_up(make_task(config))
+            with store_lock(Path(config.work_dir)):
+                ledger = _open_ledger(config, space)
+                trials = ledger.trials()
+                info = _study_info(config, space, trials)
+                if info.n_done >= config.trials:
+                    return _outcome(config, ledger, info, "done")
+                listener.open(info)
+            driver = Driver(config, ledger, _proposals(config, space), listener)
+            driver.plan(trials, first_configurations(config, space))
+            try:
+                with _stop_on_signals(driver):
+                    executor.run(driver.exchange)
+                outcome = _outcome(config, ledger, info, driver.reason)
+                listener.write([outcome.end])
+                _raise_if_failed(outcome, driver)
+                return outcome
+            finally:
+                executor.kill()
+                listener.close()
+        finally:
+            executor.kill()
+
+
+def make_task(config: RunConfig) -> Task:
+    """What the workers of this search have to know."""
+    return Task(
+        study=config.study_name,
+        seed=config.seed,
+        data=config.data,
+        data_dir=config.data_dir,
+        module=config.module,
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        metric=config.metric,
+        direction=config.resolved_direction,
+        work_dir=str(config.study_dir.resolve()),
+        log_file=str((config.study_dir / "sweep.log").resolve()),
+        accelerator=config.accelerator,
+        devices=config.devices,
+        precision=config.precision,
+        n_threads=config.threads,
+        population=config.population,
+        checkpoint_interval_s=config.checkpoint_interval_s,
+        trial_timeout_s=config.trial_timeout_s,
+    )
+
+
+def first_configurations(
+    config: RunConfig, space: Space
+) -> list[tuple[Mapping[str, Any], Mapping[str, Any] | None]]:
+    """Configurations to train before the sampler is asked, with Optuna's parameters.
+
+    The reference network comes first; its parameters are None where the space lacks it.
+    """
+    first: list[tuple[Mapping[str, Any], Mapping[str, Any] | None]] = []
+    if config.baseline and config.module == DEFAULT_MODULE:
+        reference = dict(options.REFERENCE)
+        defaults = {"batch_size": config.batch_size}
+        first.append((reference, space.params_for(reference, defaults)))
+    for configuration in space.first:
+        first.append((configuration, space.params_for(configuration)))
+    return first
+
+
+def stored_config(config: RunConfig) -> dict[str, Any]:
+    """The configuration as it is kept with the study: plain values, no credentials."""
+    values = {k: v for k, v in dataclasses.asdict(config).items() if k not in VOLATILE}
+    if redacted(config.tracking_uri) != config.tracking_uri:
+        del values["tracking_uri"]
+    return values
+
+
+def baseline_value(config: RunConfig, trials: Sequence[LedgerTrial]) -> float | None:
+    """The objective of trial 0 where that is the reference network."""
+    if not trials or trials[0].state is not TrialState.COMPLETE:
+        return None
+    is_reference = canonical_key(trials[0].hyperparameters) == canonical_key(options.REFERENCE)
+    return trials[0].value if is_reference and config.baseline else None
+
+
+def _open_ledger(config: RunConfig, space: Space) -> Ledger:
+    ledger, is_new = create_study(
+        config.storage, config.study_name, config.resolved_direction
+    )
+    if is_new or not ledger.config:
+        ledger.describe(stored_config(config), space.text)
+        return ledger
+    changes = identity_changes(config, ledger.config)
+    if space.text != ledger.space_text:
+        changes.append(f"the search space {space.name!r} is not the one it was made with")
+    if changes:
+        raise ConfigError(
+            f"study {config.study_name!r} exists with other settings ({'; '.join(changes)}): "
+            "leave them out to continue it, or give the new search a name with --study"
+        )
+    if ledger.config != stored_config(config):
+        ledger.describe(stored_config(config), space.text)
+    return ledger
+
+
+def _proposals(config: RunConfig, space: Space) -> Proposals:
+    return Proposals(
+        space, config.sampler, config.pruner, config.resolved_direction, config.seed,
+        config.epochs,
+    )  # fmt: skip
+
+
+def _study_info(config: RunConfig, space: Space, trials: Sequence[LedgerTrial]) -> StudyInfo:
+    best = best_trial(trials, config.resolved_direction)
+    shown = stored_config(config) | {"storage": redacted(config.storage)}
+    return StudyInfo(
+        name=config.study_name,
+        n_trials=config.trials,
+        metric=config.metric,
+        direction=config.resolved_direction,
+        epochs=config.epochs,
+        config=shown,
+        space_name=space.name,
+        space_text=space.text,
+        time_ms=now_ms(),
+        tags=provenance(),
+        n_done=sum(t.state.is_finished for t in trials),
+        best_value=best and best.value,
+    )
+
+
+def _raise_if_failed(outcome: Outcome, driver: Driver) -> None:
+    if driver.reason == "failed":
+        raise StudyFailedError(driver.failure_message)
+    if driver.reason in ("done", "exhausted") and outcome.best is None:
+        n_trials, name = sum(outcome.end.n_by_state.values()), outcome.study.name
+        raise StudyFailedError(
+            f"none of the {n_trials} trials succeeded: `sweep trials {name}` shows why"
+        )
+
+
+def _outcome(config: RunConfig, ledger: Ledger, info: StudyInfo, reason: EndReason) -> Outcome:
+    trials = ledger.trials()
+    best = best_trial(trials, config.resolved_direction)
+    end = StudyFinished(
+        now_ms(),
+        n_by_state=dict(Counter(str(t.state) for t in trials)),
+        best_number=best and best.number,
+        best_value=best and best.value,
+        baseline_value=baseline_value(config, trials),
+        reason=reason,
+    )
+    n_finished = sum(t.state.is_finished for t in trials)
+    return Outcome(info, end, n_finished - info.n_done, best)
+
+
+@contextlib.contextmanager
+def _stop_on_signals(driver: Driver) -> Iterator[None]:
+    """The first SIGINT or SIGTERM stops at the next epoch boundary, the second at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    n_seen = 0
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        nonlocal n_seen
+        n_seen += 1
+        if n_seen > 1:
+            raise KeyboardInterrupt
+        driver.request_stop("interrupted")
+
+    previous = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,173 @@
+"""The connection to one MLflow store: made, checked, silenced, its errors in one line.
+
+Imports mlflow: only the driver may load this module, after `uri.quiet()`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import getpass
+import logging
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlflow import MlflowClient
+from mlflow.entities import Experiment, LifecycleStage, Run, ViewType
+from mlflow.exceptions import MlflowException
+
+from sweep import sqlite
+from sweep.errors import DiskError, StoreError, SweepError
+from sweep.redact import redacted
+from sweep.tracking.uri import one_line, resolve
+
+_LOGGERS = ("mlflow", "alembic", "sweep.tracking")
+
+_LASTING = frozenset(
+    {
+        "BAD_REQUEST",
+        "INVALID_PARAMETER_VALUE",
+        "INVALID_STATE",
+        "PERMISSION_DENIED",
+        "RESOURCE_ALREADY_EXISTS",
+        "RESOURCE_DOES_NOT_EXIST",
+        "UNAUTHENTICATED",
+    }
+)
+"""MLflow's error codes that asking again does not cure."""
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """An open MLflow store."""
+
+    uri: str
+    client: MlflowClient
+
+    @property
+    def shown(self) -> str:
+        """The address as it may be printed."""
+        return redacted(self.uri)
+
+
+def connect(uri: str) -> Store:
+    """Open the store of `uri`; a missing SQLite file is made, complete or not at all.
+
+    Raises:
+        StoreError: It cannot be reached, is no MLflow store, or cannot be written.
+        DiskError: Its folder cannot be made or written.
+    """
+    uri = resolve(uri)
+    with in_one_line(f"MLflow at {redacted(uri)}"):
+        sqlite.check(uri)
+        sqlite.listen(uri)
+        _make_sqlite_store(uri)
+        client = MlflowClient(tracking_uri=uri)
+        client.search_experiments(max_results=1, view_type=ViewType.ALL)
+    return Store(uri, client)
+
+
+@contextlib.contextmanager
+def in_one_line(what: str) -> Iterator[None]:
+    """Turn what MLflow, SQLAlchemy and the disk raise into a StoreError of one line."""
+    try:
+        yield
+    except SweepError:
+        raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EPERM):
+            raise DiskError(f"{what}: {one_line(error)}") from error
+        raise StoreError(f"{what}: {one_line(error)}") from error
+    except Exception as error:
+        raise StoreError(f"{what}: {one_line(error)}") from error
+
+
+def is_lasting(error: Exception) -> bool:
+    """Whether asking the store again cannot help."""
+    if isinstance(error, MlflowException):
+        return error.error_code in _LASTING and "database is locked" not in str(error)
+    return isinstance(error, FileNotFoundError) or not isinstance(error, OSError)
+
+
+def find_or_make_experiment(store: Store, name: str) -> tuple[Experiment, bool]:
+    """The experiment `name`, and whether it is new. A deleted one is brought back."""
+    found = store.client.get_experiment_by_name(name)
+    if found is not None:
+        if found.lifecycle_stage == LifecycleStage.DELETED:
+            store.client.restore_experiment(found.experiment_id)
+        return found, False
+    # The tag keeps MLflow's page from asking what kind of experiment this is.
+    tags = {"mlflow.experimentKind": "custom_model_development"}
+    return store.client.get_experiment(store.client.create_experiment(name, tags=tags)), True
+
+
+def search_runs(store: Store, experiment_id: str, tags: Mapping[str, str]) -> Iterator[Run]:
+    """All undeleted runs of an experiment that carry `tags`, in pages of 1000."""
+    wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+    token = None
+    while True:
+        page = store.client.search_runs(
+            [experiment_id], wanted, max_results=1000, page_token=token
+        )
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def source_tags() -> dict[str, str]:
+    """The tags that MLflow's page shows as "Created by" and "Source"."""
+    tags = {"mlflow.source.name": "sweep", "mlflow.source.type": "LOCAL"}
+    with contextlib.suppress(OSError, KeyError):  # no such user, e.g. in a container
+        tags["mlflow.user"] = getpass.getuser()
+    return tags
+
+
+def route_logs(log_file: Path | None) -> None:
+    """Send what MLflow and alembic log to `log_file` (None: nowhere), not to the terminal."""
+    handler: logging.Handler = logging.NullHandler()
+    if log_file is not None:
+        log_file.parent.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(log_file, encoding="utf-8", delay=True)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    for name in _LOGGERS:
+        logger = logging.getLogger(name)
+        for old in logger.handlers[:]:
+            logger.removeHandler(old)
+            if isinstance(old, logging.FileHandler):
+                old.close()
+        logger.addHandler(handler)
+        logger.propagate = False
+
+
+def silence() -> None:
+    """Keep MLflow's log messages off the terminal, unless they have a place already."""
+    handlers = logging.getLogger("mlflow").handlers
+    if not any(isinstance(h, logging.FileHandler | logging.NullHandler) for h in handlers):
+        route_logs(None)
+
+
+def _make_sqlite_store(uri: str) -> None:
+    """Make a missing SQLite store aside, with all its tables, then link it into place.
+
+    MLflow fills a new file by some fifty migrations in 1-3 s. A driver that is killed meanwhile,
+    or a second one that starts in the same second, would leave a file that never opens again.
+    """
+    path = sqlite.path_of(uri)
+    if path is None or path.exists():
+        return
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    aside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    aside_uri = f"sqlite:///{aside}"
+    sqlite.listen(aside_uri)
+    try:
+        aside_store = SqlAlchemyStore(aside_uri, "./mlruns")  # type: ignore[no-untyped-call]
+        aside_store.engine.dispose()
+        with contextlib.suppress(FileExistsError):  # someone else was faster
+            os.link(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)

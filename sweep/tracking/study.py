@@ -1,0 +1,279 @@
+"""A study in MLflow: one experiment, one parent run, one child run a trial.
+
+What is written depends on the records and on what MLflow already holds, never on this process's
+past: the same records again change nothing.
+
+Imports mlflow: only the driver may load this module.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from mlflow.entities import Metric
+
+from sweep.tracking.model import ModelFolders, ModelLabel, log_model
+from sweep.tracking.run import (
+    STATUS,
+    RunLog,
+    dataset_inputs,
+    dataset_name,
+    flat_params,
+    metric_key,
+)
+from sweep.tracking.store import (
+    Store,
+    find_or_make_experiment,
+    is_lasting,
+    search_runs,
+    source_tags,
+)
+from sweep.trial import (
+    DatasetInfo,
+    EpochReport,
+    Record,
+    StudyFinished,
+    StudyInfo,
+    TrialFinished,
+    TrialStarted,
+    TrialState,
+    WorkerReady,
+)
+
+_MAX_TAG = 500
+"""Longest failure message that is kept as a tag; all of it is in traceback.txt."""
+
+
+class StudyRuns:
+    """The sink of a study's records: keeps its runs in step with them."""
+
+    def __init__(self, store: Store, study: StudyInfo, *, log_models: bool) -> None:
+        self._store, self._study = store, study
+        experiment, is_new = find_or_make_experiment(store, study.name)
+        self.experiment_id: str = experiment.experiment_id
+        self._log_models = log_models
+        self._folders: ModelFolders | None = None
+        self._dataset: DatasetInfo | None = None
+        self._read(study.dataset)
+        self._params: dict[int, dict[str, str]] = {}
+        self._tried: set[int] = set()
+        self._trials: dict[int, RunLog] = {}
+        parent = None
+        if not is_new:
+            parent = self._load()
+        self.parent = self._open_parent(parent)
+
+    def apply(self, record: Record, reports: Sequence[EpochReport]) -> None:
+        """Bring MLflow up to `record`; `reports` are epochs of its trial that come before it."""
+        if isinstance(record, TrialStarted):
+            self.log_epochs(record.number, reports)
+            self._start(record)
+        elif isinstance(record, TrialFinished):
+            self._finish(record, reports)
+        elif isinstance(record, StudyFinished):
+            self._summarise(record)
+        elif isinstance(record, WorkerReady):
+            self._read(record.dataset)
+            self.parent.log(tags={"sweep.device": record.device})
+            self.parent.log_datasets(self._inputs)
+
+    def log_epochs(self, number: int, reports: Sequence[EpochReport]) -> None:
+        """Log the epochs of one trial."""
+        if reports:
+            self._run_of(number, f"t{number:03d}", reports[0].time_ms).log_epochs(reports)
+
+    def is_lasting(self, error: Exception) -> bool:
+        """Whether trying again is pointless."""
+        return is_lasting(error)
+
+    def run_id_of(self, number: int) -> str | None:
+        """The MLflow run of a trial, where there is one."""
+        run = self._trials.get(number)
+        return run.run_id if run else None
+
+    def _read(self, dataset: DatasetInfo | None) -> None:
+        """What the trials read is known now, or None: not yet."""
+        if dataset == self._dataset and dataset is not None:
+            return
+        self._dataset = dataset
+        self._inputs = dataset_inputs(dataset)
+        if dataset is not None and self._log_models:
+            self._folders = ModelFolders(dataset)
+
+    def _load(self) -> RunLog | None:
+        """Find the runs of a study that goes on; returns its parent run."""
+        parent = None
+        for run in search_runs(self._store, self.experiment_id, {"sweep.study": self._study.name}):
+            role = run.data.tags.get("sweep.role")
+            if role == "study":
+                parent = RunLog(self._store, run, is_new=False)
+            elif role == "trial":
+                number = int(run.data.tags["sweep.trial"])
+                self._trials[number] = RunLog(self._store, run, is_new=False)
+        return parent
+
+    def _open_parent(self, parent: RunLog | None) -> RunLog:
+        study = self._study
+        tags = {
+            **study.tags,
+            **_tags(study, "study"),
+            "sweep.space": study.space_name,
+            "sweep.metric": study.metric,
+            "sweep.direction": study.direction,
+            "sweep.n_trials": str(study.n_trials),
+        }
+        if commit := study.tags.get("git_commit", study.tags.get("git.commit")):
+            tags["mlflow.source.git.commit"] = commit
+        params: dict[str, str] = {}
+        if parent is None:
+            run = self._store.client.create_run(
+                self.experiment_id, study.time_ms, {**tags, **source_tags()}, study.name
+            )
+            parent = RunLog(self._store, run, is_new=True)
+            # A param can't be changed later (--trials 100 on a study of 50): those of the first
+            # start stay, and config.yaml always shows the last one.
+            params = flat_params(study.config)
+            parent.log(params=params)
+            parent.log_datasets(self._inputs)
+        else:
+            parent.reopen()
+            parent.log(tags=tags)
+        parent.log_text(yaml.safe_dump(_plain(study.config), sort_keys=False), "config.yaml")
+        parent.log_text(study.space_text, "space.yaml")
+        return parent
+
+    def _start(self, record: TrialStarted) -> None:
+        params = flat_params(record.hyperparameters, record.params)
+        self._params[record.number] = params
+        run = self._run_of(record.number, record.name, record.time_ms)
+        if not run.may_have_model:
+            run.log(params=params, tags=record.tags)
+            run.log_datasets(self._inputs)
+            return
+        run.reopen()
+        run.skip_known_epochs(self._study.metric)
+        run.log(params=params, tags=record.tags)
+
+    def _run_of(self, number: int, name: str, time_ms: int) -> RunLog:
+        """The run of a trial: the one there is, else a new one."""
+        if number not in self._trials and number in self._tried:
+            self._load()  # an earlier attempt failed half-way and may have made it
+        if number not in self._trials:
+            self._tried.add(number)
+            tags = {
+                **_tags(self._study, "trial"),
+                **source_tags(),
+                "sweep.trial": str(number),
+                "mlflow.parentRunId": self.parent.run_id,
+            }
+            run = self._store.client.create_run(self.experiment_id, time_ms, tags, name)
+            self._trials[number] = RunLog(self._store, run, is_new=True)
+        return self._trials[number]
+
+    def _finish(self, record: TrialFinished, reports: Sequence[EpochReport]) -> None:
+        run = self._run_of(record.number, f"t{record.number:03d}", record.time_ms)
+        missing = _store_files(run, record)
+        model_id = None
+        if self._folders and record.state is TrialState.COMPLETE and record.model_file:
+            if Path(record.model_file).is_file():
+                label = self._label(record)
+                archive = Path(record.model_file)
+                model_id = log_model(self._store, run, self._folders, archive, label)
+            else:
+                missing.append(record.model_file)
+        summary = _summary(record, self._study.metric, self._link(run, model_id))
+        tags = _outcome_tags(record)
+        run.log([*run.new_points(reports), *summary], tags=tags)
+        run.remember(reports)
+        run.end(STATUS[record.state], record.time_ms)
+        self._params.pop(record.number, None)
+        if missing:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), missing[0])
+
+    def _link(self, run: RunLog, model_id: str | None) -> dict[str, str]:
+        """What ties a metric to the model and to the validation data."""
+        if model_id is None or self._dataset is None:
+            return {}
+        name = dataset_name(self._dataset, "val")
+        data = {"dataset_name": name, "dataset_digest": self._dataset.digest}
+        return {"model_id": model_id, "run_id": run.run_id, **data}
+
+    def _label(self, record: TrialFinished) -> ModelLabel:
+        return ModelLabel(
+            name=f"t{record.number:03d}",
+            step=record.best_epoch or record.n_epochs,
+            params=self._params.get(record.number, {}),
+            tags={"sweep.study": self._study.name, "sweep.trial": str(record.number)},
+        )
+
+    def _summarise(self, record: StudyFinished) -> None:
+        metric = self._study.metric
+        values: dict[str, float | None] = {
+            f"best_{metric}": record.best_value,
+            f"baseline_{metric}": record.baseline_value,
+            **{f"n_{name.lower()}": float(n) for name, n in record.n_by_state.items()},
+        }
+        metrics = [
+            Metric(metric_key(key), float(value), record.time_ms, 0)
+            for key, value in values.items()
+            if value is not None
+        ]
+        tags: dict[str, str] = {"sweep.reason": record.reason}
+        if record.best_number is not None:
+            tags["sweep.best_trial"] = str(record.best_number)
+            tags["sweep.best_run"] = self.run_id_of(record.best_number) or ""
+        self.parent.log(metrics, tags=tags)
+        status = {"interrupted": "KILLED", "failed": "FAILED"}.get(record.reason, "FINISHED")
+        self.parent.end(status, record.time_ms)
+
+
+def _tags(study: StudyInfo, role: str) -> dict[str, str]:
+    return {"sweep.study": study.name, "sweep.role": role}
+
+
+def _plain(value: Any) -> Any:
+    """Tuples and mappings as YAML knows them."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value if value is None or isinstance(value, str | int | float | bool) else str(value)
+
+
+def _store_files(run: RunLog, record: TrialFinished) -> list[str]:
+    """Store checkpoint and traceback; returns paths of what should be there and is not."""
+    if record.failure and record.failure.traceback:
+        run.log_text(record.failure.traceback, "traceback.txt")
+    if record.checkpoint is None:
+        return []
+    if not Path(record.checkpoint).is_file():
+        return [record.checkpoint]
+    run.log_file(record.checkpoint, "checkpoint/best.ckpt")
+    return []
+
+
+def _summary(record: TrialFinished, metric: str, link: Mapping[str, Any]) -> list[Metric]:
+    """best_<metric> of the best epoch; linked to the model and the validation data."""
+    best = {name: value for name, value in record.best_metrics.items() if name != "epoch_s"}
+    if record.value is not None:
+        best[metric] = record.value
+    step = record.best_epoch or record.n_epochs
+    return [
+        Metric(f"best_{metric_key(name)}", float(value), record.time_ms, step, **link)
+        for name, value in best.items()
+    ]
+
+
+def _outcome_tags(record: TrialFinished) -> dict[str, str]:
+    tags = {**record.tags, "sweep.n_epochs": str(record.n_epochs)}
+    if record.best_epoch is not None:
+        tags["best_epoch"] = str(record.best_epoch)
+    if record.failure:
+        tags["sweep.failure"] = record.failure.kind
+        tags["sweep.failure_message"] = record.failure.message[:_MAX_TAG]
+    return tags

@@ -1,0 +1,145 @@
+"""TrainingRun: one run of its own for `sweep train`, beside the trials of a search."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sweep.tracking.uri import quiet
+from sweep.trial import DatasetInfo, EpochReport, TrialState
+
+if TYPE_CHECKING:
+    from sweep.tracking.run import RunLog
+    from sweep.tracking.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingInfo:
+    """What is known of a training before its first epoch."""
+
+    experiment: str
+    """MLflow experiment: the study's name, or one of the user's choice."""
+    name: str
+    """Readable run name."""
+    params: Mapping[str, Any]
+    time_ms: int
+    """Unix time in milliseconds."""
+    from_trial: int | None = None
+    """Number of the trial that the configuration came from."""
+    from_run: str | None = None
+    """MLflow run of that trial."""
+    dataset: DatasetInfo | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingOutcome:
+    """What came out of a training."""
+
+    time_ms: int
+    """Unix time in milliseconds."""
+    n_epochs: int
+    metrics: Mapping[str, float]
+    """Final metrics, e.g. test_loss and test_acc."""
+    state: TrialState = TrialState.COMPLETE
+    checkpoint: str | None = None
+    model_file: str | None = None
+    """torch.export archive (.pt2)."""
+
+
+class TrainingRun:
+    """Writes one training to MLflow as it goes; every call waits for the store (5-20 ms).
+
+    Args:
+        tracking_uri: As for MlflowTracker.
+        log_file: Where MLflow's own messages go; None: nowhere.
+    """
+
+    def __init__(self, tracking_uri: str, log_file: Path | None = None) -> None:
+        self._uri, self._log_file = tracking_uri, log_file
+        self._opened: tuple[Store, RunLog, TrainingInfo] | None = None
+
+    def open(self, info: TrainingInfo) -> str:
+        """Make the run; returns its id. Raises StoreError where that cannot be done."""
+        quiet()
+        from sweep.tracking import run, store
+
+        store.route_logs(self._log_file)
+        opened = store.connect(self._uri)
+        with store.in_one_line(f"MLflow at {opened.shown}"):
+            experiment, _ = store.find_or_make_experiment(opened, info.experiment)
+            tags = {**info.tags, **store.source_tags(), **_origin(info)}
+            made = opened.client.create_run(
+                experiment.experiment_id, info.time_ms, tags, info.name
+            )
+            log = run.RunLog(opened, made, is_new=True)
+            log.log(params=run.flat_params(info.params))
+            log.log_datasets(run.dataset_inputs(info.dataset))
+        self._opened = opened, log, info
+        return log.run_id
+
+    def log_epoch(self, epoch: int, metrics: Mapping[str, float], time_ms: int) -> None:
+        """Log one point of every curve; `epoch` counts from 1. Raises StoreError."""
+        store, log, _ = self._now_open()
+        from sweep.tracking.store import in_one_line
+
+        with in_one_line(f"MLflow at {store.shown}"):
+            log.log_epochs([EpochReport(0, epoch, metrics, time_ms)])
+
+    def finish(self, outcome: TrainingOutcome) -> str | None:
+        """Store metrics, checkpoint and model, end the run; returns the logged model's id.
+
+        Raises:
+            StoreError: The store did not take it.
+        """
+        store, log, info = self._now_open()
+        from sweep.tracking.store import in_one_line, route_logs
+
+        try:
+            with in_one_line(f"MLflow at {store.shown}"):
+                return _finish(store, log, info, outcome)
+        finally:
+            self._opened = None
+            route_logs(None)
+
+    def _now_open(self) -> tuple[Store, RunLog, TrainingInfo]:
+        if self._opened is None:
+            raise RuntimeError("open() comes first")
+        return self._opened
+
+
+def _finish(store: Store, log: RunLog, info: TrainingInfo, outcome: TrainingOutcome) -> str | None:
+    from mlflow.entities import Metric
+
+    from sweep.tracking import model
+    from sweep.tracking.run import STATUS, flat_params
+
+    if outcome.checkpoint:
+        log.log_file(outcome.checkpoint, "checkpoint/best.ckpt")
+    model_id = None
+    if outcome.model_file and info.dataset:
+        label = model.ModelLabel(
+            "trained", outcome.n_epochs, flat_params(info.params), _origin(info)
+        )
+        folders = model.ModelFolders(info.dataset)
+        model_id = model.log_model(store, log, folders, Path(outcome.model_file), label)
+    link = {"model_id": model_id, "run_id": log.run_id} if model_id else {}
+    log.log(
+        [
+            Metric(name, float(value), outcome.time_ms, outcome.n_epochs, **link)
+            for name, value in outcome.metrics.items()
+        ]
+    )
+    log.end(STATUS[outcome.state], outcome.time_ms)
+    return model_id
+
+
+def _origin(info: TrainingInfo) -> dict[str, str]:
+    tags = {"sweep.study": info.experiment, "sweep.role": "train"}
+    if info.from_trial is not None:
+        tags["sweep.from_trial"] = str(info.from_trial)
+    if info.from_run is not None:
+        tags["sweep.from_run"] = info.from_run
+    return tags

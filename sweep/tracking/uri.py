@@ -1,0 +1,73 @@
+"""Which MLflow store is meant, and how to speak of it without giving away a password."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from sweep import sqlite
+from sweep.errors import StoreError
+from sweep.redact import redacted
+
+DEFAULT_URI = "sqlite:///mlflow.db"
+"""MLflow's own default: a bare `mlflow ui` in the same folder reads it."""
+
+_MAX_LINE = 300
+
+
+def default_tracking_uri(env: Mapping[str, str]) -> str:
+    """MLFLOW_TRACKING_URI of `env` where it is set, else `sqlite:///mlflow.db`."""
+    return env.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+
+
+def resolve(uri: str) -> str:
+    """The URI that names the same store from any folder: relative SQLite paths made absolute.
+
+    Raises:
+        StoreError: It names a file store, which MLflow >= 3.13 no longer writes, or nothing.
+    """
+    scheme, colon, _ = uri.partition(":")
+    if not uri.strip() or not colon or scheme == "file":
+        raise StoreError(
+            f"MLflow >= 3.13 has no file stores, but got {redacted(uri)!r}: "
+            f"use a database such as {DEFAULT_URI}, or the http address of an MLflow server"
+        )
+    if scheme == "sqlite" and not uri.startswith("sqlite:///"):
+        raise StoreError(
+            f"an SQLite address is sqlite:///FILE with three slashes, but got {uri!r}"
+        )
+    path = sqlite.path_of(uri)
+    if path is None:
+        return uri
+    _, question, options = uri.partition("?")
+    return f"sqlite:///{path}{question}{options}"
+
+
+def one_line(error: object) -> str:
+    """The first line of what `error` says, without credentials, at most 300 characters.
+
+    >>> one_line(ValueError("no answer from https://me:secret@host:5000\\nTraceback"))
+    'no answer from https://***@host:5000'
+    """
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    first = lines[0].strip() if lines else type(error).__name__
+    return redacted(first)[:_MAX_LINE]
+
+
+def quiet(env: dict[str, str] | os._Environ[str] | None = None) -> None:
+    """Keep MLflow's banners, progress bars, usage statistics and long retries off.
+
+    Sets environment variables that are not set yet; must run before mlflow is imported.
+    """
+    env = os.environ if env is None else env
+    for name, value in {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+        # MLflow's own 7 retries keep a caller waiting for minutes where nobody answers; our
+        # delivery retries by itself.
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+        "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    }.items():
+        env.setdefault(name, value)

@@ -1,0 +1,32 @@
+"""Which device a worker trains on, and what it says of it."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from sweep.training.data import SearchData
+from sweep.trial import Task, WorkerReady
+
+
+def lightning_devices(text: str) -> int | list[int]:
+    """Lightning's `devices`: a count, or the index in "[2]" or "2,"."""
+    digits = text.strip("[], ")
+    return int(digits) if text.strip().isdigit() else [int(digits)]
+
+
+def device_name(task: Task) -> str:
+    """As torch names it, e.g. "cpu, 2 threads" or "cuda NVIDIA H100"."""
+    wanted = task.accelerator
+    if wanted in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        chosen = lightning_devices(task.devices)
+        return f"cuda {torch.cuda.get_device_name(chosen[0] if isinstance(chosen, list) else 0)}"
+    if wanted in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
+        return "mps"
+    return f"cpu, {torch.get_num_threads()} threads"
+
+
+def ready(task: Task, data: SearchData, n_slots: int) -> WorkerReady:
+    """A trainer's first report."""
+    return WorkerReady(data.info, device_name(task), n_slots, time.time_ns() // 1_000_000)

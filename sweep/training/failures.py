@@ -1,0 +1,30 @@
+"""What kind of failure an exception is."""
+
+from __future__ import annotations
+
+import traceback
+
+import torch
+
+from sweep.trial import Failure, FailureKind
+
+
+def classify(error: BaseException) -> Failure:
+    """The failure that `error` stands for: oom, nan or exception, with its traceback."""
+    text = "".join(traceback.format_exception(error))
+    message = " ".join(str(error).split()) or type(error).__name__
+    return Failure(_kind(error), f"{type(error).__name__}: {message}"[:500], text)
+
+
+def not_finite(epoch: int, metric: str, value: float) -> Failure:
+    """The failure of a trial whose `metric` is NaN or infinite after `epoch`."""
+    return Failure("nan", f"{metric} is {value} after epoch {epoch}")
+
+
+def _kind(error: BaseException) -> FailureKind:
+    is_memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    if is_memory or (isinstance(error, RuntimeError) and "out of memory" in str(error).lower()):
+        return "oom"
+    if "alloc" in str(error).lower() and "DefaultCPUAllocator" in str(error):
+        return "oom"
+    return "exception"

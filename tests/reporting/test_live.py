@@ -1,0 +1,346 @@
+"""The live table on a terminal."""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
+import textwrap
+import threading
+import time
+
+import pytest
+from reporting_records import a_study, curve, finished, report, started
+from reporting_screen import Screen
+from rich.console import Console
+
+from sweep.reporting.display import make_display, width_and_color
+from sweep.reporting.lines import LineDisplay
+from sweep.reporting.live import LiveDisplay, frame
+from sweep.reporting.progress import Progress
+from sweep.trial import DatasetInfo, Notice, StudyFinished, TrialState, WorkerReady
+
+
+class Clock:
+    """Seconds that a test moves."""
+
+    now_s = 100.0
+
+    def __call__(self):
+        return self.now_s
+
+
+def picture(records, width=80, height=24, clock=None, **study):
+    progress = Progress(a_study(**study), clock or Clock())
+    for record in records:
+        progress.apply(record)
+    return [line.plain for line in frame(progress, width, height)]
+
+
+def many_running(n):
+    return [record for number in range(n) for record in curve(number, number % 10)]
+
+
+def eventually(condition, timeout_s=10.0):
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, "this never came true"
+        time.sleep(0.01)
+
+
+def test_the_frame_says_what_is_running_and_what_is_best():
+    """The frame holds the bar, the best trial, the counts and a row with a curve per trial."""
+    records = [*curve(12, 10), finished(12, 0.9833), *curve(13, 4)]
+    records += [finished(14, None, state=TrialState.FAIL), finished(15, 0.5, state="PRUNED")]
+    lines = picture(records)
+    assert "3/50 trials" in lines[0]
+    assert lines[1] == "best val_acc 0.9833  t012 Adam lr=1.2e-3 256-64"
+    assert lines[2] == "1 complete · 1 pruned · 1 failed · 1 running"
+    assert lines[4].split() == ["running", "epoch", "val_acc"]
+    assert lines[5].split() == ["t013", "Adam", "lr=1.2e-3", "256-64", "4/10", "0.9333", "▁▃▆█"]
+
+
+@pytest.mark.parametrize("width", [12, 24, 39, 40, 60, 80, 120, 200])
+@pytest.mark.parametrize("height", [3, 8, 24, 60])
+def test_the_frame_fits_any_terminal(width, height):
+    """No line is wider than the terminal, there are fewer lines than rows, the bar comes first."""
+    lines = picture(many_running(70), width, height, n_done=12, best_value=0.97)
+    assert max(len(line) for line in lines) <= width
+    assert len(lines) < height
+    assert ("12/50 trials"[: width - 1] in lines[0]) or width < 14
+
+
+def test_rows_that_do_not_fit_are_counted():
+    """The lowest numbers are shown in order, and the last line counts the others."""
+    lines = picture(many_running(30), height=24)
+    shown = [int(line[1:4]) for line in lines if line.startswith("t0")]
+    assert shown == list(range(17))
+    assert lines[-1] == "+13 more"
+
+
+def test_columns_line_up():
+    """Epoch and metric end at the same cell in every row."""
+    rows = [line for line in picture(many_running(9)) if line.startswith("t")]
+    assert len({row.index("/10") for row in rows}) == 1
+    assert len({len(row) for row in rows}) > 1
+
+
+def test_before_a_trial_is_done_the_leader_is_shown():
+    """Until a trial is complete, the line of the best names the running leader."""
+    lines = picture([*curve(1, 3), *curve(2, 3), report(2, 4, float("nan"))])
+    assert lines[1].startswith("leading val_acc 0.9242  t002")
+
+
+def test_before_the_first_epoch_the_frame_says_what_it_waits_for():
+    """While a worker loads, and in the first epoch, the line of the best says so."""
+    data = DatasetInfo("digits", "sklearn", "0", (1, 8, 8), 10, 1, 1)
+    ready = WorkerReady(data, "cpu", 16, 0)
+    assert picture([started(0)])[1] == "starting: a worker loads torch and the data"
+    assert picture([started(0), ready])[1] == "first epoch on cpu, 16 trials at a time"
+    assert picture([finished(0, None, state=TrialState.FAIL)])[1] == "best val_acc -"
+
+
+def test_the_remaining_time_is_known_before_the_first_trial_ends():
+    """50 trials at once, 2 of 10 epochs after 2 x 3 s: 24 s are left, and they count down."""
+    clock = Clock()
+    progress = Progress(a_study(), clock)
+    clock.now_s += 8  # start-up: is not counted
+    for epoch in (1, 2):
+        clock.now_s += 3
+        for number in range(50):
+            progress.apply(report(number, epoch, 0.9, epoch_s=3.0))
+    assert progress.eta_s() == pytest.approx(24.0)
+    clock.now_s += 2
+    assert progress.eta_s() == pytest.approx(22.0)
+
+
+def test_a_resumed_trial_counts_only_what_is_trained_now():
+    """A trial that goes on from epoch 5 and ends has done half a trial in this session."""
+    clock = Clock()
+    progress = Progress(a_study(n_trials=12, n_done=10), clock)
+    progress.apply(started(3))
+    for epoch in range(6, 11):
+        clock.now_s += 1
+        progress.apply(report(3, epoch, 0.9, epoch_s=1.0))
+    progress.apply(finished(3))
+    assert progress.n_done == 11
+    assert progress.eta_s() == pytest.approx(10.0)
+
+
+def test_a_trial_that_starts_again_is_not_counted_twice():
+    """A retried trial keeps its curve up to where it goes on, and counts once when finished."""
+    progress = Progress(a_study())
+    for record in [*curve(4, 6), started(4), report(4, 3, 0.5)]:
+        progress.apply(record)
+    assert progress.running[4].curve[-2:] == [(2, pytest.approx(0.9164)), (3, 0.5)]
+    for record in [finished(4, None, state=TrialState.FAIL), started(4), finished(4), finished(4)]:
+        progress.apply(record)
+    assert progress.n_done == 1
+    assert progress.counts == {TrialState.COMPLETE: 1, TrialState.FAIL: 0}
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_the_terminal_is_left_with_bar_and_counts(width):
+    """After close only notices, bar and counts remain, and the cursor is shown, below them."""
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=width, height=24, _environ={})
+    display = LiveDisplay(console)
+    display.open(a_study(n_trials=30))
+    display.write(many_running(30))
+    eventually(lambda: "more" in out.getvalue())
+    display.write([Notice(0, "halved to 16"), *(finished(i) for i in range(30))])
+    display.write([StudyFinished(0, {}, 0, 0.98, 0.95, "done")])
+    display.close()
+    display.close()
+    screen = Screen(width)
+    screen.feed(out.getvalue())
+    lines = screen.lines()
+    assert lines[0] == "halved to 16"
+    assert "30/30 trials" in lines[1]
+    assert lines[2:] == ["30 complete" + (" · 0 pruned · 0 failed" if width > 48 else "")]
+    assert screen.is_cursor_shown
+    assert (screen.row, screen.column) == (3, 0)
+
+
+def test_a_narrower_terminal_leaves_nothing_behind():
+    """When the terminal reflows a frame to 40 cells, the next frame replaces all of it."""
+
+    class Terminal(io.StringIO):
+        def __init__(self):
+            super().__init__()
+            self.screen = Screen(100)
+
+        def write(self, text):
+            if console.width < self.screen.width:
+                self.screen.narrow(console.width)
+            self.screen.feed(text)
+            return super().write(text)
+
+    terminal = Terminal()
+    console = Console(file=terminal, force_terminal=True, width=100, height=30, _environ={})
+    display = LiveDisplay(console)
+    display.open(a_study())
+    display.write(many_running(5))
+    eventually(lambda: "t004" in terminal.getvalue())
+    console.width = 40
+    display.write(curve(5, 3))
+    eventually(lambda: "t005" in terminal.getvalue())
+    display.close()
+    lines = terminal.screen.lines()
+    assert "0/50 trials" in lines[0]
+    assert lines[1:] == ["6 running"]
+
+
+def test_write_returns_while_the_terminal_is_held():
+    """write() returns at once while the terminal takes nothing, and frames stay rare."""
+
+    class HeldTerminal(io.StringIO):
+        gate = threading.Event()
+        n_writes = 0
+
+        def write(self, text):
+            self.n_writes += 1
+            self.gate.wait(10)
+            return super().write(text)
+
+    held = HeldTerminal()
+    held.gate.set()
+    display = LiveDisplay(Console(file=held, force_terminal=True, width=80, height=24))
+    display.open(a_study())
+    held.gate.clear()
+    begin = time.monotonic()
+    for epoch in range(1, 500):
+        display.write([report(number, epoch, 0.9) for number in range(10)])
+    assert time.monotonic() - begin < 2
+    held.gate.set()
+    display.close()
+    assert held.n_writes < 20
+
+
+def test_a_terminal_that_fails_ends_the_display_only():
+    """A terminal whose writes fail stops being drawn on; write() and close() do not raise."""
+
+    class LostTerminal(io.StringIO):
+        is_lost = False
+
+        def write(self, text):
+            if self.is_lost:
+                raise OSError(5, "Input/output error")
+            return super().write(text)
+
+    lost = LostTerminal()
+    display = LiveDisplay(Console(file=lost, force_terminal=True, width=80, height=24))
+    display.open(a_study())
+    lost.is_lost = True
+    for number in range(5):
+        display.write(curve(number, 3))
+    display.close()
+    assert sys.stdout is not lost
+
+
+def test_an_ascii_terminal_gets_ascii():
+    """On a stream that cannot encode blocks, bar and curves are drawn in ASCII."""
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding="ascii")
+    console = Console(file=stream, force_terminal=True, width=80, height=24, _environ={})
+    display = LiveDisplay(console)
+    display.open(a_study(n_trials=2))
+    display.write([finished(0), *curve(1, 8)])
+    eventually(lambda: b"t001" in raw.getvalue())
+    display.close()
+    assert b"####" in raw.getvalue()
+
+
+def run_in_terminal(code, *, width=100, environ=None):
+    """Run `code` with a real pseudo-terminal as stdin, stdout and stderr."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, width, 0, 0))
+    before = termios.tcgetattr(theirs)
+    kept = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES", "NO_COLOR")}
+    path = os.pathsep.join(p for p in sys.path if p)
+    child = subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(code)],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env={**kept, "PYTHONPATH": path, "TERM": "xterm-256color", **(environ or {})},
+    )
+    chunks = []
+
+    def collect():
+        try:
+            while chunk := os.read(ours, 65536):
+                chunks.append(chunk)
+        except OSError:  # the last writer has closed it
+            pass
+
+    reader = threading.Thread(target=collect)
+    reader.start()
+    assert child.wait(timeout=30) == 0
+    after = termios.tcgetattr(theirs)
+    os.close(theirs)
+    reader.join(timeout=10)
+    os.close(ours)
+    assert after == before
+    return b"".join(chunks).decode()
+
+
+SEARCH = """
+    import sys, time
+    from reporting_records import a_study, curve, finished
+    from sweep.reporting.display import make_display
+    display = make_display(sys.stdout)
+    display.open(a_study(n_trials=4))
+    display.write([r for n in range(4) for r in curve(n, 5)])
+    time.sleep(0.4)
+    {middle}
+    display.write([finished(n) for n in range(4)])
+    display.close()
+    print("Best val_acc 0.98")
+"""
+
+
+def test_a_real_terminal_is_left_sane():
+    """On a pseudo-terminal: cursor back, modes unchanged, later output below the table."""
+    output = run_in_terminal(SEARCH.format(middle="print('said by a library')"))
+    screen = Screen(100)
+    screen.feed(output)
+    assert "t003 Adam" in output
+    assert "\x1b[32m" in output
+    lines = screen.lines()
+    assert lines[0] == "said by a library"
+    assert "4/4 trials" in lines[1]
+    assert lines[3:] == ["Best val_acc 0.98"]
+    assert screen.is_cursor_shown
+
+
+def test_a_search_that_ends_without_close_brings_the_cursor_back():
+    """A driver that leaves through sys.exit still gets its terminal back."""
+    screen = Screen(100)
+    screen.feed(run_in_terminal(SEARCH.format(middle="sys.exit(0)")))
+    assert screen.is_cursor_shown
+
+
+def test_no_color_is_respected():
+    """NO_COLOR leaves the live table without colours."""
+    output = run_in_terminal(SEARCH.format(middle=""), environ={"NO_COLOR": "1"})
+    assert "t003 Adam" in output
+    assert not any(f"\x1b[{n}m" in output for n in range(30, 38))
+
+
+def test_a_dumb_terminal_gets_lines():
+    """TERM=dumb gets one line per trial and not one control sequence."""
+    output = run_in_terminal(SEARCH.format(middle=""), environ={"TERM": "dumb"})
+    assert "\x1b" not in output
+    assert output.startswith("trial=0 state=COMPLETE")
+
+
+def test_a_pipe_gets_lines():
+    """A stream that is no terminal gets lines, even where FORCE_COLOR is set, and no width."""
+    assert isinstance(make_display(io.StringIO()), LineDisplay)
+    assert width_and_color(io.StringIO()) == (None, False)

@@ -1,0 +1,545 @@
+"""What a search leaves in MLflow: real SQLite stores, a real `mlflow server`."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import tracking_records as records
+import yaml
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from sweep import sqlite
+from sweep.errors import DiskError, NotFoundError, StoreError, UndeliveredError
+from sweep.tracking import (
+    MlflowTracker,
+    TrainingInfo,
+    TrainingOutcome,
+    TrainingRun,
+    artifact_of,
+    default_tracking_uri,
+    find_run,
+    model_uri_of,
+    one_line,
+    parent_run_id_of,
+    run_id_of,
+)
+from sweep.training.mlp import MLPClassifier
+from sweep.trial import EpochReport, Notice, Record, TrialState, WorkerReady
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> records.Trained:
+    return records.trained(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with no study, made once (1-2 s) and copied."""
+    folder = tmp_path_factory.mktemp("store")
+    tracker = MlflowTracker(f"sqlite:///{folder}/mlflow.db")
+    tracker.open(records.study_info("other"))
+    tracker.close()
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def uri(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.chdir(tmp_path)
+    shutil.copyfile(empty_store, tmp_path / "mlflow.db")
+    return f"sqlite:///{tmp_path}/mlflow.db"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Any:
+    folder = tmp_path_factory.mktemp("server")
+    shutil.copyfile(empty_store, folder / "store.db")
+    command = ["server", "--backend-store-uri", "sqlite:///store.db", "--workers", "1"]
+    with records.mlflow_server(folder, command) as address:
+        yield address
+
+
+def track(uri: str, written: list[Record], **changes: Any) -> None:
+    tracker = MlflowTracker(uri)
+    tracker.open(records.study_info(**changes))
+    tracker.write(written)
+    tracker.close()
+
+
+def runs_of(uri: str, study: str = "toy-study") -> dict[str, Run]:
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name(study)
+    assert experiment is not None
+    found = client.search_runs([experiment.experiment_id])
+    return {run.data.tags.get("sweep.trial", "parent"): run for run in found}
+
+
+def test_a_search_is_one_parent_and_a_child_a_trial(uri: str, model: records.Trained) -> None:
+    """A parent run holds the config, each trial a run of the right state under it."""
+    track(uri, records.search(model))
+    runs = runs_of(uri)
+    parent = runs.pop("parent")
+    assert {key: run.info.status for key, run in runs.items()} == {
+        "0": "FINISHED",
+        "1": "KILLED",
+        "2": "FAILED",
+        "3": "FINISHED",
+    }
+    assert parent.info.status == "FINISHED"
+    assert parent.data.params == {"seed": "3", "data.name": "toy", "data.split": "80-20"}
+    assert parent.data.tags["mlflow.source.git.commit"] == "abc1234"
+    assert parent.data.tags["torch"] == "2.13.0"
+    assert parent.data.tags["sweep.best_trial"] == "0"
+    assert parent.data.tags["sweep.best_run"] == runs["0"].info.run_id
+    assert parent.data.metrics["best_val_acc"] == pytest.approx(0.8)
+    assert parent.data.metrics["n_complete"] == 2
+    for run in runs.values():
+        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    config = artifact_of(uri, parent.info.run_id, "config.yaml", Path("none"))
+    assert yaml.safe_load(config.read_text()) == {
+        "seed": 3,
+        "data": {"name": "toy", "split": [80, 20]},
+    }
+    space = artifact_of(uri, parent.info.run_id, "space.yaml", Path("none"))
+    assert space.read_text() == records.study_info().space_text
+
+
+def test_a_trial_has_params_curves_data_and_times(uri: str, model: records.Trained) -> None:
+    """A run shows widths as one word, one point an epoch at its own time, and its data."""
+    track(uri, records.search(model))
+    run = runs_of(uri)["3"]
+    client = MlflowClient(uri)
+    assert run.info.run_name == "t003 Adam lr=1.2e-3 256-64"
+    assert run.info.start_time == records.START_MS + 3000
+    assert run.info.end_time == records.START_MS + 60_003
+    assert run.data.params["hidden"] == "256-64"
+    assert run.data.params["hidden.0"] == "256"
+    assert float(run.data.params["lr"]) == 0.0012
+    assert run.data.tags["best_epoch"] == "3"
+    assert run.data.metrics["best_val_acc"] == pytest.approx(0.77)
+    assert "best_epoch_s" not in run.data.metrics
+    for key in ("train_loss", "val_loss", "val_acc", "epoch_s"):
+        history = client.get_metric_history(run.info.run_id, key)
+        assert [(p.step, p.timestamp) for p in history] == [
+            (epoch, records.START_MS + 100 * epoch) for epoch in (1, 2, 3)
+        ]
+        assert [p.value for p in history] == [records.metrics(3, e)[key] for e in (1, 2, 3)]
+    assert run.inputs is not None
+    contexts = {i.dataset.name: i.tags[0].value for i in run.inputs.dataset_inputs}
+    assert contexts == {"toy-train": "training", "toy-val": "validation"}
+
+
+def test_a_failure_is_kept_with_its_traceback(uri: str) -> None:
+    """A failed trial has the class of its failure as a tag and the traceback as a file."""
+    track(uri, records.search(None))
+    run = runs_of(uri)["2"]
+    assert run.data.tags["sweep.failure"] == "nan"
+    assert run.data.tags["sweep.failure_message"] == "train_loss is nan"
+    file = artifact_of(uri, run.info.run_id, "traceback.txt", Path("none"))
+    assert file.read_text() == "Traceback: line 1\n"
+
+
+def test_the_logged_model_predicts_what_the_checkpoint_predicts(
+    uri: str, model: records.Trained
+) -> None:
+    """mlflow.pytorch and mlflow.pyfunc load the model; for 1 and 7 rows both equal the
+    checkpoint to float32 rounding (1e-6)."""
+    import mlflow
+
+    track(uri, records.search(model))
+    run_id = run_id_of(uri, "toy-study", 0)
+    assert run_id is not None
+    model_uri = model_uri_of(uri, run_id)
+    assert model_uri is not None
+    mlflow.set_tracking_uri(uri)
+    loaded = mlflow.pytorch.load_model(model_uri)
+    served = mlflow.pyfunc.load_model(model_uri)
+    kept = MLPClassifier.load_from_checkpoint(
+        artifact_of(uri, run_id, "checkpoint/best.ckpt", Path("none")), weights_only=True
+    ).eval()
+    for n_rows in (1, 7):
+        x = torch.rand(n_rows, 1, 2, 2)
+        with torch.no_grad():
+            expected = kept(x)
+        torch.testing.assert_close(loaded(x), expected, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(served.predict(x.numpy()), expected.numpy(), atol=1e-6)
+
+
+def test_the_logged_model_is_tied_to_run_metrics_and_data(
+    uri: str, model: records.Trained
+) -> None:
+    """Complete trials have one READY model each, with metrics on the validation data."""
+    track(uri, records.search(model))
+    client = MlflowClient(uri)
+    runs = runs_of(uri)
+    models = client.search_logged_models([runs["0"].info.experiment_id])
+    assert sorted(m.source_run_id or "" for m in models) == sorted(
+        runs[number].info.run_id for number in ("0", "3")
+    )
+    for logged in models:
+        assert str(logged.status) == "READY"
+        assert logged.params["hidden"] == "256-64"
+        linked = {m.key: (m.dataset_name, m.run_id) for m in logged.metrics or []}
+        assert linked["best_val_acc"] == ("toy-val", logged.source_run_id)
+
+
+def test_model_folders_are_what_mlflow_itself_writes(
+    tmp_path: Path, model: records.Trained
+) -> None:
+    """Files and MLmodel equal save_model's, but for ids, times, sizes and pinned builders."""
+    import mlflow
+    from mlflow.models import ModelSignature
+    from mlflow.types.schema import Schema, TensorSpec
+
+    from sweep.tracking.model import ModelFolders
+
+    dtype = np.dtype("float32")
+    pins = [f"{n}=={v.partition('+')[0]}" for n, v in _versions("torch", "mlflow", "numpy")]
+    ModelFolders(records.DATASET).write(tmp_path / "ours", Path(model.model_file), {})
+    mlflow.pytorch.save_model(
+        MLPClassifier(4, 3, hidden=(5,)).eval(),
+        str(tmp_path / "theirs"),
+        signature=ModelSignature(
+            Schema([TensorSpec(dtype, (-1, 1, 2, 2))]), Schema([TensorSpec(dtype, (-1, 3))])
+        ),
+        input_example=np.zeros((2, 1, 2, 2), dtype),
+        pip_requirements=pins,
+        serialization_format="pt2",
+    )
+    ours, theirs = (_folder(tmp_path / name) for name in ("ours", "theirs"))
+    assert ours == theirs
+
+
+def _versions(*names: str) -> list[tuple[str, str]]:
+    from importlib.metadata import version
+
+    return [(name, version(name)) for name in names]
+
+
+def _folder(folder: Path) -> dict[str, Any]:
+    """What must be the same in two model folders."""
+    files = sorted(str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file())
+    mlmodel = yaml.safe_load((folder / "MLmodel").read_text())
+    for varies in ("model_uuid", "utc_time_created", "model_size_bytes"):
+        assert mlmodel.pop(varies)
+    conda = yaml.safe_load((folder / "conda.yaml").read_text())
+    conda["dependencies"] = [
+        d.partition("<")[0] if isinstance(d, str) else d for d in conda["dependencies"]
+    ]
+    python_env = yaml.safe_load((folder / "python_env.yaml").read_text())
+    python_env["build_dependencies"] = [
+        d.partition("==")[0] for d in python_env["build_dependencies"]
+    ]
+    requirements = (folder / "requirements.txt").read_text().split()
+    return {
+        "files": files,
+        "mlmodel": mlmodel,
+        "conda": conda,
+        "python": python_env,
+        "requirements": requirements,
+    }
+
+
+def test_the_same_records_again_change_nothing(uri: str, model: records.Trained) -> None:
+    """A second delivery of a whole search makes no run, model or point a second time."""
+    track(uri, records.search(model))
+    before = _everything(uri)
+    track(uri, records.search(model))
+    assert _everything(uri) == before
+
+
+def _everything(uri: str) -> Any:
+    client = MlflowClient(uri)
+    runs = runs_of(uri)
+    points = {
+        (key, name): [(p.step, p.value) for p in client.get_metric_history(r.info.run_id, name)]
+        for key, r in runs.items()
+        for name in r.data.metrics
+    }
+    models = client.search_logged_models([runs["0"].info.experiment_id])
+    outputs = {k: [o.model_id for o in r.outputs.model_outputs] for k, r in runs.items()}
+    states = {k: (r.info.run_id, r.info.status, r.data.params) for k, r in runs.items()}
+    return points, sorted(m.model_id for m in models), outputs, states
+
+
+def test_a_continued_trial_goes_on_under_its_run(uri: str) -> None:
+    """After a restart a trial keeps its run id, is RUNNING, and has one point an epoch."""
+    track(uri, [records.started(0), *records.epochs(0, 1, 2)])
+    first = runs_of(uri)["0"]
+    assert first.info.status == "RUNNING"
+    # The checkpoint was of epoch 1: epoch 2 is trained, and reported, again.
+    track(uri, [records.started(0), *records.epochs(0, 2, 3, delay=5000)], n_trials=9)
+    runs = runs_of(uri)
+    assert sorted(runs) == ["0", "parent"]
+    assert runs["0"].info.run_id == first.info.run_id
+    history = MlflowClient(uri).get_metric_history(first.info.run_id, "val_acc")
+    assert [point.step for point in history] == [1, 2, 3]
+    track(uri, [records.finished(0, TrialState.FAIL)])
+    track(uri, [records.started(0)])
+    assert runs_of(uri)["0"].info.status == "RUNNING"
+
+
+@pytest.mark.parametrize(
+    ("reason", "status"),
+    [
+        ("done", "FINISHED"),
+        ("exhausted", "FINISHED"),
+        ("timeout", "FINISHED"),
+        ("interrupted", "KILLED"),
+        ("failed", "FAILED"),
+    ],
+)
+def test_the_parent_says_how_the_search_ended(uri: str, reason: str, status: str) -> None:
+    """The parent is FINISHED, KILLED when interrupted, FAILED when failed; then RUNNING again
+    when the study goes on."""
+    track(uri, [records.study_finished(reason=reason, best_number=None)])
+    assert runs_of(uri)["parent"].info.status == status
+    track(uri, [])
+    assert runs_of(uri)["parent"].info.status == "RUNNING"
+
+
+def test_a_dataset_named_by_the_worker_counts(uri: str, model: records.Trained) -> None:
+    """Without a data set at the start, the worker's word gives trials inputs and models."""
+    ready = WorkerReady(records.DATASET, "cpu", 4, records.START_MS)
+    written: list[Record] = [ready, records.started(0), Notice(0, "one line")]
+    written += [*records.epochs(0), records.finished(0, TrialState.COMPLETE, model)]
+    track(uri, written, dataset=None)
+    runs = runs_of(uri)
+    assert runs["0"].inputs is not None
+    assert len(runs["0"].inputs.dataset_inputs) == 2
+    assert runs["parent"].data.tags["sweep.device"] == "cpu"
+    assert model_uri_of(uri, runs["0"].info.run_id) is not None
+
+
+def test_not_a_number_is_a_point_too(uri: str) -> None:
+    """A metric that turned NaN or infinite is logged as such."""
+    report = EpochReport(0, 1, {"val_acc": math.nan, "train_loss": math.inf}, records.START_MS)
+    track(uri, [records.started(0), report])
+    got = runs_of(uri)["0"].data.metrics
+    assert math.isnan(got["val_acc"])
+    assert got["train_loss"] > 1e300
+
+
+def test_a_deleted_experiment_comes_back(uri: str) -> None:
+    """A study whose experiment was deleted in the UI goes on in it."""
+    track(uri, [records.started(0)])
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("toy-study")
+    assert experiment is not None
+    client.delete_experiment(experiment.experiment_id)
+    track(uri, [])
+    assert sorted(runs_of(uri)) == ["0", "parent"]
+
+
+def test_a_default_store_is_where_mlflow_ui_looks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """sqlite:///mlflow.db makes ./mlflow.db and ./mlruns/<experiment>, and nothing besides."""
+    monkeypatch.chdir(tmp_path)
+    track(default_tracking_uri({}), [])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mlflow.db", "mlruns"]
+    experiment = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").get_experiment_by_name(
+        "toy-study"
+    )
+    assert experiment is not None
+    assert Path(experiment.artifact_location) == tmp_path / "mlruns" / experiment.experiment_id
+
+
+def test_the_environment_names_the_store() -> None:
+    """MLFLOW_TRACKING_URI wins over the default."""
+    assert default_tracking_uri({}) == "sqlite:///mlflow.db"
+    assert default_tracking_uri({"MLFLOW_TRACKING_URI": "http://host:5000"}) == "http://host:5000"
+
+
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [
+        ("./mlruns", "no file stores"),
+        ("file:///tmp/mlruns", "no file stores"),
+        ("", "no file stores"),
+        ("sqlite:mlflow.db", "three slashes"),
+        ("gopher://host/x", "gopher"),
+        ("http://me:secret@127.0.0.1:9", "***@127.0.0.1:9"),
+    ],
+)
+def test_a_store_that_is_none_is_one_line(
+    bad: str, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A wrong address, or nobody there, raises StoreError: one line, no password."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    tracker = MlflowTracker(bad)
+    with pytest.raises(StoreError) as caught:
+        tracker.open(records.study_info())
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "secret" not in str(caught.value)
+    tracker.close()
+
+
+def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
+    """A text file, a folder in the way, and a file in place of the folder: StoreError each."""
+    (tmp_path / "text.db").write_text("not a database, but long enough to look at\n" * 20)
+    (tmp_path / "folder.db").mkdir()
+    for name in ("text.db", "folder.db"):
+        with pytest.raises(StoreError, match=f"{name} cannot be used as a database"):
+            MlflowTracker(f"sqlite:///{tmp_path}/{name}").open(records.study_info())
+    with pytest.raises(DiskError, match="cannot make the folder"):
+        MlflowTracker(f"sqlite:///{tmp_path}/text.db/mlflow.db").open(records.study_info())
+
+
+def test_what_cannot_be_delivered_is_counted(uri: str, tmp_path: Path) -> None:
+    """A missing checkpoint is said at the end; the trial is FINISHED all the same."""
+    gone = records.Trained(str(tmp_path / "gone.ckpt"), str(tmp_path / "gone.pt2"))
+    written = [records.started(0), records.finished(0, TrialState.COMPLETE, gone)]
+    with pytest.raises(UndeliveredError, match=r"1 record could not .*No such file.*gone\.ckpt"):
+        track(uri, written)
+    assert runs_of(uri)["0"].info.status == "FINISHED"
+
+
+def test_a_locked_store_is_asked_again(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Records that a locked database refused are delivered once it is free."""
+    import sqlite3
+
+    from sweep.tracking import delivery
+
+    monkeypatch.setattr(delivery, "RETRY_S", 0.1)
+    tracker = MlflowTracker(uri)
+    tracker.open(records.study_info())
+    other = sqlite3.connect(sqlite.path_of(uri) or "", isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    tracker.write([records.started(0), *records.epochs(0)])
+    other.execute("ROLLBACK")
+    other.close()
+    tracker.close()
+    assert len(runs_of(uri)["0"].data.metrics) == 4
+
+
+def test_nothing_is_printed_and_logs_go_to_the_file(tmp_path: Path) -> None:
+    """A fresh store, migrations and all, leaves stdout and stderr empty and loads no torch."""
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import tracking_records as r\n"
+        "from pathlib import Path\n"
+        "from sweep.tracking import MlflowTracker\n"
+        "assert 'mlflow' not in sys.modules\n"
+        "t = MlflowTracker('sqlite:///mlflow.db', Path('sub/log'))\n"
+        "t.open(r.study_info()); t.write(r.search(None)); t.close()\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    here = Path(__file__).parent
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(here)],
+        cwd=tmp_path, env={"PYTHONPATH": str(here.parent)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert "Updating database tables" in (tmp_path / "sub" / "log").read_text()
+
+
+def test_a_server_keeps_everything_too(
+    server: str, model: records.Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through a server with its own artifact store: states, curves, files, a model that loads."""
+    import mlflow
+
+    monkeypatch.chdir(tmp_path)
+    track(server, records.search(model))
+    runs = runs_of(server)
+    assert [runs[key].info.status for key in "0123"] == [
+        "FINISHED",
+        "KILLED",
+        "FAILED",
+        "FINISHED",
+    ]
+    run_id = runs["0"].info.run_id
+    history = MlflowClient(server).get_metric_history(run_id, "val_acc")
+    assert [point.step for point in history] == [1, 2, 3]
+    kept = artifact_of(server, run_id, "checkpoint/best.ckpt", tmp_path / "download")
+    assert kept.read_bytes() == Path(model.checkpoint).read_bytes()
+    with pytest.raises(NotFoundError, match="has no artifact"):
+        artifact_of(server, run_id, "checkpoint/other.ckpt", tmp_path / "download")
+    mlflow.set_tracking_uri(server)
+    model_uri = model_uri_of(server, run_id)
+    assert model_uri is not None
+    loaded = mlflow.pytorch.load_model(model_uri)
+    checkpoint = MLPClassifier.load_from_checkpoint(kept, weights_only=True).eval()
+    x = torch.rand(3, 1, 2, 2)
+    torch.testing.assert_close(loaded(x), checkpoint(x), rtol=0, atol=1e-6)
+    logged = MlflowClient(server).get_logged_model(model_uri.removeprefix("models:/"))
+    assert {m.key: m.dataset_name for m in logged.metrics or []}["best_val_acc"] == "toy-val"
+    before = _everything(server)
+    track(server, records.search(model))
+    assert _everything(server) == before
+    assert not (tmp_path / "mlruns").exists()
+
+
+def test_runs_are_found_again(uri: str) -> None:
+    """Study and number lead to a run and back; what is not there raises NotFoundError."""
+    track(uri, [records.started(17)])
+    run_id = run_id_of(uri, "toy-study", 17)
+    assert run_id is not None
+    assert find_run(uri, run_id) == ("toy-study", 17)
+    parent = parent_run_id_of(uri, "toy-study")
+    assert parent is not None
+    assert run_id_of(uri, "toy-study", 18) is None
+    assert run_id_of(uri, "no-study", 0) is None
+    assert model_uri_of(uri, run_id) is None
+    with pytest.raises(NotFoundError, match="is no trial"):
+        find_run(uri, parent)
+    with pytest.raises(NotFoundError, match="no MLflow run"):
+        find_run(uri, "0" * 32)
+
+
+def test_a_training_is_a_run_that_names_its_trial(uri: str, model: records.Trained) -> None:
+    """sweep train's run has its curve, test metrics, checkpoint, model and origin."""
+    training = TrainingRun(uri)
+    run_id = training.open(
+        TrainingInfo(
+            "toy-study", "best of toy-study", {"lr": 0.1, "hidden": (8, 4)}, records.START_MS,
+            from_trial=17, from_run="f" * 32, dataset=records.DATASET,
+        )
+    )  # fmt: skip
+    for epoch in (1, 2):
+        training.log_epoch(epoch, {"train_loss": 1 / epoch}, records.START_MS + epoch)
+    outcome = TrainingOutcome(
+        records.START_MS + 10, 2, {"test_acc": 0.9},
+        checkpoint=model.checkpoint, model_file=model.model_file,
+    )  # fmt: skip
+    model_id = training.finish(outcome)
+    run = MlflowClient(uri).get_run(run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params == {"lr": "0.1", "hidden": "8-4"}
+    assert run.data.metrics == {"train_loss": 0.5, "test_acc": 0.9}
+    tags = run.data.tags
+    assert tags["sweep.role"], tags["sweep.from_trial"] == ("train", "17")
+    assert tags["sweep.from_run"] == "f" * 32
+    assert model_uri_of(uri, run_id) == f"models:/{model_id}"
+    assert artifact_of(uri, run_id, "checkpoint/best.ckpt", Path("none")).is_file()
+
+
+def test_only_our_database_is_tuned(tmp_path: Path) -> None:
+    """After listen() connections to that file use WAL, those to another keep the defaults."""
+    from sqlalchemy import create_engine, text
+
+    sqlite.listen(f"sqlite:///{tmp_path}/ours.db")
+    modes = {}
+    for name in ("ours.db", "other.db"):
+        engine = create_engine(f"sqlite:///{tmp_path}/{name}")
+        with engine.connect() as connection:
+            mode = connection.execute(text("PRAGMA journal_mode")).scalar()
+            modes[name] = (mode, connection.execute(text("PRAGMA synchronous")).scalar())
+        engine.dispose()
+    assert modes == {"ours.db": ("wal", 1), "other.db": ("delete", 2)}
+
+
+def test_errors_are_one_line_without_credentials() -> None:
+    """Only the first line is kept, and no password."""
+    line = one_line(ValueError("\nno http://me:pw@host/x\nmore"))
+    assert line == "no http://***@host/x"
+    assert one_line(KeyError()) == "KeyError"
