@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import signal
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,10 @@ from sweep.trial import Listener, Record, StudyFinished, StudyInfo, Task, TrialS
 
 VOLATILE = ("storage", "study")
 """Settings that are not kept with the study: they say where it is, not what it is."""
+
+
+SAME_SIGNAL_S = 0.5
+"""A second signal this soon is the same one, sent to the process and to its group."""
 
 
 @dataclass(frozen=True)
@@ -133,12 +138,25 @@ def first_configurations(
     """
     first: list[tuple[Mapping[str, Any], Mapping[str, Any] | None]] = []
     if config.baseline and config.module == DEFAULT_MODULE:
-        reference = dict(options.REFERENCE)
-        defaults = {"batch_size": config.batch_size}
-        first.append((reference, space.params_for(reference, defaults)))
+        first.append((dict(options.REFERENCE), _reference_params(config, space)))
     for configuration in space.first:
         first.append((configuration, space.params_for(configuration)))
     return first
+
+
+def _reference_params(config: RunConfig, space: Space) -> Mapping[str, Any] | None:
+    """The reference network in the space's terms; None where the space fixes something else.
+
+    It is trained as it is: a sampler must not learn its score for a configuration with, say,
+    the dropout that the space fixes.
+    """
+    reference = options.REFERENCE
+    if any(space.fixed[name] != reference.get(name, space.fixed[name]) for name in space.fixed):
+        return None
+    plain = {"activation": "relu", "schedule": "constant", "batch_size": config.batch_size}
+    if any(space.fixed[n] != plain.get(n, 0.0) for n in space.fixed if n not in reference):
+        return None
+    return space.params_for(dict(reference), {"batch_size": config.batch_size})
 
 
 def stored_config(config: RunConfig) -> dict[str, Any]:
@@ -234,13 +252,12 @@ def _stop_on_signals(driver: Driver) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    n_seen = 0
+    first: list[float] = []
 
     def stop(signum: int, frame: FrameType | None) -> None:
-        nonlocal n_seen
-        n_seen += 1
-        if n_seen > 1:
+        if first and time.monotonic() - first[0] > SAME_SIGNAL_S:
             raise KeyboardInterrupt
+        first.append(time.monotonic())
         driver.request_stop("interrupted")
 
     previous = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}

@@ -157,6 +157,13 @@ def test_samples_reach_every_value():
     assert abs(sum(logs) / len(logs) + 2.5) < 0.3  # std of the mean is 1.44 / sqrt(400) = 0.07
 
 
+def test_log_integers_are_drawn_as_optuna_draws_them():
+    """An end of a logarithmic integer range has the whole of its interval, as in Optuna."""
+    space = parse_space("parameters:\n  n: {int: [4, 64], log: true}\n", vocabulary=None)
+    share = sum(h["n"] == 4 for h in sample(space, 4000)) / 4000
+    assert abs(share - math.log(4.5 / 3.5) / math.log(64.5 / 3.5)) < 0.015  # 3.4 std of 0.0044
+
+
 def test_sampling_is_seeded():
     """Equal seeds give equal samples, other seeds others."""
     space = load_space("mlp")
@@ -294,6 +301,14 @@ def test_params_for_fills_in_what_absence_means():
     assert sized.params_for(sgd) is None
     assert sized.params_for(sgd, {"batch_size": 64}) == {**sgd, "batch_size": 64}
     assert sized.params_for(sgd, {"batch_size": 65}) is None
+
+
+def test_absent_weight_decay_of_adamw():
+    """AdamW without a weight decay has torch's 0.01, the others have 0."""
+    text = "parameters:\n  optimizer: {choices: [Adam, AdamW]}\n"
+    space = parse_space(text + "  weight_decay: {choices: [0, 0.01]}\n")
+    assert space.params_for({"optimizer": "AdamW"})["weight_decay"] == 0.01
+    assert space.params_for({"optimizer": "Adam"})["weight_decay"] == 0
 
 
 def test_params_for_null():

@@ -267,6 +267,13 @@ def test_own_vocabulary_by_value():
     assert len(faults_of(BASE + "fixed: {momentum: 2}\n", vocabulary=names)) == 1
 
 
+def test_true_is_not_one():
+    """A condition on 1 does not fit a parameter that is true or false."""
+    text = "parameters:\n  a: {choices: [true]}\n  b: {choices: [x], when: {a: 1}}\n"
+    (fault,) = faults_of(text, vocabulary=None)
+    assert fault == "s.yaml:3: b: when: a must be one of true, but got 1"
+
+
 def test_nesterov_with_momentum():
     """nesterov beside a momentum above 0 is in order, but not with a wider condition."""
     text = BASE + "  momentum: {float: [0.1, 0.9], when: {optimizer: SGD}}\n"
@@ -293,6 +300,7 @@ def test_a_file_of_the_user(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("\ufeff" + BASE, encoding="utf-8")
     assert load_space(str(path)).name == "mine"
+    assert load_space(str(path)).text == BASE
     assert load_space(path).path == path
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sweep.errors import StudyFailedError
-from sweep.executors.worker import Crash
+from sweep.executors.messages import Crash
 from sweep.trial import Exchange, Failure, Orders, Report, Task, TrialResult
 
 TICK_S = 0.5
@@ -78,7 +78,10 @@ class ProcessExecutor:
                 self._bury(worker, exchange, _why_dead(worker))
                 continue
             if isinstance(message, Crash):
-                self._bury(worker, exchange, Failure("exception", _last_line(message), str(message)))
+                if message.error is not None:
+                    raise message.error
+                failure = Failure("exception", message.message, message.traceback)
+                self._bury(worker, exchange, failure)
                 continue
             reports, n_free = message
             self._answer(worker, exchange, reports, n_free)
@@ -190,9 +193,4 @@ def _why_dead(worker: _Worker) -> Failure:
         hint = " (out of memory?)" if name == "SIGKILL" else ""
         return Failure("killed", f"its worker was ended by {name}{hint}")
     return Failure("killed", f"its worker left with exit code {code}")
-
-
-def _last_line(crash: Crash) -> str:
-    return str(crash).strip().rsplit("\n", 1)[-1]
-
 

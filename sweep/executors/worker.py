@@ -18,13 +18,11 @@ from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from typing import cast
 
+from sweep.errors import SweepError
+from sweep.executors.messages import Crash
 from sweep.trial import Orders, Report, Task
 
 PARENT_POLL_S = 1.0
-
-
-class Crash(Exception):  # noqa: N818 - travels as a value, never raised
-    """What a worker says when its trainer itself broke: the traceback as text."""
 
 
 class PipeExchange:
@@ -55,8 +53,8 @@ def main() -> None:
         from sweep.training import make_trainer
 
         make_trainer(task).train(PipeExchange(pipe))
-    except Exception:  # noqa: BLE001 - whatever it is, the driver has to know
-        pipe.send(Crash(traceback.format_exc()))
+    except Exception as error:  # noqa: BLE001 - whatever it is, the driver has to know
+        pipe.send(Crash(traceback.format_exc(), error if isinstance(error, SweepError) else None))
         sys.exit(1)
 
 

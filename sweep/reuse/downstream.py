@@ -68,7 +68,7 @@ def train(
     except BaseException:
         run.finish(TrainingOutcome(_now_ms(), follower.n_epochs, {}, TrialState.FAIL))
         raise
-    write_checkpoint(output, module, follower.n_epochs, trainer.global_step)
+    write_checkpoint(output, module, follower.n_epochs - 1, trainer.global_step)
     archive = output.with_suffix(".pt2")
     export_model(archive, module, data.info.feature_shape)
     run.finish(

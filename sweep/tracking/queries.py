@@ -105,8 +105,8 @@ def _get(tracking_uri: str, run_id: str) -> tuple[Store, Run]:
 
 
 def _connect(tracking_uri: str) -> Store:
-    quiet()
-    from sweep.tracking.store import connect, silence
+    with quiet():
+        from sweep.tracking.store import connect, silence
 
-    silence()
-    return connect(tracking_uri)
+        silence()
+        return connect(tracking_uri)

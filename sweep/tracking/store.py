@@ -1,6 +1,6 @@
 """The connection to one MLflow store: made, checked, silenced, its errors in one line.
 
-Imports mlflow: only the driver may load this module, after `uri.quiet()`.
+Imports mlflow: only the driver may load this module, within `uri.quiet()`.
 """
 
 from __future__ import annotations

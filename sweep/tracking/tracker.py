@@ -38,12 +38,12 @@ class MlflowTracker:
             StoreError: The store cannot be reached or written (DiskError: for want of space or
                 rights).
         """
-        quiet()
-        from sweep.tracking import store as stores
-        from sweep.tracking.study import StudyRuns
+        with quiet():
+            from sweep.tracking import store as stores
+            from sweep.tracking.study import StudyRuns
 
-        stores.route_logs(self._log_file)
-        store = stores.connect(self._uri)
+            stores.route_logs(self._log_file)
+            store = stores.connect(self._uri)
         self._uri = store.uri
         with stores.in_one_line(f"MLflow at {store.shown}"):
             self._runs = StudyRuns(store, study, log_models=self._log_model)

@@ -63,11 +63,11 @@ class TrainingRun:
 
     def open(self, info: TrainingInfo) -> str:
         """Make the run; returns its id. Raises StoreError where that cannot be done."""
-        quiet()
-        from sweep.tracking import run, store
+        with quiet():
+            from sweep.tracking import run, store
 
-        store.route_logs(self._log_file)
-        opened = store.connect(self._uri)
+            store.route_logs(self._log_file)
+            opened = store.connect(self._uri)
         with store.in_one_line(f"MLflow at {opened.shown}"):
             experiment, _ = store.find_or_make_experiment(opened, info.experiment)
             tags = {**info.tags, **store.source_tags(), **_origin(info)}

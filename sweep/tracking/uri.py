@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 
 from sweep import sqlite
 from sweep.errors import StoreError
@@ -54,12 +56,12 @@ def one_line(error: object) -> str:
     return redacted(first)[:_MAX_LINE]
 
 
-def quiet(env: dict[str, str] | os._Environ[str] | None = None) -> None:
-    """Keep MLflow's banners, progress bars, usage statistics and long retries off.
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Load and open MLflow within: no banners, progress bars, usage statistics, warnings.
 
-    Sets environment variables that are not set yet; must run before mlflow is imported.
+    Environment variables that are not set yet are set, and stay so.
     """
-    env = os.environ if env is None else env
     for name, value in {
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
@@ -70,4 +72,8 @@ def quiet(env: dict[str, str] | os._Environ[str] | None = None) -> None:
         "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     }.items():
-        env.setdefault(name, value)
+        os.environ.setdefault(name, value)
+    with warnings.catch_warnings():
+        # Of MLflow's own making: it calls what SQLAlchemy and pydantic have deprecated.
+        warnings.simplefilter("ignore")
+        yield

@@ -1,8 +1,7 @@
-"""Checkpoints and exported models: written aside, flushed, then renamed."""
+"""What a trial leaves behind: an ordinary Lightning checkpoint and a torch.export archive."""
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,67 +9,85 @@ from typing import Any
 
 import lightning
 import torch
-
-
-def trial_dir(work_dir: str | Path, number: int) -> Path:
-    """The folder of a trial's files."""
-    return Path(work_dir) / "trials" / f"{number:05d}"
+from torch import Tensor, nn
 
 
 def write_checkpoint(
-    path: Path,
+    path: str | Path,
     model: lightning.LightningModule,
     epoch: int,
     global_step: int,
     extra: Mapping[str, Any] | None = None,
-) -> None:
-    """Write `model` as an ordinary Lightning checkpoint of plain values and tensors.
+) -> str:
+    """Write `model` as a checkpoint that `type(model).load_from_checkpoint(path)` opens.
 
-    `load_from_checkpoint(path)` of its class opens it with weights_only=True. `epoch` counts
-    from 1; Lightning's own field counts from 0. Raises OSError where the disk does.
+    Plain values and tensors only, so that it loads with `weights_only=True`. Written aside,
+    flushed and renamed: a file of that name is always whole. `epoch` counts from 0 like
+    Lightning's; `extra` adds keys beside Lightning's own. Returns the path.
     """
-    content: dict[str, Any] = {
-        "epoch": epoch - 1,
+    checkpoint: dict[str, Any] = {
+        "epoch": epoch,
         "global_step": global_step,
         "pytorch-lightning_version": lightning.__version__,
-        "state_dict": {k: v.detach().cpu() for k, v in model.state_dict().items()},
+        "state_dict": {name: value.detach().cpu() for name, value in model.state_dict().items()},
+        "loops": {},
+        "callbacks": {},
+        "optimizer_states": [],
+        "lr_schedulers": [],
         "hparams_name": "kwargs",
-        "hyper_parameters": dict(model.hparams),
+        "hyper_parameters": {name: _plain(value) for name, value in model.hparams.items()},
         **(extra or {}),
     }
-    model.on_save_checkpoint(content)
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    write_aside(path, buffer.getvalue())
+    return _replace(path, lambda file: torch.save(checkpoint, file))
 
 
-def export_model(
-    path: Path, model: lightning.LightningModule, feature_shape: tuple[int, ...]
-) -> None:
+def export_model(path: str | Path, model: nn.Module, feature_shape: tuple[int, ...]) -> str:
     """Write `model` as a torch.export archive (.pt2) that takes any number of samples.
 
-    The archive predicts what the checkpoint predicts, on the CPU and in evaluation mode.
+    `torch.export.load(path).module()(x)` gives what the model in evaluation mode gives for x
+    (B, *feature_shape). Leaves the model in evaluation mode. Returns the path.
     """
-    model = model.cpu().eval()
-    dtype = next((p.dtype for p in model.parameters()), torch.float32)
-    example = torch.zeros(2, *feature_shape, dtype=dtype)
+    model.eval()
+    like = next(model.parameters())
+    # Two rows: with one the batch dimension would be specialised to 1.
+    example = torch.zeros(2, *feature_shape, device=like.device, dtype=like.dtype)
+    batch = torch.export.Dim("batch", min=1)
     program = torch.export.export(
-        model, (example,), dynamic_shapes=({0: torch.export.Dim.AUTO},)
+        _Inference(model), (example,), dynamic_shapes=({0: batch},), strict=False
     )
-    buffer = io.BytesIO()
-    torch.export.save(program, buffer)
-    write_aside(path, buffer.getvalue())
+    return _replace(path, lambda file: torch.export.save(program, file))
 
 
-def write_aside(path: Path, content: bytes) -> None:
-    """Put `content` at `path` so that a whole file or none is there, also after a power cut."""
+class _Inference(nn.Module):
+    """Only the forward pass: a LightningModule brings its trainer and metrics along."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The model's output."""
+        output: Tensor = self.model(x)
+        return output
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _replace(path: str | Path, write: Any) -> str:
+    """Write aside, flush to the disk, rename."""
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with aside.open("wb") as file:
-            file.write(content)
+            write(file)
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
+    return str(path)

@@ -15,7 +15,6 @@ Axes: n samples, B samples of a minibatch.
 from __future__ import annotations
 
 import hashlib
-import importlib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from torch.utils.data import SequentialSampler
 
 from sweep import datasets
 from sweep.errors import ConfigError, DataError, SealedTestSplitError
+from sweep.imports import import_object
 from sweep.trial import DatasetInfo, derive_seed
 
 CUSTOM_VAL_FRACTION = 0.1
@@ -238,11 +238,10 @@ def _train_val_rows(name: str, labels: Any, fraction: float, seed: int) -> tuple
 
 def _call(name: str) -> Mapping[str, Any]:
     """What the user's function returns."""
-    module_name, _, function_name = name.partition(":")
     try:
-        function = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"data {name!r} cannot be imported: {error} (see PYTHONPATH)") from error
+        function = import_object(name, "data")
+    except ValueError as error:  # ":function"
+        raise ConfigError(f"data {name!r} cannot be imported: {error}") from error
     try:
         given = function()
     except Exception as error:

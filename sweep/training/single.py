@@ -17,7 +17,7 @@ import torch
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from sweep.config import DEFAULT_MODULE
-from sweep.training.checkpoints import export_model, trial_dir, write_checkpoint
+from sweep.training.checkpoints import export_model, write_checkpoint
 from sweep.training.data import Batches, SearchData, load_search_data
 from sweep.training.failures import classify, not_finite
 from sweep.training.modules import build_module
@@ -161,9 +161,9 @@ class _Run(lightning.pytorch.callbacks.Checkpoint):
             raise RuntimeError(f"the module never logged {self._task.metric!r}")
         _, epoch, step, weights = self._best
         self.module.load_state_dict(weights)
-        folder = trial_dir(self._task.work_dir, self._spec.number)
+        folder = Path(self._task.work_dir, "trials", f"{self._spec.number:05d}")
         checkpoint = folder / "best.ckpt"
-        write_checkpoint(checkpoint, self.module, epoch, step)
+        write_checkpoint(checkpoint, self.module, epoch - 1, step)
         result = TrialResult(
             self._spec.number,
             "stopped" if self._stop else "finished",

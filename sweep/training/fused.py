@@ -1,0 +1,276 @@
+"""The fused trainer: one Lightning Trainer for a worker's life, trials flow through it.
+
+Lightning is given one step per epoch (1.7 ms of its overhead a minibatch would cost more than
+the arithmetic); inside it the populations run their minibatches on data that stays on the
+device. Device, precision and their plug-ins are Lightning's as usual.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor
+
+from sweep import options
+from sweep.errors import ConfigError, must_be_one_of
+from sweep.training.data import SearchData, epoch_order
+from sweep.training.population import Population, Samples
+from sweep.training.runs import Run, fail_to_start, open_run
+from sweep.trial import EpochReport, Exchange, Report, Task, TrialResult, TrialSpec
+
+MODULE = "sweep.training.mlp:MLPClassifier"
+METRICS = ("val_acc", "val_loss", "train_loss")
+DTYPES = {"32-true": torch.float32, "64-true": torch.float64}
+"""Precisions that the hand-written backward pass knows."""
+MOST_SLOTS = 32
+"""Beyond this many proposals at a time a sampler learns too little from each (10 random ones
+first, then batches of at most 40 % of a study of 50)."""
+MEMORY_SHARE = 0.5
+"""Of the free memory: layouts are copied when trials change, and others use the device too."""
+IDLE_S = 0.01
+
+
+def can_fuse(spec: TrialSpec, task: Task) -> bool:
+    """Whether `FusedTrainer` can train this trial."""
+    return why_not_fused(spec, task) is None
+
+
+def why_not_fused(spec: TrialSpec, task: Task) -> str | None:
+    """Why a trial has to take the plain path, in a few words; None: it can be fused."""
+    if task.module != MODULE:
+        return f"{task.module} is not {MODULE}"
+    if _precision(task) not in DTYPES:
+        return f"precision {task.precision} is not one of {', '.join(DTYPES)}"
+    if task.devices not in ("1", "auto"):
+        return f"{task.devices} devices for one trial"
+    known = {*options.MODEL_ARGUMENTS, *options.TRAINING_ARGUMENTS}
+    if unknown := sorted(set(spec.hyperparameters) - known):
+        return f"unknown hyperparameters {', '.join(unknown)}"
+    if spec.hyperparameters.get("eps") == 0.0:
+        return "eps 0 divides padding by zero"
+    return None
+
+
+def population_size(task: Task, data: SearchData | Samples, device: torch.device) -> int:
+    """How many trials to train at a time on `device`.
+
+    What the task says, else what fits into half of the memory that is free now, at most
+    `MOST_SLOTS`. A trial is counted at three hidden layers of 512 units: parameters, best
+    epoch's, gradients and three optimizer states, and 6 activations per unit and sample.
+    """
+    if task.population is not None:
+        return max(1, task.population)
+    x = data.x if isinstance(data, Samples) else data.train.x
+    size = 8 if _precision(task) == "64-true" else 4
+    n_weights = 512 * (x[0].numel() + 2 * 512 + 16)
+    n_activations = 6 * 3 * 512 * max(task.batch_size, 512)
+    per_trial = size * (6 * n_weights + n_activations)
+    return max(1, min(MOST_SLOTS, int(MEMORY_SHARE * _free_memory(device) / per_trial)))
+
+
+class FusedTrainer:
+    """Trains trials of one task side by side; implements `sweep.trial.Trainer`.
+
+    Args:
+        task: What all trials share.
+        data: The search data, or a function that loads it.
+
+    Raises:
+        ConfigError: The task's metric or precision is not one that this trainer knows.
+    """
+
+    def __init__(self, task: Task, data: SearchData | Callable[[], SearchData]) -> None:
+        faults = []
+        if task.metric not in METRICS:
+            faults.append(must_be_one_of("metric", task.metric, METRICS))
+        if _precision(task) not in DTYPES:
+            faults.append(must_be_one_of("precision", task.precision, DTYPES))
+        if faults:
+            raise ConfigError(faults)
+        self._task, self._data = task, data
+
+    def train(self, exchange: Exchange) -> None:
+        """Train what `exchange` orders, until it says is_last and nothing is left."""
+        if self._task.n_threads is not None:
+            torch.set_num_threads(self._task.n_threads)
+        data = self._data() if callable(self._data) else self._data
+        trainer = lightning.Trainer(
+            accelerator=self._task.accelerator,
+            devices=self._task.devices,
+            precision=_precision(self._task),
+            max_epochs=-1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            default_root_dir=self._task.work_dir,
+        )
+        trainer.fit(Populations(self._task, data, exchange), _OneStepEpochs())
+
+
+class Populations(lightning.LightningModule):
+    """All populations of a worker: one for each minibatch size and alignment of epochs."""
+
+    def __init__(self, task: Task, data: SearchData, exchange: Exchange) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self._task, self._data, self._exchange = task, data, exchange
+        self._running: dict[int, Run] = {}
+        self._populations: list[Population] = []
+        self._is_last = False
+        self._epoch_s = 0.0
+
+    def configure_optimizers(self) -> list[Any]:
+        """None: each trial has its own inside the populations."""
+        return []
+
+    def on_fit_start(self) -> None:
+        """Put the data on the device and ask for the first trials."""
+        data = self._data.to(self.device)
+        self._samples = Samples(
+            data.train.x, data.train.y, data.val.x, data.val.y,
+            data.mean, data.std, data.info.n_classes,
+        )  # fmt: skip
+        self._size = population_size(self._task, self._samples, self.device)
+        self._settle([], {})
+
+    @torch.no_grad()
+    def training_step(self, batch: Tensor, batch_idx: int) -> None:
+        """One epoch of every population."""
+        for population in self._populations:
+            population.train_epoch()
+
+    def on_train_epoch_start(self) -> None:
+        """Start the clock."""
+        self._epoch_s = time.perf_counter()
+
+    @torch.no_grad()
+    def on_train_epoch_end(self) -> None:
+        """Report the epoch, then do as ordered."""
+        reports: list[Report] = []
+        leaving: dict[Population, set[int]] = {}
+        for population in self._populations:
+            scores = population.evaluate()
+            epoch_s = time.perf_counter() - self._epoch_s
+            improved = [n for n, score in scores.items() if self._running[n].take(score)]
+            population.keep_best(improved)
+            for number, score in scores.items():
+                run = self._running[number]
+                if not run.is_finite:
+                    reports.append(self._finish(number, leaving, "failed"))
+                    continue
+                metrics = {
+                    "train_loss": score.train_loss, "val_loss": score.val_loss,
+                    "val_acc": score.val_acc, "epoch_s": epoch_s,
+                }  # fmt: skip
+                reports.append(
+                    EpochReport(number, run.epoch, metrics, _now_ms(), run.start_epoch)
+                )
+                if run.epoch >= self._task.epochs:
+                    reports.append(self._finish(number, leaving, "finished"))
+        for run in self._running.values():
+            run.write_resume_state()
+        self._settle(reports, leaving)
+
+    def _settle(self, reports: list[Report], leaving: dict[Population, set[int]]) -> None:
+        """Exchange until no order is left to answer; then change the populations, once each."""
+        joining: dict[Population, list[Any]] = {}
+        while True:
+            orders = self._exchange(tuple(reports), max(0, self._size - len(self._running)))
+            self._is_last |= orders.is_last
+            reports = []
+            for stop in orders.stop:
+                if stop.number in self._running:
+                    newcomer = self._drop_newcomer(stop.number, joining)
+                    reports.append(
+                        self._finish(stop.number, leaving, "stopped", stop.reason, newcomer)
+                    )
+            for spec in orders.start:
+                reports += self._start(spec, joining)
+            if not reports and (self._running or self._is_last):
+                break
+            if not reports and not orders.start:
+                time.sleep(IDLE_S)
+        for population in {*leaving, *joining}:
+            population.change(leaving.get(population, ()), joining.get(population, ()))
+        self._populations = [p for p in self._populations if p.members]
+        self.trainer.should_stop = not self._running
+
+    def _start(self, spec: TrialSpec, joining: dict[Population, list[Any]]) -> list[Report]:
+        """Give a trial its place; a faulty one is reported instead."""
+        try:
+            run = open_run(spec, self._task, self._samples)
+        except Exception as error:  # noqa: BLE001 - whatever a configuration breaks is its own
+            return [fail_to_start(spec, error)]
+        population = self._population_for(run)
+        run.join(population)
+        self._running[spec.number] = run
+        joining.setdefault(population, []).append(run.member)
+        return []
+
+    def _population_for(self, run: Run) -> Population:
+        """One with the run's minibatch size that is, or can be, at the run's epoch."""
+        wanted = None if run.spec.start_epoch is None else run.spec.start_epoch + run.epoch
+        for population in self._populations:
+            if population.batch_size == run.batch_size and wanted in (None, population.epoch):
+                return population
+        population = Population(
+            self._samples, run.batch_size, self._task.epochs, self._order,
+            wanted or 0, DTYPES[_precision(self._task)],
+        )  # fmt: skip
+        self._populations.append(population)
+        return population
+
+    def _drop_newcomer(self, number: int, joining: dict[Population, list[Any]]) -> bool:
+        """Forget a trial that was started and stopped at the same boundary."""
+        for members in joining.values():
+            for member in members:
+                if member.recipe.number == number:
+                    members.remove(member)
+                    return True
+        return False
+
+    def _finish(
+        self, number: int, leaving: dict[Population, set[int]], outcome: str,
+        reason: str = "", is_newcomer: bool = False,
+    ) -> TrialResult:  # fmt: skip
+        run = self._running.pop(number)
+        if not is_newcomer:
+            leaving.setdefault(run.population, set()).add(number)
+        return run.close(outcome, reason, self._data.info.feature_shape)
+
+    def _order(self, epoch: int) -> Tensor:
+        return epoch_order(self._task.seed, epoch, len(self._samples.x))
+
+
+class _OneStepEpochs:
+    """What Lightning takes for a training set: one minibatch, the epoch itself."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def __iter__(self) -> Iterator[Tensor]:
+        yield torch.zeros(1)
+
+
+def _precision(task: Task) -> Any:
+    return {"32": "32-true", "64": "64-true"}.get(str(task.precision), str(task.precision))
+
+
+def _free_memory(device: torch.device) -> int:
+    """Bytes free on `device` now."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    import os
+
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
