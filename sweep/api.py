@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from sweep.study import Outcome
 
 
-def run(*, listeners: Sequence[Listener] = (), config_file: str | None = None, **settings: Any) -> Outcome:
+def run(
+    *, listeners: Sequence[Listener] = (), config_file: str | None = None, **settings: Any
+) -> Outcome:
     """Run or continue a search, as `sweep run` does, without printing anything.
 
     Args:
@@ -51,7 +53,7 @@ def best(study: str, **where: Any) -> Best:
 
 
 def prepare(flags: Mapping[str, Any], config_file: Path | None) -> tuple[Resolved, Space]:
-    """The checked configuration and space of a search; a stored study fills in what is not said."""
+    """The checked configuration and space; a stored study fills in what is not said."""
     resolved = resolve(flags, file=config_file)
     stored, space_text = _stored(resolved.config)
     if stored:

@@ -33,8 +33,14 @@ Parser = Callable[[str, Any], Any]
 
 
 def _option(
-    default: Any, parse: Parser, help: str, *, metavar: str, is_identity: bool = False,
-    choices: tuple[str, ...] = (), env: tuple[str, ...] = (),
+    default: Any,
+    parse: Parser,
+    help: str,
+    *,
+    metavar: str,
+    is_identity: bool = False,
+    choices: tuple[str, ...] = (),
+    env: tuple[str, ...] = (),
 ) -> Any:
     """A config field: its default, its parser, and what --help says of it."""
     return dataclasses.field(
@@ -143,113 +149,198 @@ class RunConfig:
     """Everything that `sweep run` was asked for. Field help says units and why that default."""
 
     study: str | None = _option(
-        None, _study_name, "Name of the study (default: DATA-SPACE).", metavar="NAME",
+        None,
+        _study_name,
+        "Name of the study (default: DATA-SPACE).",
+        metavar="NAME",
     )
     trials: int = _option(
-        50, _count(1), "Finished trials that the study is to have in all; run again to continue.",
+        50,
+        _count(1),
+        "Finished trials that the study is to have in all; run again to continue.",
         metavar="N",
     )
     epochs: int = _option(
-        10, _count(1), "Epochs a trial trains at most.", metavar="N", is_identity=True,
+        10,
+        _count(1),
+        "Epochs a trial trains at most.",
+        metavar="N",
+        is_identity=True,
     )
     data: str = _option(
-        "digits", _data, "Data set; digits needs no download. Or your own: package.module:function.",
-        metavar="NAME", is_identity=True, choices=tuple(dataset_names()),
+        "digits",
+        _data,
+        "Data set; digits needs no download. Or your own: package.module:function.",
+        metavar="NAME",
+        is_identity=True,
+        choices=tuple(dataset_names()),
     )
     data_dir: str | None = _option(
-        None, _text, "Folder that already holds the data set's files.", metavar="DIR",
+        None,
+        _text,
+        "Folder that already holds the data set's files.",
+        metavar="DIR",
         env=("SWEEP_DATA_DIR",),
     )
     space: str = _option(
-        "mlp", _text, "Search space: a name of `sweep spaces`, or a YAML file.", metavar="FILE",
+        "mlp",
+        _text,
+        "Search space: a name of `sweep spaces`, or a YAML file.",
+        metavar="FILE",
         is_identity=True,
     )
     module: str = _option(
-        DEFAULT_MODULE, _module, "LightningModule to train, as package.module:Class.",
-        metavar="CLASS", is_identity=True,
+        DEFAULT_MODULE,
+        _module,
+        "LightningModule to train, as package.module:Class.",
+        metavar="CLASS",
+        is_identity=True,
     )
     sampler: str = _option(
-        "tpe", _choice(SAMPLERS, or_import="class"),
-        f"Who proposes: {', '.join(SAMPLERS)}, or package.module:Class.", metavar="NAME",
+        "tpe",
+        _choice(SAMPLERS, or_import="class"),
+        f"Who proposes: {', '.join(SAMPLERS)}, or package.module:Class.",
+        metavar="NAME",
         choices=SAMPLERS,
     )
     pruner: str = _option(
-        "none", _choice(PRUNERS), f"Who ends poor trials early: {', '.join(PRUNERS)}.",
-        metavar="NAME", choices=PRUNERS,
+        "none",
+        _choice(PRUNERS),
+        f"Who ends poor trials early: {', '.join(PRUNERS)}.",
+        metavar="NAME",
+        choices=PRUNERS,
     )
     metric: str = _option(
-        "val_acc", _text, "The objective: this metric at its best epoch.", metavar="NAME",
-        is_identity=True, choices=MLP_METRICS,
+        "val_acc",
+        _text,
+        "The objective: this metric at its best epoch.",
+        metavar="NAME",
+        is_identity=True,
+        choices=MLP_METRICS,
     )
     direction: Direction | Literal["auto"] = _option(
-        "auto", _choice(("auto", "maximize", "minimize")),
-        "maximize or minimize; auto minimizes what ends in loss or error.", metavar="WORD",
-        is_identity=True, choices=("auto", "maximize", "minimize"),
+        "auto",
+        _choice(("auto", "maximize", "minimize")),
+        "maximize or minimize; auto minimizes what ends in loss or error.",
+        metavar="WORD",
+        is_identity=True,
+        choices=("auto", "maximize", "minimize"),
     )
     seed: int = _option(
-        0, _count(0), "Data split, data order, initial weights and proposals derive from it.",
-        metavar="N", is_identity=True,
+        0,
+        _count(0),
+        "Data split, data order, initial weights and proposals derive from it.",
+        metavar="N",
+        is_identity=True,
     )
     batch_size: int = _option(
-        64, _count(1), "Minibatch size, unless the search space sets one.", metavar="N",
+        64,
+        _count(1),
+        "Minibatch size, unless the search space sets one.",
+        metavar="N",
         is_identity=True,
     )
     patience: int | None = _option(
-        None, _count(1), "End a trial after so many epochs without a better metric.",
-        metavar="EPOCHS", is_identity=True,
+        None,
+        _count(1),
+        "End a trial after so many epochs without a better metric.",
+        metavar="EPOCHS",
+        is_identity=True,
     )
     baseline: bool = _option(
-        True, _switch, "Train the reference network (128-64, SGD, lr 0.01) as trial 0.",
-        metavar="", is_identity=True,
+        True,
+        _switch,
+        "Train the reference network (128-64, SGD, lr 0.01) as trial 0.",
+        metavar="",
+        is_identity=True,
     )
     timeout_s: float | None = _option(
-        None, _duration, "Stop the search after this time (90, 15m, 2h); run again to continue.",
+        None,
+        _duration,
+        "Stop the search after this time (90, 15m, 2h); run again to continue.",
         metavar="TIME",
     )
     trial_timeout_s: float | None = _option(
-        None, _duration, "A trial that takes longer fails with class timeout.", metavar="TIME",
+        None,
+        _duration,
+        "A trial that takes longer fails with class timeout.",
+        metavar="TIME",
     )
     max_failures: int = _option(
-        5, _count(1), "Stop the search after so many identical failures in a row.", metavar="N",
+        5,
+        _count(1),
+        "Stop the search after so many identical failures in a row.",
+        metavar="N",
     )
     executor: str = _option(
-        "process", _choice(("process", "inline")),
-        "Where trials train: process (local workers) or inline (this process).", metavar="NAME",
+        "process",
+        _choice(("process", "inline")),
+        "Where trials train: process (local workers) or inline (this process).",
+        metavar="NAME",
         choices=("process", "inline"),
     )
     workers: int = _option(
-        1, _count(1), "Worker processes; more than one pays on several GPUs only.", metavar="N",
+        1,
+        _count(1),
+        "Worker processes; more than one pays on several GPUs only.",
+        metavar="N",
     )
     population: int | None = _option(
-        None, _population, "Trials trained at once by a worker: auto, a number, or 1 (plain).",
+        None,
+        _population,
+        "Trials trained at once by a worker: auto, a number, or 1 (plain).",
         metavar="N",
     )
     accelerator: str = _option(
-        "auto", _choice(("auto", "cpu", "gpu", "cuda", "mps")), "Lightning's accelerator.",
-        metavar="NAME", choices=("auto", "cpu", "gpu", "cuda", "mps"),
+        "auto",
+        _choice(("auto", "cpu", "gpu", "cuda", "mps")),
+        "Lightning's accelerator.",
+        metavar="NAME",
+        choices=("auto", "cpu", "gpu", "cuda", "mps"),
     )
     devices: str = _option(
-        "1", _device_count, "Which device: 1, or an index as '2,'.", metavar="ID",
+        "1",
+        _device_count,
+        "Which device: 1, or an index as '2,'.",
+        metavar="ID",
     )
     precision: str = _option(
-        "32-true", _choice(PRECISIONS), f"Lightning's precision: {', '.join(PRECISIONS)}.",
-        metavar="NAME", is_identity=True, choices=PRECISIONS,
+        "32-true",
+        _choice(PRECISIONS),
+        f"Lightning's precision: {', '.join(PRECISIONS)}.",
+        metavar="NAME",
+        is_identity=True,
+        choices=PRECISIONS,
     )
     threads: int | None = _option(
-        None, _count(1), "Threads that torch uses on a CPU (default: torch's own choice).",
+        None,
+        _count(1),
+        "Threads that torch uses on a CPU (default: torch's own choice).",
         metavar="N",
     )
     checkpoint_interval_s: float = _option(
-        30.0, _duration, "Resume state is written at most this often.", metavar="TIME",
+        30.0,
+        _duration,
+        "Resume state is written at most this often.",
+        metavar="TIME",
     )
     log_models: bool = _option(
-        True, _switch, "Log each completed trial's model to MLflow.", metavar="",
+        True,
+        _switch,
+        "Log each completed trial's model to MLflow.",
+        metavar="",
     )
     storage: str = _option(
-        "sqlite:///mlruns/optuna.db", _text, "Optuna storage URL.", metavar="URL",
+        "sqlite:///mlruns/optuna.db",
+        _text,
+        "Optuna storage URL.",
+        metavar="URL",
     )
     tracking_uri: str = _option(
-        "sqlite:///mlflow.db", _text, "MLflow tracking URI.", metavar="URI",
+        "sqlite:///mlflow.db",
+        _text,
+        "MLflow tracking URI.",
+        metavar="URI",
         env=("MLFLOW_TRACKING_URI",),
     )
     work_dir: str = _option(

@@ -146,9 +146,7 @@ class Driver:
         wants_stop = self._proposals.report(report.number, report.epoch, value)
         trial.stop = trial.stop or self._why_stop(trial, report, wants_stop=wants_stop)
 
-    def _why_stop(
-        self, trial: _Running, report: EpochReport, *, wants_stop: bool
-    ) -> Stop | None:
+    def _why_stop(self, trial: _Running, report: EpochReport, *, wants_stop: bool) -> Stop | None:
         limit, patience = self._config.trial_timeout_s, self._config.patience
         if limit is not None and time.monotonic() - trial.began > limit:
             return Stop(report.number, "timeout")
@@ -177,8 +175,8 @@ class Driver:
         if trial is None:
             return  # already ended, e.g. by its time limit
         state, failure = _verdict(result, trial.stop)
-        is_infrastructure = failure is not None and failure.kind in ("killed", "oom")
-        if is_infrastructure and trial.n_retries < MAX_RETRIES and not self._is_stopping:
+        may_retry = trial.n_retries < MAX_RETRIES and not self._is_stopping
+        if failure is not None and failure.kind in ("killed", "oom") and may_retry:
             trial.n_retries += 1
             self._retries.append(trial)
             records.append(_notice(f"trial {result.number} is tried again: {failure.message}"))

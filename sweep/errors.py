@@ -9,7 +9,7 @@
     ├── StoreError             4   MLflow or the Optuna storage cannot be reached or written
     │   └── DiskError              no space left, or a folder that cannot be written
     ├── StudyLockedError       5   another live driver owns the study
-    ├── StudyFailedError       6   the search stopped because trials keep failing, or none succeeded
+    ├── StudyFailedError       6   trials keep failing, or none succeeded
     ├── UndeliveredError       7   the search is done, but records could not be delivered to MLflow
     ├── SealedTestSplitError   1   a search tried to read the test split
     └── StudyInterrupted     130   Ctrl-C or SIGTERM: state is saved, the same command continues

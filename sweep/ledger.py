@@ -115,9 +115,7 @@ class Ledger:
 
     def reopen_trial(self, number: int) -> None:
         """Set an interrupted (WAITING) trial RUNNING again; a RUNNING one stays as it is."""
-        self._storage.set_trial_state_values(
-            self._ids[number], optuna.trial.TrialState.RUNNING
-        )
+        self._storage.set_trial_state_values(self._ids[number], optuna.trial.TrialState.RUNNING)
 
     def close_trial(
         self,
@@ -213,9 +211,8 @@ def summarise(
     """Counts by state and the best trial."""
     counts = {str(s): sum(t.state is s for t in trials) for s in TrialState}
     best = best_trial(trials, direction)
-    return StudySummary(
-        name, direction, counts, best and best.value, best and best.number, config
-    )
+    value, number = (best.value, best.number) if best else (None, None)
+    return StudySummary(name, direction, counts, value, number, config)
 
 
 def tuples(value: Any) -> Any:

@@ -188,11 +188,12 @@ def make_pruner(name: str, n_epochs: int) -> BasePruner:
 
 
 def _user_sampler(path: str) -> SamplerFactory:
-    user_class = import_object(path, "--sampler")
+    user_class: Any = import_object(path, "--sampler")
     if not (inspect.isclass(user_class) and issubclass(user_class, BaseSampler)):
         raise ConfigError(f"--sampler {path!r} must be a class derived from Optuna's BaseSampler")
-    takes_seed = "seed" in inspect.signature(user_class).parameters
-    return lambda seed: user_class(seed=seed) if takes_seed else user_class()
+    make: Callable[..., BaseSampler] = user_class
+    takes_seed = "seed" in inspect.signature(make).parameters
+    return lambda seed: make(seed=seed) if takes_seed else make()
 
 
 def _hush_optuna() -> None:

@@ -176,9 +176,7 @@ def baseline_value(config: RunConfig, trials: Sequence[LedgerTrial]) -> float | 
 
 
 def _open_ledger(config: RunConfig, space: Space) -> Ledger:
-    ledger, is_new = create_study(
-        config.storage, config.study_name, config.resolved_direction
-    )
+    ledger, is_new = create_study(config.storage, config.study_name, config.resolved_direction)
     if is_new or not ledger.config:
         ledger.describe(stored_config(config), space.text)
         return ledger
@@ -217,7 +215,7 @@ def _study_info(config: RunConfig, space: Space, trials: Sequence[LedgerTrial]) 
         time_ms=now_ms(),
         tags=provenance(),
         n_done=sum(t.state.is_finished for t in trials),
-        best_value=best and best.value,
+        best_value=best.value if best else None,
     )
 
 
@@ -237,8 +235,8 @@ def _outcome(config: RunConfig, ledger: Ledger, info: StudyInfo, reason: EndReas
     end = StudyFinished(
         now_ms(),
         n_by_state=dict(Counter(str(t.state) for t in trials)),
-        best_number=best and best.number,
-        best_value=best and best.value,
+        best_number=best.number if best else None,
+        best_value=best.value if best else None,
         baseline_value=baseline_value(config, trials),
         reason=reason,
     )

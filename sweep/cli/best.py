@@ -15,7 +15,7 @@ FORMATS = ("yaml", "json", "lightning", "python")
 @study_argument
 @click.option("--trial", type=click.IntRange(0), help="This trial instead.", metavar="N")
 @click.option("--format", "fmt", type=click.Choice(FORMATS), default="yaml",
-              help="What to print; yaml is for `sweep train --config`. [default: yaml]")  # fmt: skip
+              help="yaml is for `sweep train --config`. [default: yaml]")  # fmt: skip
 @where_options
 def best(study: str | None, trial: int | None, fmt: str, **flags: Any) -> None:
     """Print the best configuration of STUDY (of the only one, where it is left out).

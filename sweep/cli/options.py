@@ -16,7 +16,7 @@ WHERE = ("storage", "tracking_uri", "work_dir")
 
 
 def config_options(names: Sequence[str] | None = None) -> Callable[[F], F]:
-    """Add a flag for each field of RunConfig (or for `names`). Values are checked later, together."""
+    """Add a flag for each field of RunConfig (or for `names`); values are checked later."""
 
     def decorate(function: F) -> F:
         for field in reversed(dataclasses.fields(RunConfig)):

@@ -60,7 +60,9 @@ def trials(
     ledger = open_study(config.storage, study or only_study(config))
     rows = [trial_row(t) for t in ledger.trials()]
     is_descending = (sort == "value" and ledger.direction == "maximize") != reverse
-    _print_rows(sort_rows(rows, sort, is_descending=is_descending)[:limit], trial_columns(rows), fmt)
+    _print_rows(
+        sort_rows(rows, sort, is_descending=is_descending)[:limit], trial_columns(rows), fmt
+    )
 
 
 @click.command(short_help="All about a study, or one of its trials.")

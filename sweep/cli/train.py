@@ -21,7 +21,7 @@ HOW = ("data_dir", "accelerator", "devices", "threads", "storage", "tracking_uri
 @click.option("--trial", type=click.IntRange(0), metavar="N",
               help="With --study: this trial instead of the best.")  # fmt: skip
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
-              help="Where the checkpoint goes. [default: trained.ckpt in the study's folder]")  # fmt: skip
+              help="The checkpoint. [default: trained.ckpt in the study's folder]")  # fmt: skip
 @config_options((*WHAT, *HOW))
 @click.option("-q", "--quiet", is_flag=True, help="Print the test result only.")
 def train(
@@ -43,7 +43,9 @@ def train(
         raise ConfigError("give one of --config FILE and --study NAME")
     resolved = resolve(flags)
     recipe, config = _recipe(config_file, trial, resolved.config)
-    given = {k: getattr(resolved.config, k) for k in WHAT if k != "study" and _is_said(resolved, k)}
+    given = {
+        k: getattr(resolved.config, k) for k in WHAT if k != "study" and _is_said(resolved, k)
+    }
     recipe = dataclasses.replace(recipe, **given)
     datasets.prepare(recipe.data, config.data_dir)
     if output is None:
@@ -80,4 +82,4 @@ def _train(recipe: Any, config: Any, output: Path, *, quiet: bool) -> None:
 
 
 def _is_said(resolved: Any, field: str) -> bool:
-    return resolved.origins[field] != "default"
+    return bool(resolved.origins[field] != "default")

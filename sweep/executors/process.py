@@ -193,4 +193,3 @@ def _why_dead(worker: _Worker) -> Failure:
         hint = " (out of memory?)" if name == "SIGKILL" else ""
         return Failure("killed", f"its worker was ended by {name}{hint}")
     return Failure("killed", f"its worker left with exit code {code}")
-

@@ -8,7 +8,17 @@ from typing import Any
 from sweep.ledger import LedgerTrial, StudySummary
 from sweep.space import short
 
-STUDY_COLUMNS = ("study", "finished", "of", "complete", "pruned", "failed", "best", "best_trial", "data")
+STUDY_COLUMNS = (
+    "study",
+    "finished",
+    "of",
+    "complete",
+    "pruned",
+    "failed",
+    "best",
+    "best_trial",
+    "data",
+)
 _FIRST = ("number", "state", "value", "best_epoch", "n_epochs", "seconds")
 
 

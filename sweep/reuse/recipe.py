@@ -127,9 +127,7 @@ FORMATS: Mapping[str, Callable[[Recipe], str]] = {
 
 def _plain(recipe: Recipe) -> dict[str, Any]:
     content = {k: v for k, v in dataclasses.asdict(recipe).items() if v not in (None, {})}
-    content["model"] = {
-        k: list(v) if isinstance(v, tuple) else v for k, v in recipe.model.items()
-    }
+    content["model"] = {k: list(v) if isinstance(v, tuple) else v for k, v in recipe.model.items()}
     content["score"] = dict(recipe.score)
     return content
 

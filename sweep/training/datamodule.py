@@ -18,14 +18,18 @@ class SweepData(lightning.LightningDataModule):
     """
 
     def __init__(
-        self, name: str = "digits", batch_size: int = 64, seed: int = 0, data_dir: str | None = None
+        self,
+        name: str = "digits",
+        batch_size: int = 64,
+        seed: int = 0,
+        data_dir: str | None = None,
     ) -> None:
         super().__init__()
-        self.name, self.batch_size, self.seed, self.data_dir = name, batch_size, seed, data_dir
+        self.data_name, self.batch_size, self.seed, self.data_dir = name, batch_size, seed, data_dir
 
     def setup(self, stage: str) -> None:
         """Load the tensors."""
-        self._data = load_search_data(self.name, self.data_dir, self.seed)
+        self._data = load_search_data(self.data_name, self.data_dir, self.seed)
 
     def train_dataloader(self) -> Batches:
         """Minibatches in seeded order."""

@@ -7,9 +7,8 @@ device. Device, precision and their plug-ins are Lightning's as usual.
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import lightning
@@ -17,13 +16,16 @@ import torch
 from torch import Tensor
 
 from sweep import options
+from sweep.config import DEFAULT_MODULE
 from sweep.errors import ConfigError, must_be_one_of
 from sweep.training.data import SearchData, epoch_order
+from sweep.training.devices import lightning_devices, ready
+from sweep.training.failures import classify
 from sweep.training.population import Population, Samples
-from sweep.training.runs import Run, fail_to_start, open_run
+from sweep.training.quiet import hush_lightning, quiet_trainer
+from sweep.training.runs import Run, open_run
 from sweep.trial import EpochReport, Exchange, Report, Task, TrialResult, TrialSpec
 
-MODULE = "sweep.training.mlp:MLPClassifier"
 METRICS = ("val_acc", "val_loss", "train_loss")
 DTYPES = {"32-true": torch.float32, "64-true": torch.float64}
 """Precisions that the hand-written backward pass knows."""
@@ -42,11 +44,11 @@ def can_fuse(spec: TrialSpec, task: Task) -> bool:
 
 def why_not_fused(spec: TrialSpec, task: Task) -> str | None:
     """Why a trial has to take the plain path, in a few words; None: it can be fused."""
-    if task.module != MODULE:
-        return f"{task.module} is not {MODULE}"
+    if task.module != DEFAULT_MODULE:
+        return f"{task.module} is not {DEFAULT_MODULE}"
     if _precision(task) not in DTYPES:
         return f"precision {task.precision} is not one of {', '.join(DTYPES)}"
-    if task.devices not in ("1", "auto"):
+    if task.devices.isdigit() and int(task.devices) > 1:
         return f"{task.devices} devices for one trial"
     known = {*options.MODEL_ARGUMENTS, *options.TRAINING_ARGUMENTS}
     if unknown := sorted(set(spec.hyperparameters) - known):
@@ -92,6 +94,7 @@ class FusedTrainer:
             faults.append(must_be_one_of("precision", task.precision, DTYPES))
         if faults:
             raise ConfigError(faults)
+        hush_lightning()
         self._task, self._data = task, data
 
     def train(self, exchange: Exchange) -> None:
@@ -99,17 +102,12 @@ class FusedTrainer:
         if self._task.n_threads is not None:
             torch.set_num_threads(self._task.n_threads)
         data = self._data() if callable(self._data) else self._data
-        trainer = lightning.Trainer(
-            accelerator=self._task.accelerator,
-            devices=self._task.devices,
-            precision=_precision(self._task),
+        trainer = quiet_trainer(
+            self._task.work_dir,
             max_epochs=-1,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            default_root_dir=self._task.work_dir,
+            accelerator=self._task.accelerator,
+            devices=lightning_devices(self._task.devices),
+            precision=_precision(self._task),
         )
         trainer.fit(Populations(self._task, data, exchange), _OneStepEpochs())
 
@@ -124,7 +122,7 @@ class Populations(lightning.LightningModule):
         self._running: dict[int, Run] = {}
         self._populations: list[Population] = []
         self._is_last = False
-        self._epoch_s = 0.0
+        self._epoch_began_s = 0.0
 
     def configure_optimizers(self) -> list[Any]:
         """None: each trial has its own inside the populations."""
@@ -132,13 +130,13 @@ class Populations(lightning.LightningModule):
 
     def on_fit_start(self) -> None:
         """Put the data on the device and ask for the first trials."""
-        data = self._data.to(self.device)
+        data = self._data = self._data.to(self.device)
         self._samples = Samples(
             data.train.x, data.train.y, data.val.x, data.val.y,
             data.mean, data.std, data.info.n_classes,
         )  # fmt: skip
         self._size = population_size(self._task, self._samples, self.device)
-        self._settle([], {})
+        self._settle([ready(self._task, data, self._size)], {})
 
     @torch.no_grad()
     def training_step(self, batch: Tensor, batch_idx: int) -> None:
@@ -148,30 +146,28 @@ class Populations(lightning.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         """Start the clock."""
-        self._epoch_s = time.perf_counter()
+        self._epoch_began_s = time.perf_counter()
 
     @torch.no_grad()
     def on_train_epoch_end(self) -> None:
         """Report the epoch, then do as ordered."""
         reports: list[Report] = []
         leaving: dict[Population, set[int]] = {}
-        for population in self._populations:
-            scores = population.evaluate()
-            epoch_s = time.perf_counter() - self._epoch_s
+        scored = [(population, population.evaluate()) for population in self._populations]
+        epoch_s = time.perf_counter() - self._epoch_began_s
+        for population, scores in scored:
             improved = [n for n, score in scores.items() if self._running[n].take(score)]
             population.keep_best(improved)
             for number, score in scores.items():
                 run = self._running[number]
-                if not run.is_finite:
+                if run.failure is not None:
                     reports.append(self._finish(number, leaving, "failed"))
                     continue
                 metrics = {
                     "train_loss": score.train_loss, "val_loss": score.val_loss,
                     "val_acc": score.val_acc, "epoch_s": epoch_s,
                 }  # fmt: skip
-                reports.append(
-                    EpochReport(number, run.epoch, metrics, _now_ms(), run.start_epoch)
-                )
+                reports.append(EpochReport(number, run.epoch, metrics, _now_ms(), run.start_epoch))
                 if run.epoch >= self._task.epochs:
                     reports.append(self._finish(number, leaving, "finished"))
         for run in self._running.values():
@@ -205,9 +201,9 @@ class Populations(lightning.LightningModule):
     def _start(self, spec: TrialSpec, joining: dict[Population, list[Any]]) -> list[Report]:
         """Give a trial its place; a faulty one is reported instead."""
         try:
-            run = open_run(spec, self._task, self._samples)
+            run = open_run(spec, self._task, self._data)
         except Exception as error:  # noqa: BLE001 - whatever a configuration breaks is its own
-            return [fail_to_start(spec, error)]
+            return [TrialResult(spec.number, "failed", 0, failure=classify(error))]
         population = self._population_for(run)
         run.join(population)
         self._running[spec.number] = run
@@ -267,8 +263,6 @@ def _free_memory(device: torch.device) -> int:
     """Bytes free on `device` now."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    import os
-
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 

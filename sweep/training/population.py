@@ -148,19 +148,19 @@ class Population:
         """Metrics of the epoch just trained by trial number: the one host read of an epoch."""
         n_val = len(self._x_val)
         size = VALIDATION_BATCH.get(self._device.type, VALIDATION_BATCH["other"])
-        loss, correct = self._loss_sum.new_zeros(2, len(self.members))
+        loss = torch.zeros_like(self._loss_sum)
+        # torchmetrics divides counts in float32 at any precision.
+        n_correct = torch.zeros_like(loss, dtype=torch.float32)
         for start in range(0, n_val, size):
             y = self.samples.y_val[start : start + size]
             at = self._stack.buffers(len(y), is_training=False)
             self._load(at, self._x_val[start : start + size])
             self._stack.forward(at, is_training=False)
-            correct += (at.logits.argmax(1) == y).sum(1)
+            n_correct += (at.logits.argmax(1) == y).sum(1)
             loss += _cross_entropies(at.logits.log_softmax(1), y)
         train_loss = self._loss_sum / len(self._x)
-        table = torch.stack([train_loss, loss / n_val, correct / n_val], dim=1).tolist()
-        return {
-            m.recipe.number: Scores(*row) for m, row in zip(self.members, table, strict=True)
-        }
+        table = torch.stack([train_loss, loss / n_val, n_correct / n_val], dim=1).tolist()
+        return {m.recipe.number: Scores(*row) for m, row in zip(self.members, table, strict=True)}
 
     def keep_best(self, numbers: Iterable[int]) -> None:
         """Remember the weights that these trials have now."""
@@ -170,6 +170,10 @@ class Population:
                 self._layout, self._values[0], position,
                 self._layout, self._values[1], position,
             )  # fmt: skip
+
+    def has(self, number: int) -> bool:
+        """Whether the trial has a place here (one that joins has it after `change`)."""
+        return number in self._position
 
     def weights(self, number: int) -> Linears:
         """Views of a trial's weights, which the next epoch overwrites."""
@@ -216,6 +220,8 @@ class Population:
                 old_values[which] = values.new_empty(0)  # both layouts at once: one buffer only
         self._layout = layout
         self._prepare()
+        for member in members:
+            member.initial, member.states, member.best = [], [], []
 
     def _prepare(self) -> None:
         """Everything that one step needs, made once per layout."""

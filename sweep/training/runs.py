@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from sweep import options
+from sweep.config import DEFAULT_MODULE
 from sweep.training.checkpoints import export_model, write_checkpoint
 from sweep.training.layout import Shape
+from sweep.training.data import SearchData
+from sweep.training.failures import not_finite
 from sweep.training.mlp import MLPClassifier
+from sweep.training.modules import build_module
 from sweep.training.optimizers import make_rule
-from sweep.training.population import Linears, Member, Population, Recipe, Samples, Scores
+from sweep.training.population import Linears, Member, Population, Recipe, Scores
 from sweep.training.stack import Dropout
 from sweep.trial import Failure, Task, TrialResult, TrialSpec
 
@@ -36,13 +38,11 @@ class Run:
         n_train: Training samples.
     """
 
-    def __init__(
-        self, spec: TrialSpec, task: Task, model: MLPClassifier, n_train: int
-    ) -> None:
+    def __init__(self, spec: TrialSpec, task: Task, model: MLPClassifier, n_train: int) -> None:
         self.spec, self._task, self._model = spec, task, model
         self.batch_size = _batch_size(spec.hyperparameters, task)
         self.best_epoch: int | None = None
-        self.is_finite = True
+        self.failure: Failure | None = None
         self.start_epoch = spec.start_epoch or 0
         self.population: Population
         self._best_value = math.nan
@@ -83,44 +83,43 @@ class Run:
 
     def take(self, scores: Scores) -> bool:
         """Note an epoch's metrics; whether it is the best so far."""
-        self.is_finite = math.isfinite(scores.train_loss) and math.isfinite(scores.val_loss)
+        for metric in ("train_loss", "val_loss"):
+            if not math.isfinite(value := getattr(scores, metric)):
+                self.failure = not_finite(self.epoch, metric, value)
+                return False
         value = getattr(scores, self._task.metric)
         sign = 1.0 if self._task.direction == "maximize" else -1.0
         is_better = math.isnan(self._best_value) or sign * value > sign * self._best_value
-        if not (self.is_finite and is_better):
+        if not is_better:
             return False
         self._best_value, self.best_epoch = value, self.epoch
         return True
 
-    def close(
-        self, outcome: Any, reason: str, feature_shape: tuple[int, ...]
-    ) -> TrialResult:
+    def close(self, outcome: Any, reason: str, feature_shape: tuple[int, ...]) -> TrialResult:
         """Write what is to be kept; the trial's last word."""
-        failure = checkpoint = model_file = None
-        if not self.is_finite:
-            failure = Failure("nan", f"the loss was not finite in epoch {self.epoch}")
-        elif self.best_epoch is not None:
-            self._load(self.population.best_weights(self.spec.number))
+        checkpoint = model_file = None
+        if self.failure is None and self.best_epoch is not None:
+            number, population = self.spec.number, self.population
+            is_member = population.has(number)
+            self._load(population.best_weights(number) if is_member else self.member.best)
             checkpoint = write_checkpoint(
                 self._folder / "best.ckpt", self._model, self.best_epoch - 1,
                 self.best_epoch * self._n_steps,
             )  # fmt: skip
             if outcome == "finished" or reason == "converged":
-                model_file = export_model(
-                    self._folder / "model.pt2", self._model, feature_shape
-                )
+                model_file = export_model(self._folder / "model.pt2", self._model, feature_shape)
         if reason == "interrupted":
             self.write_resume_state(is_due=True)
-        notes = {"trainer": "fused", "start_epoch": str(self.start_epoch)}
+        notes = {"sweep.trainer": "fused", "sweep.start_epoch": str(self.start_epoch)}
         return TrialResult(
             self.spec.number, outcome, self.epoch, self.best_epoch, checkpoint, model_file,
-            failure, notes,
+            self.failure, notes,
         )  # fmt: skip
 
     def write_resume_state(self, is_due: bool = False) -> None:
         """Write `last.ckpt` where the task's interval has passed, or `is_due`."""
         now_s = time.monotonic()
-        if self.epoch == 0:
+        if not self.population.has(self.spec.number):
             return
         if not is_due and now_s - self._saved_s < self._task.checkpoint_interval_s:
             return
@@ -146,39 +145,28 @@ class Run:
             own[1].copy_(given[1])
 
 
-def open_run(spec: TrialSpec, task: Task, samples: Samples) -> Run:
+def open_run(spec: TrialSpec, task: Task, data: SearchData) -> Run:
     """A run that is ready to join a population, from its checkpoint where it has one.
 
     Raises ValueError or TypeError for hyperparameters that MLPClassifier does not take.
     """
-    arguments = {k: v for k, v in spec.hyperparameters.items() if k != "batch_size"}
     before = torch.get_default_dtype()
     # Initial weights are drawn in float32 and then converted, as Lightning does it.
     torch.set_default_dtype(torch.float32)
     try:
-        model = MLPClassifier(
-            samples.n_features, samples.n_classes, seed=spec.seed,
-            input_mean=samples.mean, input_std=samples.std, **arguments,
-        )  # fmt: skip
+        model = build_module(DEFAULT_MODULE, spec.hyperparameters, data, spec.seed)
     finally:
         torch.set_default_dtype(before)
+    assert isinstance(model, MLPClassifier)
     if task.precision.startswith("64"):
         model.double()
-    run = Run(spec, task, model, len(samples.x))
+    run = Run(spec, task, model, len(data.train))
     if spec.resume_from is not None:
         checkpoint = torch.load(spec.resume_from, map_location="cpu", weights_only=True)
         if RESUME_KEY in checkpoint:
             model.load_state_dict(checkpoint["state_dict"])
             run.resume(checkpoint[RESUME_KEY], _linears(model))
     return run
-
-
-def fail_to_start(spec: TrialSpec, error: Exception) -> TrialResult:
-    """The result of a trial that could not be set up."""
-    lines = traceback.format_exception(error)
-    message = f"{type(error).__name__}: {error}".splitlines()[0]
-    failure = Failure("exception", message, "".join(lines))
-    return TrialResult(spec.number, "failed", 0, failure=failure, notes={"trainer": "fused"})
 
 
 def _linears(model: MLPClassifier) -> Linears:
@@ -201,6 +189,6 @@ def _plain(linears: Linears) -> list[list[torch.Tensor]]:
 
 def _batch_size(hyperparameters: Mapping[str, Any], task: Task) -> int:
     size = hyperparameters.get("batch_size") or task.batch_size
-    if options.TRAINING_ARGUMENTS and size < 1:
+    if size < 1:
         raise ValueError(f"batch_size must be at least 1, but got {size}")
     return int(size)

@@ -19,14 +19,14 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from sweep.config import DEFAULT_MODULE
 from sweep.training.checkpoints import export_model, write_checkpoint
 from sweep.training.data import Batches, SearchData, load_search_data
+from sweep.training.devices import lightning_devices, ready
 from sweep.training.failures import classify, not_finite
 from sweep.training.modules import build_module
-from sweep.training.devices import lightning_devices, ready
 from sweep.training.quiet import hush_lightning, quiet_trainer
 from sweep.trial import EpochReport, Exchange, Orders, Report, Stop, Task, TrialResult, TrialSpec
 
 EVALUATION_BATCH = 4096
-"""Samples of a validation batch: as large as fits a cache-friendly product; results do not change."""
+"""Samples of a validation batch: large, since results do not depend on it."""
 
 
 class PlainTrainer:
@@ -134,7 +134,9 @@ class _Run(lightning.pytorch.callbacks.Checkpoint):
         """Report the epoch and obey the orders that come back."""
         self.n_epochs = trainer.current_epoch + 1
         metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
-        broken = [k for k in ("train_loss", self._task.metric) if not math.isfinite(metrics.get(k, 0.0))]
+        broken = [
+            k for k in ("train_loss", self._task.metric) if not math.isfinite(metrics.get(k, 0.0))
+        ]
         if broken:
             failure = not_finite(self.n_epochs, broken[0], metrics[broken[0]])
             self._result = TrialResult(self._spec.number, "failed", self.n_epochs, failure=failure)
@@ -171,7 +173,10 @@ class _Run(lightning.pytorch.callbacks.Checkpoint):
             best_epoch=epoch,
             checkpoint=str(checkpoint),
             model_file=self._export(folder / "model.pt2", data),
-            notes={"sweep.trainer": "plain", "sweep.start_epoch": str(self._spec.start_epoch or 0)},
+            notes={
+                "sweep.trainer": "plain",
+                "sweep.start_epoch": str(self._spec.start_epoch or 0),
+            },
         )
         return [*self._last_reports, result]
 
@@ -206,7 +211,7 @@ class _Run(lightning.pytorch.callbacks.Checkpoint):
             return None
         try:
             export_model(path, self.module, data.info.feature_shape)
-        except Exception:  # noqa: BLE001
+        except Exception:
             # A user's module may hold what torch.export cannot trace: no model is logged then.
             if self._task.module == DEFAULT_MODULE:
                 raise

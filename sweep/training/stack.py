@@ -163,9 +163,7 @@ class Stack:
                 torch.bmm(weights[index], own.inputs[index], out=z)
                 a = own.inputs[index + 1][:, :-1]
                 for part in bucket.segments:
-                    FORWARD[part.activation](
-                        z[part.start : part.stop], a[part.start : part.stop]
-                    )
+                    FORWARD[part.activation](z[part.start : part.stop], a[part.start : part.stop])
                 if has_masks:
                     a.mul_(own.masks[index])
             torch.bmm(weights[-1], own.inputs[-1], out=own.logits)

@@ -1,0 +1,50 @@
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+
+run: $(VENV)/run ## Install into .venv and run a search of 50 trials
+	$(BIN)/sweep run --trials 50
+
+test: $(VENV)/test ## Install the test extra and run the tests
+	$(BIN)/python -m pytest --cov=sweep --cov-report=term:skip-covered
+
+lint: $(VENV)/test ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/test ## Rewrite the code in the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/run ## Run the benchmarks (half an hour; results on the screen)
+	$(BIN)/python benchmarks/tracking_cost.py
+	$(BIN)/python benchmarks/bookkeeping.py
+	$(BIN)/python benchmarks/bare_step.py
+
+constraints: ## Write down the versions of .venv as constraints.txt
+	@head -2 constraints.txt > .constraints.new
+	@$(BIN)/python -m pip freeze --exclude-editable | grep -viE '^(sweep|editables|setuptools|pip)\b' \
+		| sed 's/+cpu//' >> .constraints.new
+	@mv .constraints.new constraints.txt
+
+clean: ## Remove .venv and caches; results stay
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis htmlcov .coverage
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/run: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/test: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) -e '.[test]'
+	@touch $@ $(VENV)/run
+
+.PHONY: help run test lint format bench constraints clean
