@@ -131,7 +131,9 @@ class Driver:
         return not self._retries and (is_full or self.reason == "exhausted")
 
     def _note(self, report: EpochReport, records: list[Record]) -> None:
-        trial = self._running[report.number]
+        trial = self._running.get(report.number)
+        if trial is None:
+            return  # already ended, e.g. by its time limit
         metric = self._config.metric
         if metric not in report.metrics:
             known = sorted(set(report.metrics) - {"epoch_s"})

@@ -51,6 +51,8 @@ class Proposals:
         n_epochs: int,
     ) -> None:  # fmt: skip
         _hush_optuna()
+        if sampler == "grid":
+            space.grid()  # raises SpaceError where there is none
         self._space, self._seed = space, seed
         self._make_sampler = sampler_factory(sampler, seed)
         self._study = optuna.create_study(
@@ -164,7 +166,7 @@ def sampler_factory(name: str, study_seed: int) -> SamplerFactory:
             independent_sampler=samplers.RandomSampler(seed=seed),
         ),
         "random": lambda seed: samplers.RandomSampler(seed=seed),
-        "grid": lambda seed: samplers.BruteForceSampler(seed=seed),
+        "grid": lambda seed: _Grid(seed=seed),
         "nsga2": lambda seed: samplers.NSGAIISampler(seed=seed),
     }  # fmt: skip
     return table[name] if name in table else _user_sampler(name)
@@ -185,6 +187,13 @@ def make_pruner(name: str, n_epochs: int) -> BasePruner:
         ),
     }
     return table[name]()
+
+
+class _Grid(optuna.samplers.BruteForceSampler):
+    """Optuna's, less its `Study.stop` at the end, which only `optimize` may call: `ask` knows."""
+
+    def after_trial(self, *_: Any) -> None:
+        """Leave the study as it is."""
 
 
 def _user_sampler(path: str) -> SamplerFactory:

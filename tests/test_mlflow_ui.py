@@ -94,6 +94,11 @@ def test_the_experiment_page_shows_the_runs(address: str, tmp_path: Path) -> Non
     browser = webdriver.Chrome(options=options, service=service)
     try:
         browser.get(f"{address}/#/experiments/{experiment_id(address)}/runs")
+        # The page folds children under their parent until it is told otherwise.
+        unfold = "[role=row] button[data-component-id*=runnamecell]"
+        WebDriverWait(browser, 60).until(lambda page: page.find_elements("css selector", unfold))[
+            0
+        ].click()
         names = ["toy-study", *(records.started(number).name for number in range(4))]
         WebDriverWait(browser, 60).until(
             lambda page: all(name in page.find_element("tag name", "body").text for name in names)

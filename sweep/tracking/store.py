@@ -167,7 +167,18 @@ def _make_sqlite_store(uri: str) -> None:
     try:
         aside_store = SqlAlchemyStore(aside_uri, "./mlruns")  # type: ignore[no-untyped-call]
         aside_store.engine.dispose()
-        with contextlib.suppress(FileExistsError):  # someone else was faster
-            os.link(aside, path)
+        _put_in_place(aside, path)
     finally:
-        aside.unlink(missing_ok=True)
+        for suffix in ("", "-wal", "-shm"):
+            aside.with_name(aside.name + suffix).unlink(missing_ok=True)
+
+
+def _put_in_place(aside: Path, path: Path) -> None:
+    """Name the finished file `path`, unless another process made one first."""
+    try:
+        os.link(aside, path)
+    except FileExistsError:
+        return
+    except OSError:  # a file system without hard links
+        if not path.exists():
+            aside.rename(path)

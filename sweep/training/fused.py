@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import lightning
@@ -34,6 +35,8 @@ MOST_SLOTS = 32
 first, then batches of at most 40 % of a study of 50)."""
 MEMORY_SHARE = 0.5
 """Of the free memory: layouts are copied when trials change, and others use the device too."""
+UNKNOWN_MEMORY = 4 << 30
+"""Bytes taken to be free where the system does not say (not Linux, not CUDA)."""
 IDLE_S = 0.01
 
 
@@ -263,7 +266,11 @@ def _free_memory(device: torch.device) -> int:
     """Bytes free on `device` now."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        fields = Path("/proc/meminfo").read_text().split()
+        return 1024 * int(fields[fields.index("MemAvailable:") + 1])
+    except (OSError, ValueError):
+        return UNKNOWN_MEMORY
 
 
 def _now_ms() -> int:

@@ -6,6 +6,7 @@ value back from the device inside an epoch; `evaluate` does, once.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -89,6 +90,9 @@ class Population:
         order: Population epoch -> order of the training samples (n_train,) int64.
         epoch: Population epoch to start with.
         dtype: Of weights and activations.
+
+    `tuned_for` is the device type that buckets and batches are chosen for; results do not
+    depend on it.
     """
 
     def __init__(
@@ -102,6 +106,7 @@ class Population:
     ) -> None:
         self.samples, self.batch_size, self.n_epochs = samples, batch_size, n_epochs
         self.epoch = epoch
+        self.tuned_for = samples.x.device.type
         self.members: list[Member] = []
         self._order, self._dtype, self._device = order, dtype, samples.x.device
         self._x, self._x_val = samples.x.flatten(1), samples.x_val.flatten(1)
@@ -147,7 +152,7 @@ class Population:
     def evaluate(self) -> dict[int, Scores]:
         """Metrics of the epoch just trained by trial number: the one host read of an epoch."""
         n_val = len(self._x_val)
-        size = VALIDATION_BATCH.get(self._device.type, VALIDATION_BATCH["other"])
+        size = VALIDATION_BATCH.get(self.tuned_for, VALIDATION_BATCH["other"])
         loss = torch.zeros_like(self._loss_sum)
         # torchmetrics divides counts in float32 at any precision.
         n_correct = torch.zeros_like(loss, dtype=torch.float32)
@@ -170,6 +175,11 @@ class Population:
                 self._layout, self._values[0], position,
                 self._layout, self._values[1], position,
             )  # fmt: skip
+
+    @property
+    def parameters(self) -> Tensor:
+        """All trials' weights and biases with their padding, flat."""
+        return self._values[0]
 
     def has(self, number: int) -> bool:
         """Whether the trial has a place here (one that joins has it after `change`)."""
@@ -199,7 +209,7 @@ class Population:
         )  # fmt: skip
         layout = Layout(
             [m.recipe.shape for m in members],
-            self.samples.n_features, self.samples.n_classes, self._device.type,
+            self.samples.n_features, self.samples.n_classes, self.tuned_for,
         )  # fmt: skip
         self.members = [members[index] for index in layout.order]
         self._position = {m.recipe.number: k for k, m in enumerate(self.members)}
@@ -236,11 +246,11 @@ class Population:
             dtype=torch.float32,
         )  # fmt: skip
         self._first_grads: Tensor | None = layout.first(grads)
-        if self._device.type == "cpu":
+        if self.tuned_for == "cpu":
             # A trial's first layer is differentiated and used up while it is in the cache;
             # writing all gradients to memory first makes the optimizer wait for it.
             self._first_grads = None
-            n_most = max(b - a for a, b in zip(layout.row_starts, layout.row_starts[1:]))
+            n_most = max(b - a for a, b in itertools.pairwise(layout.row_starts))
             scratch = grads.new_empty(n_most, layout.n_columns)
         self._slices = []
         for k, member in enumerate(self.members):

@@ -13,9 +13,9 @@ from torch import nn
 
 from sweep.config import DEFAULT_MODULE
 from sweep.training.checkpoints import export_model, write_checkpoint
-from sweep.training.layout import Shape
 from sweep.training.data import SearchData
 from sweep.training.failures import not_finite
+from sweep.training.layout import Shape
 from sweep.training.mlp import MLPClassifier
 from sweep.training.modules import build_module
 from sweep.training.optimizers import make_rule

@@ -1,0 +1,166 @@
+"""Searches for tests: scripted ones that take milliseconds, and real commands."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sweep.config import RunConfig
+from sweep.driver import Driver
+from sweep.ledger import Ledger, LedgerTrial, create_study
+from sweep.proposals import Proposals
+from sweep.space import Space, parse_space
+from sweep.study import first_configurations
+from sweep.testing import RecordingListener, Script, ScriptedTrainer
+from sweep.trial import TrialSpec
+
+FREE_SPACE = """# Endless.
+parameters:
+  optimizer: {choices: [SGD, Adam]}
+  lr: {float: [1e-4, 0.1], log: true}
+  hidden: {widths: [16, 64], layers: [1, 2]}
+"""
+SIX_SPACE = """# Six configurations.
+parameters:
+  optimizer: {choices: [SGD, Adam, RMSprop]}
+  lr: {choices: [0.1, 0.01]}
+fixed:
+  hidden: [32]
+"""
+
+
+def score(spec: TrialSpec) -> float:
+    """A smooth score in (0, 1), best at lr = 0.01."""
+    return math.exp(-abs(math.log(spec.hyperparameters["lr"] / 0.01)))
+
+
+def rising(spec: TrialSpec) -> list[dict[str, float]]:
+    """Three epochs that rise to `score`."""
+    return [{"train_loss": 1.0, "val_acc": score(spec) * share} for share in (0.5, 0.8, 1.0)]
+
+
+@dataclass
+class Search:
+    """What a scripted search left behind."""
+
+    config: RunConfig
+    driver: Driver
+    ledger: Ledger
+    listener: RecordingListener
+
+    @property
+    def trials(self) -> list[LedgerTrial]:
+        return self.ledger.trials()
+
+    def states(self) -> list[str]:
+        return [str(trial.state) for trial in self.trials]
+
+
+class ScriptedStudy:
+    """A study in one folder whose trials are scripted; each call of `run` continues it."""
+
+    def __init__(self, folder: Path, space: str = FREE_SPACE) -> None:
+        self.folder = folder
+        self.space: Space = parse_space(space, "scripted")
+
+    def config(self, **settings: Any) -> RunConfig:
+        given: dict[str, Any] = {
+            "study": "scripted", "epochs": 3, "baseline": False,
+            "storage": f"sqlite:///{self.folder}/optuna.db", "work_dir": f"{self.folder}/work",
+        }  # fmt: skip
+        return RunConfig(**(given | settings))
+
+    def prepare(self, config: RunConfig) -> Search:
+        ledger, _ = create_study(config.storage, config.study_name, config.resolved_direction)
+        proposals = Proposals(
+            self.space, config.sampler, config.pruner, config.resolved_direction, config.seed,
+            config.epochs,
+        )  # fmt: skip
+        listener = RecordingListener()
+        driver = Driver(config, ledger, proposals, listener)
+        driver.plan(ledger.trials(), first_configurations(config, self.space))
+        return Search(config, driver, ledger, listener)
+
+    def run(self, script: Script = rising, *, n_slots: int = 1, **settings: Any) -> Search:
+        search = self.prepare(self.config(**settings))
+        ScriptedTrainer(script, n_slots).train(search.driver.exchange)
+        search.ledger.close()
+        return search
+
+
+SWEEP = [sys.executable, "-c", "from sweep.cli import main; main()"]
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """The environment without what would change a search's settings."""
+    kept = {
+        k: v
+        for k, v in os.environ.items()
+        if not k.startswith(("SWEEP_", "MLFLOW_", "PYTHONPATH"))
+    }
+    return kept | {"COLUMNS": "200", "OMP_NUM_THREADS": "2"} | changes
+
+
+def sweep(
+    folder: Path, *arguments: str | Path, env: dict[str, str] | None = None, timeout: float = 120
+) -> subprocess.CompletedProcess[str]:
+    """Run the real command line in `folder`."""
+    return subprocess.run(
+        [*SWEEP, *map(str, arguments)],
+        cwd=folder,
+        env=environment(**(env or {})),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def start_sweep(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    """Start the real command line in `folder`, in a process group of its own."""
+    return subprocess.Popen(
+        [*SWEEP, *arguments],
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for_line(process: subprocess.Popen[str], start: str) -> str:
+    """The first line of standard output that begins with `start`."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith(start):
+            return line
+    raise AssertionError(f"no line {start!r}: {process.communicate()[1]}")
+
+
+def children_of(pid: int) -> list[int]:
+    """Process ids of the children of `pid` (Linux)."""
+    path = Path(f"/proc/{pid}/task/{pid}/children")
+    return [int(word) for word in path.read_text().split()]
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process of that id runs (a zombie does not)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def one_line_faults(done: subprocess.CompletedProcess[str]) -> Sequence[str]:
+    """The faults on standard error; asserts that nothing else is there."""
+    lines = done.stderr.splitlines()
+    assert lines, done.stdout
+    assert all(line.startswith("sweep: ") for line in lines), done.stderr
+    return [line.removeprefix("sweep: ") for line in lines]

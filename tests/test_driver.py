@@ -1,0 +1,396 @@
+"""The driver with a scripted trainer, the real Optuna storage, and every decision it takes."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import optuna
+import pytest
+from searches import SIX_SPACE, ScriptedStudy, Search, rising, score
+
+from sweep.errors import ConfigError
+from sweep.space import canonical_key
+from sweep.testing import ScriptedTrainer
+from sweep.trial import (
+    EpochReport,
+    Failure,
+    Notice,
+    TrialFinished,
+    TrialSpec,
+    TrialStarted,
+    WorkerReady,
+)
+
+Metrics = dict[str, float]
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> ScriptedStudy:
+    """A study with an endless space."""
+    return ScriptedStudy(tmp_path)
+
+
+def constant(value: float, n_epochs: int = 3) -> list[Metrics]:
+    """Epochs that all score the same."""
+    return [{"val_acc": value} for _ in range(n_epochs)]
+
+
+def optuna_trials(search: Search) -> list[optuna.trial.FrozenTrial]:
+    """What plain Optuna reads from the storage."""
+    return optuna.load_study(study_name="scripted", storage=search.config.storage).trials
+
+
+def interrupt_at(study: ScriptedStudy, number: int, epoch: int, **settings: object) -> Search:
+    """A search that is asked to stop in the midst of a trial."""
+    search = study.prepare(study.config(**settings))
+
+    def script(spec: TrialSpec) -> Iterator[Metrics]:
+        for i, metrics in enumerate(rising(spec), start=1):
+            if (spec.number, i) == (number, epoch):
+                search.driver.request_stop("interrupted")
+            yield metrics
+
+    ScriptedTrainer(script).train(search.driver.exchange)
+    search.ledger.close()
+    return search
+
+
+@pytest.mark.parametrize("n_slots", [1, 4, 16])
+def test_a_search_finishes_exactly_the_trials_asked_for(
+    study: ScriptedStudy, n_slots: int
+) -> None:
+    """N is met exactly, however many trials go at once."""
+    search = study.run(trials=10, n_slots=n_slots)
+    assert [t.number for t in optuna_trials(search)] == list(range(10))
+    assert search.states() == ["COMPLETE"] * 10
+    assert search.driver.reason == "done"
+
+
+def test_continuing_adds_only_what_is_missing(study: ScriptedStudy) -> None:
+    """The total is the study's: 4, then 7 in all, then nothing."""
+    assert len(study.run(trials=4).trials) == 4
+    second = study.run(trials=7)
+    assert sorted(second.listener.finished()) == [4, 5, 6]
+    third = study.run(trials=7)
+    assert not third.listener.finished()
+    assert len(third.trials) == 7
+
+
+def test_the_objective_is_the_best_epoch_not_the_last(study: ScriptedStudy) -> None:
+    """Value, best epoch and metrics are those of the best epoch, in Optuna and in the records."""
+
+    def script(spec: TrialSpec) -> list[Metrics]:
+        return [{"val_acc": a, "val_loss": b} for a, b in ((0.2, 3.0), (0.9, 2.0), (0.4, 1.0))]
+
+    search = study.run(script, trials=1)
+    record = search.listener.finished()[0]
+    assert (record.value, record.best_epoch, record.best_metrics["val_loss"]) == (0.9, 2, 2.0)
+    (trial,) = optuna_trials(search)
+    assert trial.value == 0.9
+    assert trial.intermediate_values == {1: 0.2, 2: 0.9, 3: 0.4}
+
+
+def test_a_minimized_metric_keeps_its_smallest(study: ScriptedStudy) -> None:
+    """A loss is minimized without being told so."""
+
+    def script(spec: TrialSpec) -> list[Metrics]:
+        return [{"val_loss": 2.0}, {"val_loss": 0.5}, {"val_loss": 1.0}]
+
+    search = study.run(script, trials=1, metric="val_loss")
+    assert search.ledger.direction == "minimize"
+    assert search.trials[0].value == 0.5
+
+
+def test_duplicates_are_not_trained_twice(tmp_path: Path) -> None:
+    """A space of six is searched with six different trials, and then it is exhausted."""
+    study = ScriptedStudy(tmp_path, SIX_SPACE)
+    seen: Counter[str] = Counter()
+
+    def script(spec: TrialSpec) -> list[Metrics]:
+        seen[canonical_key(spec.hyperparameters)] += 1
+        return rising(spec)
+
+    search = study.run(script, trials=50)
+    assert (len(seen), set(seen.values())) == (6, {1})
+    assert search.driver.reason == "exhausted"
+    again = study.run(script, trials=50)
+    assert (len(again.trials), again.driver.reason) == (6, "exhausted")
+
+
+def test_a_slow_score_ends_when_patience_is_out(study: ScriptedStudy) -> None:
+    """Two epochs without a better metric end a trial, which is complete."""
+    search = study.run(lambda spec: constant(0.5, 9), trials=1, epochs=9, patience=2)
+    (trial,) = search.trials
+    assert (str(trial.state), trial.result["n_epochs"]) == ("COMPLETE", 3)
+
+
+def test_pruned_trials_are_pruned_in_optuna_too(study: ScriptedStudy) -> None:
+    """What the median pruner ends early is PRUNED, keeps its curve, and counts as finished."""
+
+    def script(spec: TrialSpec) -> list[Metrics]:
+        return constant(0.9 if spec.number < 5 else 0.1, 5)
+
+    search = study.run(script, trials=8, epochs=5, pruner="median")
+    assert search.states() == ["COMPLETE"] * 5 + ["PRUNED"] * 3
+    pruned = optuna_trials(search)[-1]
+    assert pruned.intermediate_values == {1: 0.1, 2: 0.1}
+    assert pruned.value == 0.1
+
+
+def test_a_pruner_has_no_say_over_the_last_epoch(study: ScriptedStudy) -> None:
+    """A trial that trained all its epochs is complete, however poor."""
+
+    def script(spec: TrialSpec) -> list[Metrics]:
+        last = 0.9 if spec.number < 5 else 0.0
+        return [*constant(0.5, 2), {"val_acc": last}]
+
+    assert study.run(script, trials=7, pruner="median").states() == ["COMPLETE"] * 7
+
+
+def test_a_trial_past_its_time_has_failed(study: ScriptedStudy) -> None:
+    """--trial-timeout fails the trial with class timeout at the next epoch; others go on."""
+
+    def script(spec: TrialSpec) -> Iterator[Metrics]:
+        for metrics in rising(spec):
+            time.sleep(0.15 if spec.number == 1 else 0)
+            yield metrics
+
+    search = study.run(script, trials=3, trial_timeout_s=0.1)
+    assert search.states() == ["COMPLETE", "FAIL", "COMPLETE"]
+    assert search.trials[1].result["failure"]["kind"] == "timeout"
+
+
+def test_a_search_past_its_time_stops_and_can_go_on(study: ScriptedStudy) -> None:
+    """--timeout interrupts the running trial; the same command finishes the rest."""
+
+    def script(spec: TrialSpec) -> Iterator[Metrics]:
+        for metrics in rising(spec):
+            time.sleep(0.06)
+            yield metrics
+
+    search = study.run(script, trials=50, timeout_s=0.25)
+    assert search.driver.reason == "timeout"
+    assert 1 <= len(search.trials) < 50
+    assert search.states()[-1] == "WAITING"
+    n = len(search.trials) + 2
+    assert study.run(trials=n).states() == ["COMPLETE"] * n
+
+
+def test_an_interrupted_trial_waits_and_goes_on_under_its_number(study: ScriptedStudy) -> None:
+    """Ctrl-C leaves the trial WAITING; the next run trains that configuration as that trial."""
+    first = interrupt_at(study, number=2, epoch=2, trials=5)
+    assert first.states() == ["COMPLETE", "COMPLETE", "WAITING"]
+    waiting = first.trials[2]
+    second = study.run(trials=5)
+    assert second.states() == ["COMPLETE"] * 5
+    assert second.trials[2].hyperparameters == waiting.hyperparameters
+    assert sorted(second.listener.finished()) == [2, 3, 4]
+
+
+def test_a_killed_driver_leaves_a_running_trial_that_goes_on(study: ScriptedStudy) -> None:
+    """What Optuna calls RUNNING at the start belongs to a dead driver and is trained again."""
+
+    class PowerCut(BaseException):
+        pass
+
+    def script(spec: TrialSpec) -> Iterator[Metrics]:
+        yield {"val_acc": 0.1}
+        if spec.number == 1:
+            raise PowerCut
+        yield {"val_acc": 0.2}
+
+    with pytest.raises(PowerCut):
+        study.run(script, trials=4)
+    left = study.prepare(study.config(trials=4))
+    assert left.states() == ["COMPLETE", "RUNNING"]
+    assert study.run(trials=4).states() == ["COMPLETE"] * 4
+
+
+def test_an_exception_fails_its_trial_only(study: ScriptedStudy) -> None:
+    """A trial that raises is FAIL with its message, and the search goes on."""
+
+    def script(spec: TrialSpec) -> Iterator[Metrics]:
+        yield {"val_acc": 0.5}
+        if spec.number == 1:
+            raise ValueError("width must divide 8")
+        yield {"val_acc": 0.6}
+
+    search = study.run(script, trials=3)
+    assert search.states() == ["COMPLETE", "FAIL", "COMPLETE"]
+    failure = search.trials[1].result["failure"]
+    assert failure == {"kind": "exception", "message": "ValueError: width must divide 8"}
+    assert optuna_trials(search)[1].value is None
+
+
+def test_identical_failures_stop_the_search(study: ScriptedStudy) -> None:
+    """Three equal failures in a row end the search, and say which."""
+
+    def script(spec: TrialSpec) -> list[Metrics]:
+        raise ValueError("bad shape")
+
+    search = study.run(script, trials=50, max_failures=3)
+    assert (search.driver.reason, search.states()) == ("failed", ["FAIL"] * 3)
+    assert "3 identical failures" in search.driver.failure_message
+    assert "bad shape" in search.driver.failure_message
+
+
+def test_different_or_scattered_failures_do_not_stop_the_search(study: ScriptedStudy) -> None:
+    """Failures that differ, or with a success between them, are not a pattern."""
+
+    def script(spec: TrialSpec) -> list[Metrics]:
+        if spec.number % 2:
+            raise ValueError("every second one")
+        if spec.number in (4, 6):
+            raise ValueError(f"number {spec.number}")
+        return rising(spec)
+
+    search = study.run(script, trials=9, max_failures=2)
+    assert (search.driver.reason, len(search.trials)) == ("done", 9)
+
+
+def test_a_search_of_nan_trials_goes_on(study: ScriptedStudy) -> None:
+    """NaN is a poor configuration and not a fault of the set-up: it never stops a search."""
+    nan = Failure("nan", "train_loss is nan after epoch 1")
+    search = study.run(lambda spec: [nan], trials=4, max_failures=2)
+    assert search.states() == ["FAIL"] * 4
+    assert {t.result["failure"]["kind"] for t in search.trials} == {"nan"}
+
+
+def test_a_killed_trial_is_tried_again_under_its_number(study: ScriptedStudy) -> None:
+    """The machine's fault is retried, and each point of the curve is recorded once."""
+    n_tries: Counter[int] = Counter()
+
+    def script(spec: TrialSpec) -> Iterator[Metrics | Failure]:
+        n_tries[spec.number] += 1
+        yield {"val_acc": 0.5}
+        if spec.number == 1 and n_tries[1] <= 2:
+            yield Failure("killed", "its worker was ended by SIGKILL")
+        yield {"val_acc": 0.6}
+
+    search = study.run(script, trials=3)
+    assert (search.states(), n_tries[1]) == (["COMPLETE"] * 3, 3)
+    points = [r.epoch for r in search.listener.of(EpochReport) if r.number == 1]
+    assert points == [1, 2]
+    assert [r.number for r in search.listener.of(TrialStarted)] == [0, 1, 2]
+    notices = [r.message for r in search.listener.of(Notice)]
+    assert len(notices) == 2
+    assert all("SIGKILL" in m for m in notices)
+
+
+@pytest.mark.parametrize("n_slots", [1, 2])
+def test_a_trial_is_not_tried_again_for_ever(study: ScriptedStudy, n_slots: int) -> None:
+    """A trial whose worker dies three times has failed with class killed."""
+    killed = Failure("killed", "its worker was ended by SIGKILL")
+    search = study.run(
+        lambda spec: [killed] if spec.number == 1 else rising(spec), trials=3, n_slots=n_slots
+    )
+    assert search.states() == ["COMPLETE", "FAIL", "COMPLETE"]
+    assert search.trials[1].result["failure"]["kind"] == "killed"
+
+
+def test_the_last_trial_is_tried_again_too(study: ScriptedStudy) -> None:
+    """A death after the driver said that nothing more will come is retried all the same."""
+    n_tries: Counter[int] = Counter()
+
+    def script(spec: TrialSpec) -> Iterator[Metrics | Failure]:
+        n_tries[spec.number] += 1
+        if spec.number == 2 and n_tries[2] == 1:
+            yield Failure("killed", "gone")
+        yield {"val_acc": 0.6}
+
+    assert study.run(script, trials=3).states() == ["COMPLETE"] * 3
+
+
+def test_a_metric_that_is_not_reported_is_one_clear_error(study: ScriptedStudy) -> None:
+    """The first epoch shows it; the error names what the module does report."""
+    with pytest.raises(ConfigError) as caught:
+        study.run(lambda spec: [{"val_loss": 1.0, "val_accuracy": 0.5}], trials=3)
+    (fault,) = caught.value.faults
+    assert fault == (
+        "--metric must be one of val_accuracy, val_loss, but got 'val_acc' "
+        "(did you mean val_accuracy?)"
+    )
+
+
+def test_the_reference_network_is_trial_0(study: ScriptedStudy) -> None:
+    """Every search starts from the reference network, unless --no-baseline leaves it out."""
+    search = study.run(trials=2, baseline=True)
+    assert search.trials[0].hyperparameters == {
+        "hidden": (128, 64), "optimizer": "SGD", "lr": 0.01,
+    }  # fmt: skip
+
+
+def test_no_baseline_leaves_the_reference_out(study: ScriptedStudy) -> None:
+    """Without it trial 0 is the sampler's."""
+    search = study.run(trials=3, baseline=False)
+    assert (128, 64) not in [t.hyperparameters["hidden"] for t in search.trials]
+
+
+def test_the_space_says_what_to_try_first(tmp_path: Path) -> None:
+    """Entries of `first:` come after the reference network, in order, and once."""
+    space = (
+        "# A line.\nparameters:\n  optimizer: {choices: [SGD, Adam]}\n"
+        "  lr: {float: [1e-4, 0.1], log: true}\n  hidden: {widths: [16, 64], layers: [1, 2]}\n"
+        "first:\n  - {optimizer: Adam, lr: 2e-3, hidden: [32]}\n"
+        "  - {optimizer: SGD, lr: 0.05, hidden: [16, 16]}\n"
+    )
+    study = ScriptedStudy(tmp_path, space)
+    assert len(study.run(trials=2, baseline=True).trials) == 2
+    trials = study.run(trials=5, baseline=True).trials
+    first = {"optimizer": "Adam", "lr": 2e-3, "hidden": (32,)}
+    second = {"optimizer": "SGD", "lr": 0.05, "hidden": (16, 16)}
+    assert [t.hyperparameters for t in trials[1:3]] == [first, second]
+    assert [t.hyperparameters for t in trials].count(first) == 1
+
+
+def test_records_come_in_the_order_of_events(study: ScriptedStudy) -> None:
+    """The worker is ready, then each trial starts, reports its epochs and finishes."""
+    search = study.run(trials=3, n_slots=2)
+    kinds = search.listener.records
+    assert isinstance(kinds[0], WorkerReady)
+    for number in range(3):
+        told = [type(r) for r in kinds if getattr(r, "number", None) == number]
+        assert told == [TrialStarted, EpochReport, EpochReport, EpochReport, TrialFinished]
+
+
+def test_weights_have_a_seed_of_their_own(study: ScriptedStudy) -> None:
+    """A trial's seed depends on the study's seed and its number, and is recorded."""
+    seeds: dict[int, int] = {}
+
+    def script(spec: TrialSpec) -> list[Metrics]:
+        seeds[spec.number] = spec.seed
+        return rising(spec)
+
+    search = study.run(script, trials=3)
+    assert len(set(seeds.values())) == 3
+    recorded = {r.number: int(r.tags["sweep.seed"]) for r in search.listener.of(TrialStarted)}
+    assert recorded == seeds
+
+
+def test_a_late_report_of_an_ended_trial_is_ignored(study: ScriptedStudy) -> None:
+    """A second result for a trial changes nothing."""
+    search = study.run(trials=1)
+    before = search.trials
+    from sweep.trial import TrialResult
+
+    search.driver.exchange((TrialResult(0, "failed", 0, failure=Failure("killed", "late")),), 0)
+    assert search.trials == before
+
+
+def test_a_late_epoch_of_an_ended_trial_is_ignored(study: ScriptedStudy) -> None:
+    """An epoch that was on its way when a trial was given up for hung does no harm."""
+    search = study.run(trials=1)
+    search.driver.exchange((EpochReport(0, 4, {"val_acc": 1.0}, 0),), 0)
+    assert search.states() == ["COMPLETE"]
+
+
+def test_scores_are_what_the_script_says(study: ScriptedStudy) -> None:
+    """Each trial's value is the score of its own configuration, also when trials go in step."""
+    for trial in study.run(trials=9, n_slots=4).trials:
+        spec = TrialSpec(trial.number, trial.hyperparameters, 0)
+        assert trial.value is not None
+        assert math.isclose(trial.value, score(spec))

@@ -1,0 +1,186 @@
+"""Samplers, pruners and duplicates: what the driver asks Optuna."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+
+import pytest
+from searches import FREE_SPACE, SIX_SPACE
+
+from sweep.config import PRUNERS, SAMPLERS
+from sweep.errors import ConfigError, SpaceError
+from sweep.proposals import Proposals, make_pruner, sampler_factory
+from sweep.space import Space, canonical_key, load_space, parse_space
+from sweep.trial import TrialState
+
+
+def proposals(
+    space: Space, sampler: str = "random", pruner: str = "none", seed: int = 0
+) -> Proposals:
+    """Proposals of a maximizing study of five epochs."""
+    return Proposals(space, sampler, pruner, "maximize", seed, 5)
+
+
+def proposed(space: Space, sampler: str, n: int, seed: int = 0) -> list[dict[str, object]]:
+    """The first `n` configurations of a search whose scores depend on the learning rate."""
+    made, found = proposals(space, sampler, seed=seed), []
+    for number in range(n):
+        proposal = made.ask(number)
+        assert proposal is not None
+        found.append(dict(proposal.hyperparameters))
+        made.tell(number, TrialState.COMPLETE, 1 / (1 + proposal.hyperparameters["lr"]))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("sampler", "space_name"),
+    [(s, "mlp") for s in SAMPLERS if s != "grid"]
+    + [(s, "mlp_regularized") for s in SAMPLERS if s not in ("grid", "gp")],  # gp is slow
+)
+def test_every_sampler_proposes_what_the_space_holds(sampler: str, space_name: str) -> None:
+    """Proposals are inside the space with its conditions, differ, and warn of nothing."""
+    space = load_space(space_name)
+    found = proposed(space, sampler, 15)
+    assert [space.problems_of(configuration) for configuration in found] == [[]] * 15
+    assert len({canonical_key(configuration) for configuration in found}) == 15
+    for configuration in found:
+        assert ("momentum" in configuration) == (configuration["optimizer"] in ("SGD", "RMSprop"))
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_finds_all_of_a_small_space(sampler: str) -> None:
+    """Six of six configurations are proposed once each, and then there are no more."""
+    space = parse_space(SIX_SPACE, "six")
+    made, seen = proposals(space, sampler), set()
+    for number in range(6):
+        proposal = made.ask(number)
+        assert proposal is not None
+        seen.add(canonical_key(proposal.hyperparameters))
+        made.tell(number, TrialState.COMPLETE, 0.5)
+    assert len(seen) == 6
+    assert made.ask(6) is None
+
+
+def test_grid_refuses_an_endless_space() -> None:
+    """A grid of a continuous parameter is refused before anything is trained."""
+    with pytest.raises(SpaceError, match="a grid needs a step or choices for lr"):
+        proposals(load_space("mlp"), "grid")
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_population_of_running_trials_has_no_two_alike(sampler: str) -> None:
+    """Many proposals without a single result are all different."""
+    space = parse_space(FREE_SPACE, "free") if sampler != "grid" else parse_space(SIX_SPACE, "six")
+    made = proposals(space, sampler)
+    found = [made.ask(number) for number in range(6)]
+    assert len({canonical_key(p.hyperparameters) for p in found if p is not None}) == 6
+
+
+def test_proposals_depend_on_seed_and_number() -> None:
+    """The same study seed gives the same proposals, another seed others."""
+    space = load_space("mlp")
+    assert proposed(space, "tpe", 12) == proposed(space, "tpe", 12)
+    assert proposed(space, "tpe", 12) != proposed(space, "tpe", 12, seed=1)
+
+
+@pytest.mark.parametrize("sampler", [s for s in SAMPLERS if s != "grid"])
+def test_a_resumed_search_does_not_repeat_itself(sampler: str) -> None:
+    """What is proposed after a restart differs from everything before it."""
+    space = load_space("mlp")
+    before = proposals(space, sampler)
+    trials = []
+    for number in range(8):
+        proposal = before.ask(number)
+        assert proposal is not None
+        frozen = proposal.frozen
+        before.tell(number, TrialState.COMPLETE, number / 8)
+        frozen.state, frozen.values = TrialState.COMPLETE, [number / 8]
+        trials.append(frozen)
+    import optuna
+
+    finished = [
+        optuna.trial.create_trial(
+            state=optuna.trial.TrialState.COMPLETE, value=t.values[0], params=t.params,
+            distributions=t.distributions, user_attrs=t.user_attrs,
+        )
+        for t in trials
+    ]  # fmt: skip
+    after = proposals(space, sampler)
+    after.remember(finished)
+    seen = {canonical_key(t.user_attrs["sweep:hyperparameters"]) for t in finished}
+    for number in range(8, 14):
+        proposal = after.ask(number)
+        assert proposal is not None
+        assert canonical_key(proposal.hyperparameters) not in seen
+        after.tell(number, TrialState.COMPLETE, 0.5)
+
+
+USER_SAMPLER = """
+from optuna.samplers import RandomSampler
+
+class Mine(RandomSampler):
+    pass
+
+class Seedless(RandomSampler):
+    def __init__(self):
+        super().__init__(seed=3)
+
+class NotASampler:
+    pass
+"""
+
+
+@pytest.fixture
+def user_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module of the user's own, in the current folder."""
+    tmp_path.joinpath("my_samplers.py").write_text(textwrap.dedent(USER_SAMPLER))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("user_package")
+def test_a_sampler_of_the_users_own() -> None:
+    """Any class derived from BaseSampler proposes, whether it takes a seed or not."""
+    space = load_space("mlp")
+    assert len(proposed(space, "my_samplers:Mine", 5)) == 5
+    assert len(proposed(space, "my_samplers:Seedless", 5)) == 5
+    with pytest.raises(ConfigError, match="derived from Optuna's BaseSampler"):
+        sampler_factory("my_samplers:NotASampler", 0)
+    with pytest.raises(ConfigError, match="has no 'Mien'"):
+        sampler_factory("my_samplers:Mien", 0)
+    with pytest.raises(ConfigError, match="cannot be imported"):
+        sampler_factory("no_such_module:Mine", 0)
+
+
+@pytest.mark.parametrize("pruner", PRUNERS)
+def test_every_pruner_lets_good_trials_live(pruner: str) -> None:
+    """A trial that gets better each epoch and leads is never ended; others may be."""
+    made = proposals(parse_space(FREE_SPACE, "free"), pruner=pruner)
+    for number in range(12):
+        assert made.ask(number) is not None
+        for epoch in range(1, 6):
+            made.report(number, epoch, 0.1 * epoch)
+        made.tell(number, TrialState.COMPLETE, 0.5)
+    assert made.ask(12) is not None
+    assert not any(made.report(12, epoch, 0.2 * epoch) for epoch in range(1, 6))
+
+
+@pytest.mark.parametrize("pruner", [p for p in PRUNERS if p != "none"])
+def test_every_pruner_ends_poor_trials(pruner: str) -> None:
+    """A trial that falls from epoch to epoch and is last of all is ended."""
+    made = proposals(parse_space(FREE_SPACE, "free"), pruner=pruner)
+    was_ended = []
+    for number in range(24):
+        assert made.ask(number) is not None
+        is_poor = number >= 12
+        scores = [-e if is_poor else 1.0 for e in range(1, 6)]
+        ended = any(made.report(number, e, value) for e, value in enumerate(scores, start=1))
+        made.tell(number, TrialState.PRUNED if ended else TrialState.COMPLETE, 0.5)
+        if is_poor:
+            was_ended.append(ended)
+    assert any(was_ended)
+
+
+def test_no_pruner_ends_nothing() -> None:
+    """none is Optuna's null pruner."""
+    assert type(make_pruner("none", 5)).__name__ == "NopPruner"

@@ -1,0 +1,297 @@
+"""The fused step against a bare loop over MLPClassifier, and what neighbours may not do.
+
+Axes: E epochs.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from sweep.options import ACTIVATIONS, SCHEDULES
+from sweep.training.data import epoch_order
+from sweep.training.layout import Layout, Shape
+from sweep.training.mlp import OPTIMIZERS, MLPClassifier, SeededDropout
+from sweep.training.optimizers import learning_rates, make_rule
+from sweep.training.population import Member, Population, Recipe, Samples
+from sweep.training.stack import Dropout
+
+N_TRAIN, N_VAL, N_FEATURES, BATCH, N_EPOCHS = 150, 40, 64, 32, 3
+MEAN, STD = 0.4, 0.3
+
+MIX = [
+    {"hidden": (20,), "lr": 0.1},
+    {"hidden": (), "optimizer": "RMSprop", "lr": 1e-3},
+    {"hidden": (), "optimizer": "SGD", "lr": 1e-1, "momentum": 0.9},
+    {"hidden": (32, 16), "lr": 0.05, "momentum": 0.9, "nesterov": True, "weight_decay": 1e-3},
+    {"hidden": (64, 33), "optimizer": "Adam", "lr": 1e-3, "beta1": 0.8, "activation": "elu"},
+    {"hidden": (16, 48), "optimizer": "RMSprop", "lr": 1e-3, "momentum": 0.5, "dropout": 0.5},
+    {"hidden": (7, 9, 11), "optimizer": "Adam", "lr": 1e-2, "activation": "gelu"},
+    {"hidden": (24, 8, 24), "optimizer": "AdamW", "lr": 1e-2, "dropout": 0.2, "clip_norm": 0.5},
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Networks this small run faster on one thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def samples():
+    generator = torch.Generator().manual_seed(0)
+    y = torch.randint(0, 10, (N_TRAIN + N_VAL,), generator=generator)
+    # Classes that can be learnt, so that losses move.
+    centers = torch.rand(10, 8, 8, generator=generator)
+    x = (centers[y] + 0.3 * torch.randn(len(y), 8, 8, generator=generator)).clamp(0, 1)
+    return Samples(x[:N_TRAIN], y[:N_TRAIN], x[N_TRAIN:], y[N_TRAIN:], MEAN, STD, n_classes=10)
+
+
+def order(epoch):
+    return epoch_order(7, epoch, N_TRAIN)
+
+
+def build(seed, hyperparameters):
+    return MLPClassifier(
+        N_FEATURES, 10, seed=seed, input_mean=MEAN, input_std=STD, **hyperparameters
+    )
+
+
+def linears(model):
+    layers = [layer for layer in model.layers if isinstance(layer, nn.Linear)]
+    return [(layer.weight.detach(), layer.bias.detach()) for layer in layers]
+
+
+def member(number, hyperparameters):
+    """The trial `number`, whose seed is its number."""
+    model = build(number, hyperparameters)
+    arguments = model.optimizer_arguments
+    recipe = Recipe(
+        number,
+        Shape(tuple(model.hidden), model.hparams["activation"]),
+        make_rule(model.optimizer_name, arguments),
+        arguments["lr"],
+        model.schedule,
+        model.clip_norm,
+        Dropout(model.hparams["dropout"], number),
+    )
+    return Member(recipe, linears(model))
+
+
+def train_plain(samples, number, hyperparameters, dtype, first_epoch=0, batch=BATCH):
+    """Metrics of each epoch (E, 3) and the model, by autograd and torch.optim alone."""
+    model = build(number, hyperparameters).to(dtype)
+    optimizer = OPTIMIZERS[model.optimizer_name](model.parameters(), **model.optimizer_arguments)
+    n_steps = -(-N_TRAIN // batch)
+    rows = []
+    for epoch in range(N_EPOCHS):
+        rates = learning_rates(
+            model.schedule, model.optimizer_arguments["lr"], epoch, N_EPOCHS, n_steps
+        )
+        for layer in model.layers:
+            if isinstance(layer, SeededDropout):
+                layer.start_epoch(epoch, torch.device("cpu"))
+        model.train()
+        total = 0.0
+        for lr, index in zip(rates, order(first_epoch + epoch).split(batch), strict=True):
+            optimizer.param_groups[0]["lr"] = lr
+            loss = functional.cross_entropy(model(samples.x[index].to(dtype)), samples.y[index])
+            optimizer.zero_grad()
+            loss.backward()
+            if model.clip_norm is not None:
+                nn.utils.clip_grad_norm_(model.parameters(), model.clip_norm)
+            optimizer.step()
+            total += loss.item() * len(index)
+        model.eval()
+        with torch.no_grad():
+            logits = model(samples.x_val.to(dtype))
+            val_loss = functional.cross_entropy(logits, samples.y_val).item()
+            val_acc = (logits.argmax(1) == samples.y_val).float().mean().item()
+        rows.append((total / N_TRAIN, val_loss, val_acc))
+    return rows, model
+
+
+def train_fused(samples, trials, dtype=torch.float64, population=None):
+    """Metrics of each epoch by number, and the population."""
+    if population is None:
+        population = Population(samples, BATCH, N_EPOCHS, order, dtype=dtype)
+    population.change(joining=[member(number, given) for number, given in trials.items()])
+    curves = {number: [] for number in trials}
+    for _ in range(N_EPOCHS):
+        population.train_epoch()
+        for number, s in population.evaluate().items():
+            curves.setdefault(number, []).append((s.train_loss, s.val_loss, s.val_acc))
+    return curves, population
+
+
+def distance(curve, other):
+    """Largest relative difference between two curves."""
+    pairs = zip(itertools.chain(*curve), itertools.chain(*other), strict=True)
+    return max(abs(a - b) / max(abs(b), 1e-12) for a, b in pairs)
+
+
+def weight_distance(weights, model):
+    """Largest relative difference (2-norm) of a weight or bias."""
+    pairs = zip(itertools.chain(*weights), itertools.chain(*linears(model)), strict=True)
+    return max(((a - b).norm() / b.norm().clamp_min(1e-12)).item() for a, b in pairs)
+
+
+def assert_equals_plain(samples, trials, tolerance=1e-7, dtype=torch.float64):
+    curves, population = train_fused(samples, trials, dtype)
+    for number, hyperparameters in trials.items():
+        rows, model = train_plain(samples, number, hyperparameters, dtype)
+        assert distance(curves[number], rows) < tolerance, hyperparameters
+        assert weight_distance(population.weights(number), model) < tolerance, hyperparameters
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("hidden", [(), (20,), (24, 12), (18, 30, 9)])
+def test_optimizers_by_schedule_and_depth(samples, schedule, hidden):
+    """Every optimizer under every schedule at every depth equals the plain path in float64."""
+    base = {"hidden": hidden, "schedule": schedule}
+    optimizers = [
+        {"optimizer": "SGD", "lr": 0.05},
+        {"optimizer": "SGD", "lr": 0.02, "momentum": 0.9, "dampening": 0.2, "weight_decay": 1e-2},
+        {"optimizer": "SGD", "lr": 0.02, "momentum": 0.8, "nesterov": True},
+        {"optimizer": "Adam", "lr": 3e-3, "weight_decay": 1e-3},
+        {"optimizer": "AdamW", "lr": 3e-3, "beta2": 0.99},
+        {"optimizer": "RMSprop", "lr": 1e-3},
+        {"optimizer": "RMSprop", "lr": 1e-3, "momentum": 0.9, "alpha": 0.9},
+        {"optimizer": "RMSprop", "lr": 1e-3, "centered": True, "weight_decay": 1e-3},
+    ]
+    assert_equals_plain(samples, {k: base | given for k, given in enumerate(optimizers)})
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activations_with_dropout_and_clipping(samples, activation):
+    """Every activation, alone, with dropout and with clipping, equals the plain path."""
+    base = {"hidden": (20, 14), "activation": activation, "optimizer": "Adam", "lr": 3e-3}
+    given = [{}, {"dropout": 0.3}, {"clip_norm": 0.3}, {"dropout": 0.6, "clip_norm": 0.1}]
+    assert_equals_plain(samples, {k: base | extra for k, extra in enumerate(given)})
+
+
+def test_mixed_population_in_float32(samples):
+    """In float32 a mixed population stays within 1e-3 of the plain path."""
+    assert_equals_plain(samples, dict(enumerate(MIX)), tolerance=1e-3, dtype=torch.float32)
+
+
+def test_mixed_population_in_float64(samples):
+    """Depths, widths, activations, optimizers and dropout may differ between neighbours."""
+    assert_equals_plain(samples, dict(enumerate(MIX)))
+
+
+def test_choices_for_a_gpu_change_no_result(samples):
+    """Wide buckets and whole gradients, as on a GPU, equal the plain path too."""
+    population = Population(samples, BATCH, N_EPOCHS, order, dtype=torch.float64)
+    population.tuned_for = "cuda"
+    curves, _ = train_fused(samples, dict(enumerate(MIX)), population=population)
+    for number, hyperparameters in enumerate(MIX):
+        rows, _ = train_plain(samples, number, hyperparameters, torch.float64)
+        assert distance(curves[number], rows) < 1e-7
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("lr", 1.001e-2), ("weight_decay", 2e-3), ("beta1", 0.91), ("eps", 2e-8), ("dropout", 0.31)],
+)
+def test_a_swapped_scalar_is_seen(samples, field, value):
+    """The comparison is sharp: one scalar a little off breaks the 1e-7 bound."""
+    right = {"hidden": (16, 8), "optimizer": "Adam", "lr": 1e-2, "beta1": 0.9, "eps": 1e-8}
+    right |= {"weight_decay": 1e-3, "dropout": 0.3}
+    curves, _ = train_fused(samples, {0: right | {field: value}})
+    rows, _ = train_plain(samples, 0, right, torch.float64)
+    assert distance(curves[0], rows) > 1e-7
+
+
+def test_padding_stays_zero(samples):
+    """After training, every value that belongs to no trial is exactly zero."""
+    _, population = train_fused(samples, dict(enumerate(MIX)))
+    for number in range(len(MIX)):
+        for weight, bias in population.weights(number):
+            weight.zero_()
+            bias.zero_()
+    assert torch.count_nonzero(population.parameters) == 0
+
+
+def test_neighbours_do_not_matter(samples):
+    """A trial alone and the same trial among others, one diverging, give the same curve."""
+    trials = {k: MIX[k] for k in (4, 6, 7)}
+    poison = {20: {"hidden": (40, 40), "lr": 1e30}, 21: {"hidden": (), "lr": float("inf")}}
+    together, _ = train_fused(samples, trials | poison)
+    assert any(value != value for value in together[20][-1])
+    for number, hyperparameters in trials.items():
+        alone, _ = train_fused(samples, {number: hyperparameters})
+        assert distance(together[number], alone[number]) < 1e-10
+
+
+def test_leaving_and_joining_change_nothing(samples):
+    """Trials that stay keep their curve when others leave and slots are filled again."""
+    population = Population(samples, BATCH, N_EPOCHS, order, dtype=torch.float64)
+    population.change(joining=[member(k, given) for k, given in enumerate(MIX)])
+    curves = {k: [] for k in range(12)}
+    newcomers = {8: {"hidden": (90, 40), "optimizer": "Adam"}, 9: {"hidden": (5,), "lr": 0.1}}
+
+    def epoch():
+        population.train_epoch()
+        for number, s in population.evaluate().items():
+            curves[number].append((s.train_loss, s.val_loss, s.val_acc))
+
+    epoch()
+    population.change([0, 4, 6], [member(k, given) for k, given in newcomers.items()])
+    epoch()
+    population.change([2])
+    epoch()
+    population.change([1, 3, 5, 7])
+    epoch()
+    for number in (1, 3, 5, 7):
+        rows, _ = train_plain(samples, number, MIX[number], torch.float64)
+        assert distance(curves[number], rows) < 1e-7
+    for number, hyperparameters in newcomers.items():
+        rows, model = train_plain(samples, number, hyperparameters, torch.float64, first_epoch=1)
+        assert distance(curves[number], rows) < 1e-7
+        assert weight_distance(population.weights(number), model) < 1e-7
+
+
+def test_best_weights_are_those_of_the_kept_epoch(samples):
+    """keep_best keeps one epoch's weights through later epochs and a new layout."""
+    population = Population(samples, BATCH, N_EPOCHS, order)
+    population.change(joining=[member(k, given) for k, given in enumerate(MIX)])
+    population.train_epoch()
+    population.keep_best([4])
+    kept = [(w.clone(), b.clone()) for w, b in population.weights(4)]
+    population.change([5, 1, 3], [member(30, {"hidden": (100, 77), "optimizer": "Adam"})])
+    population.train_epoch()
+    for (weight, bias), (w, b), (now, _) in zip(
+        population.best_weights(4), kept, population.weights(4), strict=True
+    ):
+        assert torch.equal(weight, w)
+        assert torch.equal(bias, b)
+        assert not torch.equal(weight, now)
+
+
+@pytest.mark.parametrize("device_type", ["cpu", "cuda"])
+def test_layout_gives_each_value_once(device_type):
+    """No two trials share a value, in buckets narrow (CPU) or wide (GPU)."""
+    shapes = [
+        Shape(hidden, activation)
+        for hidden in [(), (3,), (300, 5), (5, 7), (40, 500, 60), (2, 2, 2), (300, 400)]
+        for activation in ("relu", "tanh")
+    ]
+    layout = Layout(shapes, n_features=6, n_classes=4, device_type=device_type)
+    values = torch.zeros(layout.n_values)
+    n_values = 0
+    for position in range(len(shapes)):
+        for weight, bias in layout.linears(values, position):
+            weight += 1
+            bias += 1
+            n_values += weight.numel() + bias.numel()
+    assert values.max() == 1
+    assert values.sum() == n_values
+    assert sorted(layout.order) == list(range(len(shapes)))
