@@ -1,6 +1,6 @@
 """What tracking costs a trial: driver CPU and wall milliseconds with a local SQLite store.
 
-    python benchmarks/tracking_cost.py [n_trials] [n_epochs]
+    python benchmarks/tracking_cost.py [n_trials n_epochs]
 
 Writes the records of a search (default 50 trials of 10 epochs, each with a checkpoint and a
 model of 1 MB in all) to a fresh store in a temporary folder, and waits for their delivery.
@@ -8,6 +8,7 @@ model of 1 MB in all) to a fresh store in a temporary folder, and waits for thei
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import tempfile
 import time
@@ -29,8 +30,8 @@ DATASET = DatasetInfo("digits", "scikit-learn", "0" * 32, (1, 8, 8), 10, 1437, 1
 
 def main() -> None:
     """Print the cost of each part."""
-    n_trials, n_epochs = (int(text) for text in (sys.argv + ["50", "10"])[1:3])
-    with tempfile.TemporaryDirectory() as folder:
+    n_trials, n_epochs = (int(text) for text in sys.argv[1:3] or ("50", "10"))
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         files = {name: str(Path(folder, name)) for name in ("best.ckpt", "best.pt2")}
         for file in files.values():
             Path(file).write_bytes(b"\0" * 500_000)

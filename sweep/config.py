@@ -139,7 +139,7 @@ def _module(field: str, value: Any) -> str:
 
 def _device_count(field: str, value: Any) -> str:
     text = str(value).strip()
-    if text in ("1", "auto") or re.fullmatch(r"\[?\d+,?\]?", text):
+    if text in ("1", "auto") or re.fullmatch(r"\d+,|\[\d+\]", text):
         return "1" if text == "auto" else text
     raise ConfigError(f"{field} must be 1, or one device as '2,' (its index), but got {value!r}")
 

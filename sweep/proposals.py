@@ -177,7 +177,8 @@ def make_pruner(name: str, n_epochs: int) -> BasePruner:
     pruners = optuna.pruners
     table: dict[str, Callable[[], BasePruner]] = {
         "none": pruners.NopPruner,
-        "median": lambda: pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=1),
+        # Optuna counts steps from 0, epochs count from 1: the first epoch is not judged.
+        "median": lambda: pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=2),
         "asha": lambda: pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=3),
         "hyperband": lambda: pruners.HyperbandPruner(
             min_resource=1, max_resource=n_epochs, reduction_factor=3

@@ -23,6 +23,8 @@ TICK_S = 0.5
 HANG_GRACE_S = 5.0
 """A trial past its limit ends at the next epoch boundary; so much later its worker is killed."""
 LEAVE_S = 30.0
+MAX_STILLBORN = 3
+"""Workers in a row that may die before they say that they are ready."""
 MAX_DEATHS = 20
 """Workers that may die before the search gives up: something is wrong with the machine."""
 
@@ -33,6 +35,8 @@ class _Worker:
     pipe: Connection
     running: dict[int, float] = field(default_factory=dict)
     """Trial number -> monotonic time of its start."""
+    is_ready: bool = False
+    """It has loaded its data and said so."""
     n_free_parked: int | None = None
     """Set while the worker waits for orders that the driver could not give yet."""
 
@@ -45,6 +49,7 @@ class ProcessExecutor:
         self._workers: list[_Worker] = []
         self._task: Task | None = None
         self._n_deaths = 0
+        self._n_stillborn = 0
 
     def warm_up(self, task: Task) -> None:
         """Start the workers; they import torch and Lightning while the driver goes on."""
@@ -84,6 +89,7 @@ class ProcessExecutor:
                 self._bury(worker, exchange, failure)
                 continue
             reports, n_free = message
+            worker.is_ready, self._n_stillborn = True, 0
             self._answer(worker, exchange, reports, n_free)
         if any(w.n_free_parked is not None for w in self._workers):
             self._answer_parked(exchange)
@@ -123,8 +129,10 @@ class ProcessExecutor:
         _end(worker)
         self._workers.remove(worker)
         self._n_deaths += 1
+        self._n_stillborn += not worker.is_ready
         results = [_failed(number, failure) for number in worker.running]
-        if self._n_deaths > MAX_DEATHS or (not results and failure.kind == "exception"):
+        is_hopeless = self._n_deaths > MAX_DEATHS or self._n_stillborn >= MAX_STILLBORN
+        if is_hopeless or (not results and failure.kind == "exception"):
             raise StudyFailedError(f"a worker cannot start: {failure.message}")
         orders = exchange(results, 0)
         if self._task is not None and not orders.is_last:

@@ -70,6 +70,7 @@ class RunLog:
         return [
             Metric(metric_key(name), float(value), report.time_ms, report.epoch)
             for report in reports
+            if report.epoch > self._last_epoch
             for name, value in report.metrics.items()
         ]
 

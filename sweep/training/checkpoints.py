@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.fx import Node
+
+from sweep.training.mlp import MLPClassifier
 
 
 def write_checkpoint(
@@ -48,14 +52,77 @@ def export_model(path: str | Path, model: nn.Module, feature_shape: tuple[int, .
     (B, *feature_shape). Leaves the model in evaluation mode. Returns the path.
     """
     model.eval()
+    if isinstance(model, MLPClassifier):
+        program = _export_mlp(model, feature_shape)
+    else:
+        program = _export(model, feature_shape)
+    return _replace(path, lambda file: torch.export.save(program, file))
+
+
+def _export(model: nn.Module, feature_shape: tuple[int, ...]) -> ExportedProgram:
     like = next(model.parameters())
     # Two rows: with one the batch dimension would be specialised to 1.
     example = torch.zeros(2, *feature_shape, device=like.device, dtype=like.dtype)
     batch = torch.export.Dim("batch", min=1)
-    program = torch.export.export(
+    return torch.export.export(
         _Inference(model), (example,), dynamic_shapes=({0: batch},), strict=False
     )
-    return _replace(path, lambda file: torch.export.save(program, file))
+
+
+def _export_mlp(model: MLPClassifier, feature_shape: tuple[int, ...]) -> ExportedProgram:
+    """An MLP's program, traced once for all MLPs that differ in widths and weights only.
+
+    Tracing takes 75 ms; putting other weights into a traced program 3 ms.
+    """
+    like = next(model.parameters())
+    key = (
+        len(model.hidden), model.hparams["activation"], model.hparams["dropout"] > 0.0,
+        feature_shape, model.input_mean, model.input_std, like.dtype, like.device,
+    )  # fmt: skip
+    if key not in _programs:
+        _programs[key] = _export(model, feature_shape)
+    elif not _put_weights(_programs[key], model):
+        return _export(model, feature_shape)
+    return _programs[key]
+
+
+_programs: dict[Hashable, ExportedProgram] = {}
+
+
+def _put_weights(program: ExportedProgram, model: MLPClassifier) -> bool:
+    """Make `program` the one of `model`; False where its graph is not the known one.
+
+    A traced graph holds weights by name and the shape of every value. After the first linear
+    layer all shapes are (batch, outputs), so they are set without running the graph again.
+    """
+    weights = {f"model.{name}": value for name, value in model.state_dict().items()}
+    names = program.graph_signature.inputs_to_parameters
+    if set(names.values()) != set(weights):
+        return False
+    reshaped: set[Node] = set()
+    for node in program.graph.nodes:
+        if node.op == "placeholder" and node.name in names:
+            _reshape(node, tuple(weights[names[node.name]].shape))
+        elif node.op == "call_function" and node.target is torch.ops.aten.linear.default:
+            n_outputs = weights[names[node.args[1].name]].shape[0]
+            _reshape(node, (node.meta["val"].shape[0], n_outputs))
+            reshaped.add(node)
+        elif node.op == "call_function" and reshaped.intersection(node.all_input_nodes):
+            if len(node.all_input_nodes) != 1:
+                return False
+            node.meta["val"] = node.args[0].meta["val"]  # activations are elementwise
+            node.meta.pop("tensor_meta", None)
+            reshaped.add(node)
+    program._state_dict = {name: nn.Parameter(value) for name, value in weights.items()}
+    return True
+
+
+def _reshape(node: Node, shape: tuple[Any, ...]) -> None:
+    value = node.meta["val"]
+    with value.fake_mode:
+        other = torch.empty(shape, dtype=value.dtype, device=value.device)
+        node.meta["val"] = nn.Parameter(other) if isinstance(value, nn.Parameter) else other
+    node.meta.pop("tensor_meta", None)
 
 
 class _Inference(nn.Module):

@@ -1,0 +1,84 @@
+"""A module and data sets as users write them: own metric names, own faults.
+
+A search in a test names them as `user_code:Model`; the worker finds this file as it finds a
+user's, through the path of the process that started it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor, nn
+
+SPACE = """# One of each.
+parameters:
+  mode: {choices: [fine, nan, raise, hang, die, mute]}
+  width: {choices: [4, 8]}
+"""
+
+
+class Model(lightning.LightningModule):
+    """A small classifier that reports `val_f1` and misbehaves on request."""
+
+    def __init__(self, mode: str = "fine", width: int = 8) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.ReLU(), nn.Linear(width, 10))
+        self.mode = mode
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x.float() / 16)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        if self.current_epoch == 1:
+            misbehave(self.mode)
+        x, y = batch
+        loss = nn.functional.cross_entropy(self(x), y)
+        return loss * float("nan") if self.mode == "nan" and self.current_epoch else loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        x, y = batch
+        logits = self(x)
+        if self.mode == "nan" and self.current_epoch:
+            logits = logits * float("nan")
+        self.log("val_nll", nn.functional.cross_entropy(logits, y))
+        if self.mode != "mute":
+            is_right = (logits.argmax(1) == y).float().mean()
+            self.log("val_f1", is_right if logits.isfinite().all() else logits.sum())
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.Adam(self.parameters(), lr=0.01)
+
+
+def misbehave(mode: str) -> None:
+    """What a user's code does on a bad day."""
+    if mode == "raise":
+        raise ZeroDivisionError("width must not be 8")
+    if mode == "hang":
+        time.sleep(600)
+    if mode == "die" and not Path("died").exists():
+        Path("died").write_text("once is enough")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class NotAModule:
+    """Takes any argument, and cannot be trained."""
+
+    def __init__(self, **arguments: Any) -> None:
+        pass
+
+
+def broken_data(*_: Any, **__: Any) -> None:
+    """A data function with a bug."""
+    raise ZeroDivisionError("no samples left")
+
+
+def deadly_data(*_: Any, **__: Any) -> None:
+    """A data function that takes the process with it."""
+    os._exit(7)
