@@ -11,7 +11,6 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -144,6 +143,7 @@ class Ledger:
         """Let go of the connection."""
         if isinstance(self._storage, RDBStorage):
             self._storage.engine.dispose()
+            sqlite.settle(str(self._storage.url))
 
 
 def open_storage(url: str, *, create: bool = False) -> BaseStorage:
@@ -158,7 +158,7 @@ def open_storage(url: str, *, create: bool = False) -> BaseStorage:
     if path is not None:
         if not create and not path.exists():
             raise NotFoundError(f"no studies here yet ({path} does not exist): try `sweep run`")
-        _make_folder(path.parent)
+        sqlite.check(url)
         sqlite.listen(url)
     try:
         return RDBStorage(url)
@@ -234,10 +234,3 @@ def _from_frozen(trial: FrozenTrial) -> LedgerTrial:
         curve=trial.intermediate_values,
         frozen=trial,
     )
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreError(f"the folder {folder} cannot be made: {error.strerror}") from error

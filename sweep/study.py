@@ -80,6 +80,7 @@ def search(config: RunConfig, space: Space, listeners: Sequence[Listener]) -> Ou
     listener = Listeners(listeners)
     with study_lock(config.study_dir, config.study_name):
         executor = make_executor(config.executor, config.workers)
+        ledger: Ledger | None = None
         try:
             executor.warm_up(make_task(config))
             with store_lock(Path(config.work_dir)):
@@ -103,6 +104,8 @@ def search(config: RunConfig, space: Space, listeners: Sequence[Listener]) -> Ou
                 listener.close()
         finally:
             executor.kill()
+            if ledger is not None:
+                ledger.close()
 
 
 def make_task(config: RunConfig) -> Task:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 SPACE = """# One of each.
 parameters:
-  mode: {choices: [fine, nan, raise, hang, die, mute]}
+  mode: {choices: [fine, nan, raise, hang, die]}
   width: {choices: [4, 8]}
 """
 
@@ -29,7 +29,9 @@ class Model(lightning.LightningModule):
     def __init__(self, mode: str = "fine", width: int = 8) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.net = nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.ReLU(), nn.Linear(width, 10))
+        self.net = nn.Sequential(
+            nn.Flatten(), nn.Linear(64, width), nn.ReLU(), nn.Linear(width, 10)
+        )
         self.mode = mode
 
     def forward(self, x: Tensor) -> Tensor:

@@ -112,6 +112,11 @@ class RunLog:
             self._store.client.update_run(self.run_id, status="RUNNING")
             self.status = "RUNNING"
 
+    def pause(self) -> None:
+        """An interrupted trial: it is to go on, so its run is SCHEDULED and has no end."""
+        self._store.client.update_run(self.run_id, status="SCHEDULED")
+        self.status = "SCHEDULED"
+
     def end(self, status: str, time_ms: int) -> None:
         """Set the final status; the last call, so that a run with it lacks nothing."""
         self._store.client.set_terminated(self.run_id, status, time_ms)

@@ -82,6 +82,10 @@ def in_one_line(what: str) -> Iterator[None]:
             raise DiskError(f"{what}: {one_line(error)}") from error
         raise StoreError(f"{what}: {one_line(error)}") from error
     except Exception as error:
+        if "Max retries exceeded" in str(error):
+            raise StoreError(
+                f"{what} cannot be reached: start that server, or name another with --tracking-uri"
+            ) from error
         raise StoreError(f"{what}: {one_line(error)}") from error
 
 

@@ -177,6 +177,10 @@ class StudyRuns:
 
     def _finish(self, record: TrialFinished, reports: Sequence[EpochReport]) -> None:
         run = self._run_of(record.number, f"t{record.number:03d}", record.time_ms)
+        if not record.state.is_finished:
+            run.log_epochs(reports)
+            run.pause()
+            return
         missing = _store_files(run, record)
         model_id = None
         if self._folders and record.state is TrialState.COMPLETE and record.model_file:

@@ -31,8 +31,8 @@ METRICS = ("val_acc", "val_loss", "train_loss")
 DTYPES = {"32-true": torch.float32, "64-true": torch.float64}
 """Precisions that the hand-written backward pass knows."""
 MOST_SLOTS = 32
-"""Beyond this many proposals at a time a sampler learns too little from each (10 random ones
-first, then batches of at most 40 % of a study of 50)."""
+"""A judgement, not a measurement: more proposals at a time teach a sampler too little, and past
+16 slots a model-step gets no cheaper (benchmarks/NOTES.md)."""
 MEMORY_SHARE = 0.5
 """Of the free memory: layouts are copied when trials change, and others use the device too."""
 UNKNOWN_MEMORY = 4 << 30

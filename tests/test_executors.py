@@ -1,0 +1,186 @@
+"""Executors with real workers: crashes, hangs, and errors that must reach the user."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+
+import optuna
+import pytest
+from searches import children_of
+from user_code import SPACE
+
+from sweep.config import RunConfig
+from sweep.errors import DataError, StudyFailedError
+from sweep.executors import make_executor
+from sweep.executors.inline import InlineExecutor
+from sweep.executors.process import ProcessExecutor
+from sweep.space import parse_space
+from sweep.study import Outcome, search
+from sweep.testing import ExecutorContract, RecordingListener, ScriptedExchange, example_task
+from sweep.trial import Executor, Notice, Record, TrialFinished, TrialStarted
+
+THREE_PARAMETERS = (
+    "# A line.\nparameters:\n  optimizer: {choices: [Adam]}\n"
+    "  lr: {float: [1e-3, 0.1], log: true}\n  hidden: {widths: [16, 32], layers: [1, 1]}\n"
+)
+
+
+def workers_of(pid: int) -> list[int]:
+    """Process ids of the workers of a driver."""
+    return [
+        child
+        for child in children_of(pid)
+        if b"sweep.executors.worker" in Path(f"/proc/{child}/cmdline").read_bytes()
+    ]
+
+
+class TestInlineExecutor(ExecutorContract):
+    """The contract, in this process."""
+
+    def make_executor(self) -> Executor:
+        return InlineExecutor()
+
+
+class TestProcessExecutor(ExecutorContract):
+    """The contract, with a worker process."""
+
+    def make_executor(self) -> Executor:
+        return ProcessExecutor(1)
+
+
+def test_executors_have_names() -> None:
+    """The two words that --executor takes."""
+    assert isinstance(make_executor("inline", 1), InlineExecutor)
+    assert isinstance(make_executor("process", 2), ProcessExecutor)
+
+
+def test_damaged_data_is_the_users_error(tmp_path: Path) -> None:
+    """What a worker finds wrong with the files comes out of `run` as the DataError it is."""
+    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(b"not an image")
+    executor = ProcessExecutor(1)
+    executor.warm_up(example_task(tmp_path, data="mnist", data_dir=str(tmp_path)))
+    with pytest.raises(DataError, match="idx"):
+        executor.run(ScriptedExchange(()))
+    assert workers_of(os.getpid()) == []
+
+
+def test_a_worker_that_dies_before_its_first_trial_is_one_line(tmp_path: Path) -> None:
+    """After three such deaths the executor gives up instead of starting workers for ever."""
+    executor = ProcessExecutor(3)
+    executor.warm_up(example_task(tmp_path, data="user_code:deadly_data"))
+    with pytest.raises(StudyFailedError) as caught:
+        executor.run(ScriptedExchange(()))
+    assert str(caught.value) == "a worker cannot start: its worker left with exit code 7"
+    assert workers_of(os.getpid()) == []
+
+
+class KillTheWorker(RecordingListener):
+    """Sends SIGKILL to the worker once trial 1 has started."""
+
+    has_killed = False
+
+    def write(self, records: Sequence[Record]) -> None:
+        super().write(records)
+        is_time = any(isinstance(r, TrialStarted) and r.number == 1 for r in records)
+        if is_time and not self.has_killed:
+            self.has_killed = True
+            (worker,) = workers_of(os.getpid())
+            os.kill(worker, signal.SIGKILL)
+
+
+def test_a_killed_worker_is_replaced_and_its_trial_tried_again(tmp_path: Path) -> None:
+    """SIGKILL in the midst of a search loses no trial: same number, exact total."""
+    config = RunConfig(
+        study="killed", trials=3, epochs=2, baseline=False, threads=1, population=1,
+        storage=f"sqlite:///{tmp_path}/optuna.db", work_dir=str(tmp_path / "work"),
+    )  # fmt: skip
+    listener = KillTheWorker()
+    outcome = search(config, parse_space(THREE_PARAMETERS, "three"), [listener])
+    assert outcome.end.n_by_state == {"COMPLETE": 3}
+    assert sorted(listener.finished()) == [0, 1, 2]
+    assert [r.number for r in listener.of(TrialStarted)] == [0, 1, 2]
+    (notice,) = listener.of(Notice)
+    assert "trial 1 is tried again" in notice.message
+    assert "SIGKILL" in notice.message
+    assert workers_of(os.getpid()) == []
+
+
+BadDay = tuple[Outcome, RecordingListener, RunConfig]
+
+
+@pytest.fixture(scope="module")
+def bad_day(tmp_path_factory: pytest.TempPathFactory) -> BadDay:
+    """A search in which every kind of trial occurs once: one worker, a user's module."""
+    folder = tmp_path_factory.mktemp("bad_day")
+    modes = ("fine", "nan", "raise", "hang", "die")
+    first = "".join(f"  - {{mode: {mode}, width: 8}}\n" for mode in modes)
+    config = RunConfig(
+        study="bad-day", trials=6, epochs=3, module="user_code:Model", metric="val_f1",
+        trial_timeout_s=1.0, storage=f"sqlite:///{folder}/optuna.db", threads=1,
+        work_dir=str(folder / "work"),
+    )  # fmt: skip
+    listener = RecordingListener()
+    before = Path.cwd()
+    os.chdir(folder)  # where the module leaves the mark of its one death
+    try:
+        space = parse_space(f"{SPACE}first:\n{first}", "bad", vocabulary=None)
+        outcome = search(config, space, [listener])
+    finally:
+        os.chdir(before)
+    return outcome, listener, config
+
+
+def failure_of(bad_day: BadDay, number: int) -> tuple[str, str, str]:
+    """State, class and message of a trial."""
+    record: TrialFinished = bad_day[1].finished()[number]
+    assert record.failure is not None
+    return str(record.state), record.failure.kind, record.failure.message
+
+
+def test_a_bad_day_ends_with_the_total(bad_day: BadDay) -> None:
+    """Six trials are finished, whatever happened to each."""
+    outcome, listener, _ = bad_day
+    assert (outcome.n_new, outcome.end.reason, len(listener.finished())) == (6, "done", 6)
+    assert outcome.best is not None
+    assert outcome.best.state == "COMPLETE"
+
+
+def test_nan_in_a_users_module_is_class_nan(bad_day: BadDay) -> None:
+    """A metric that is not a number fails its trial."""
+    assert failure_of(bad_day, 1)[:2] == ("FAIL", "nan")
+
+
+def test_an_exception_in_a_users_module_keeps_its_traceback(bad_day: BadDay) -> None:
+    """Class exception, with the line of the user's code."""
+    assert failure_of(bad_day, 2) == (
+        "FAIL",
+        "exception",
+        "ZeroDivisionError: width must not be 8",
+    )
+    failure = bad_day[1].finished()[2].failure
+    assert failure is not None
+    assert "user_code.py" in failure.traceback
+
+
+def test_a_hung_trial_is_ended_by_its_time_limit(bad_day: BadDay) -> None:
+    """Class timeout, though no epoch ever ended; the trials after it were trained."""
+    state, kind, _ = failure_of(bad_day, 3)
+    assert (state, kind) == ("FAIL", "timeout")
+
+
+def test_a_trial_that_takes_its_worker_along_is_tried_again(bad_day: BadDay) -> None:
+    """The one that died once is complete, and the user was told."""
+    record = bad_day[1].finished()[4]
+    assert str(record.state) == "COMPLETE"
+    assert any("trial 4 is tried again" in n.message for n in bad_day[1].of(Notice))
+
+
+def test_optuna_shows_the_same_states(bad_day: BadDay) -> None:
+    """The storage and the records agree on every trial."""
+    _, listener, config = bad_day
+    trials = optuna.load_study(study_name="bad-day", storage=config.storage).trials
+    told = {n: str(r.state) for n, r in listener.finished().items()}
+    assert {t.number: t.state.name for t in trials} == told
