@@ -111,7 +111,7 @@ class Driver:
         """Take reports, decide, answer. Raises ConfigError for a metric that is not reported."""
         records: list[Record] = []
         for report in reports:
-            if isinstance(report, WorkerReady):
+            if isinstance(report, WorkerReady | Notice):
                 records.append(report)
             elif isinstance(report, EpochReport):
                 self._note(report, records)

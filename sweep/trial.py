@@ -246,7 +246,7 @@ class Notice:
     message: str
 
 
-Report = WorkerReady | EpochReport | TrialResult
+Report = WorkerReady | Notice | EpochReport | TrialResult
 Record = WorkerReady | TrialStarted | EpochReport | TrialFinished | StudyFinished | Notice
 
 

@@ -13,7 +13,7 @@ from searches import children_of
 from user_code import SPACE
 
 from sweep.config import RunConfig
-from sweep.errors import DataError, StudyFailedError
+from sweep.errors import ConfigError, DataError, StudyFailedError, SweepError
 from sweep.executors import make_executor
 from sweep.executors.inline import InlineExecutor
 from sweep.executors.process import ProcessExecutor
@@ -67,14 +67,37 @@ def test_damaged_data_is_the_users_error(tmp_path: Path) -> None:
     assert workers_of(os.getpid()) == []
 
 
-def test_a_worker_that_dies_before_its_first_trial_is_one_line(tmp_path: Path) -> None:
+def test_a_worker_that_dies_before_its_first_trial_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """After three such deaths the executor gives up instead of starting workers for ever."""
-    executor = ProcessExecutor(3)
-    executor.warm_up(example_task(tmp_path, data="user_code:deadly_data"))
+    (tmp_path / "torch.py").write_text(
+        "import os\nos._exit(7)  # as a broken build of torch does\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    executor = ProcessExecutor(1)
+    executor.warm_up(example_task(tmp_path))
     with pytest.raises(StudyFailedError) as caught:
         executor.run(ScriptedExchange(()))
     assert str(caught.value) == "a worker cannot start: its worker left with exit code 7"
     assert workers_of(os.getpid()) == []
+
+
+def test_a_bug_in_a_data_function_is_one_line(tmp_path: Path) -> None:
+    """A data set of the user's own that raises is named at once, without a second try."""
+    executor = ProcessExecutor(1)
+    executor.warm_up(example_task(tmp_path, data="user_code:broken_data"))
+    with pytest.raises(SweepError, match="ZeroDivisionError: no samples left") as caught:
+        executor.run(ScriptedExchange(()))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_module_that_is_not_there_is_the_users_error(tmp_path: Path) -> None:
+    """A wrong --module is said once and at once, not trial by trial."""
+    executor = InlineExecutor()
+    executor.warm_up(example_task(tmp_path, module="user_code:Modell"))
+    with pytest.raises(ConfigError, match="--module .* has no 'Modell'"):
+        executor.run(ScriptedExchange(()))
 
 
 class KillTheWorker(RecordingListener):

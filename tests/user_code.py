@@ -79,8 +79,3 @@ class NotAModule:
 def broken_data(*_: Any, **__: Any) -> None:
     """A data function with a bug."""
     raise ZeroDivisionError("no samples left")
-
-
-def deadly_data(*_: Any, **__: Any) -> None:
-    """A data function that takes the process with it."""
-    os._exit(7)

@@ -6,7 +6,20 @@ from sweep.trial import Task, Trainer
 
 
 def make_trainer(task: Task) -> Trainer:
-    """The trainer for `task`: loads torch and Lightning."""
+    """The trainer for `task`: fused where it can be, else plain. Loads torch and Lightning.
+
+    A population of 1 asks for the plain path. A plain trainer that was not asked for says why
+    in its first report.
+    """
+    if task.population == 1:
+        from sweep.training.single import PlainTrainer
+
+        return PlainTrainer(task)
+    from sweep.training.fused import FusedTrainer, why_plain
+
+    reason = why_plain(task)
+    if reason is None:
+        return FusedTrainer(task)
     from sweep.training.single import PlainTrainer
 
-    return PlainTrainer(task)
+    return PlainTrainer(task, notice=f"one trial at a time, in the plain path: {reason}")

@@ -17,13 +17,24 @@ import torch
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from sweep.config import DEFAULT_MODULE
+from sweep.imports import import_object
 from sweep.training.checkpoints import export_model, write_checkpoint
 from sweep.training.data import Batches, SearchData, load_search_data
 from sweep.training.devices import lightning_devices, ready
 from sweep.training.failures import classify, not_finite
 from sweep.training.modules import build_module
 from sweep.training.quiet import hush_lightning, quiet_trainer
-from sweep.trial import EpochReport, Exchange, Orders, Report, Stop, Task, TrialResult, TrialSpec
+from sweep.trial import (
+    Notice,
+    EpochReport,
+    Exchange,
+    Orders,
+    Report,
+    Stop,
+    Task,
+    TrialResult,
+    TrialSpec,
+)
 
 EVALUATION_BATCH = 4096
 """Samples of a validation batch: large, since results do not depend on it."""
@@ -32,10 +43,14 @@ EVALUATION_BATCH = 4096
 class PlainTrainer:
     """Trains what is ordered, one trial after the other."""
 
-    def __init__(self, task: Task, data: SearchData | None = None) -> None:
+    def __init__(
+        self, task: Task, data: SearchData | None = None, *, notice: str | None = None
+    ) -> None:
         hush_lightning()
+        self._notice = notice
         if task.n_threads:
             torch.set_num_threads(task.n_threads)
+        import_object(task.module, "--module")  # a wrong name is said before the first trial
         self._task = task
         self._data = data or load_search_data(task.data, task.data_dir, task.seed)
         self._is_on_device = False
@@ -43,7 +58,10 @@ class PlainTrainer:
     def train(self, exchange: Exchange) -> None:
         """Train what `exchange` orders, until it says is_last and nothing is left."""
         waiting: collections.deque[TrialSpec] = collections.deque()
-        orders = exchange((ready(self._task, self._data, n_slots=1),), 1)
+        first: list[Report] = [ready(self._task, self._data, n_slots=1)]
+        if self._notice:
+            first.append(Notice(time.time_ns() // 1_000_000, self._notice))
+        orders = exchange(first, 1)
         while True:
             waiting.extend(orders.start)
             if not waiting:

@@ -1,0 +1,181 @@
+"""Searches in this process: what `sweep.run` returns, keeps, refuses and continues."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import sweep
+from sweep import options
+from sweep.config import RunConfig
+from sweep.errors import ConfigError, StudyFailedError, StudyLockedError
+from sweep.ledger import open_study
+from sweep.recovery import study_lock
+from sweep.redact import redacted
+from sweep.space import load_space, parse_space
+from sweep.study import Listeners, first_configurations, search, stored_config
+from sweep.testing import RecordingListener, example_epoch, example_study
+from sweep.trial import TrialStarted, WorkerReady
+
+SMALL: dict[str, Any] = {
+    "executor": "inline", "epochs": 2, "threads": 1, "population": 1, "space": "mlp_small",
+}  # fmt: skip
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return tmp_path
+
+
+def run(listener: RecordingListener | None = None, **settings: Any) -> Any:
+    """A search without MLflow, in the current folder."""
+    config = RunConfig(**(SMALL | settings))
+    return search(config, load_space(config.space), [listener] if listener else [])
+
+
+@pytest.mark.usefixtures("here")
+def test_a_search_and_its_continuation() -> None:
+    """Three trials with the reference network first, then two more, then none."""
+    listener = RecordingListener()
+    outcome = run(listener, trials=3)
+    assert (outcome.n_new, outcome.end.reason) == (3, "done")
+    assert outcome.end.n_by_state == {"COMPLETE": 3}
+    assert isinstance(listener.records[0], WorkerReady)
+    assert listener.of(TrialStarted)[0].hyperparameters == dict(options.REFERENCE)
+    assert outcome.end.baseline_value == listener.finished()[0].value
+    assert outcome.end.best_value == max(r.value or 0 for r in listener.finished().values())
+    assert listener.records[-1] == outcome.end
+    assert listener.is_closed
+    again = run(trials=5)
+    assert (again.n_new, again.study.n_done) == (2, 3)
+    done = RecordingListener()
+    assert run(done, trials=5).n_new == 0
+    assert done.study is None, "nothing to do: nobody has to be told"
+
+
+@pytest.mark.usefixtures("here")
+def test_the_study_keeps_what_it_was_made_with() -> None:
+    """Other settings or another space are refused by name; more trials are not."""
+    run(trials=1)
+    with pytest.raises(ConfigError, match="--epochs was 2 and is now 3"):
+        run(trials=2, epochs=3)
+    other = parse_space("# A line.\nparameters:\n  lr: {float: [0.1, 0.2]}\n", "mlp_small")
+    with pytest.raises(ConfigError, match="the search space 'mlp_small' is not the one"):
+        search(RunConfig(**SMALL, trials=2), other, [])
+    kept = open_study("sqlite:///mlruns/optuna.db", "digits-mlp_small")
+    assert (kept.config["epochs"], kept.config["space"]) == (2, "mlp_small")
+    assert "choices: [SGD, Adam]" in kept.space_text
+
+
+def test_a_second_driver_is_refused(here: Path) -> None:
+    """While one search runs, the same study cannot be run again."""
+    config = RunConfig(**SMALL)
+    with study_lock(config.study_dir, config.study_name), pytest.raises(StudyLockedError):
+        run(trials=1)
+    assert not (here / "mlruns" / "optuna.db").exists()
+
+
+@pytest.mark.usefixtures("here")
+def test_a_search_may_run_in_a_thread() -> None:
+    """Notebooks and servers do: signals are left alone there."""
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda: found.append(run(trials=1)))
+    thread.start()
+    thread.join()
+    assert found[0].n_new == 1
+
+
+@pytest.mark.usefixtures("here")
+def test_a_search_without_a_success_has_failed() -> None:
+    """Trials that all diverge end in one line that says where to look."""
+    space = "# A line.\nparameters:\n  lr: {float: [1e11, 1e12]}\nfixed:\n  optimizer: SGD\n"
+    config = RunConfig(**(SMALL | {"study": "hot", "trials": 2, "baseline": False}))
+    with pytest.raises(
+        StudyFailedError, match="none of the 2 trials succeeded: `sweep trials hot`"
+    ):
+        search(config, parse_space(space, "hot"), [])
+
+
+@pytest.mark.usefixtures("here")
+def test_identical_failures_end_the_search_with_their_message() -> None:
+    """A bug in the user's module stops it after --max-failures trials."""
+    space = parse_space(
+        "# A line.\nparameters:\n  no_such_argument: {float: [0, 1]}\n", "bad", vocabulary=None
+    )
+    config = RunConfig(
+        **(SMALL | {"trials": 50, "max_failures": 2, "module": "user_code:Model", "study": "bad"})
+    )
+    with pytest.raises(StudyFailedError, match="2 identical failures in a row: TypeError"):
+        search(config, space, [])
+
+
+@pytest.mark.usefixtures("here")
+def test_a_metric_that_the_module_does_not_log_is_named() -> None:
+    """The error comes with the first epoch and lists what there is."""
+    space = parse_space("# A line.\nparameters:\n  width: {int: [4, 8]}\n", "m", vocabulary=None)
+    config = RunConfig(
+        **(SMALL | {"module": "user_code:Model", "metric": "val_f2", "study": "m", "trials": 2})
+    )
+    with pytest.raises(ConfigError, match=r"--metric must be one of .*val_f1.*did you mean"):
+        search(config, space, [])
+
+
+def test_the_reference_network_speaks_the_spaces_language() -> None:
+    """Trial 0 has Optuna parameters where the space holds it, and none where it cannot."""
+    config = RunConfig()
+    reference, params = first_configurations(config, load_space("mlp"))[0]
+    assert reference == dict(options.REFERENCE)
+    assert params is not None
+    assert params["momentum"] == 0.0
+    narrow = parse_space("# A line.\nparameters:\n  lr: {float: [0.1, 0.2]}\n", "narrow")
+    assert first_configurations(config, narrow)[0][1] is None
+    without = first_configurations(RunConfig(baseline=False), load_space("mlp"))
+    assert dict(options.REFERENCE) not in [configuration for configuration, _ in without]
+
+
+def test_credentials_are_not_kept() -> None:
+    """Neither the storage nor a tracking URI with a password goes into the study."""
+    config = RunConfig(
+        storage="postgresql://me:secret@db/optuna", tracking_uri="https://me:secret@host"
+    )
+    assert "secret" not in str(stored_config(config))
+    assert redacted(f"{config.storage} {config.tracking_uri}") == (
+        "postgresql://***@db/optuna https://***@host"
+    )
+
+
+def test_listeners_are_all_closed() -> None:
+    """One that fails to close does not keep the others open."""
+
+    class Failing(RecordingListener):
+        def close(self) -> None:
+            raise OSError("full")
+
+    first, last = RecordingListener(), RecordingListener()
+    together = Listeners([first, Failing(), last])
+    together.open(example_study())
+    together.write([example_epoch(0, 1)])
+    with pytest.raises(OSError, match="full"):
+        together.close()
+    assert first.is_closed
+    assert last.is_closed
+    assert len(first.records) == len(last.records) == 1
+
+
+def test_python_says_which_setting_is_wrong() -> None:
+    """A misspelt argument of sweep.run is answered with the nearest one."""
+    with pytest.raises(ConfigError, match="did you mean trials"):
+        sweep.run(trails=3)
+
+
+def test_the_public_door() -> None:
+    """The names that sweep promises, and nothing that is not there."""
+    assert {"run", "best", "MLPClassifier", "SweepError"} <= set(dir(sweep))
+    with pytest.raises(AttributeError, match="no attribute 'bset'"):
+        sweep.bset  # noqa: B018
