@@ -25,7 +25,12 @@ class SweepData(lightning.LightningDataModule):
         data_dir: str | None = None,
     ) -> None:
         super().__init__()
-        self.data_name, self.batch_size, self.seed, self.data_dir = name, batch_size, seed, data_dir
+        self.data_name, self.batch_size, self.seed, self.data_dir = (
+            name,
+            batch_size,
+            seed,
+            data_dir,
+        )
 
     def setup(self, stage: str) -> None:
         """Load the tensors."""

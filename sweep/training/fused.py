@@ -7,6 +7,8 @@ device. Device, precision and their plug-ins are Lightning's as usual.
 
 from __future__ import annotations
 
+import collections
+import gc
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,13 +21,22 @@ from torch import Tensor
 from sweep import options
 from sweep.config import DEFAULT_MODULE
 from sweep.errors import ConfigError, must_be_one_of
-from sweep.training.data import SearchData, epoch_order
+from sweep.training.data import SearchData, epoch_order, load_search_data
 from sweep.training.devices import lightning_devices, ready
 from sweep.training.failures import classify
 from sweep.training.population import Population, Samples
 from sweep.training.quiet import hush_lightning, quiet_trainer
 from sweep.training.runs import Run, open_run
-from sweep.trial import EpochReport, Exchange, Report, Task, TrialResult, TrialSpec
+from sweep.trial import (
+    EpochReport,
+    Exchange,
+    Failure,
+    Notice,
+    Report,
+    Task,
+    TrialResult,
+    TrialSpec,
+)
 
 METRICS = ("val_acc", "val_loss", "train_loss")
 DTYPES = {"32-true": torch.float32, "64-true": torch.float64}
@@ -47,17 +58,24 @@ def can_fuse(spec: TrialSpec, task: Task) -> bool:
 
 def why_not_fused(spec: TrialSpec, task: Task) -> str | None:
     """Why a trial has to take the plain path, in a few words; None: it can be fused."""
+    if reason := why_plain(task):
+        return reason
+    known = {*options.MODEL_ARGUMENTS, *options.TRAINING_ARGUMENTS}
+    if unknown := sorted(set(spec.hyperparameters) - known):
+        return f"unknown hyperparameters {', '.join(unknown)}"
+    if spec.hyperparameters.get("eps") == 0.0:
+        return "eps 0 divides padding by zero"
+    return None
+
+
+def why_plain(task: Task) -> str | None:
+    """Why no trial of `task` can be fused, in a few words; None: they can."""
     if task.module != DEFAULT_MODULE:
         return f"{task.module} is not {DEFAULT_MODULE}"
     if _precision(task) not in DTYPES:
         return f"precision {task.precision} is not one of {', '.join(DTYPES)}"
     if task.devices.isdigit() and int(task.devices) > 1:
         return f"{task.devices} devices for one trial"
-    known = {*options.MODEL_ARGUMENTS, *options.TRAINING_ARGUMENTS}
-    if unknown := sorted(set(spec.hyperparameters) - known):
-        return f"unknown hyperparameters {', '.join(unknown)}"
-    if spec.hyperparameters.get("eps") == 0.0:
-        return "eps 0 divides padding by zero"
     return None
 
 
@@ -83,13 +101,15 @@ class FusedTrainer:
 
     Args:
         task: What all trials share.
-        data: The search data, or a function that loads it.
+        data: The search data, or a function that loads it; None: what the task names.
 
     Raises:
         ConfigError: The task's metric or precision is not one that this trainer knows.
     """
 
-    def __init__(self, task: Task, data: SearchData | Callable[[], SearchData]) -> None:
+    def __init__(
+        self, task: Task, data: SearchData | Callable[[], SearchData] | None = None
+    ) -> None:
         faults = []
         if task.metric not in METRICS:
             faults.append(must_be_one_of("metric", task.metric, METRICS))
@@ -98,13 +118,35 @@ class FusedTrainer:
         if faults:
             raise ConfigError(faults)
         hush_lightning()
-        self._task, self._data = task, data
+        self._task = task
+        if data is None:
+            data = load_search_data(task.data, task.data_dir, task.seed)
+        self._data = data
 
     def train(self, exchange: Exchange) -> None:
-        """Train what `exchange` orders, until it says is_last and nothing is left."""
+        """Train what `exchange` orders, until it says is_last and nothing is left.
+
+        Where memory runs out, half as many trials go on at a time, each from its last
+        checkpoint (or its beginning); a trial for which there is no room alone fails.
+        """
         if self._task.n_threads is not None:
             torch.set_num_threads(self._task.n_threads)
         data = self._data() if callable(self._data) else self._data
+        populations = Populations(self._task, data, exchange)
+        while True:
+            try:
+                self._fit(populations)
+                return
+            except (RuntimeError, MemoryError) as error:
+                failure = classify(error)
+                if failure.kind != "oom":
+                    raise
+            populations = populations.halved(failure)
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    def _fit(self, populations: Populations) -> None:
         trainer = quiet_trainer(
             self._task.work_dir,
             max_epochs=-1,
@@ -112,16 +154,21 @@ class FusedTrainer:
             devices=lightning_devices(self._task.devices),
             precision=_precision(self._task),
         )
-        trainer.fit(Populations(self._task, data, exchange), _OneStepEpochs())
+        trainer.fit(populations, _OneStepEpochs())
 
 
 class Populations(lightning.LightningModule):
     """All populations of a worker: one for each minibatch size and alignment of epochs."""
 
-    def __init__(self, task: Task, data: SearchData, exchange: Exchange) -> None:
+    def __init__(
+        self, task: Task, data: SearchData, exchange: Exchange, n_slots: int | None = None
+    ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self._task, self._data, self._exchange = task, data, exchange
+        self._n_slots = n_slots
+        self._backlog: collections.deque[TrialSpec] = collections.deque()
+        self._first: list[Report] = []
         self._running: dict[int, Run] = {}
         self._populations: list[Population] = []
         self._is_last = False
@@ -138,8 +185,28 @@ class Populations(lightning.LightningModule):
             data.train.x, data.train.y, data.val.x, data.val.y,
             data.mean, data.std, data.info.n_classes,
         )  # fmt: skip
-        self._size = population_size(self._task, self._samples, self.device)
-        self._settle([ready(self._task, data, self._size)], {})
+        self._size = self._n_slots or population_size(self._task, self._samples, self.device)
+        first = self._first or [ready(self._task, data, self._size)]
+        self._settle(first, {})
+
+    def halved(self, failure: Failure) -> Populations:
+        """Half as many slots, with the trials of these populations still to be trained.
+
+        What stands in memory is of no use: an epoch broke off in its midst.
+        """
+        n_slots = self._size // 2
+        smaller = Populations(self._task, self._data, self._exchange, max(1, n_slots))
+        smaller._is_last = self._is_last
+        runs = list(self._running.values())
+        if n_slots == 0:
+            smaller._first = [
+                TrialResult(run.spec.number, "failed", run.epoch, failure=failure) for run in runs
+            ]
+            return smaller
+        smaller._backlog.extend([run.as_it_was_kept() for run in runs] + list(self._backlog))
+        said = f"out of memory with {self._size} trials at a time: going on with {n_slots}"
+        smaller._first = [Notice(_now_ms(), said)]
+        return smaller
 
     @torch.no_grad()
     def training_step(self, batch: Tensor, batch_idx: int) -> None:
@@ -181,7 +248,8 @@ class Populations(lightning.LightningModule):
         """Exchange until no order is left to answer; then change the populations, once each."""
         joining: dict[Population, list[Any]] = {}
         while True:
-            orders = self._exchange(tuple(reports), max(0, self._size - len(self._running)))
+            n_busy = len(self._running) + len(self._backlog)
+            orders = self._exchange(tuple(reports), max(0, self._size - n_busy))
             self._is_last |= orders.is_last
             reports = []
             for stop in orders.stop:
@@ -190,8 +258,9 @@ class Populations(lightning.LightningModule):
                     reports.append(
                         self._finish(stop.number, leaving, "stopped", stop.reason, newcomer)
                     )
-            for spec in orders.start:
-                reports += self._start(spec, joining)
+            self._backlog.extend(orders.start)
+            while self._backlog and len(self._running) < self._size:
+                reports += self._start(self._backlog.popleft(), joining)
             if not reports and (self._running or self._is_last):
                 break
             if not reports and not orders.start:

@@ -148,9 +148,7 @@ class MLPClassifier(lightning.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The torch optimizer, with its schedule unless that is constant."""
-        optimizer = OPTIMIZERS[self.optimizer_name](
-            self.parameters(), **self.optimizer_arguments
-        )
+        optimizer = OPTIMIZERS[self.optimizer_name](self.parameters(), **self.optimizer_arguments)
         if self.schedule == "constant":
             return optimizer
         return [optimizer], [self._scheduler(optimizer)]
@@ -244,6 +242,8 @@ def _check_names(
         raise ValueError(must_be_one_of("activation", activation, ACTIVATION_LAYERS))
     if schedule not in options.SCHEDULES:
         raise ValueError(must_be_one_of("schedule", schedule, options.SCHEDULES))
+    if optimizer_arguments.get("eps") == 0.0:
+        raise ValueError("eps must be above 0: a unit that never fires would divide 0 by 0")
     allowed = options.OPTIMIZER_ARGUMENTS[optimizer]
     for name, value in optimizer_arguments.items():
         if value is not None and name not in allowed:

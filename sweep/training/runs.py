@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Mapping
@@ -80,6 +81,14 @@ class Run:
         self.population = population
         if self.epoch == 0 and self.spec.start_epoch is None:
             self.start_epoch = population.epoch
+
+    def as_it_was_kept(self) -> TrialSpec:
+        """The trial from its last checkpoint, else from its beginning, in the same data order."""
+        kept = self._folder / "last.ckpt"
+        resume_from = str(kept) if kept.is_file() else None
+        return dataclasses.replace(
+            self.spec, start_epoch=self.start_epoch, resume_from=resume_from
+        )
 
     def take(self, scores: Scores) -> bool:
         """Note an epoch's metrics; whether it is the best so far."""

@@ -25,9 +25,9 @@ from sweep.training.failures import classify, not_finite
 from sweep.training.modules import build_module
 from sweep.training.quiet import hush_lightning, quiet_trainer
 from sweep.trial import (
-    Notice,
     EpochReport,
     Exchange,
+    Notice,
     Orders,
     Report,
     Stop,
