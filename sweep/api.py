@@ -86,7 +86,8 @@ def _stored(config: RunConfig) -> tuple[Mapping[str, Any], str]:
     with contextlib.suppress(NotFoundError):
         ledger = open_study(config.storage, config.study_name)
         try:
-            return ledger.config, ledger.space_text
+            if ledger.trials():  # else an attempt that came to nothing
+                return ledger.config, ledger.space_text
         finally:
             ledger.close()
     return {}, ""

@@ -175,11 +175,19 @@ def open_study(url: str, name: str) -> Ledger:
 
 
 def create_study(url: str, name: str, direction: Direction) -> tuple[Ledger, bool]:
-    """The study called `name`, and whether it is new. Raises StoreError."""
+    """The study called `name`, and whether it is new. Raises StoreError.
+
+    A study of ours without a trial is an attempt that came to nothing (its tracking server was
+    away, say): it is made anew, so that its settings bind nobody.
+    """
     storage = open_storage(url, create=True)
     try:
-        storage.get_study_id_from_name(name)
+        study_id = storage.get_study_id_from_name(name)
         is_new = False
+        is_ours = CONFIG in storage.get_study_user_attrs(study_id)
+        if is_ours and not storage.get_all_trials(study_id, deepcopy=False):
+            storage.delete_study(study_id)
+            raise KeyError(name)
     except KeyError:
         optuna.create_study(storage=storage, study_name=name, direction=direction)
         is_new = True

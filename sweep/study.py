@@ -83,6 +83,7 @@ def search(config: RunConfig, space: Space, listeners: Sequence[Listener]) -> Ou
         ledger: Ledger | None = None
         try:
             executor.warm_up(make_task(config))
+            proposals = _proposals(config, space)  # a wrong sampler is said before a store is made
             with store_lock(Path(config.work_dir)):
                 ledger = _open_ledger(config, space)
                 trials = ledger.trials()
@@ -90,7 +91,7 @@ def search(config: RunConfig, space: Space, listeners: Sequence[Listener]) -> Ou
                 if info.n_done >= config.trials:
                     return _outcome(config, ledger, info, "done")
                 listener.open(info)
-            driver = Driver(config, ledger, _proposals(config, space), listener)
+            driver = Driver(config, ledger, proposals, listener)
             driver.plan(trials, first_configurations(config, space))
             try:
                 with _stop_on_signals(driver):

@@ -277,16 +277,35 @@ class TrainerContract:
     def test_the_same_spec_gives_the_same_curve(self, tmp_path: Path) -> None:
         """Training is a function of the spec and the task."""
         task = example_task(tmp_path)
-        one, two = ScriptedExchange(self.specs()[:1]), ScriptedExchange(self.specs()[:1])
-        self.make_trainer(task).train(one)
-        self.make_trainer(task).train(two)
-        assert one.curve(0, task.metric) == two.curve(0, task.metric)
+        exchanges = [ScriptedExchange(self.specs()[:1]) for _ in range(2)]
+        for exchange in exchanges:
+            self.make_trainer(task).train(exchange)
+        assert exchanges[0].curve(0, task.metric) == exchanges[1].curve(0, task.metric)
+
+    def test_an_error_of_the_driver_is_no_failed_trial(self, tmp_path: Path) -> None:
+        """What `exchange` raises at the end of an epoch comes out of `train` as it is."""
+        exchange = ScriptedExchange(self.specs())
+
+        def refuse(reports: Sequence[Report], n_free: int) -> Orders:
+            if any(isinstance(report, EpochReport) for report in reports):
+                raise _Refusal
+            return exchange(reports, n_free)
+
+        try:
+            self.make_trainer(example_task(tmp_path)).train(refuse)
+        except _Refusal:
+            return
+        raise AssertionError("the driver's error was swallowed")
 
     def test_nothing_to_do_is_no_error(self, tmp_path: Path) -> None:
         """A trainer that is told at once that nothing will come leaves."""
         exchange = ScriptedExchange(())
         self.make_trainer(example_task(tmp_path)).train(exchange)
         assert not exchange.results()
+
+
+class _Refusal(Exception):  # noqa: N818
+    """What a driver raises in a test."""
 
 
 class ExecutorContract:
@@ -299,7 +318,7 @@ class ExecutorContract:
     def test_trains_what_is_ordered(self, tmp_path: Path) -> None:
         """Two trials of the bundled digits train to the end and leave their checkpoints."""
         executor = self.make_executor()
-        executor.warm_up(example_task(tmp_path, data="digits"))
+        executor.warm_up(example_task(tmp_path, population=1))
         values = {"hidden": (16,), "optimizer": "Adam", "lr": 0.01}
         exchange = ScriptedExchange([TrialSpec(n, values, n) for n in range(2)])
         executor.run(exchange)
@@ -310,25 +329,21 @@ class ExecutorContract:
     def test_an_error_of_the_driver_ends_the_run(self, tmp_path: Path) -> None:
         """What `exchange` raises comes out of `run` as it is."""
 
-        class Refusal(Exception):  # noqa: N818
-            pass
-
         def refuse(reports: Sequence[Report], n_free: int) -> Orders:
-            raise Refusal
+            raise _Refusal
 
         executor = self.make_executor()
-        executor.warm_up(example_task(tmp_path, data="digits"))
+        executor.warm_up(example_task(tmp_path, population=1))
         try:
             executor.run(refuse)
-        except Refusal:
+        except _Refusal:
             return
         raise AssertionError("the driver's error was swallowed")
 
     def test_kill_is_harmless(self) -> None:
         """An executor without workers may be killed, twice."""
-        executor = self.make_executor()
-        executor.kill()
-        executor.kill()
+        for executor in [self.make_executor()] * 2:
+            executor.kill()
 
 
 def example_task(folder: Path, **changes: Any) -> Task:

@@ -131,6 +131,8 @@ class EpochReport:
     """Unix time in milliseconds."""
     start_epoch: int = 0
     """Population epoch the trial first started in."""
+    is_replay: bool = False
+    """Told again by a trial that goes on from its checkpoint: for the record, not for pruning."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from sweep.executors.process import ProcessExecutor
 from sweep.space import parse_space
 from sweep.study import Outcome, search
 from sweep.testing import ExecutorContract, RecordingListener, ScriptedExchange, example_task
-from sweep.trial import Executor, Notice, Record, TrialFinished, TrialStarted
+from sweep.trial import Executor, Notice, Record, TrialFinished, TrialSpec, TrialStarted
 
 THREE_PARAMETERS = (
     "# A line.\nparameters:\n  optimizer: {choices: [Adam]}\n"
@@ -61,7 +61,7 @@ def test_damaged_data_is_the_users_error(tmp_path: Path) -> None:
     """What a worker finds wrong with the files comes out of `run` as the DataError it is."""
     (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(b"not an image")
     executor = ProcessExecutor(1)
-    executor.warm_up(example_task(tmp_path, data="mnist", data_dir=str(tmp_path)))
+    executor.warm_up(example_task(tmp_path, data="mnist", data_dir=str(tmp_path), population=1))
     with pytest.raises(DataError, match="idx"):
         executor.run(ScriptedExchange(()))
     assert workers_of(os.getpid()) == []
@@ -76,9 +76,9 @@ def test_a_worker_that_dies_before_its_first_trial_is_one_line(
     )
     monkeypatch.syspath_prepend(tmp_path)
     executor = ProcessExecutor(1)
-    executor.warm_up(example_task(tmp_path))
+    executor.warm_up(example_task(tmp_path, population=1))
     with pytest.raises(StudyFailedError) as caught:
-        executor.run(ScriptedExchange(()))
+        executor.run(ScriptedExchange([TrialSpec(0, {}, 0)]))
     assert str(caught.value) == "a worker cannot start: its worker left with exit code 7"
     assert workers_of(os.getpid()) == []
 
@@ -86,7 +86,7 @@ def test_a_worker_that_dies_before_its_first_trial_is_one_line(
 def test_a_bug_in_a_data_function_is_one_line(tmp_path: Path) -> None:
     """A data set of the user's own that raises is named at once, without a second try."""
     executor = ProcessExecutor(1)
-    executor.warm_up(example_task(tmp_path, data="user_code:broken_data"))
+    executor.warm_up(example_task(tmp_path, data="user_code:broken_data", population=1))
     with pytest.raises(SweepError, match="ZeroDivisionError: no samples left") as caught:
         executor.run(ScriptedExchange(()))
     assert "\n" not in str(caught.value)
@@ -95,8 +95,8 @@ def test_a_bug_in_a_data_function_is_one_line(tmp_path: Path) -> None:
 def test_a_module_that_is_not_there_is_the_users_error(tmp_path: Path) -> None:
     """A wrong --module is said once and at once, not trial by trial."""
     executor = InlineExecutor()
-    executor.warm_up(example_task(tmp_path, module="user_code:Modell"))
-    with pytest.raises(ConfigError, match="--module .* has no 'Modell'"):
+    executor.warm_up(example_task(tmp_path, module="user_code:Modell", population=1))
+    with pytest.raises(ConfigError, match=r"--module .* has no 'Modell'"):
         executor.run(ScriptedExchange(()))
 
 
@@ -142,7 +142,7 @@ def bad_day(tmp_path_factory: pytest.TempPathFactory) -> BadDay:
     first = "".join(f"  - {{mode: {mode}, width: 8}}\n" for mode in modes)
     config = RunConfig(
         study="bad-day", trials=6, epochs=3, module="user_code:Model", metric="val_f1",
-        trial_timeout_s=1.0, storage=f"sqlite:///{folder}/optuna.db", threads=1,
+        trial_timeout_s=1.0, population=1, storage=f"sqlite:///{folder}/optuna.db", threads=1,
         work_dir=str(folder / "work"),
     )  # fmt: skip
     listener = RecordingListener()

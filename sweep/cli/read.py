@@ -94,10 +94,8 @@ def show(what: str, trial: int | None, fmt: Format, **flags: Any) -> None:
     else:
         found = [t for t in trials if t.number == number]
         if not found:
-            raise NotFoundError(
-                f"study {study!r} has {len(trials)} trials (0 to {len(trials) - 1}), "
-                f"but not {number}"
-            )
+            held = f"trials 0 to {len(trials) - 1}" if trials else "no trials yet"
+            raise NotFoundError(f"study {study!r} has {held}, but not {number}")
         fields = trial_fields(found[0], study)
     click.echo(render_fields(fields, fmt, is_colored=_is_colored()), nl=False)
 

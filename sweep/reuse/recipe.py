@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,6 +55,7 @@ def read_recipe(path: Path) -> Recipe:
     if not isinstance(model, dict):
         faults.append(f"{path}: model must be a mapping of hyperparameters, but got {model!r}")
         raise ConfigError(faults)
+    model = {key: _value(value) for key, value in model.items()}
     if content.get("module", DEFAULT_MODULE) == DEFAULT_MODULE:
         faults += [f"{path}: {fault}" for fault in _model_faults(model)]
     for name in ("epochs", "batch_size", "seed"):
@@ -62,7 +64,7 @@ def read_recipe(path: Path) -> Recipe:
             faults.append(f"{path}: {name} must be a whole number, but got {value!r}")
     if faults:
         raise ConfigError(faults)
-    content["model"] = {k: tuple(v) if isinstance(v, list) else v for k, v in model.items()}
+    content["model"] = model
     return Recipe(**content)
 
 
@@ -132,6 +134,13 @@ def _plain(recipe: Recipe) -> dict[str, Any]:
     return content
 
 
+def _value(value: Any) -> Any:
+    """Lists as tuples; 1e-3, which YAML 1.1 reads as a word, as the number that it is."""
+    if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value):
+        return float(value)
+    return tuple(value) if isinstance(value, list) else value
+
+
 def _model_faults(model: Mapping[str, Any]) -> list[str]:
     known = (*EXPLICIT_ARGUMENTS, *options.MODEL_ARGUMENTS)
     faults = [must_be_one_of("model", k, dict.fromkeys(known)) for k in model if k not in known]
@@ -140,6 +149,11 @@ def _model_faults(model: Mapping[str, Any]) -> list[str]:
         faults.append(must_be_one_of("optimizer", optimizer, options.OPTIMIZER_ARGUMENTS))
     if model.get("activation", "relu") not in options.ACTIVATIONS:
         faults.append(must_be_one_of("activation", model["activation"], options.ACTIVATIONS))
+    hidden = model.get("hidden", ())
+    is_list = isinstance(hidden, tuple)
+    if not is_list or not all(type(width) is int and width > 0 for width in hidden):
+        shown = list(hidden) if is_list else hidden
+        faults.append(f"hidden must be a list of whole numbers >= 1, but got {shown!r}")
     for name in ("lr", "dropout", "momentum", "weight_decay"):
         value = model.get(name, 0.1)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):

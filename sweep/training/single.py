@@ -81,7 +81,9 @@ class PlainTrainer:
         try:
             self._fit(spec, run)
             return run.last_words(self._data), run.ordered
-        except Exception as error:  # noqa: BLE001 - a user's bug fails the trial, not the search
+        except Exception as error:  # a user's bug fails the trial, not the search
+            if error is run.driver_error:
+                raise
             failure = classify(error)
             return [TrialResult(spec.number, "failed", run.n_epochs, failure=failure)], run.ordered
 
@@ -131,6 +133,8 @@ class _Run(lightning.pytorch.callbacks.Checkpoint):
         self.module: lightning.LightningModule | None = None
         self.n_epochs = 0
         self.ordered: list[TrialSpec] = []
+        self.driver_error: Exception | None = None
+        """What `exchange` raised, in this very process: not the trial's fault."""
         self._last_reports: list[Report] = []
         self._result: TrialResult | None = None
         self._stop: Stop | None = None
@@ -171,7 +175,12 @@ class _Run(lightning.pytorch.callbacks.Checkpoint):
         if self.n_epochs == self._task.epochs:
             self._last_reports.append(report)
             return
-        self._obey(trainer, self._exchange([report], 0))
+        try:
+            orders = self._exchange([report], 0)
+        except Exception as error:
+            self.driver_error = error
+            raise
+        self._obey(trainer, orders)
 
     def last_words(self, data: SearchData) -> list[Report]:
         """What is left to report once the Trainer is done: the result, with its files."""

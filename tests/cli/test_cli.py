@@ -1,0 +1,469 @@
+"""The commands, as a user types them: real processes for searches, `main()` for mistakes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import optuna
+import pytest
+import yaml
+from searches import environment, one_line_faults, sweep
+
+from sweep.cli.main import COMMANDS, main
+
+HEAVY = ("torch", "lightning", "mlflow", "optuna", "ray", "sklearn", "numpy", "pandas")
+Call = Callable[..., tuple[int, str, list[str]]]
+
+
+@pytest.fixture
+def call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Call:
+    """Run `sweep` in this process, in an empty folder: (exit code, output, lines of error)."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("MLFLOW_TRACKING_URI", "SWEEP_DATA_DIR"):
+        monkeypatch.delenv(name, raising=False)
+
+    def run(*arguments: object) -> tuple[int, str, list[str]]:
+        monkeypatch.setattr(sys, "argv", ["sweep", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        said = capsys.readouterr()
+        return int(caught.value.code or 0), said.out, said.err.splitlines()
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def done(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """A folder with one finished search of five trials, and what `sweep run` said."""
+    folder = tmp_path_factory.mktemp("done")
+    said = sweep(folder, "run", "--trials", "5", "--epochs", "4")
+    assert said.returncode == 0, said.stderr
+    return folder, said
+
+
+Done = tuple[Path, subprocess.CompletedProcess[str]]
+
+
+def in_folder(call: Call, monkeypatch: pytest.MonkeyPatch, done: Done) -> Call:
+    """The same, in the folder of the finished search."""
+    monkeypatch.chdir(done[0])
+    return call
+
+
+@pytest.fixture
+def ask(call: Call, monkeypatch: pytest.MonkeyPatch, done: Done) -> Call:
+    """Run `sweep` in this process, in the folder of the finished search."""
+    return in_folder(call, monkeypatch, done)
+
+
+# help and start-up
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(call: Call, command: str) -> None:
+    """A sentence, an example that begins with the command itself, and nothing cut off."""
+    code, text, _ = call(command, "--help")
+    assert code == 0
+    assert f"  sweep {command}" in text.split("Example")[1]
+    assert "..." not in call("--help")[1].split("Commands:")[1]
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["run", "--help"], ["--version"], ["best", "-h"]]
+)
+def test_help_loads_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
+    """No torch, Lightning, MLflow, Optuna, numpy or scikit-learn; under 0.3 s of CPU time."""
+    program = (
+        "import sys\nfrom sweep.cli import main\n"
+        f"sys.argv = ['sweep', *{arguments!r}]\n"
+        "try:\n    main()\n"
+        f"finally:\n    print('LOADED', [m for m in {HEAVY!r} if m in sys.modules])\n"
+    )
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment(), text=True,
+        capture_output=True, check=True,
+    )  # fmt: skip
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert "LOADED []" in done.stdout
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.3
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_is_printed(call: Call, shell: str) -> None:
+    """A script for each shell that names the command's variable."""
+    code, text, _ = call("completion", shell)
+    assert code == 0
+    assert "_SWEEP_COMPLETE" in text
+
+
+def test_completion_knows_choices(tmp_path: Path) -> None:
+    """The shell is offered samplers and data sets."""
+    done = subprocess.run(
+        [sys.executable, "-c", "from sweep.cli import main; main()"], cwd=tmp_path, text=True,
+        capture_output=True, check=False, env=environment(
+            _SWEEP_COMPLETE="bash_complete", COMP_WORDS="sweep run --sampler g", COMP_CWORD="3"
+        ),
+    )  # fmt: skip
+    assert done.stdout.split() == ["plain,gp", "plain,grid"]
+
+
+# mistakes
+
+RUN_INLINE = ("run", "--executor", "inline", "--trials", "1")
+MISTAKES: dict[str, tuple[tuple[str, ...], int, tuple[str, ...]]] = {
+    "command": (("bset",), 2, ("did you mean best?",)),
+    "option": (("run", "--trails", "3"), 2, ("--trials",)),
+    "data": (("run", "--data", "mnits"), 2, ("did you mean mnist?",)),
+    "space": (("run", "--space", "mpl"), 2, ("did you mean mlp?",)),
+    "space file": (("run", "--space", "none.yaml"), 2, ("none.yaml",)),
+    "sampler": (("run", "--sampler", "tpee"), 2, ("did you mean tpe?",)),
+    "sampler class": ((*RUN_INLINE, "--sampler", "no.such:Sampler"), 2, ("no.such:Sampler",)),
+    "grid": ((*RUN_INLINE, "--sampler", "grid"), 2, ("lr", "momentum")),
+    "metric": (("run", "--metric", "val_accuracy"), 2, ("did you mean val_acc?",)),
+    "pruner": (("run", "--pruner", "medain"), 2, ("did you mean median?",)),
+    "numbers": (
+        ("run", "--trials", "many", "--epochs", "-1", "--seed", "1.5"), 2,
+        ("--trials", "--epochs", "--seed"),
+    ),
+    "module": ((*RUN_INLINE, "--module", "no_such:Model"), 2, ("no_such",)),
+    "config": (("run", "--config", "none.yaml"), 2, ("none.yaml",)),
+    "config keys": (
+        ("run", "--config", "wrong.yaml"), 2, ("did you mean sampler?", "did you mean trials?"),
+    ),
+    "config text": (("run", "--config", "text.yaml"), 2, ("text.yaml",)),
+    "storage": (("run", "--storage", "nosuch://x"), 4, ("--storage",)),
+    "storage list": (("list", "--storage", "sqlite:///text.yaml"), 4, ("text.yaml",)),
+    "tracking": ((*RUN_INLINE, "--tracking-uri", "http://127.0.0.1:1"), 4, ("--tracking-uri",)),
+    "tracking file": ((*RUN_INLINE, "--tracking-uri", "sqlite:///text.yaml/x.db"), 4, ("text",)),
+    "work dir": (("run", "--work-dir", "text.yaml/x"), 4, ("--work-dir",)),
+    "no data": (("run", "--data", "mnist", "--data-dir", "."), 3, ("--data-dir",)),
+    "data name": (("data", "mnits"), 2, ("mnits",)),
+    "no study": (("best",), 2, ("sweep run",)),
+    "no studies": (("trials",), 2, ("sweep run",)),
+    "show": (("show", "nosuch"), 2, ("sweep run",)),
+    "train": (("train",), 2, ("--config", )),
+    "recipe": (("train", "--config", "recipe.yaml"), 2, ("did you mean Adam?", "lr", "epochs")),
+    "recipe file": (("train", "--config", "none.yaml"), 2, ("none.yaml",)),
+    "validate": (("validate", "space.yaml"), 2, ("space.yaml:3", "space.yaml:4", "space.yaml:5")),
+    "format": (("spaces", "--format", "xml"), 2, ("json",)),
+    "shell": (("completion", "tcsh"), 2, ("bash",)),
+    "port": (("ui", "--port", "x"), 2, ("--port",)),
+}  # fmt: skip
+FILES = {
+    "wrong.yaml": "samler: tpe\ntrails: 3\n",
+    "text.yaml": "just a few words\n",
+    "recipe.yaml": "model: {optimizer: Adma, lr: fast}\nepochs: 0\n",
+    "space.yaml": (
+        "# Three faults.\nparameters:\n  lr: {flaot: [1e-4, 0.3]}\n"
+        "  optimizer: {choices: [SGD, Adma]}\n  dropout: {float: [0.5, 0.1]}\n"
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line_a_fault(call: Call, tmp_path: Path, mistake: str) -> None:
+    """The exit code of its class, a line for each fault, what would be right, no traceback."""
+    arguments, expected, parts = MISTAKES[mistake]
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(text)
+    code, out, errors = call(*arguments)
+    assert code == expected, errors
+    assert all(line.startswith("sweep: ") for line in errors), errors
+    assert len(errors) == (len(parts) if len(parts) > 1 else 1), errors
+    for part in parts:
+        assert any(part in line for line in errors), (part, errors)
+    assert "Traceback" not in out + "".join(errors)
+
+
+def test_debug_shows_the_traceback(call: Call) -> None:
+    """--debug, anywhere on the line, adds what a bug report needs."""
+    code, _, errors = call("run", "--data", "mnits", "--debug")
+    assert code == 2
+    assert "Traceback (most recent call last):" in errors
+    assert errors[-1].startswith("sweep: --data must be one of")
+
+
+def test_a_search_that_could_not_begin_binds_nobody(call: Call) -> None:
+    """A wrong tracking address is not remembered: the next command has its own settings."""
+    wrong = ("--epochs", "3", "--tracking-uri", "http://127.0.0.1:1")
+    assert call(*RUN_INLINE, *wrong)[0] == 4
+    code, out, errors = call("run", "--print-config")
+    assert code == 0, errors
+    assert "http://127.0.0.1:1" not in out
+
+
+# settings
+
+
+def test_print_config_says_where_each_value_came_from(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Flag before environment before file before default, and nothing is written."""
+    (tmp_path / "search.yaml").write_text("epochs: 3\ntrials: 7\nseed: 5\n")
+    monkeypatch.setenv("SWEEP_EPOCHS", "4")
+    monkeypatch.setenv("SWEEP_TRIALS", "8")
+    code, out, _ = call("run", "--config", "search.yaml", "--trials", "9", "--print-config")
+    assert code == 0
+    rows = {line.split(":")[0]: line for line in out.splitlines()}
+    for name, value, origin in (
+        ("trials", 9, "flag"), ("epochs", 4, "environment SWEEP_EPOCHS"),
+        ("seed", 5, "file search.yaml"), ("sampler", "tpe", "default"),
+    ):  # fmt: skip
+        assert rows[name].split() == [f"{name}:", str(value), "#", *origin.split()]
+    assert yaml.safe_load(out)["baseline"] is True
+    assert [p.name for p in tmp_path.iterdir()] == ["search.yaml"]
+
+
+def test_a_stored_study_fills_in_what_is_not_said(ask: Call, done: Done) -> None:
+    """A study's own settings come before the defaults."""
+    code, out, _ = ask("run", "--study", "digits-mlp", "--trials", "9", "--print-config")
+    assert code == 0
+    rows = {line.split(":")[0]: line for line in out.splitlines()}
+    assert rows["epochs"].split() == ["epochs:", "4", "#", "study"]
+
+
+def test_passwords_are_not_shown(call: Call) -> None:
+    """Neither in the configuration nor in an error."""
+    url = "postgresql://me:secret@127.0.0.1:1/optuna"
+    code, out, errors = call("run", "--storage", url, "--print-config")
+    assert "secret" not in out + "".join(errors)
+    assert code in (0, 4)
+
+
+def test_a_dry_run_leaves_no_trace(call: Call, tmp_path: Path) -> None:
+    """It shows the reference network, what comes first and samples; it writes nothing."""
+    code, out, _ = call("run", "--dry-run", "--trials", "7")
+    assert code == 0
+    lines = out.splitlines()
+    assert lines[0].startswith("study digits-mlp: 7 trials of at most 10 epochs on digits")
+    assert "data: ready" in out
+    assert "  t000 SGD lr=0.01 128-64" in lines
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_spaces_and_validate(call: Call) -> None:
+    """The shipped spaces are listed, and each is valid."""
+    code, out, _ = call("spaces", "--format", "json")
+    assert code == 0
+    names = [row["space"] for row in json.loads(out)]
+    assert {"mlp", "mlp_small", "mlp_regularized"} <= set(names)
+    for name in names:
+        code, out, _ = call("validate", name, "--samples", "3")
+        assert (code, len(out.splitlines())) == (0, 4)
+
+
+def test_data_says_what_is_here(call: Call) -> None:
+    """digits is always ready."""
+    code, out, _ = call("data", "--format", "csv")
+    assert code == 0
+    rows = {row["data"]: row for row in csv.DictReader(io.StringIO(out))}
+    assert rows["digits"]["ready"].lower() == "true"
+    assert set(rows) == {"digits", "mnist", "fashion_mnist"}
+
+
+# a finished search
+
+
+def test_a_search_says_what_happened_and_what_to_do_next(done: Done) -> None:
+    """A line a trial that can be grepped, the best against trial 0, and commands to type."""
+    lines = done[1].stdout.splitlines()
+    trials = [line for line in lines if line.startswith("trial=")]
+    assert len(trials) == 5
+    for line in trials:
+        fields = dict(word.split("=", 1) for word in line.split())
+        assert {"trial", "state", "val_acc", "best", "epoch", "seconds", "lr"} <= set(fields)
+    text = done[1].stdout
+    assert "digits-mlp: 5 of 5 trials" in text
+    assert "trial 0, the baseline" in text
+    for command in ("sweep best digits-mlp > best.yaml", "sweep train --config", "mlflow ui"):
+        assert command in text
+
+
+def test_a_search_writes_nothing_to_standard_error(done: Done) -> None:
+    """No banner, tip, warning or traceback of any library reaches the user."""
+    assert done[1].stderr == ""
+
+
+def test_a_search_leaves_only_its_stores_behind(done: Done) -> None:
+    """mlflow.db and mlruns, so that a bare `mlflow ui` finds them."""
+    left = {path.name for path in done[0].iterdir()}
+    assert {p.removesuffix("-wal").removesuffix("-shm") for p in left} == {"mlflow.db", "mlruns"}
+
+
+def test_optuna_and_mlflow_agree(done: Done) -> None:
+    """Five complete trials in one, five finished children of one parent in the other."""
+    trials = optuna.load_study(
+        study_name="digits-mlp", storage=f"sqlite:///{done[0]}/mlruns/optuna.db"
+    ).trials
+    assert [t.state.name for t in trials] == ["COMPLETE"] * 5
+    client = mlflow.MlflowClient(f"sqlite:///{done[0]}/mlflow.db")
+    experiment = client.get_experiment_by_name("digits-mlp")
+    runs = client.search_runs([experiment.experiment_id])
+    children = [r for r in runs if "mlflow.parentRunId" in r.data.tags]
+    assert len(children) == 5
+    assert {r.info.status for r in runs} == {"FINISHED"}
+    scores = sorted(t.value for t in trials)
+    kept = sorted(
+        max(m.value for m in client.get_metric_history(r.info.run_id, "val_acc")) for r in children
+    )
+    assert kept == pytest.approx(scores)
+
+
+def test_running_again_adds_nothing(ask: Call, done: Done) -> None:
+    """The total is there: exit code 0, and how to get more."""
+    code, out, errors = ask("run", "--trials", "5")
+    assert (code, errors) == (0, [])
+    assert "nothing to do" in out
+    assert "--trials 55" in out
+
+
+def test_other_settings_are_another_study(ask: Call) -> None:
+    """The same name with other settings is refused with what changed."""
+    code, _, errors = ask("run", "--trials", "9", "--epochs", "5", "--executor", "inline")
+    assert code == 2
+    assert "--epochs was 4 and is now 5" in errors[0]
+    assert "--study" in errors[0]
+
+
+@pytest.mark.parametrize("command", ["list", "trials", "show"])
+def test_rows_in_three_formats(ask: Call, command: str) -> None:
+    """Table, JSON and CSV hold the same number of rows."""
+    what = () if command != "show" else ("digits-mlp",)
+    counts = {"list": 1, "trials": 5}
+    code, table, _ = ask(command, *what)
+    assert code == 0
+    assert table
+    _, text, _ = ask(command, *what, "--format", "json")
+    rows = json.loads(text)
+    _, text, _ = ask(command, *what, "--format", "csv")
+    assert list(csv.reader(io.StringIO(text)))
+    if command in counts:
+        assert len(rows) == len(list(csv.DictReader(io.StringIO(text)))) == counts[command]
+
+
+def test_trials_sort(ask: Call) -> None:
+    """Best first, or by any column; a column that is not there is named."""
+    values = [row["value"] for row in json.loads(ask("trials", "--format", "json")[1])]
+    assert values == sorted(values, reverse=True)
+    rows = json.loads(ask("trials", "--sort", "number", "--limit", "3", "--format", "json")[1])
+    assert [row["number"] for row in rows] == [0, 1, 2]
+    code, _, errors = ask("trials", "--sort", "lrr")
+    assert (code, len(errors)) == (2, 1)
+    assert "lr" in errors[0]
+
+
+def test_show_a_trial(ask: Call) -> None:
+    """A study's trial by name and number, or by number alone where there is one study."""
+    code, named, _ = ask("show", "digits-mlp", "0", "--format", "json")
+    assert code == 0
+    assert ask("show", "0", "--format", "json")[1] == named
+    assert "128-64" in named or "[128, 64]" in " ".join(named.split())
+    code, _, errors = ask("show", "99")
+    assert (code, len(errors)) == (2, 1)
+    assert "trials 0 to 4" in errors[0]
+
+
+@pytest.mark.parametrize("wrong", [("best", "digit-mlp"), ("show", "digit-mlp"), ("trials", "x")])
+def test_an_unknown_study_is_named(ask: Call, wrong: tuple[str, str]) -> None:
+    """Exit code 2, with the studies there are."""
+    code, _, errors = ask(*wrong)
+    assert (code, len(errors)) == (2, 1)
+    assert "digits-mlp" in errors[0]
+
+
+def test_best_without_mlflow(ask: Call) -> None:
+    """The configuration is here though the tracking server is away."""
+    code, out, _ = ask("best", "--tracking-uri", "http://127.0.0.1:1")
+    assert code == 0
+    assert yaml.safe_load(out)["study"] == "digits-mlp"
+
+
+def test_best_in_four_formats(ask: Call) -> None:
+    """All hold the same configuration, and each is valid in its language."""
+    texts = {f: ask("best", "--format", f)[1] for f in ("yaml", "json", "lightning", "python")}
+    recipe = yaml.safe_load(texts["yaml"])
+    assert json.loads(texts["json"])["model"] == recipe["model"]
+    assert recipe["run_id"]
+    arguments = yaml.safe_load(texts["lightning"])["model"]["init_args"]
+    assert arguments["lr"] == recipe["model"]["lr"]
+    compile(texts["python"], "best.py", "exec")
+    code, out, _ = ask("best", "--trial", "0")
+    assert (code, yaml.safe_load(out)["trial"]) == (0, 0)
+    assert ask("best", "--trial", "99")[0] == 2
+
+
+def test_train_what_best_printed(ask: Call, done: Done) -> None:
+    """A test accuracy at the end, tracked as a run of its own that names the trial."""
+    (done[0] / "best.yaml").write_text(ask("best")[1])
+    code, out, errors = ask("train", "--config", "best.yaml", "--output", "out/model.ckpt")
+    (done[0] / "best.yaml").unlink()
+    assert (code, errors) == (0, [])
+    said = dict(line.split("=", 1) for line in out.splitlines() if line.startswith("test_"))
+    assert 0.8 < float(said["test_acc"]) <= 1
+    run_id = next(line for line in out.splitlines() if line.startswith("MLflow run: ")).split()[-1]
+    assert (done[0] / "out" / "model.ckpt").is_file()
+    client = mlflow.MlflowClient(f"sqlite:///{done[0]}/mlflow.db")
+    run = client.get_run(run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["test_acc"] == pytest.approx(float(said["test_acc"]), abs=1e-4)
+    origin = client.get_run(run.data.tags["sweep.from_run"])
+    assert origin.info.run_id == run.data.tags["sweep.from_run"]
+
+
+def test_train_a_trial_by_number(ask: Call) -> None:
+    """--study and --trial, with other settings said on the line."""
+    code, out, errors = ask(
+        "train", "--study", "digits-mlp", "--trial", "0", "--epochs", "1", "--quiet",
+        "--output", "out/zero.ckpt",
+    )  # fmt: skip
+    assert (code, errors) == (0, [])
+    assert out.startswith("test_")
+    assert "epoch=" not in out
+
+
+def test_quiet_and_verbose(tmp_path: Path) -> None:
+    """-q prints the summary only, -v a line per epoch; colour only for a terminal."""
+    common = ("run", "--executor", "inline", "--epochs", "3")
+    quiet = sweep(tmp_path, *common, "--trials", "1", "-q")
+    assert (quiet.returncode, quiet.stderr) == (0, "")
+    assert "trial=" not in quiet.stdout
+    verbose = sweep(tmp_path, *common, "--trials", "2", "-v")
+    assert (verbose.returncode, verbose.stderr) == (0, "")
+    lines = [line for line in verbose.stdout.splitlines() if line.startswith("trial=1 ")]
+    assert len(lines) == 4
+    assert "\x1b[" not in verbose.stdout
+
+
+def test_a_failed_search_has_its_exit_code(tmp_path: Path) -> None:
+    """Trials that all fail end with exit code 6 and one line."""
+    (tmp_path / "hot.yaml").write_text("# Too hot.\nparameters:\n  lr: {float: [1e11, 1e12]}\n")
+    said = sweep(
+        tmp_path, "run", "--space", "hot.yaml", "--trials", "2", "--no-baseline", "--executor",
+        "inline", "--epochs", "2",
+    )  # fmt: skip
+    assert said.returncode == 6
+    (fault,) = one_line_faults(said)
+    assert "none of the 2 trials succeeded" in fault
+
+
+def test_python_gives_the_same(done: Done, monkeypatch: pytest.MonkeyPatch, ask: Call) -> None:
+    """sweep.best is what `sweep best` prints."""
+    import sweep as library
+
+    best = library.best("digits-mlp")
+    printed: dict[str, Any] = yaml.safe_load(ask("best", "digits-mlp")[1])
+    assert (best.trial, best.run_id) == (printed["trial"], printed["run_id"])

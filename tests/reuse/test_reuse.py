@@ -1,0 +1,180 @@
+"""The best configuration: found, written in four forms, loaded, and trained downstream."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import sweep
+from sweep.config import RunConfig
+from sweep.errors import ConfigError, NotFoundError
+from sweep.reuse import Best, Recipe, find_best, find_trial, read_recipe
+from sweep.reuse.downstream import train
+from sweep.reuse.recipe import FORMATS, as_lightning, as_python, as_yaml
+from sweep.training.data import load_search_data
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The current folder, with one small search in it, tracked in MLflow."""
+    folder, before = tmp_path_factory.mktemp("reuse"), Path.cwd()
+    os.chdir(folder)
+    try:
+        sweep.run(trials=3, epochs=3, executor="inline", threads=1, population=1)
+        yield folder
+    finally:
+        os.chdir(before)
+
+
+@pytest.fixture
+def best(folder: Path) -> Best:
+    """The best trial of that search."""
+    return sweep.best("digits-mlp")
+
+
+def test_the_best_trial_is_found(best: Best) -> None:
+    """Score, metrics and configuration belong to the trial with the best validation accuracy."""
+    scores = [find_trial("digits-mlp", n, RunConfig()).score for n in range(3)]
+    assert best.score == max(scores)
+    assert best.trial == scores.index(best.score)
+    assert best.metrics["val_acc"] == best.score
+    assert {"optimizer", "lr", "hidden"} <= set(best.config)
+
+
+def test_the_best_model_predicts_as_it_was_scored(best: Best) -> None:
+    """Loaded again, it has exactly the accuracy that the study says."""
+    val = load_search_data("digits", None, 0).val
+    model = best.load().eval()
+    with torch.no_grad():
+        accuracy = (model(val.x).argmax(1) == val.y).float().mean().item()
+    assert accuracy == pytest.approx(best.score, abs=1e-6)
+
+
+def test_the_checkpoint_comes_from_mlflow_when_the_folder_is_gone(best: Best) -> None:
+    """Without the local file the artifact of the trial's run is fetched."""
+    local = best.checkpoint
+    kept = local.read_bytes()
+    local.rename(local.with_suffix(".away"))
+    assert best.checkpoint.read_bytes() == kept
+
+
+def test_any_trial_can_be_had(folder: Path) -> None:
+    """Trial 0 is the reference network; one that does not exist is named."""
+    assert find_trial("digits-mlp", 0, RunConfig()).config["hidden"] == (128, 64)
+    with pytest.raises(NotFoundError, match="has no scored trial 99"):
+        find_trial("digits-mlp", 99, RunConfig())
+    with pytest.raises(NotFoundError, match="did you mean digits-mlp"):
+        find_best("digit-mlp", RunConfig())
+
+
+def test_the_only_study_needs_no_name(folder: Path) -> None:
+    """Where there is one study it is meant."""
+    assert find_best(None, RunConfig()).study == "digits-mlp"
+
+
+@pytest.mark.parametrize("form", ["yaml", "json"])
+def test_a_recipe_reads_back_as_it_was_written(best: Best, tmp_path: Path, form: str) -> None:
+    """YAML and JSON both hold the whole recipe."""
+    path = tmp_path / f"best.{form}"
+    path.write_text(FORMATS[form](best.recipe))
+    assert read_recipe(path) == best.recipe
+
+
+def test_json_is_json(best: Best) -> None:
+    """The model is a mapping of plain values."""
+    content = json.loads(FORMATS["json"](best.recipe))
+    assert content["model"]["hidden"] == list(best.config["hidden"])
+
+
+def test_python_is_python(best: Best) -> None:
+    """The one line runs, and builds a module of those widths."""
+    names: dict[str, Any] = {}
+    exec(as_python(best.recipe), names)
+    assert names["model"].hparams["hidden"] == list(best.config["hidden"])
+
+
+def test_lightning_names_classes_and_arguments(best: Best) -> None:
+    """Class paths import, and the module takes the arguments."""
+    content = yaml.safe_load(as_lightning(best.recipe))
+    assert content["model"]["class_path"] == "sweep.training.mlp.MLPClassifier"
+    arguments = content["model"]["init_args"] | content["model"].get("dict_kwargs", {})
+    model = sweep.MLPClassifier(**arguments)
+    assert list(model.hparams["hidden"]) == list(best.config["hidden"])
+    assert content["trainer"]["max_epochs"] == best.recipe.epochs
+    module, _, name = content["data"]["class_path"].rpartition(".")
+    assert hasattr(__import__(module, fromlist=[name]), name)
+
+
+def test_lightning_cli_reads_it(best: Best, tmp_path: Path) -> None:
+    """LightningCLI itself builds model and data from the file."""
+    pytest.importorskip("jsonargparse", reason="LightningCLI needs jsonargparse")
+    from lightning.pytorch.cli import LightningCLI
+
+    path = tmp_path / "cli.yaml"
+    path.write_text(as_lightning(best.recipe))
+    cli = LightningCLI(run=False, args=["--config", str(path)], save_config_callback=None)
+    assert type(cli.model) is sweep.MLPClassifier
+
+
+def test_a_recipe_names_its_origin(best: Best) -> None:
+    """Study, trial and score are on the first line for people."""
+    first = as_yaml(best.recipe).splitlines()[0]
+    assert first.startswith(f"# Trial {best.trial} of study digits-mlp: ")
+    assert f"{best.score:.4f}" in first
+
+
+def test_training_downstream_opens_the_test_split(best: Best, folder: Path) -> None:
+    """Train and validation together, one test at the end, a checkpoint that loads."""
+    seen: list[int] = []
+    trained = train(
+        best.recipe, RunConfig(), folder / "out" / "trained.ckpt",
+        lambda epoch, metrics: seen.append(epoch),
+    )  # fmt: skip
+    assert seen == list(range(1, best.recipe.epochs + 1))
+    assert 0.8 < trained.metrics["test_acc"] <= 1.0
+    model = sweep.MLPClassifier.load_from_checkpoint(trained.checkpoint, weights_only=True)
+    assert list(model.hparams["hidden"]) == list(best.config["hidden"])
+
+
+RECIPE_FAULTS = """
+model: {optimizer: Adma, lr: fast, hidden: [32], droput: 0.1}
+epochs: 0
+bach_size: 64
+"""
+
+
+def test_a_bad_recipe_has_all_its_faults_named(tmp_path: Path) -> None:
+    """Each wrong word and number is one sentence with the nearest valid word."""
+    path = tmp_path / "bad.yaml"
+    path.write_text(RECIPE_FAULTS)
+    with pytest.raises(ConfigError) as caught:
+        read_recipe(path)
+    faults = caught.value.faults
+    for part in ("Adam", "lr must be a number", "dropout", "epochs must", "batch_size"):
+        assert any(part in fault for fault in faults), part
+    assert len(faults) == 5
+    assert all(str(path) in fault for fault in faults)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "model: 3", "a: [", "model: {hidden: wide}"])
+def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str) -> None:
+    """Whatever it holds, it is a ConfigError that names the file."""
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"bad\.yaml"):
+        read_recipe(path)
+
+
+def test_a_recipe_of_ones_own(tmp_path: Path) -> None:
+    """Only the model is needed; 1e-3 is a number."""
+    path = tmp_path / "mine.yaml"
+    path.write_text("model: {optimizer: Adam, lr: 1e-3, hidden: [64, 32]}\n")
+    expected = Recipe(model={"optimizer": "Adam", "lr": 0.001, "hidden": (64, 32)})
+    assert read_recipe(path) == expected
