@@ -14,7 +14,7 @@ from sweep.trial import Listener
 
 if TYPE_CHECKING:
     from sweep.reuse import Best
-    from sweep.study import Outcome
+    from sweep.study import Extras, Outcome
 
 
 def run(
@@ -58,25 +58,79 @@ def prepare(flags: Mapping[str, Any], config_file: Path | None) -> tuple[Resolve
     stored, space_text = _stored(resolved.config)
     if stored:
         resolved = resolve(flags, file=config_file, stored=stored)
+    return resolved, _space_of(resolved, space_text)
+
+
+def _space_of(resolved: Resolved, kept: str) -> Space:
+    """The space that was asked for; the text kept with the study where none was."""
     config = resolved.config
-    is_given = resolved.origins["space"] not in ("study", "default")
     words = vocabulary(config)
-    if space_text and not is_given:
-        space = parse_space(space_text, Path(config.space).stem, vocabulary=words)
-    else:
-        space = load_space(config.space, words)
-    return resolved, space
+    if kept and resolved.origins["space"] in ("study", "default"):
+        return parse_space(kept, Path(config.space).stem, vocabulary=words)
+    return load_space(config.space, words)
 
 
-def search_with(config: RunConfig, space: Space, listeners: Sequence[Listener]) -> Outcome:
+def fork(
+    flags: Mapping[str, Any], config_file: Path | None, new: str
+) -> tuple[Resolved, Space, Extras, list[str]]:
+    """A search called `new` with the settings of the study in `flags`, less what `flags` change.
+
+    It starts with the old study's trials that lie inside its space; the last item says how many
+    do, and why others do not. Raises NotFoundError where there is no such study.
+    """
+    from sweep.ledger import open_study
+    from sweep.study import Extras
+    from sweep.warmstart import carry
+
+    old = resolve(flags, file=config_file).config
+    ledger = open_study(old.storage, old.study_name)
+    trials = ledger.trials()
+    stored = {k: v for k, v in ledger.config.items() if k != "study"}
+    space_text = ledger.space_text
+    ledger.close()
+    resolved = resolve({**flags, "study": new}, file=config_file, stored=stored)
+    space = _space_of(resolved, space_text)
+    maximize = resolved.config.resolved_direction == "maximize"
+    carried = carry(space, trials, maximize=maximize)
+    extras = Extras(carried=carried.trials)
+    return resolved, space, extras, carried.told(new, old.study_name)
+
+
+def retry(flags: Mapping[str, Any], failed: str | None) -> tuple[RunConfig, Space, Extras]:
+    """A stored study with as many more trials as failed (with class `failed`), to try again."""
+    import dataclasses
+
+    from sweep.ledger import open_study
+    from sweep.study import Extras
+    from sweep.trial import TrialState
+
+    resolved, space = prepare(flags, None)
+    ledger = open_study(resolved.config.storage, resolved.config.study_name)
+    trials = ledger.trials()
+    ledger.close()
+    again = [
+        t.number
+        for t in trials
+        if t.state is TrialState.FAIL
+        and failed in (None, (t.result.get("failure") or {}).get("kind"))
+    ]
+    n_finished = sum(t.state.is_finished for t in trials)
+    n_trials = max(resolved.config.trials, n_finished) + len(again)
+    config = dataclasses.replace(resolved.config, trials=n_trials)
+    return config, space, Extras(again=again)
+
+
+def search_with(
+    config: RunConfig, space: Space, listeners: Sequence[Listener], extras: Extras | None = None
+) -> Outcome:
     """Search with MLflow as the tracker, beside `listeners`."""
-    from sweep.study import search
+    from sweep.study import Extras, search
     from sweep.tracking import MlflowTracker
 
     tracker = MlflowTracker(
         config.tracking_uri, config.study_dir / "sweep.log", log_model=config.log_models
     )
-    return search(config, space, [tracker, *listeners])
+    return search(config, space, [tracker, *listeners], extras or Extras())
 
 
 def _stored(config: RunConfig) -> tuple[Mapping[str, Any], str]:

@@ -7,10 +7,13 @@ retries, and which configuration takes a free slot.
 from __future__ import annotations
 
 import collections
+import dataclasses
+import functools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, cast
 
 from sweep.config import RunConfig
 from sweep.errors import ConfigError, must_be_one_of
@@ -26,6 +29,7 @@ from sweep.trial import (
     Record,
     Report,
     Stop,
+    StopReason,
     TrialFinished,
     TrialResult,
     TrialSpec,
@@ -34,6 +38,7 @@ from sweep.trial import (
     WorkerReady,
     derive_seed,
 )
+from sweep.trial_files import read_verdict, resume_point, trial_folder
 
 MAX_RETRIES = 2
 """How often a trial is tried again after its worker died: the machine's fault, not the user's."""
@@ -52,6 +57,7 @@ class _Running:
     best_epoch: int = 0
     stop: Stop | None = None
     n_retries: int = 0
+    start_epoch: int | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,8 @@ class _Planned:
     params: Mapping[str, Any] | None
     number: int | None = None
     """Set for a trial that already has one: it was interrupted."""
+    start_epoch: int | None = None
+    """Population epoch that it first started in, where it trained at all."""
 
 
 class Driver:
@@ -80,6 +88,7 @@ class Driver:
         self._next_number = 0
         self._deadline = time.monotonic() + config.timeout_s if config.timeout_s else None
         self._failures_in_a_row: tuple[str, int] = ("", 0)
+        self._closings: list[Callable[[], None]] = []
         self.reason: EndReason = "done"
         self._is_stopping = False
         self.failure_message = ""
@@ -88,15 +97,21 @@ class Driver:
         self,
         trials: Sequence[LedgerTrial],
         first: Sequence[tuple[Mapping[str, Any], Mapping[str, Any] | None]],
+        again: Sequence[int] = (),
     ) -> None:
-        """Take in what an earlier run left, and the configurations to try first."""
+        """Take in what an earlier run left, what to try first, and failed trials to try again."""
         self._proposals.remember([t.frozen for t in trials if t.state.is_finished])
         self._n_finished = sum(t.state.is_finished for t in trials)
         self._next_number = len(trials)
         for trial in trials:
             if not trial.state.is_finished:
                 params = trial.params or None
-                self._planned.append(_Planned(trial.hyperparameters, params, trial.number))
+                self._planned.append(
+                    _Planned(trial.hyperparameters, params, trial.number, trial.start_epoch)
+                )
+        for trial in trials:
+            if trial.number in again:
+                self._planned.append(_Planned(trial.hyperparameters, trial.params or None))
         known = [p.hyperparameters for p in self._planned]
         for hyperparameters, params in first:
             if hyperparameters not in known and not self._proposals.is_known(hyperparameters):
@@ -121,8 +136,44 @@ class Driver:
             self.request_stop("timeout")
         stops = self._stops([r.number for r in reports if isinstance(r, EpochReport)])
         starts = [] if self._is_stopping else self._hand_out(n_free + len(stops), records)
-        self._listener.write(records)
+        self._record(records)
         return Orders(stops, tuple(starts), is_last=self._is_last())
+
+    def recall(self, study_dir: Path) -> None:
+        """Record trials that were trained to the end when their driver died at hand-over.
+
+        A worker leaves its verdict in the trial's folder before it speaks of it, so such a trial
+        needs no training. Others go on from their checkpoint.
+        """
+        records: list[Record] = []
+        waiting, self._planned = self._planned, collections.deque()
+        for planned in waiting:
+            number = planned.number
+            folder = trial_folder(study_dir, number) if number is not None else None
+            verdict = read_verdict(folder) if folder is not None else None
+            if number is None or verdict is None:
+                self._planned.append(planned)
+                continue
+            self._adopt(planned, number, records)
+            reports, result = verdict
+            reason = result.notes.get("sweep.stop")
+            if reason is not None:
+                self._running[number].stop = Stop(number, cast(StopReason, reason))
+            for report in reports:
+                self._note(dataclasses.replace(report, is_replay=True), records)
+            self._finish(result, records)
+        self._record(records)
+
+    def _record(self, records: list[Record]) -> None:
+        """Tell the listeners, then close trials in the ledger.
+
+        In this order: a trial that the ledger calls finished is in the tracker's spool, so a
+        kill in between costs a second look at its verdict and no record.
+        """
+        self._listener.write(records)
+        closings, self._closings = self._closings, []
+        for close in closings:
+            close()
 
     def _is_last(self) -> bool:
         if self._is_stopping:
@@ -140,13 +191,18 @@ class Driver:
             raise ConfigError(must_be_one_of("--metric", metric, known))
         if report.epoch in trial.metrics:
             return  # a retried trial repeats itself; each point is kept once
+        if not trial.metrics and report.start_epoch != (trial.spec.start_epoch or 0):
+            # Before any point is recorded: a restart must see the same minibatches.
+            self._ledger.note_start_epoch(report.number, report.start_epoch)
+        trial.start_epoch = report.start_epoch
         trial.metrics[report.epoch] = report.metrics
         records.append(report)
         value = report.metrics[metric]
         if not trial.best_epoch or self._is_better(value, trial.metrics[trial.best_epoch][metric]):
             trial.best_epoch = report.epoch
         wants_stop = self._proposals.report(report.number, report.epoch, value)
-        trial.stop = trial.stop or self._why_stop(trial, report, wants_stop=wants_stop)
+        if not report.is_replay:
+            trial.stop = trial.stop or self._why_stop(trial, report, wants_stop=wants_stop)
 
     def _why_stop(self, trial: _Running, report: EpochReport, *, wants_stop: bool) -> Stop | None:
         limit, patience = self._config.trial_timeout_s, self._config.patience
@@ -180,6 +236,7 @@ class Driver:
         may_retry = trial.n_retries < MAX_RETRIES and not self._is_stopping
         if failure is not None and failure.kind in ("killed", "oom") and may_retry:
             trial.n_retries += 1
+            trial.spec = self._from_checkpoint(trial.spec, trial.start_epoch)
             self._retries.append(trial)
             records.append(_notice(f"trial {result.number} is tried again: {failure.message}"))
             return
@@ -204,9 +261,12 @@ class Driver:
         attrs = self._proposals.tell(number, _told(state), value)
         curve = {epoch: m[metric] for epoch, m in trial.metrics.items()}
         is_scored = state in (TrialState.COMPLETE, TrialState.PRUNED)
-        self._ledger.close_trial(
-            number, state, value if is_scored else None, curve, self._summary(record, trial), attrs
-        )
+        self._closings.append(
+            functools.partial(
+                self._ledger.close_trial, number, state, value if is_scored else None, curve,
+                self._summary(record, trial), attrs,
+            )
+        )  # fmt: skip
         records.append(record)
         if state.is_finished:
             self._n_finished += 1
@@ -261,29 +321,41 @@ class Driver:
         planned = self._planned.popleft() if self._planned else None
         number = self._next_number
         proposal: Proposal | None
+        if planned is not None and planned.number is not None:
+            return self._adopt(planned, planned.number, records)
         if planned is None:
             proposal = self._proposals.ask(number)
         else:
-            number = number if planned.number is None else planned.number
             proposal = self._proposals.adopt(number, planned.hyperparameters, planned.params)
         if proposal is None:
             return None
-        if planned is not None and planned.number is not None:
-            self._ledger.reopen_trial(number)
-        else:
-            self._ledger.open_trial(number, proposal.frozen)
-            self._next_number += 1
-        return self._start(number, proposal, records)
+        self._ledger.open_trial(number, proposal.frozen)
+        self._next_number += 1
+        seed = derive_seed(self._config.seed, "init", number)
+        return self._start(TrialSpec(number, proposal.hyperparameters, seed), proposal, records)
 
-    def _start(self, number: int, proposal: Proposal, records: list[Record]) -> TrialSpec:
+    def _adopt(self, planned: _Planned, number: int, records: list[Record]) -> TrialSpec:
+        """An interrupted trial under its own number, from its checkpoint where it has one."""
+        proposal = self._proposals.adopt(number, planned.hyperparameters, planned.params)
+        self._ledger.reopen_trial(number)
         seed = derive_seed(self._config.seed, "init", number)
         spec = TrialSpec(number, proposal.hyperparameters, seed)
+        spec = self._from_checkpoint(spec, planned.start_epoch)
+        return self._start(spec, proposal, records)
+
+    def _from_checkpoint(self, spec: TrialSpec, start_epoch: int | None) -> TrialSpec:
+        kept = resume_point(trial_folder(self._config.study_dir, spec.number))
+        resume_from = str(kept.resolve()) if kept is not None else None
+        return dataclasses.replace(spec, start_epoch=start_epoch, resume_from=resume_from)
+
+    def _start(self, spec: TrialSpec, proposal: Proposal, records: list[Record]) -> TrialSpec:
+        number = spec.number
         name = run_name(number, proposal.hyperparameters)
         self._running[number] = _Running(spec, name)
         records.append(
             TrialStarted(
                 number, name, proposal.hyperparameters, proposal.params, now_ms(),
-                {"sweep.seed": str(seed)},
+                {"sweep.seed": str(spec.seed)},
             )
         )  # fmt: skip
         return spec

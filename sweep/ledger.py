@@ -26,6 +26,8 @@ from sweep.trial import Direction, TrialState
 
 HYPERPARAMETERS = "sweep:hyperparameters"
 RESULT = "sweep:result"
+CARRIED = "sweep:carried"
+START_EPOCH = "sweep:start_epoch"
 CONFIG = "sweep:config"
 SPACE = "sweep:space"
 
@@ -44,6 +46,8 @@ class LedgerTrial:
     """best_epoch, n_epochs, checkpoint, metrics, seconds, failure; empty while it runs."""
     curve: Mapping[int, float]
     """Objective by epoch."""
+    start_epoch: int
+    """Population epoch that it first started in."""
     frozen: FrozenTrial
 
 
@@ -116,6 +120,23 @@ class Ledger:
         """Set an interrupted (WAITING) trial RUNNING again; a RUNNING one stays as it is."""
         self._storage.set_trial_state_values(self._ids[number], optuna.trial.TrialState.RUNNING)
 
+    def interrupt_trial(self, number: int) -> None:
+        """Set a RUNNING trial, whose driver is gone, WAITING for the next one."""
+        self._storage.set_trial_state_values(self._ids[number], optuna.trial.TrialState.WAITING)
+
+    def carried(self) -> list[dict[str, Any]]:
+        """Trials of an older study that this one started with (see `sweep.warmstart`)."""
+        attrs = self._storage.get_study_user_attrs(self._study_id)
+        return list(json.loads(attrs.get(CARRIED, "[]")))
+
+    def carry(self, trials: Sequence[Mapping[str, Any]]) -> None:
+        """Keep trials of an older study to start with."""
+        self._storage.set_study_user_attr(self._study_id, CARRIED, json.dumps(list(trials)))
+
+    def note_start_epoch(self, number: int, start_epoch: int) -> None:
+        """Keep the population epoch that a trial first started in (0 where none is kept)."""
+        self._storage.set_trial_user_attr(self._ids[number], START_EPOCH, start_epoch)
+
     def close_trial(
         self,
         number: int,
@@ -184,7 +205,8 @@ def create_study(url: str, name: str, direction: Direction) -> tuple[Ledger, boo
     try:
         study_id = storage.get_study_id_from_name(name)
         is_new = False
-        is_ours = CONFIG in storage.get_study_user_attrs(study_id)
+        attrs = storage.get_study_user_attrs(study_id)
+        is_ours = CONFIG in attrs and CARRIED not in attrs
         if is_ours and not storage.get_all_trials(study_id, deepcopy=False):
             storage.delete_study(study_id)
             raise KeyError(name)
@@ -240,5 +262,6 @@ def _from_frozen(trial: FrozenTrial) -> LedgerTrial:
         hyperparameters={k: tuples(v) for k, v in hyperparameters.items()},
         result=trial.user_attrs.get(RESULT, {}),
         curve=trial.intermediate_values,
+        start_epoch=trial.user_attrs.get(START_EPOCH, 0),
         frozen=trial,
     )

@@ -15,7 +15,7 @@ from types import FrameType
 from typing import Any
 
 from sweep import datasets, options
-from sweep.config import DEFAULT_MODULE, RunConfig, identity_changes
+from sweep.config import DEFAULT_MODULE, RunConfig, identity_changes, vocabulary
 from sweep.driver import Driver, EndReason, now_ms
 from sweep.errors import ConfigError, StudyFailedError
 from sweep.executors import make_executor
@@ -24,8 +24,9 @@ from sweep.proposals import Proposals
 from sweep.provenance import provenance
 from sweep.recovery import store_lock, study_lock
 from sweep.redact import redacted
-from sweep.space import Space, canonical_key
+from sweep.space import Space, canonical_key, parse_space
 from sweep.trial import Listener, Record, StudyFinished, StudyInfo, Task, TrialState
+from sweep.warmstart import as_history, differences
 
 VOLATILE = ("storage", "study")
 """Settings that are not kept with the study: they say where it is, not what it is."""
@@ -70,7 +71,19 @@ class Listeners:
                 stack.callback(member.close)
 
 
-def search(config: RunConfig, space: Space, listeners: Sequence[Listener]) -> Outcome:
+@dataclass(frozen=True)
+class Extras:
+    """What a search may start with beside its configuration."""
+
+    carried: Sequence[Mapping[str, Any]] = ()
+    """Trials of an older study that teach the sampler (see `sweep.warmstart`)."""
+    again: Sequence[int] = ()
+    """Numbers of failed trials whose configurations are to be tried again."""
+
+
+def search(
+    config: RunConfig, space: Space, listeners: Sequence[Listener], extras: Extras = Extras()
+) -> Outcome:
     """Run or continue a study until it has `config.trials` finished trials.
 
     Workers load torch while the driver opens the stores. Raises ConfigError for a study made
@@ -86,13 +99,17 @@ def search(config: RunConfig, space: Space, listeners: Sequence[Listener]) -> Ou
             proposals = _proposals(config, space)  # a wrong sampler is said before a store is made
             with store_lock(Path(config.work_dir)):
                 ledger = _open_ledger(config, space)
+                if extras.carried and not ledger.carried():
+                    ledger.carry(extras.carried)
                 trials = ledger.trials()
                 info = _study_info(config, space, trials)
                 if info.n_done >= config.trials:
                     return _outcome(config, ledger, info, "done")
                 listener.open(info)
             driver = Driver(config, ledger, proposals, listener)
-            driver.plan(trials, first_configurations(config, space))
+            proposals.remember(as_history(space, ledger.carried()))
+            driver.plan(trials, first_configurations(config, space), extras.again)
+            driver.recall(config.study_dir)
             try:
                 with _stop_on_signals(driver):
                     executor.run(driver.exchange)
@@ -185,16 +202,24 @@ def _open_ledger(config: RunConfig, space: Space) -> Ledger:
         ledger.describe(stored_config(config), space.text)
         return ledger
     changes = identity_changes(config, ledger.config)
-    if space.text != ledger.space_text:
-        changes.append(f"the search space {space.name!r} is not the one it was made with")
+    changes += _space_changes(config, space, ledger.space_text)
     if changes:
         raise ConfigError(
             f"study {config.study_name!r} exists with other settings ({'; '.join(changes)}): "
-            "leave them out to continue it, or give the new search a name with --study"
+            "leave them out to continue it, name another search with --study, or start one from "
+            "its trials with --fork NEW"
         )
     if ledger.config != stored_config(config):
         ledger.describe(stored_config(config), space.text)
     return ledger
+
+
+def _space_changes(config: RunConfig, space: Space, before: str) -> list[str]:
+    """What is different in the search space; comments and layout are not."""
+    if space.text == before:
+        return []
+    old = parse_space(before, space.name, vocabulary=vocabulary(config))
+    return [f"in the search space, {line}" for line in differences(old, space)]
 
 
 def _proposals(config: RunConfig, space: Space) -> Proposals:

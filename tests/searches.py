@@ -99,12 +99,8 @@ SWEEP = [sys.executable, "-c", "from sweep.cli import main; main()"]
 
 def environment(**changes: str) -> dict[str, str]:
     """The environment without what would change a search's settings."""
-    kept = {
-        k: v
-        for k, v in os.environ.items()
-        if not k.startswith(("SWEEP_", "MLFLOW_", "PYTHONPATH"))
-    }
-    return kept | {"COLUMNS": "200", "OMP_NUM_THREADS": "2"} | changes
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("SWEEP_", "MLFLOW_"))}
+    return kept | {"COLUMNS": "200", "OMP_NUM_THREADS": "1"} | changes
 
 
 def sweep(
@@ -164,3 +160,13 @@ def one_line_faults(done: subprocess.CompletedProcess[str]) -> Sequence[str]:
     assert lines, done.stdout
     assert all(line.startswith("sweep: ") for line in lines), done.stderr
     return [line.removeprefix("sweep: ") for line in lines]
+
+
+def mlflow_client(folder: Path) -> Any:
+    """A client of the folder's own MLflow store, past the warnings of MLflow's import."""
+    from sweep.tracking.uri import quiet
+
+    with quiet():
+        import mlflow
+
+        return mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")

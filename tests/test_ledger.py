@@ -165,7 +165,7 @@ def test_a_file_that_is_no_database_is_a_store_error(tmp_path: Path) -> None:
 def test_a_file_in_place_of_a_folder_is_a_store_error(tmp_path: Path) -> None:
     """A folder that cannot be made is named."""
     (tmp_path / "file").write_text("")
-    with pytest.raises(StoreError, match="file cannot be made"):
+    with pytest.raises(StoreError, match="cannot make the folder"):
         create_study(f"sqlite:///{tmp_path}/file/optuna.db", "mine", "maximize")
 
 

@@ -22,6 +22,8 @@ COMMANDS = {
     "trials": "sweep.cli.read:trials",
     "best": "sweep.cli.best:best",
     "train": "sweep.cli.train:train",
+    "doctor": "sweep.cli.doctor:doctor",
+    "retry": "sweep.cli.doctor:retry",
     "ui": "sweep.cli.ui:ui",
     "spaces": "sweep.cli.spaces:spaces",
     "validate": "sweep.cli.spaces:validate",

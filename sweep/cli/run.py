@@ -20,11 +20,13 @@ NEXT_IF_DONE = "study {name} already has {n} finished trials of {total}: nothing
 @click.option("--print-config", "only_print", is_flag=True,
               help="Show every setting and where it came from, then leave.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Show what would be tried, then leave.")
+@click.option("--fork", metavar="NEW",
+              help="Start study NEW from the trials of --study that still fit.")  # fmt: skip
 @click.option("-q", "--quiet", is_flag=True, help="Print the summary only.")
 @click.option("-v", "--verbose", is_flag=True, help="Print a line per epoch too.")
 def run(
-    config_file: Path | None, only_print: bool, dry_run: bool, quiet: bool, verbose: bool,
-    **flags: Any,
+    config_file: Path | None, only_print: bool, dry_run: bool, fork: str | None, quiet: bool,
+    verbose: bool, **flags: Any,
 ) -> int:  # fmt: skip
     """Run a search, or continue it: --trials is the study's total.
 
@@ -33,22 +35,34 @@ def run(
       sweep run --trials 50
       sweep run --trials 50 --data mnist
       sweep run --trials 20 --space mlp_regularized --pruner asha
-      sweep run --study digits-mlp --trials 100      # 50 more of an older study
+      sweep run --study digits-mlp --trials 100      # go on with an older study
+      sweep run --study digits-mlp --space mine.yaml --fork digits-mine
     """
     from sweep import api
 
-    resolved, space = api.prepare(flags, config_file)
+    extras = None
+    if fork is None:
+        resolved, space = api.prepare(flags, config_file)
+    else:
+        resolved, space, extras, told = api.fork(flags, config_file, fork)
+        click.echo("\n".join(told), err=True)
     if only_print:
         print_config(resolved)
         return 0
     if dry_run:
         return _dry_run(resolved.config, space)
     from sweep.reporting.display import make_display
-    from sweep.reporting.summary import end_summary
 
     verbosity = -1 if quiet else int(verbose)
-    outcome = api.search_with(resolved.config, space, [make_display(sys.stdout, verbosity)])
-    config = resolved.config
+    display = make_display(sys.stdout, verbosity)
+    outcome = api.search_with(resolved.config, space, [display], extras)
+    return finish(resolved.config, outcome)
+
+
+def finish(config: Any, outcome: Any) -> int:
+    """Say what came out of a search and what to type next; the exit code."""
+    from sweep.reporting.summary import end_summary
+
     n_done = outcome.study.n_done
     if outcome.n_new == 0 and n_done >= config.trials:
         hint = f"Ask for more with --trials {n_done + 50}."

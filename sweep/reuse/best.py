@@ -127,7 +127,7 @@ def recipe_of(ledger: Ledger, trial: LedgerTrial, run_id: str | None) -> Recipe:
 def _as_best(ledger: Ledger, trial: LedgerTrial, where: RunConfig) -> Best:
     if trial.value is None:
         raise NotFoundError(f"trial {trial.number} of {ledger.name!r} has no score")
-    where = _located(where, ledger)
+    where = located(where, ledger)
     return Best(
         study=ledger.name,
         trial=trial.number,
@@ -140,7 +140,7 @@ def _as_best(ledger: Ledger, trial: LedgerTrial, where: RunConfig) -> Best:
     )
 
 
-def _located(where: RunConfig, ledger: Ledger) -> RunConfig:
+def located(where: RunConfig, ledger: Ledger) -> RunConfig:
     """`where` for this study: its own folder and, unless told otherwise, its MLflow store."""
     import dataclasses
 

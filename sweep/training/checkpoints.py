@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,8 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from sweep.training.mlp import MLPClassifier
+from sweep.training.resuming import saved_bytes
+from sweep.trial_files import replace_file
 
 
 def write_checkpoint(
@@ -27,7 +28,7 @@ def write_checkpoint(
 
     Plain values and tensors only, so that it loads with `weights_only=True`. Written aside,
     flushed and renamed: a file of that name is always whole. `epoch` counts from 0 like
-    Lightning's; `extra` adds keys beside Lightning's own. Returns the path.
+    Lightning's; `extra` adds keys beside Lightning's own. Returns the path. Raises DiskError.
     """
     checkpoint: dict[str, Any] = {
         "epoch": epoch,
@@ -42,21 +43,23 @@ def write_checkpoint(
         "hyper_parameters": {name: _plain(value) for name, value in model.hparams.items()},
         **(extra or {}),
     }
-    return _replace(path, lambda file: torch.save(checkpoint, file))
+    replace_file(Path(path), saved_bytes(checkpoint))
+    return str(path)
 
 
 def export_model(path: str | Path, model: nn.Module, feature_shape: tuple[int, ...]) -> str:
     """Write `model` as a torch.export archive (.pt2) that takes any number of samples.
 
     `torch.export.load(path).module()(x)` gives what the model in evaluation mode gives for x
-    (B, *feature_shape). Leaves the model in evaluation mode. Returns the path.
+    (B, *feature_shape). Leaves the model in evaluation mode. Returns the path. Raises DiskError.
     """
     model.eval()
     if isinstance(model, MLPClassifier):
         program = _export_mlp(model, feature_shape)
     else:
         program = _export(model, feature_shape)
-    return _replace(path, lambda file: torch.export.save(program, file))
+    replace_file(Path(path), saved_bytes(program, torch.export.save))
+    return str(path)
 
 
 def _export(model: nn.Module, feature_shape: tuple[int, ...]) -> ExportedProgram:
@@ -142,19 +145,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return value
-
-
-def _replace(path: str | Path, write: Any) -> str:
-    """Write aside, flush to the disk, rename."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with aside.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
-    return str(path)

@@ -26,9 +26,9 @@ from sweep.training.devices import lightning_devices, ready
 from sweep.training.failures import classify
 from sweep.training.population import Population, Samples
 from sweep.training.quiet import hush_lightning, quiet_trainer
+from sweep.training.resuming import Keeper, conclude, now_ms
 from sweep.training.runs import Run, open_run
 from sweep.trial import (
-    EpochReport,
     Exchange,
     Failure,
     Notice,
@@ -173,6 +173,7 @@ class Populations(lightning.LightningModule):
         self._populations: list[Population] = []
         self._is_last = False
         self._epoch_began_s = 0.0
+        self._keeper = Keeper(task.checkpoint_interval_s)
 
     def configure_optimizers(self) -> list[Any]:
         """None: each trial has its own inside the populations."""
@@ -196,7 +197,7 @@ class Populations(lightning.LightningModule):
         """
         n_slots = self._size // 2
         smaller = Populations(self._task, self._data, self._exchange, max(1, n_slots))
-        smaller._is_last = self._is_last
+        smaller._is_last, smaller._keeper = self._is_last, self._keeper
         runs = list(self._running.values())
         if n_slots == 0:
             smaller._first = [
@@ -205,7 +206,7 @@ class Populations(lightning.LightningModule):
             return smaller
         smaller._backlog.extend([run.as_it_was_kept() for run in runs] + list(self._backlog))
         said = f"out of memory with {self._size} trials at a time: going on with {n_slots}"
-        smaller._first = [Notice(_now_ms(), said)]
+        smaller._first = [Notice(now_ms(), said)]
         return smaller
 
     @torch.no_grad()
@@ -231,17 +232,15 @@ class Populations(lightning.LightningModule):
             for number, score in scores.items():
                 run = self._running[number]
                 if run.failure is not None:
-                    reports.append(self._finish(number, leaving, "failed"))
+                    reports += self._finish(number, leaving, "failed")
                     continue
-                metrics = {
-                    "train_loss": score.train_loss, "val_loss": score.val_loss,
-                    "val_acc": score.val_acc, "epoch_s": epoch_s,
-                }  # fmt: skip
-                reports.append(EpochReport(number, run.epoch, metrics, _now_ms(), run.start_epoch))
-                if run.epoch >= self._task.epochs:
-                    reports.append(self._finish(number, leaving, "finished"))
-        for run in self._running.values():
-            run.write_resume_state()
+                reports.append(run.report(score, epoch_s))
+                if run.is_trained:
+                    reports += self._finish(number, leaving, "finished")
+        if self._running and self._keeper.is_due:
+            # All at one boundary: resumed together, they make one population again.
+            runs = self._running.values()
+            reports += self._keeper.keep([run.write_resume_state for run in runs])
         self._settle(reports, leaving)
 
     def _settle(self, reports: list[Report], leaving: dict[Population, set[int]]) -> None:
@@ -255,8 +254,8 @@ class Populations(lightning.LightningModule):
             for stop in orders.stop:
                 if stop.number in self._running:
                     newcomer = self._drop_newcomer(stop.number, joining)
-                    reports.append(
-                        self._finish(stop.number, leaving, "stopped", stop.reason, newcomer)
+                    reports += self._finish(
+                        stop.number, leaving, "stopped", stop.reason, newcomer
                     )
             self._backlog.extend(orders.start)
             while self._backlog and len(self._running) < self._size:
@@ -275,16 +274,19 @@ class Populations(lightning.LightningModule):
         try:
             run = open_run(spec, self._task, self._data)
         except Exception as error:  # noqa: BLE001 - whatever a configuration breaks is its own
-            return [TrialResult(spec.number, "failed", 0, failure=classify(error))]
+            failed = TrialResult(spec.number, "failed", 0, failure=classify(error))
+            return [conclude(self._task, spec, (), failed)]
+        if run.is_trained:
+            return [*run.first_reports, run.close("finished", "", self._data.info.feature_shape)]
         population = self._population_for(run)
         run.join(population)
         self._running[spec.number] = run
         joining.setdefault(population, []).append(run.member)
-        return []
+        return run.first_reports
 
     def _population_for(self, run: Run) -> Population:
         """One with the run's minibatch size that is, or can be, at the run's epoch."""
-        wanted = None if run.spec.start_epoch is None else run.spec.start_epoch + run.epoch
+        wanted = run.wanted_epoch
         for population in self._populations:
             if population.batch_size == run.batch_size and wanted in (None, population.epoch):
                 return population
@@ -307,11 +309,14 @@ class Populations(lightning.LightningModule):
     def _finish(
         self, number: int, leaving: dict[Population, set[int]], outcome: str,
         reason: str = "", is_newcomer: bool = False,
-    ) -> TrialResult:  # fmt: skip
+    ) -> list[Report]:  # fmt: skip
+        """The trial's last word, after what is to be kept is kept. Raises DiskError."""
         run = self._running.pop(number)
         if not is_newcomer:
+            assert run.population is not None
             leaving.setdefault(run.population, set()).add(number)
-        return run.close(outcome, reason, self._data.info.feature_shape)
+        said = self._keeper.keep([run.write_resume_state]) if reason == "interrupted" else []
+        return [*said, run.close(outcome, reason, self._data.info.feature_shape)]
 
     def _order(self, epoch: int) -> Tensor:
         return epoch_order(self._task.seed, epoch, len(self._samples.x))
@@ -340,7 +345,3 @@ def _free_memory(device: torch.device) -> int:
         return 1024 * int(fields[fields.index("MemAvailable:") + 1])
     except (OSError, ValueError):
         return UNKNOWN_MEMORY
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,11 +19,19 @@ from sweep.training.mlp import MLPClassifier
 from sweep.training.modules import build_module
 from sweep.training.optimizers import make_rule
 from sweep.training.population import Linears, Member, Population, Recipe, Scores
+from sweep.training.resuming import (
+    RESUME_KEY,
+    clear_folder,
+    conclude,
+    load_resume_file,
+    now_ms,
+    replays,
+    resume_state,
+    unusable,
+)
 from sweep.training.stack import Dropout
-from sweep.trial import Failure, Task, TrialResult, TrialSpec
-
-RESUME_KEY = "sweep_fused"
-"""Where a resume checkpoint keeps what Lightning has no key for."""
+from sweep.trial import EpochReport, Failure, Report, Task, TrialResult, TrialSpec
+from sweep.trial_files import RESUME_STATE, resume_point, trial_folder
 
 
 class Run:
@@ -45,11 +51,13 @@ class Run:
         self.best_epoch: int | None = None
         self.failure: Failure | None = None
         self.start_epoch = spec.start_epoch or 0
-        self.population: Population
+        self.population: Population | None = None
+        self.first_reports: list[Report] = []
+        """To be handed over as the trial starts: what was told before it was interrupted."""
+        self._history: list[EpochReport] = []
         self._best_value = math.nan
         self._n_steps = -(-n_train // self.batch_size)
-        self._folder = Path(task.work_dir) / "trials" / f"{spec.number:05d}"
-        self._saved_s = time.monotonic()
+        self._folder = trial_folder(task.work_dir, spec.number)
         arguments = model.optimizer_arguments
         recipe = Recipe(
             spec.number,
@@ -67,14 +75,32 @@ class Run:
         """Epochs trained."""
         return self.member.epoch
 
-    def resume(self, state: Mapping[str, Any], weights: Linears) -> None:
-        """Go on from what `write_resume_state` kept."""
-        self.member.initial = weights
-        self.member.epoch = state["epoch"]
-        self.member.states = [_pairs(linears) for linears in state["states"]]
-        self.member.best = _pairs(state["best"])
-        self.start_epoch = state["start_epoch"]
-        self.best_epoch, self._best_value = state["best_epoch"], state["best_value"]
+    @property
+    def is_trained(self) -> bool:
+        """Whether no epoch is left."""
+        return self.epoch >= self._task.epochs
+
+    @property
+    def wanted_epoch(self) -> int | None:
+        """The population epoch that it has to go on in; None: any will do."""
+        if self.epoch == 0 and self.spec.start_epoch is None:
+            return None
+        return self.start_epoch + self.epoch
+
+    def resume(self, checkpoint: Mapping[str, Any]) -> None:
+        """Go on from what `write_resume_state` kept. Raises for values that do not fit."""
+        state, like = checkpoint[RESUME_KEY], _linears(self._model)
+        self._model.load_state_dict(checkpoint["state_dict"])
+        n_states = self.member.recipe.rule.n_states
+        states = [_like(linears, like) for linears in state["states"]]
+        if len(states) != n_states:
+            raise ValueError(f"{len(states)} optimizer states, but {n_states} are needed")
+        self.member.initial, self.member.states = _linears(self._model), states
+        self.member.best = _like(state["best"], like)
+        self.member.epoch, self.start_epoch = int(state["epoch"]), int(state["start_epoch"])
+        self.best_epoch, self._best_value = state["best_epoch"], float(state["best_value"])
+        told = replays(self.spec.number, state)
+        self._history, self.first_reports = list(told), list(told)
 
     def join(self, population: Population) -> None:
         """Take a place in `population`, from its next epoch on."""
@@ -84,11 +110,21 @@ class Run:
 
     def as_it_was_kept(self) -> TrialSpec:
         """The trial from its last checkpoint, else from its beginning, in the same data order."""
-        kept = self._folder / "last.ckpt"
-        resume_from = str(kept) if kept.is_file() else None
+        kept = resume_point(self._folder)
+        resume_from = str(kept) if kept else None
         return dataclasses.replace(
             self.spec, start_epoch=self.start_epoch, resume_from=resume_from
         )
+
+    def report(self, scores: Scores, epoch_s: float) -> EpochReport:
+        """What to say of the epoch just trained, which took `epoch_s` seconds."""
+        metrics = {
+            "train_loss": scores.train_loss, "val_loss": scores.val_loss,
+            "val_acc": scores.val_acc, "epoch_s": epoch_s,
+        }  # fmt: skip
+        said = EpochReport(self.spec.number, self.epoch, metrics, now_ms(), self.start_epoch)
+        self._history.append(said)
+        return said
 
     def take(self, scores: Scores) -> bool:
         """Note an epoch's metrics; whether it is the best so far."""
@@ -105,46 +141,42 @@ class Run:
         return True
 
     def close(self, outcome: Any, reason: str, feature_shape: tuple[int, ...]) -> TrialResult:
-        """Write what is to be kept; the trial's last word."""
+        """Write what is to be kept; the trial's last word. Raises DiskError."""
         checkpoint = model_file = None
         if self.failure is None and self.best_epoch is not None:
             number, population = self.spec.number, self.population
-            is_member = population.has(number)
-            self._load(population.best_weights(number) if is_member else self.member.best)
+            if population is not None and population.has(number):
+                self._load(population.best_weights(number))
+            else:
+                self._load(self.member.best)
             checkpoint = write_checkpoint(
                 self._folder / "best.ckpt", self._model, self.best_epoch - 1,
                 self.best_epoch * self._n_steps,
             )  # fmt: skip
             if outcome == "finished" or reason == "converged":
                 model_file = export_model(self._folder / "model.pt2", self._model, feature_shape)
-        if reason == "interrupted":
-            self.write_resume_state(is_due=True)
         notes = {"sweep.trainer": "fused", "sweep.start_epoch": str(self.start_epoch)}
-        return TrialResult(
+        result = TrialResult(
             self.spec.number, outcome, self.epoch, self.best_epoch, checkpoint, model_file,
             self.failure, notes,
         )  # fmt: skip
+        return conclude(self._task, self.spec, self._history, result, reason)
 
-    def write_resume_state(self, is_due: bool = False) -> None:
-        """Write `last.ckpt` where the task's interval has passed, or `is_due`."""
-        now_s = time.monotonic()
-        if not self.population.has(self.spec.number):
-            return
-        if not is_due and now_s - self._saved_s < self._task.checkpoint_interval_s:
-            return
-        self._saved_s = now_s
-        number = self.spec.number
-        state = {
+    def write_resume_state(self) -> None:
+        """Write `last.ckpt`. Raises DiskError."""
+        number, population = self.spec.number, self.population
+        if population is None or not population.has(number):
+            return  # stopped before its first epoch here: what it came with is still there
+        state = resume_state(self.spec, "fused", self.start_epoch, self._history) | {
             "epoch": self.epoch,
-            "start_epoch": self.start_epoch,
             "best_epoch": self.best_epoch,
             "best_value": self._best_value,
-            "best": _plain(self.population.best_weights(number)),
-            "states": [_plain(linears) for linears in self.population.states(number)],
+            "best": _plain(population.best_weights(number)),
+            "states": [_plain(linears) for linears in population.states(number)],
         }
-        self._load(self.population.weights(number))
+        self._load(population.weights(number))
         write_checkpoint(
-            self._folder / "last.ckpt", self._model, self.epoch - 1,
+            self._folder / RESUME_STATE, self._model, self.epoch - 1,
             self.epoch * self._n_steps, {RESUME_KEY: state},
         )  # fmt: skip
 
@@ -155,10 +187,24 @@ class Run:
 
 
 def open_run(spec: TrialSpec, task: Task, data: SearchData) -> Run:
-    """A run that is ready to join a population, from its checkpoint where it has one.
+    """A run that is ready to join a population, from its resume state where it has one.
 
-    Raises ValueError or TypeError for hyperparameters that MLPClassifier does not take.
+    One whose resume state cannot be used begins anew and says so in its first reports. Raises
+    ValueError or TypeError for hyperparameters that MLPClassifier does not take.
     """
+    clear_folder(spec, task)
+    run = _new_run(spec, task, data)
+    if spec.resume_from is None:
+        return run
+    try:
+        run.resume(load_resume_file(spec, "fused"))
+    except Exception as error:  # noqa: BLE001 - also values that only look like a resume state
+        run = _new_run(spec, task, data)
+        run.first_reports = [unusable(spec, error)]
+    return run
+
+
+def _new_run(spec: TrialSpec, task: Task, data: SearchData) -> Run:
     before = torch.get_default_dtype()
     # Initial weights are drawn in float32 and then converted, as Lightning does it.
     torch.set_default_dtype(torch.float32)
@@ -169,13 +215,7 @@ def open_run(spec: TrialSpec, task: Task, data: SearchData) -> Run:
     assert isinstance(model, MLPClassifier)
     if task.precision.startswith("64"):
         model.double()
-    run = Run(spec, task, model, len(data.train))
-    if spec.resume_from is not None:
-        checkpoint = torch.load(spec.resume_from, map_location="cpu", weights_only=True)
-        if RESUME_KEY in checkpoint:
-            model.load_state_dict(checkpoint["state_dict"])
-            run.resume(checkpoint[RESUME_KEY], _linears(model))
-    return run
+    return Run(spec, task, model, len(data.train))
 
 
 def _linears(model: MLPClassifier) -> Linears:
@@ -187,8 +227,13 @@ def _linears(model: MLPClassifier) -> Linears:
     ]
 
 
-def _pairs(linears: Any) -> Linears:
-    return [(weight, bias) for weight, bias in linears]
+def _like(linears: Any, like: Linears) -> Linears:
+    """As pairs. Raises ValueError where shapes are not those of `like`."""
+    pairs = [(weight, bias) for weight, bias in linears]
+    for given, own in zip(pairs, like, strict=True):
+        if [t.shape for t in given] != [t.shape for t in own]:
+            raise ValueError("its layers have other shapes")
+    return pairs
 
 
 def _plain(linears: Linears) -> list[list[torch.Tensor]]:

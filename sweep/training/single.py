@@ -6,6 +6,7 @@ For any LightningModule, and the reference that the fused path is tested against
 from __future__ import annotations
 
 import collections
+import dataclasses
 import math
 import time
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ import torch
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from sweep.config import DEFAULT_MODULE
+from sweep.errors import DiskError
 from sweep.imports import import_object
 from sweep.training.checkpoints import export_model, write_checkpoint
 from sweep.training.data import Batches, SearchData, load_search_data
@@ -24,6 +26,21 @@ from sweep.training.devices import lightning_devices, ready
 from sweep.training.failures import classify, not_finite
 from sweep.training.modules import build_module
 from sweep.training.quiet import hush_lightning, quiet_trainer
+from sweep.training.resuming import (
+    RESUME_KEY,
+    AtomicCheckpointIO,
+    Keeper,
+    clear_folder,
+    conclude,
+    load_resume_file,
+    now_ms,
+    random_state,
+    replays,
+    resume_state,
+    seed_everything,
+    set_random_state,
+    unusable,
+)
 from sweep.trial import (
     EpochReport,
     Exchange,
@@ -35,6 +52,7 @@ from sweep.trial import (
     TrialResult,
     TrialSpec,
 )
+from sweep.trial_files import RESUME_STATE, trial_folder
 
 EVALUATION_BATCH = 4096
 """Samples of a validation batch: large, since results do not depend on it."""
@@ -54,13 +72,14 @@ class PlainTrainer:
         self._task = task
         self._data = data or load_search_data(task.data, task.data_dir, task.seed)
         self._is_on_device = False
+        self._keeper = Keeper(task.checkpoint_interval_s)
 
     def train(self, exchange: Exchange) -> None:
         """Train what `exchange` orders, until it says is_last and nothing is left."""
         waiting: collections.deque[TrialSpec] = collections.deque()
         first: list[Report] = [ready(self._task, self._data, n_slots=1)]
         if self._notice:
-            first.append(Notice(time.time_ns() // 1_000_000, self._notice))
+            first.append(Notice(now_ms(), self._notice))
         orders = exchange(first, 1)
         while True:
             waiting.extend(orders.start)
@@ -77,31 +96,23 @@ class PlainTrainer:
         self, spec: TrialSpec, exchange: Exchange
     ) -> tuple[Sequence[Report], list[TrialSpec]]:
         """Last reports of the trial, and trials that were ordered while it trained."""
-        run = _Run(self._task, spec, exchange)
+        clear_folder(spec, self._task)
+        run = _Run(self._task, spec, exchange, self._keeper)
+        if spec.resume_from is not None:
+            try:
+                run.resume(load_resume_file(spec, "plain"))
+                self._fit(spec, run)
+            except Exception as error:  # noqa: BLE001 - what fails before it trains is the file's
+                if run.has_begun:
+                    return self._failed(spec, run, error), run.ordered
+                run = _Run(self._task, spec, exchange, self._keeper, [unusable(spec, error)])
+            else:
+                return self._last_words(spec, run), run.ordered
         try:
             self._fit(spec, run)
-            return run.last_words(self._data), run.ordered
-        except Exception as error:  # a user's bug fails the trial, not the search
-            if error is run.driver_error:
-                raise
-            failure = classify(error)
-            return [TrialResult(spec.number, "failed", run.n_epochs, failure=failure)], run.ordered
-
-    def _fit(self, spec: TrialSpec, run: _Run) -> None:
-        task = self._task
-        torch.manual_seed(spec.seed)
-        module = build_module(task.module, spec.hyperparameters, self._data, spec.seed)
-        trainer = quiet_trainer(
-            task.work_dir,
-            max_epochs=task.epochs,
-            accelerator=task.accelerator,
-            devices=lightning_devices(task.devices),
-            precision=task.precision,
-            callbacks=[run],
-        )
-        self._move_data(trainer)
-        run.module = module
-        trainer.fit(module, **self._loaders(spec, module))
+        except Exception as error:  # noqa: BLE001 - a user's bug fails the trial, not the search
+            return self._failed(spec, run, error), run.ordered
+        return self._last_words(spec, run), run.ordered
 
     def _move_data(self, trainer: lightning.Trainer) -> None:
         if not self._is_on_device:

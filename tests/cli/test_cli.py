@@ -12,11 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import optuna
 import pytest
 import yaml
-from searches import environment, one_line_faults, sweep
+from searches import environment, mlflow_client, one_line_faults, sweep
 
 from sweep.cli.main import COMMANDS, main
 
@@ -310,7 +309,7 @@ def test_optuna_and_mlflow_agree(done: Done) -> None:
         study_name="digits-mlp", storage=f"sqlite:///{done[0]}/mlruns/optuna.db"
     ).trials
     assert [t.state.name for t in trials] == ["COMPLETE"] * 5
-    client = mlflow.MlflowClient(f"sqlite:///{done[0]}/mlflow.db")
+    client = mlflow_client(done[0])
     experiment = client.get_experiment_by_name("digits-mlp")
     runs = client.search_runs([experiment.experiment_id])
     children = [r for r in runs if "mlflow.parentRunId" in r.data.tags]
@@ -416,7 +415,7 @@ def test_train_what_best_printed(ask: Call, done: Done) -> None:
     assert 0.8 < float(said["test_acc"]) <= 1
     run_id = next(line for line in out.splitlines() if line.startswith("MLflow run: ")).split()[-1]
     assert (done[0] / "out" / "model.ckpt").is_file()
-    client = mlflow.MlflowClient(f"sqlite:///{done[0]}/mlflow.db")
+    client = mlflow_client(done[0])
     run = client.get_run(run_id)
     assert run.info.status == "FINISHED"
     assert run.data.metrics["test_acc"] == pytest.approx(float(said["test_acc"]), abs=1e-4)

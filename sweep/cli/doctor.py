@@ -1,0 +1,73 @@
+"""`sweep doctor` and `sweep retry`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sweep.cli.options import config_options, study_argument, where, where_options
+
+FAILURES = ("oom", "nan", "exception", "killed", "timeout")
+
+
+@click.command(short_help="Do Optuna, MLflow and the files agree?")
+@study_argument
+@click.option("--fix", is_flag=True, help="Repair what disagrees. No metric is ever deleted.")
+@where_options
+def doctor(study: str | None, fix: bool, **flags: Any) -> int:
+    """Compare what Optuna, MLflow and the checkpoint files say of STUDY.
+
+    Every disagreement is one sentence; the exit code is 1 where some are left. `sweep run` does
+    the same repairs when it starts.
+
+    \b
+    Example:
+      sweep doctor digits-mlp --fix
+    """
+    from sweep.doctor import examine
+    from sweep.ledger import open_study
+    from sweep.recovery import study_lock
+    from sweep.reuse.best import located, only_study
+
+    config = where(flags)
+    ledger = open_study(config.storage, study or only_study(config))
+    config = located(config, ledger)
+    with study_lock(Path(config.study_dir), config.study_name):
+        findings = examine(config, ledger, fix=fix)
+    ledger.close()
+    for finding in findings:
+        click.echo(f"{'repaired' if finding.is_fixed else 'found'}: {finding.sentence}")
+    n_left = sum(not finding.is_fixed for finding in findings)
+    click.echo(f"{config.study_name}: {len(findings)} disagreements, {n_left} left")
+    return 1 if n_left else 0
+
+
+@click.command(short_help="Try failed trials again.")
+@study_argument
+@click.option("--failed", type=click.Choice(FAILURES), metavar="CLASS",
+              help=f"Only failures of this class: {', '.join(FAILURES)}.")  # fmt: skip
+@config_options(("storage", "tracking_uri", "work_dir", "trial_timeout_s", "population",
+                 "accelerator", "devices", "threads"))  # fmt: skip
+def retry(study: str | None, failed: str | None, **flags: Any) -> int:
+    """Train the configurations of STUDY's failed trials again, as new trials.
+
+    \b
+    Examples:
+      sweep retry digits-mlp
+      sweep retry digits-mlp --failed oom --population 4
+    """
+    from sweep import api
+    from sweep.cli.run import finish
+    from sweep.reporting.display import make_display
+    from sweep.reuse.best import only_study
+
+    name = study or only_study(where(flags))
+    config, space, extras = api.retry({**flags, "study": name}, failed)
+    if not extras.again:
+        click.echo(f"{name}: no failed trials{f' of class {failed}' if failed else ''}")
+        return 0
+    outcome = api.search_with(config, space, [make_display(sys.stdout)], extras)
+    return finish(config, outcome)

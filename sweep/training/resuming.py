@@ -1,0 +1,223 @@
+"""What both trainers need to go on with an interrupted trial, and to end one for good.
+
+A resume file is an ordinary Lightning checkpoint with one more key, `RESUME_KEY`: plain values
+and tensors only, so that it loads with `weights_only=True`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+
+from sweep.errors import DiskError
+from sweep.trial import EpochReport, Notice, Report, Task, TrialResult, TrialSpec
+from sweep.trial_files import (
+    RESUME_STATE,
+    forget_verdict,
+    is_whole_checkpoint,
+    replace_file,
+    spec_digest,
+    trial_folder,
+    write_verdict,
+)
+
+RESUME_KEY = "sweep"
+"""Where a resume file keeps what Lightning has no key for."""
+MOST_SHARE = 0.02
+"""Of a worker's time that writing resume state may take: a slow disk stretches the interval."""
+TRANSIENT = ("oom", "killed")
+"""Failures that are tried again: they are no verdict on the trial."""
+
+
+class UnusableError(Exception):
+    """A resume file that cannot be gone on from; the message says why."""
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Lightning's checkpoint files, written aside, flushed and renamed; loaded as plain values."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        """Write `checkpoint`. Raises DiskError."""
+        replace_file(Path(path), saved_bytes(checkpoint))
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read a checkpoint onto the CPU; what is not a plain value is refused."""
+        return dict(torch.load(path, map_location="cpu", weights_only=True))
+
+
+def saved_bytes(value: Any, save: Callable[[Any, Any], object] = torch.save) -> memoryview:
+    """What `save` writes. Into memory first: torch hides a full disk behind a RuntimeError."""
+    buffer = io.BytesIO()
+    save(value, buffer)
+    return buffer.getbuffer()
+
+
+class Keeper:
+    """Decides when resume state is due, and says once where it cannot be written.
+
+    Args:
+        interval_s: Resume state is written at most this often, in seconds; and so rarely that
+            writing takes at most `MOST_SHARE` of the time.
+    """
+
+    def __init__(self, interval_s: float) -> None:
+        self._interval_s, self._pause_s = interval_s, interval_s
+        self._last_s = time.monotonic()
+        self._is_told = False
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the interval has passed."""
+        return time.monotonic() - self._last_s >= self._pause_s
+
+    def keep(self, writes: Sequence[Callable[[], None]]) -> list[Report]:
+        """Write resume state. Where that fails training goes on; the notice comes once."""
+        began_s = time.monotonic()
+        said: list[Report] = []
+        for write in writes:
+            try:
+                write()
+            except Exception as error:  # noqa: BLE001 - a user's module may not be picklable
+                if not self._is_told:
+                    self._is_told = True
+                    what = error if isinstance(error, DiskError) else f"{RESUME_STATE}: {error!r}"
+                    message = f"{what}; if the search is killed now, trials start again"
+                    said.append(Notice(now_ms(), " ".join(message.split())))
+        self._last_s = time.monotonic()
+        if self._interval_s > 0:
+            self._pause_s = max(self._interval_s, (self._last_s - began_s) / MOST_SHARE)
+        return said
+
+
+def clear_folder(spec: TrialSpec, task: Task) -> None:
+    """Forget what an earlier try left that does not count for this one."""
+    folder = trial_folder(task.work_dir, spec.number)
+    forget_verdict(folder)
+    if spec.resume_from is None:
+        with contextlib.suppress(OSError):
+            (folder / RESUME_STATE).unlink()
+
+
+def conclude(
+    task: Task,
+    spec: TrialSpec,
+    reports: Sequence[EpochReport],
+    result: TrialResult,
+    reason: str = "",
+) -> TrialResult:
+    """The trial's last word, with `reason` noted. Raises DiskError where it cannot be kept.
+
+    A trial that left for good gets its verdict, and its resume state goes.
+    """
+    if reason:
+        result = dataclasses.replace(result, notes={**result.notes, "sweep.stop": reason})
+    is_transient = result.failure is not None and result.failure.kind in TRANSIENT
+    if reason == "interrupted" or is_transient:
+        return result
+    folder = trial_folder(task.work_dir, spec.number)
+    write_verdict(folder, reports, result, spec)
+    with contextlib.suppress(OSError):
+        (folder / RESUME_STATE).unlink()
+    return result
+
+
+def resume_state(
+    spec: TrialSpec, trainer: str, start_epoch: int, history: Sequence[EpochReport]
+) -> dict[str, Any]:
+    """What every resume state says, in plain values; `epoch` is how many are trained."""
+    return {
+        "trainer": trainer,
+        "spec": spec_digest(spec),
+        "start_epoch": start_epoch,
+        "history": [[r.epoch, r.time_ms, dict(r.metrics)] for r in history],
+    }
+
+
+def load_resume_file(spec: TrialSpec, trainer: str) -> dict[str, Any]:
+    """The checkpoint that `spec` is to go on from. Raises UnusableError."""
+    path = Path(spec.resume_from or "")
+    if not path.is_file():
+        raise UnusableError("it is missing")
+    if not is_whole_checkpoint(path):
+        raise UnusableError("it is damaged")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        state = checkpoint[RESUME_KEY]
+        written_by, digest = state["trainer"], state["spec"]
+    except Exception as error:
+        raise UnusableError(f"it is no resume state ({type(error).__name__})") from error
+    if written_by != trainer:
+        raise UnusableError(f"it is of the {written_by} path, but this is the {trainer} one")
+    if digest != spec_digest(spec):
+        raise UnusableError("it is of another configuration")
+    return checkpoint  # type: ignore[no-any-return]
+
+
+def replays(number: int, state: Mapping[str, Any]) -> list[EpochReport]:
+    """The history in a resume state, to be told again. Raises what garbled values raise."""
+    return [
+        EpochReport(
+            number, int(epoch), {str(k): float(v) for k, v in metrics.items()}, int(time_ms),
+            int(state["start_epoch"]), is_replay=True,
+        )
+        for epoch, time_ms, metrics in state["history"]
+    ]  # fmt: skip
+
+
+def unusable(spec: TrialSpec, why: object) -> Notice:
+    """That a trial starts from its beginning though it was to go on."""
+    text = " ".join(str(why).split())[:200]
+    return Notice(
+        now_ms(),
+        f"trial {spec.number} starts from its beginning, {spec.resume_from} cannot be used: "
+        f"{text}",
+    )
+
+
+def random_state() -> dict[str, Any]:
+    """Of the global generators of torch, numpy and Python, as plain values."""
+    name, keys, *rest = np.random.get_state()
+    version, internal, gauss = random.getstate()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": [str(name), [int(key) for key in keys], *rest],
+        "python": [version, list(internal), gauss],
+    }
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    """Undo all that was drawn since `random_state`."""
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.device_count() == len(state["cuda"]):
+        torch.cuda.set_rng_state_all(state["cuda"])
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+
+
+def seed_everything(seed: int) -> None:
+    """Set the global generators of torch, numpy and Python."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
+def now_ms() -> int:
+    """Unix time in milliseconds."""
+    return time.time_ns() // 1_000_000

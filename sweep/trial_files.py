@@ -1,0 +1,161 @@
+"""A trial's folder: where it lies, its verdict, and whether it can be resumed. Free of torch.
+
+    <work_dir>/trials/00017/best.ckpt      the kept checkpoint
+                            model.pt2      the same model as a torch.export archive
+                            last.ckpt      resume state; gone once the trial has a verdict
+                            verdict.json   all reports and the result, written before hand-over
+
+A driver that is killed between a trial's end and its own record of it finds the verdict at its
+next start: the trial is recorded, not trained again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sweep.errors import DiskError
+from sweep.trial import EpochReport, Failure, TrialResult, TrialSpec
+
+VERDICT, RESUME_STATE = "verdict.json", "last.ckpt"
+_VERSION = 1
+
+
+def trial_folder(work_dir: str | Path, number: int) -> Path:
+    """The folder of trial `number` of the study that keeps its files in `work_dir`."""
+    return Path(work_dir, "trials", f"{number:05d}")
+
+
+def spec_digest(spec: TrialSpec) -> str:
+    """32 hex digits that change with number, seed or hyperparameters, and with nothing else.
+
+    Tuples and lists, 1 and 1.0 are the same: a configuration that went through JSON keeps it.
+    """
+    identity = [spec.number, str(spec.seed), _canonical(spec.hyperparameters)]
+    return _checksum(json.dumps(identity, sort_keys=True))
+
+
+def write_verdict(
+    folder: Path,
+    reports: Sequence[EpochReport],
+    result: TrialResult,
+    spec: TrialSpec | None = None,
+) -> None:
+    """Keep a trial's reports and its result in `folder`. Raises DiskError.
+
+    With `spec`, the verdict is bound to that configuration.
+    """
+    body = {
+        "version": _VERSION,
+        "spec": spec_digest(spec) if spec else None,
+        "reports": [_report_values(report) for report in reports],
+        "result": dataclasses.asdict(result),
+    }
+    text = json.dumps(body, sort_keys=True, allow_nan=False)
+    sealed = json.dumps({"checksum": _checksum(text), "body": text})
+    replace_file(folder / VERDICT, sealed.encode())
+
+
+def read_verdict(
+    folder: Path, spec: TrialSpec | None = None
+) -> tuple[list[EpochReport], TrialResult] | None:
+    """What `write_verdict` kept; None where it is missing, torn, garbled or of another trial.
+
+    Of another trial: of another number than the folder's, or, with `spec`, of another
+    configuration (a study of the same name that was deleted since).
+    """
+    try:
+        sealed = json.loads((folder / VERDICT).read_bytes())
+        if _checksum(sealed["body"]) != sealed["checksum"]:
+            return None
+        body = json.loads(sealed["body"])
+        if body["version"] != _VERSION or (spec and body["spec"] != spec_digest(spec)):
+            return None
+        values = dict(body["result"])
+        failure = values.pop("failure")
+        result = TrialResult(**values, failure=Failure(**failure) if failure else None)
+        reports = [_report(values) for values in body["reports"]]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    numbers = {result.number, *(report.number for report in reports)}
+    if {f"{number:05d}" for number in numbers} != {folder.name}:
+        return None
+    return reports, result
+
+
+def forget_verdict(folder: Path) -> None:
+    """The trial is to be trained again: what an earlier try said does not count any more."""
+    with contextlib.suppress(OSError):
+        (folder / VERDICT).unlink()
+
+
+def resume_point(folder: Path) -> Path | None:
+    """The trial's resume state where there is one and the file is whole, else None."""
+    path = folder / RESUME_STATE
+    return path if is_whole_checkpoint(path) else None
+
+
+def is_whole_checkpoint(path: str | Path) -> bool:
+    """Whether the file is a zip archive, as torch writes it, whose every checksum is right."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except Exception:  # noqa: BLE001 - zipfile raises a dozen kinds on garbage
+        return False
+
+
+def replace_file(path: Path, content: bytes | memoryview) -> None:
+    """Write aside, flush to the disk, rename: a file of that name is always whole.
+
+    Raises DiskError where there is no space or no permission; what was there before stays.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with aside.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            aside.replace(path)
+        finally:
+            aside.unlink(missing_ok=True)
+    except OSError as error:
+        raise DiskError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def _report_values(report: EpochReport) -> dict[str, Any]:
+    values = dataclasses.asdict(report) | {"is_replay": False}
+    # JSON has no NaN and no infinity: those go as words.
+    values["metrics"] = {
+        name: float(value) if math.isfinite(value) else str(float(value))
+        for name, value in report.metrics.items()
+    }
+    return values
+
+
+def _report(values: Mapping[str, Any]) -> EpochReport:
+    metrics = {name: float(value) for name, value in values["metrics"].items()}
+    return EpochReport(**{**values, "metrics": metrics})
+
+
+def _canonical(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(name): _canonical(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_canonical(item) for item in value]
+    if isinstance(value, bool | str) or value is None:
+        return value
+    return repr(float(value)) if isinstance(value, int | float) else str(value)
+
+
+def _checksum(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
