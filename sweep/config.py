@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, Literal
 
-from sweep import options
+from sweep import options, parsers
 from sweep.datasets import dataset_names
 from sweep.errors import ConfigError, must_be_one_of
 from sweep.trial import Direction
@@ -24,17 +23,11 @@ SAMPLERS: Final = ("tpe", "gp", "cmaes", "qmc", "random", "grid", "nsga2")
 PRUNERS: Final = ("none", "median", "asha", "hyperband", "patient")
 MLP_METRICS: Final = ("val_acc", "val_loss", "train_loss")
 PRECISIONS: Final = ("32-true", "64-true", "16-mixed", "bf16-mixed", "bf16-true", "16-true")
-_IMPORT_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
-_STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h|d)?")
-_SECONDS = {None: 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-
-Parser = Callable[[str, Any], Any]
 
 
 def _option(
     default: Any,
-    parse: Parser,
+    parse: parsers.Parser,
     help: str,
     *,
     metavar: str,
@@ -52,301 +45,139 @@ def _option(
     )  # fmt: skip
 
 
-def _text(field: str, value: Any) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise ConfigError(f"{field} must be a word, but got {value!r}")
-    return value
-
-
-def _study_name(field: str, value: Any) -> str:
-    if not isinstance(value, str) or not _STUDY_NAME.fullmatch(value):
-        raise ConfigError(
-            f"{field} must be 1-100 letters, digits, '.', '_' or '-', beginning with a letter "
-            f"or digit, but got {value!r}"
-        )
-    return value
-
-
-def _count(low: int) -> Parser:
-    def parse(field: str, value: Any) -> int:
-        number = _as_number(value)
-        if number is None or number != int(number) or number < low:
-            raise ConfigError(f"{field} must be a whole number >= {low}, but got {value!r}")
-        return int(number)
-
-    return parse
-
-
-def _as_number(value: Any) -> float | None:
-    if isinstance(value, bool):
-        return None
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return None
-    return number if abs(number) < 1e18 else None
-
-
-def _duration(field: str, value: Any) -> float:
-    match = _DURATION.fullmatch(str(value).strip()) if not isinstance(value, bool) else None
-    if match is None or float(match[1]) <= 0:
-        raise ConfigError(
-            f"{field} must be a positive time such as 90, 90s, 15m or 2h, but got {value!r}"
-        )
-    return float(match[1]) * _SECONDS[match[2]]
-
-
-def _switch(field: str, value: Any) -> bool:
-    words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-    if isinstance(value, bool):
-        return value
-    if str(value).lower() not in words:
-        raise ConfigError(f"{field} must be true or false, but got {value!r}")
-    return words[str(value).lower()]
-
-
-def _population(field: str, value: Any) -> int | None:
-    if value is None or value == "auto":
-        return None
-    try:
-        return cast(int, _count(1)(field, value))
-    except ConfigError:
-        raise ConfigError(f"{field} must be auto or a number >= 1, but got {value!r}") from None
-
-
-def _choice(choices: tuple[str, ...], *, or_import: str = "") -> Parser:
-    def parse(field: str, value: Any) -> str:
-        if value in choices or (or_import and _IMPORT_PATH.fullmatch(str(value))):
-            return cast(str, value)
-        known = (*choices, f"a {or_import} as package.module:name") if or_import else choices
-        raise ConfigError(must_be_one_of(field, value, known))
-
-    return parse
-
-
-def _data(field: str, value: Any) -> str:
-    parsed = _choice(tuple(dataset_names()), or_import="function")(field, value)
-    return cast(str, parsed)
-
-
-def _module(field: str, value: Any) -> str:
-    if not _IMPORT_PATH.fullmatch(str(value)):
-        raise ConfigError(
-            f"{field} must name a LightningModule as package.module:Class, but got {value!r}"
-        )
-    return cast(str, value)
-
-
-def _device_count(field: str, value: Any) -> str:
-    text = str(value).strip()
-    if text in ("1", "auto") or re.fullmatch(r"\d+,|\[\d+\]", text):
-        return "1" if text == "auto" else text
-    raise ConfigError(f"{field} must be 1, or one device as '2,' (its index), but got {value!r}")
-
-
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """Everything that `sweep run` was asked for. Field help says units and why that default."""
 
+    # fmt: off
     study: str | None = _option(
-        None,
-        _study_name,
-        "Name of the study (default: DATA-SPACE).",
-        metavar="NAME",
+        None, parsers.study_name, "Name of the study (default: DATA-SPACE).", metavar="NAME",
     )
     trials: int = _option(
-        50,
-        _count(1),
-        "Finished trials that the study is to have in all; run again to continue.",
-        metavar="N",
+        50, parsers.count(1),
+        "Finished trials that the study is to have in all; run again to continue.", metavar="N",
     )
     epochs: int = _option(
-        10,
-        _count(1),
-        "Epochs a trial trains at most.",
-        metavar="N",
-        is_identity=True,
+        10, parsers.count(1), "Epochs a trial trains at most.", metavar="N", is_identity=True,
     )
     data: str = _option(
-        "digits",
-        _data,
+        "digits", parsers.data_name,
         "Data set; digits needs no download. Or your own: package.module:function.",
-        metavar="NAME",
-        is_identity=True,
-        choices=tuple(dataset_names()),
+        metavar="NAME", is_identity=True, choices=tuple(dataset_names()),
     )
     data_dir: str | None = _option(
-        None,
-        _text,
-        "Folder that already holds the data set's files.",
-        metavar="DIR",
+        None, parsers.text, "Folder that already holds the data set's files.", metavar="DIR",
         env=("SWEEP_DATA_DIR",),
     )
     space: str = _option(
-        "mlp",
-        _text,
-        "Search space: a name of `sweep spaces`, or a YAML file.",
-        metavar="FILE",
-        is_identity=True,
+        "mlp", parsers.text, "Search space: a name of `sweep spaces`, or a YAML file.",
+        metavar="FILE", is_identity=True,
     )
     module: str = _option(
-        DEFAULT_MODULE,
-        _module,
-        "LightningModule to train, as package.module:Class.",
-        metavar="CLASS",
-        is_identity=True,
+        DEFAULT_MODULE, parsers.module_path, "LightningModule to train, as package.module:Class.",
+        metavar="CLASS", is_identity=True,
     )
     sampler: str = _option(
-        "tpe",
-        _choice(SAMPLERS, or_import="class"),
-        f"Who proposes: {', '.join(SAMPLERS)}, or package.module:Class.",
-        metavar="NAME",
+        "tpe", parsers.choice(SAMPLERS, or_import="class"),
+        f"Who proposes: {', '.join(SAMPLERS)}, or package.module:Class.", metavar="NAME",
         choices=SAMPLERS,
     )
     pruner: str = _option(
-        "none",
-        _choice(PRUNERS),
-        f"Who ends poor trials early: {', '.join(PRUNERS)}.",
-        metavar="NAME",
-        choices=PRUNERS,
+        "none", parsers.choice(PRUNERS), f"Who ends poor trials early: {', '.join(PRUNERS)}.",
+        metavar="NAME", choices=PRUNERS,
     )
     metric: str = _option(
-        "val_acc",
-        _text,
-        "The objective: this metric at its best epoch.",
-        metavar="NAME",
-        is_identity=True,
-        choices=MLP_METRICS,
+        "val_acc", parsers.text, "The objective: this metric at its best epoch.", metavar="NAME",
+        is_identity=True, choices=MLP_METRICS,
     )
     direction: Direction | Literal["auto"] = _option(
-        "auto",
-        _choice(("auto", "maximize", "minimize")),
-        "maximize or minimize; auto minimizes what ends in loss or error.",
-        metavar="WORD",
-        is_identity=True,
-        choices=("auto", "maximize", "minimize"),
+        "auto", parsers.choice(("auto", "maximize", "minimize")),
+        "maximize or minimize; auto minimizes what ends in loss or error.", metavar="WORD",
+        is_identity=True, choices=("auto", "maximize", "minimize"),
     )
     seed: int = _option(
-        0,
-        _count(0),
-        "Data split, data order, initial weights and proposals derive from it.",
-        metavar="N",
+        0, parsers.count(0),
+        "Data split, data order, initial weights and proposals derive from it.", metavar="N",
         is_identity=True,
     )
     batch_size: int = _option(
-        64,
-        _count(1),
-        "Minibatch size, unless the search space sets one.",
-        metavar="N",
+        64, parsers.count(1), "Minibatch size, unless the search space sets one.", metavar="N",
         is_identity=True,
     )
     patience: int | None = _option(
-        None,
-        _count(1),
-        "End a trial after so many epochs without a better metric.",
-        metavar="EPOCHS",
-        is_identity=True,
+        None, parsers.count(1), "End a trial after so many epochs without a better metric.",
+        metavar="EPOCHS", is_identity=True,
     )
     baseline: bool = _option(
-        True,
-        _switch,
-        "Train the reference network (128-64, SGD, lr 0.01) as trial 0.",
-        metavar="",
-        is_identity=True,
+        True, parsers.switch, "Train the reference network (128-64, SGD, lr 0.01) as trial 0.",
+        metavar="", is_identity=True,
     )
     timeout_s: float | None = _option(
-        None,
-        _duration,
-        "Stop the search after this time (90, 15m, 2h); run again to continue.",
-        metavar="TIME",
+        None, parsers.duration,
+        "Stop the search after this time (90, 15m, 2h); run again to continue.", metavar="TIME",
     )
     trial_timeout_s: float | None = _option(
-        None,
-        _duration,
-        "A trial that takes longer fails with class timeout.",
+        None, parsers.duration, "A trial that takes longer fails with class timeout.",
         metavar="TIME",
     )
     max_failures: int = _option(
-        5,
-        _count(1),
-        "Stop the search after so many identical failures in a row.",
+        5, parsers.count(1), "Stop the search after so many identical failures in a row.",
         metavar="N",
     )
     executor: str = _option(
-        "process",
-        _choice(("process", "inline")),
-        "Where trials train: process (local workers) or inline (this process).",
-        metavar="NAME",
+        "process", parsers.choice(("process", "inline")),
+        "Where trials train: process (local workers) or inline (this process).", metavar="NAME",
         choices=("process", "inline"),
     )
     workers: int = _option(
-        1,
-        _count(1),
-        "Worker processes; more than one pays on several GPUs only.",
+        1, parsers.count(1), "Worker processes; more than one pays on several GPUs only.",
         metavar="N",
     )
     population: int | None = _option(
-        None,
-        _population,
-        "Trials trained at once by a worker: auto, a number, or 1 (plain).",
-        metavar="N",
+        None, parsers.population,
+        "Trials trained at once by a worker: auto, a number, or 1 (plain).", metavar="N",
     )
     accelerator: str = _option(
-        "auto",
-        _choice(("auto", "cpu", "gpu", "cuda", "mps")),
-        "Lightning's accelerator.",
-        metavar="NAME",
-        choices=("auto", "cpu", "gpu", "cuda", "mps"),
+        "auto", parsers.choice(("auto", "cpu", "gpu", "cuda", "mps")), "Lightning's accelerator.",
+        metavar="NAME", choices=("auto", "cpu", "gpu", "cuda", "mps"),
     )
     devices: str = _option(
-        "1",
-        _device_count,
-        "Which device: 1, or an index as '2,'.",
-        metavar="ID",
+        "1", parsers.device_count, "Which device: 1, or an index as '2,'.", metavar="ID",
     )
     precision: str = _option(
-        "32-true",
-        _choice(PRECISIONS),
-        f"Lightning's precision: {', '.join(PRECISIONS)}.",
-        metavar="NAME",
-        is_identity=True,
-        choices=PRECISIONS,
+        "32-true", parsers.choice(PRECISIONS), f"Lightning's precision: {', '.join(PRECISIONS)}.",
+        metavar="NAME", is_identity=True, choices=PRECISIONS,
     )
     threads: int | None = _option(
-        None,
-        _count(1),
-        "Threads that torch uses on a CPU (default: torch's own choice).",
+        None, parsers.count(1), "Threads that torch uses on a CPU (default: torch's own choice).",
         metavar="N",
     )
     checkpoint_interval_s: float = _option(
-        30.0,
-        _duration,
-        "Resume state is written at most this often.",
-        metavar="TIME",
+        30.0, parsers.duration, "Resume state is written at most this often.", metavar="TIME",
+    )
+    keep: int | None = _option(
+        None, parsers.count(1),
+        "Keep checkpoints and models of the best K trials only (default: of all).", metavar="K",
+    )
+    disk_limit_gb: float | None = _option(
+        None, parsers.gigabytes,
+        "Keep the study's checkpoints and models within this many gigabytes.", metavar="GB",
     )
     log_models: bool = _option(
-        True,
-        _switch,
-        "Log each completed trial's model to MLflow.",
-        metavar="",
+        True, parsers.switch, "Log each completed trial's model to MLflow.", metavar="",
     )
     storage: str = _option(
-        "sqlite:///mlruns/optuna.db",
-        _text,
-        "Optuna storage URL.",
-        metavar="URL",
+        "sqlite:///mlruns/optuna.db", parsers.text, "Optuna storage URL.", metavar="URL",
     )
     tracking_uri: str = _option(
-        "sqlite:///mlflow.db",
-        _text,
-        "MLflow tracking URI.",
-        metavar="URI",
+        "sqlite:///mlflow.db", parsers.text, "MLflow tracking URI.", metavar="URI",
         env=("MLFLOW_TRACKING_URI",),
     )
     work_dir: str = _option(
-        "mlruns/.sweep", _text, "Folder for checkpoints, locks and logs of all studies.",
+        "mlruns/.sweep", parsers.text, "Folder for checkpoints, locks and logs of all studies.",
         metavar="DIR",
-    )  # fmt: skip
+    )
+    # fmt: on
 
     @property
     def study_name(self) -> str:
@@ -416,7 +247,7 @@ def resolve(
 
 def flag_name(field_name: str) -> str:
     """The flag of a field: its name with dashes, without the unit."""
-    return "--" + field_name.removesuffix("_s").replace("_", "-")
+    return "--" + field_name.removesuffix("_s").removesuffix("_gb").replace("_", "-")
 
 
 def identity_changes(config: RunConfig, stored: Mapping[str, Any]) -> list[str]:
@@ -483,7 +314,7 @@ def _cross_check(config: RunConfig) -> list[str]:
         faults.append(must_be_one_of("--metric", config.metric, MLP_METRICS))
     if config.executor == "inline" and config.workers > 1:
         faults.append("--executor inline runs in this process: --workers must be 1")
-    if not _STUDY_NAME.fullmatch(config.study_name):
+    if not parsers.STUDY_NAME.fullmatch(config.study_name):
         faults.append(
             f"{config.study_name!r} cannot be a study's name: give one with --study NAME"
         )

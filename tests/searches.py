@@ -6,7 +6,6 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -152,14 +151,6 @@ def is_alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:
         return False
-
-
-def one_line_faults(done: subprocess.CompletedProcess[str]) -> Sequence[str]:
-    """The faults on standard error; asserts that nothing else is there."""
-    lines = done.stderr.splitlines()
-    assert lines, done.stdout
-    assert all(line.startswith("sweep: ") for line in lines), done.stderr
-    return [line.removeprefix("sweep: ") for line in lines]
 
 
 def mlflow_client(folder: Path) -> Any:

@@ -17,7 +17,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "click": ("sweep.cli",),
-    "optuna": ("sweep.space", "sweep.proposals", "sweep.ledger"),
+    "optuna": ("sweep.space", "sweep.proposals", "sweep.ledger", "sweep.warmstart"),
     "torch": ("sweep.training", "sweep.reuse", "sweep.tracking.model"),
     "torchmetrics": ("sweep.training",),
     "lightning": ("sweep.training", "sweep.reuse"),
@@ -31,15 +31,30 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 }
 """Library -> rooms that may import it, at the top or inside a function."""
 LEVELS: tuple[tuple[str, ...], ...] = (
+    ("sweep.__main__",),
     ("sweep.cli",),
-    ("sweep.api", "sweep.reuse"),
+    ("sweep.api", "sweep.doctor", "sweep.reuse"),
     ("sweep.study",),
-    ("sweep.driver", "sweep.recovery", "sweep.tracking", "sweep.reporting"),
+    (
+        "sweep.driver",
+        "sweep.recovery",
+        "sweep.warmstart",
+        "sweep.housekeeping",
+        "sweep.tracking",
+        "sweep.reporting",
+    ),
     ("sweep.executors", "sweep.proposals", "sweep.ledger"),
     ("sweep.training", "sweep.space"),
-    ("sweep.config",),
+    ("sweep.config", "sweep.parsers"),
     ("sweep.datasets", "sweep.imports", "sweep.sqlite", "sweep.redact", "sweep.provenance"),
-    ("sweep.trial", "sweep.options", "sweep.errors", "sweep.idx", "sweep.download"),
+    (
+        "sweep.trial",
+        "sweep.trial_files",
+        "sweep.options",
+        "sweep.errors",
+        "sweep.idx",
+        "sweep.download",
+    ),
 )
 """Arrows point down or stay on a level."""
 
@@ -139,7 +154,9 @@ def test_nobody_imports_the_command_line() -> None:
     assert [
         str(i)
         for i in IMPORTS
-        if is_within(i.what, "sweep.cli") and not is_within(i.by, "sweep.cli")
+        if is_within(i.what, "sweep.cli")
+        and not is_within(i.by, "sweep.cli")
+        and i.by != "sweep.__main__"
     ] == []
 
 
@@ -185,4 +202,4 @@ def test_modules_say_what_they_are(path: Path) -> None:
     """A docstring at the top, and at most 400 lines (config holds one entry per setting)."""
     text = path.read_text(encoding="utf-8")
     assert ast.get_docstring(ast.parse(text))
-    assert len(text.splitlines()) <= (550 if path.name == "config.py" else 400)
+    assert len(text.splitlines()) <= 400

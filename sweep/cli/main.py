@@ -24,6 +24,7 @@ COMMANDS = {
     "train": "sweep.cli.train:train",
     "doctor": "sweep.cli.doctor:doctor",
     "retry": "sweep.cli.doctor:retry",
+    "gc": "sweep.cli.gc:gc",
     "ui": "sweep.cli.ui:ui",
     "spaces": "sweep.cli.spaces:spaces",
     "validate": "sweep.cli.spaces:validate",

@@ -15,7 +15,7 @@ from typing import Any
 import optuna
 import pytest
 import yaml
-from searches import environment, mlflow_client, one_line_faults, sweep
+from searches import environment, mlflow_client, sweep
 
 from sweep.cli.main import COMMANDS, main
 
@@ -434,29 +434,27 @@ def test_train_a_trial_by_number(ask: Call) -> None:
     assert "epoch=" not in out
 
 
-def test_quiet_and_verbose(tmp_path: Path) -> None:
+def test_quiet_and_verbose(call: Call) -> None:
     """-q prints the summary only, -v a line per epoch; colour only for a terminal."""
     common = ("run", "--executor", "inline", "--epochs", "3")
-    quiet = sweep(tmp_path, *common, "--trials", "1", "-q")
-    assert (quiet.returncode, quiet.stderr) == (0, "")
-    assert "trial=" not in quiet.stdout
-    verbose = sweep(tmp_path, *common, "--trials", "2", "-v")
-    assert (verbose.returncode, verbose.stderr) == (0, "")
-    lines = [line for line in verbose.stdout.splitlines() if line.startswith("trial=1 ")]
-    assert len(lines) == 4
-    assert "\x1b[" not in verbose.stdout
+    code, out, errors = call(*common, "--trials", "1", "-q")
+    assert (code, errors) == (0, [])
+    assert "trial=" not in out
+    code, out, errors = call(*common, "--trials", "2", "-v")
+    assert (code, errors) == (0, [])
+    assert len([line for line in out.splitlines() if line.startswith("trial=1 ")]) == 4
+    assert "\x1b[" not in out
 
 
-def test_a_failed_search_has_its_exit_code(tmp_path: Path) -> None:
+def test_a_failed_search_has_its_exit_code(call: Call, tmp_path: Path) -> None:
     """Trials that all fail end with exit code 6 and one line."""
     (tmp_path / "hot.yaml").write_text("# Too hot.\nparameters:\n  lr: {float: [1e11, 1e12]}\n")
-    said = sweep(
-        tmp_path, "run", "--space", "hot.yaml", "--trials", "2", "--no-baseline", "--executor",
-        "inline", "--epochs", "2",
+    code, _, errors = call(
+        "run", "--space", "hot.yaml", "--trials", "2", "--no-baseline", "--executor", "inline",
+        "--epochs", "2",
     )  # fmt: skip
-    assert said.returncode == 6
-    (fault,) = one_line_faults(said)
-    assert "none of the 2 trials succeeded" in fault
+    assert (code, len(errors)) == (6, 1)
+    assert errors[0].startswith("sweep: none of the 2 trials succeeded")
 
 
 def test_python_gives_the_same(done: Done, monkeypatch: pytest.MonkeyPatch, ask: Call) -> None:

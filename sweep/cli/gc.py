@@ -1,0 +1,46 @@
+"""`sweep gc`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sweep.cli.options import study_argument, where, where_options
+
+
+@click.command(short_help="Free the room that poor trials' checkpoints take.")
+@study_argument
+@click.option("--keep", type=click.IntRange(1), default=5, metavar="K",
+              help="Best trials that keep checkpoint and model. [default: 5]")  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="Show what would go, then leave.")
+@where_options
+def gc(study: str | None, keep: int, dry_run: bool, **flags: Any) -> None:
+    """Remove checkpoints and models of STUDY's trials outside the best K.
+
+    Parameters and metrics are never deleted, nor what an interrupted trial needs to go on.
+
+    \b
+    Example:
+      sweep gc digits-mlp --keep 10 --dry-run
+    """
+    from sweep import housekeeping
+    from sweep.ledger import open_study
+    from sweep.recovery import study_lock
+    from sweep.reuse.best import located, only_study
+
+    config = where(flags)
+    ledger = open_study(config.storage, study or only_study(config))
+    config = located(config, ledger)
+    trials = ledger.trials()
+    ledger.close()
+    with study_lock(Path(config.study_dir), config.study_name):
+        removals = housekeeping.in_work_dir(config, trials, keep, orphans=True)
+        removals += housekeeping.in_mlflow(config, trials, keep)
+        for removal in removals:
+            click.echo(f"{removal.n_bytes / 1e6:8.2f} MB  {removal.where}")
+        if not dry_run:
+            housekeeping.remove(config, removals)
+    total = sum(removal.n_bytes for removal in removals) / 1e6
+    click.echo(f"{total:8.2f} MB {'would be freed' if dry_run else 'freed'}")

@@ -1,0 +1,238 @@
+"""Kill a real search at random instants, run it again until it is done, then check the stores.
+
+    python tests/faults/harness.py --kills 200 --population auto --seed 7
+
+The seed decides what is killed and when; the same seed repeats a run as far as the machine's own
+timing allows. Prints each kill, and every violation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+VICTIMS = ("driver", "worker", "both")
+LONGEST_RUN_S = 300.0
+
+
+@dataclass
+class Plan:
+    """One soak: what is searched, and how often it is killed."""
+
+    seed: int
+    n_kills: int
+    n_trials: int = 12
+    epochs: int = 4
+    population: str = "auto"
+    flags: tuple[str, ...] = ("--sampler", "random", "--checkpoint-interval", "0.2")
+    span_s: float = 12.0
+    """Kills fall into the first so many seconds of a run: start-up, training, hand-over, end."""
+
+
+@dataclass
+class Soak:
+    """What happened."""
+
+    folder: Path
+    kills: list[str] = field(default_factory=list)
+    n_runs: int = 0
+    violations: list[str] = field(default_factory=list)
+
+
+def soak(plan: Plan, folder: Path) -> Soak:
+    """Kill and continue until `n_kills` hit something, run to the end, check."""
+    rng = random.Random(plan.seed)
+    done = Soak(folder)
+    study = 0
+    while len(done.kills) < plan.n_kills:
+        name = f"soak{study}"
+        study += 1
+        while len(done.kills) < plan.n_kills:
+            after_s, victim = rng.uniform(0.0, plan.span_s), rng.choice(VICTIMS)
+            code = _run_and_kill(plan, folder, name, after_s, victim, done)
+            if code == 0:
+                break  # it came to its end before the kill: check it, begin another
+            if code > 0 and code not in (1, 6):
+                done.violations.append(f"{name}: exit code {code} after a kill")
+        _finish(plan, folder, name, done)
+        done.violations += [f"{name}: {v}" for v in check(folder, name, plan)]
+    return done
+
+
+def command(plan: Plan, study: str) -> list[str]:
+    """The search, as a user types it."""
+    return [
+        sys.executable, "-m", "sweep", "run", "--study", study, "--trials", str(plan.n_trials),
+        "--epochs", str(plan.epochs), "--population", plan.population, "--threads", "1",
+        *plan.flags,
+    ]  # fmt: skip
+
+
+def _run_and_kill(
+    plan: Plan, folder: Path, study: str, after_s: float, victim: str, done: Soak
+) -> int:
+    """Exit code of the search; negative: it was killed."""
+    done.n_runs += 1
+    with (folder / "out.txt").open("ab") as out:
+        process = subprocess.Popen(command(plan, study), cwd=folder, stdout=out, stderr=out)
+    began = time.monotonic()
+    while process.poll() is None and time.monotonic() - began < after_s:
+        time.sleep(0.01)
+    if process.poll() is not None:
+        return process.returncode
+    workers = _children(process.pid)
+    targets = {"driver": [process.pid], "worker": workers, "both": [process.pid, *workers]}[victim]
+    if not targets:
+        targets, victim = [process.pid], "driver"
+    for pid in targets:
+        _kill(pid)
+    done.kills.append(f"{study} {victim} after {after_s:.2f} s")
+    if victim == "worker":
+        return process.wait(LONGEST_RUN_S)  # the search must go on by itself
+    process.wait()
+    _wait_for_end(workers)
+    return -9
+
+
+def _finish(plan: Plan, folder: Path, study: str, done: Soak) -> None:
+    done.n_runs += 1
+    result = subprocess.run(
+        command(plan, study), cwd=folder, capture_output=True, text=True, timeout=LONGEST_RUN_S
+    )
+    if result.returncode:
+        done.violations.append(
+            f"{study}: the last run left with {result.returncode}: {result.stderr}"
+        )
+
+
+def _children(pid: int) -> list[int]:
+    path = Path(f"/proc/{pid}/task/{pid}/children")
+    try:
+        return [int(child) for child in path.read_text().split() if _is_worker(int(child))]
+    except OSError:
+        return []
+
+
+def _is_worker(pid: int) -> bool:
+    try:
+        return b"sweep.executors.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+def _wait_for_end(pids: list[int]) -> None:
+    """A worker leaves by itself within a second or two of its driver's death."""
+    deadline = time.monotonic() + 20
+    for pid in pids:
+        while _is_worker(pid) and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+
+def check(folder: Path, study: str, plan: Plan) -> list[str]:
+    """Everything that Optuna, MLflow and the files must say of a finished study."""
+    import optuna
+    from mlflow import MlflowClient
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    storage = optuna.storages.RDBStorage(f"sqlite:///{folder}/mlruns/optuna.db")
+    trials = optuna.load_study(study_name=study, storage=storage).trials
+    found = _check_trials(trials, plan)
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    experiment = client.get_experiment_by_name(study)
+    if experiment is None:
+        return [*found, "MLflow has no experiment"]
+    runs = list(client.search_runs([experiment.experiment_id], max_results=1000))
+    found += _check_runs(client, trials, runs)
+    models = client.search_logged_models([experiment.experiment_id], max_results=1000)
+    of_run = Counter(model.source_run_id for model in models)
+    found += [f"run {run} has {n} models" for run, n in of_run.items() if n != 1]
+    n_complete = sum(t.state.name == "COMPLETE" for t in trials)
+    if len(of_run) != n_complete:
+        found.append(f"{len(of_run)} logged models for {n_complete} completed trials")
+    return found
+
+
+def _check_trials(trials, plan: Plan) -> list[str]:
+    states = Counter(t.state.name for t in trials)
+    found = []
+    if states["COMPLETE"] + states["PRUNED"] + states["FAIL"] != plan.n_trials:
+        found.append(f"{dict(states)} instead of {plan.n_trials} finished trials")
+    if states["FAIL"]:
+        found.append(f"{states['FAIL']} trials failed")
+    seen = Counter(str(t.user_attrs["sweep:hyperparameters"]) for t in trials)
+    found += [f"trained {n} times: {h}" for h, n in seen.items() if n > 1]
+    for trial in trials:
+        if sorted(trial.intermediate_values) != list(range(1, plan.epochs + 1)):
+            found.append(f"trial {trial.number} has epochs {sorted(trial.intermediate_values)}")
+    return found
+
+
+def _check_runs(client, trials, runs) -> list[str]:
+    status = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
+    by_number = {}
+    found = []
+    for run in runs:
+        if run.data.tags.get("sweep.role") == "study":
+            if run.info.status != "FINISHED":
+                found.append(f"the study's run is {run.info.status}")
+            continue
+        by_number.setdefault(int(run.data.tags["sweep.trial"]), []).append(run)
+    for trial in trials:
+        of_trial = by_number.pop(trial.number, [])
+        if len(of_trial) != 1:
+            found.append(f"trial {trial.number} has {len(of_trial)} runs")
+            continue
+        run = of_trial[0]
+        if run.info.status != status.get(trial.state.name):
+            found.append(f"trial {trial.number} is {trial.state.name}, its run {run.info.status}")
+        for metric in ("train_loss", "val_loss", "val_acc"):
+            points = client.get_metric_history(run.info.run_id, metric)
+            if sorted(p.step for p in points) != sorted(trial.intermediate_values):
+                found.append(f"trial {trial.number} {metric}: steps {[p.step for p in points]}")
+        values = {p.step: p.value for p in client.get_metric_history(run.info.run_id, "val_acc")}
+        if values != trial.intermediate_values:
+            found.append(f"trial {trial.number}: MLflow's curve is not Optuna's")
+        if trial.state.name == "COMPLETE":
+            files = [f.path for f in client.list_artifacts(run.info.run_id, "checkpoint")]
+            if files != ["checkpoint/best.ckpt"]:
+                found.append(f"trial {trial.number} has artifacts {files}")
+    found += [f"runs of unknown trial {number}" for number in by_number]
+    return found
+
+
+def main() -> None:
+    """Soak from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=int(time.time()))
+    parser.add_argument("--population", default="auto")
+    parser.add_argument("--trials", type=int, default=12)
+    args = parser.parse_args()
+    print(f"seed {args.seed}")
+    plan = Plan(args.seed, args.kills, n_trials=args.trials, population=args.population)
+    with tempfile.TemporaryDirectory() as folder:
+        done = soak(plan, Path(folder))
+    print("\n".join(done.kills))
+    print(f"{len(done.kills)} kills in {done.n_runs} runs, {len(done.violations)} violations")
+    print("\n".join(done.violations))
+    sys.exit(bool(done.violations))
+
+
+if __name__ == "__main__":
+    main()
