@@ -23,9 +23,15 @@ format: $(VENV)/test ## Rewrite the code in the project's style
 	$(BIN)/ruff format .
 
 bench: $(VENV)/run ## Run the benchmarks (half an hour; results on the screen)
-	$(BIN)/python benchmarks/tracking_cost.py
-	$(BIN)/python benchmarks/bookkeeping.py
+	$(BIN)/python benchmarks/throughput.py
 	$(BIN)/python benchmarks/bare_step.py
+	$(BIN)/python benchmarks/bookkeeping.py
+	$(BIN)/python benchmarks/tracking_cost.py
+	$(BIN)/python benchmarks/scaling.py
+
+soak: $(VENV)/test ## Kill searches at 200 random instants (an hour)
+	$(BIN)/python tests/faults/harness.py --kills 100 --population auto
+	$(BIN)/python tests/faults/harness.py --kills 100 --population 1
 
 constraints: ## Write down the versions of .venv as constraints.txt
 	@head -2 constraints.txt > .constraints.new
@@ -47,4 +53,4 @@ $(VENV)/test: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) -e '.[test]'
 	@touch $@ $(VENV)/run
 
-.PHONY: help run test lint format bench constraints clean
+.PHONY: help run test lint format bench soak constraints clean

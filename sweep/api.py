@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sweep.config import Resolved, RunConfig, resolve, vocabulary
-from sweep.errors import ConfigError, NotFoundError, must_be_one_of
+from sweep.errors import ConfigError, NotFoundError, UndeliveredError, must_be_one_of
 from sweep.space import Space, load_space, parse_space
-from sweep.trial import Listener
+from sweep.trial import Listener, Notice
 
 if TYPE_CHECKING:
+    from sweep.ledger import Ledger
     from sweep.reuse import Best
     from sweep.study import Extras, Outcome
 
@@ -123,14 +125,47 @@ def retry(flags: Mapping[str, Any], failed: str | None) -> tuple[RunConfig, Spac
 def search_with(
     config: RunConfig, space: Space, listeners: Sequence[Listener], extras: Extras | None = None
 ) -> Outcome:
-    """Search with MLflow as the tracker, beside `listeners`."""
+    """Search with MLflow as the tracker, beside `listeners`.
+
+    Records that an earlier run left are delivered first, MLflow is brought to agree with Optuna,
+    and when all is delivered, checkpoints go that `--keep` and `--disk-limit` do not want.
+    """
+    import dataclasses
+
+    from sweep import housekeeping
     from sweep.study import Extras, search
-    from sweep.tracking import MlflowTracker
+    from sweep.tracking import MlflowTracker, deliver_pending, reconcile_runs
 
     tracker = MlflowTracker(
-        config.tracking_uri, config.study_dir / "sweep.log", log_model=config.log_models
+        config.tracking_uri,
+        config.study_dir / "sweep.log",
+        log_model=config.log_models,
+        study_dir=config.study_dir,
     )
-    return search(config, space, [tracker, *listeners], extras or Extras())
+    log_file = config.study_dir / "sweep.log"
+
+    def deliver_first(ledger: Ledger) -> None:
+        is_done = sum(t.state.is_finished for t in ledger.trials()) >= config.trials
+        with contextlib.nullcontext() if is_done else contextlib.suppress(UndeliveredError):
+            deliver_pending(
+                config.tracking_uri, config.study_dir, log_file, log_model=config.log_models
+            )
+
+    def reconcile(ledger: Ledger) -> None:
+        if tracker.warning is not None:
+            for listener in listeners:
+                listener.write([Notice(time.time_ns() // 1_000_000, tracker.warning)])
+            return
+        states = {t.number: t.state for t in ledger.trials()}
+        reconcile_runs(config.tracking_uri, config.study_name, states, fix=True, is_live=True)
+
+    def tidy(ledger: Ledger) -> None:
+        housekeeping.tidy(config, ledger.trials())
+
+    extras = dataclasses.replace(
+        extras or Extras(), before_open=deliver_first, after_open=reconcile, after_close=tidy
+    )
+    return search(config, space, [tracker, *listeners], extras)
 
 
 def _stored(config: RunConfig) -> tuple[Mapping[str, Any], str]:

@@ -26,13 +26,23 @@ def examine(config: RunConfig, ledger: Ledger, *, fix: bool) -> list[Finding]:
 
     Parameters and metrics are never deleted. Raises StoreError where a store cannot be read.
     """
-    from sweep.tracking import reconcile_runs
+    from sweep.tracking import deliver_pending, reconcile_runs
 
     trials = ledger.trials()
-    findings = [*_check_states(config, ledger, trials, fix=fix)]
+    findings = []
+    if fix and (n := deliver_pending(config.tracking_uri, config.study_dir)):
+        findings.append(Finding(f"{n} records waited to be delivered to MLflow", is_fixed=True))
+    findings += _check_states(config, ledger, trials, fix=fix)
     findings += _check_files(config, trials, fix=fix)
     states = {t.number: t.state for t in ledger.trials()}
-    sentences = reconcile_runs(config.tracking_uri, config.study_name, states, fix=fix)
+
+    def checkpoint_of(number: int) -> Path | None:
+        path = trial_folder(config.study_dir, number) / "best.ckpt"
+        return path if zipfile.is_zipfile(path) else None
+
+    sentences = reconcile_runs(
+        config.tracking_uri, config.study_name, states, fix=fix, checkpoint_of=checkpoint_of
+    )
     return findings + [Finding(sentence, fix) for sentence in sentences]
 
 

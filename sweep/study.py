@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -19,6 +19,7 @@ from sweep.config import DEFAULT_MODULE, RunConfig, identity_changes, vocabulary
 from sweep.driver import Driver, EndReason, now_ms
 from sweep.errors import ConfigError, StudyFailedError
 from sweep.executors import make_executor
+from sweep.imports import collector_paused
 from sweep.ledger import Ledger, LedgerTrial, best_trial, create_study
 from sweep.proposals import Proposals
 from sweep.provenance import provenance
@@ -55,8 +56,9 @@ class Listeners:
 
     def open(self, study: StudyInfo) -> None:
         """Open each; the first that fails says why."""
-        for member in self._members:
-            member.open(study)
+        with collector_paused():  # MLflow is loaded here
+            for member in self._members:
+                member.open(study)
 
     def write(self, records: Sequence[Record]) -> None:
         """Hand the records to each."""
@@ -71,6 +73,13 @@ class Listeners:
                 stack.callback(member.close)
 
 
+Hook = Callable[[Ledger], object]
+
+
+def _nothing(ledger: Ledger) -> None:
+    """A hook that does nothing."""
+
+
 @dataclass(frozen=True)
 class Extras:
     """What a search may start with beside its configuration."""
@@ -79,6 +88,12 @@ class Extras:
     """Trials of an older study that teach the sampler (see `sweep.warmstart`)."""
     again: Sequence[int] = ()
     """Numbers of failed trials whose configurations are to be tried again."""
+    before_open: Hook = _nothing
+    """Called under the study's lock before the listeners open, whether there is work or not."""
+    after_open: Hook = _nothing
+    """Called before the first trial of a study that goes on."""
+    after_close: Hook = _nothing
+    """Called under the lock when the listeners delivered everything."""
 
 
 def search(
@@ -103,9 +118,12 @@ def search(
                     ledger.carry(extras.carried)
                 trials = ledger.trials()
                 info = _study_info(config, space, trials)
+                extras.before_open(ledger)
                 if info.n_done >= config.trials:
                     return _outcome(config, ledger, info, "done")
                 listener.open(info)
+            if trials:
+                extras.after_open(ledger)
             driver = Driver(config, ledger, proposals, listener)
             proposals.remember(as_history(space, ledger.carried()))
             driver.plan(trials, first_configurations(config, space), extras.again)
@@ -115,11 +133,12 @@ def search(
                     executor.run(driver.exchange)
                 outcome = _outcome(config, ledger, info, driver.reason)
                 listener.write([outcome.end])
-                _raise_if_failed(outcome, driver)
-                return outcome
             finally:
                 executor.kill()
                 listener.close()
+            extras.after_close(ledger)
+            _raise_if_failed(outcome, driver)
+            return outcome
         finally:
             executor.kill()
             if ledger is not None:

@@ -112,7 +112,7 @@ def is_whole_checkpoint(path: str | Path) -> bool:
         return False
 
 
-def replace_file(path: Path, content: bytes | memoryview) -> None:
+def replace_file(path: Path, content: bytes | bytearray) -> None:
     """Write aside, flush to the disk, rename: a file of that name is always whole.
 
     Raises DiskError where there is no space or no permission; what was there before stays.
@@ -154,7 +154,7 @@ def _canonical(value: Any) -> Any:
         return [_canonical(item) for item in value]
     if isinstance(value, bool | str) or value is None:
         return value
-    return repr(float(value)) if isinstance(value, int | float) else str(value)
+    return float(value) if isinstance(value, int | float) else str(value)
 
 
 def _checksum(text: str) -> str:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import textwrap
 from pathlib import Path
 
+import optuna
 import pytest
 from searches import FREE_SPACE, SIX_SPACE
 
 from sweep.config import PRUNERS, SAMPLERS
 from sweep.errors import ConfigError, SpaceError
-from sweep.proposals import Proposals, make_pruner, sampler_factory
+from sweep.ledger import HYPERPARAMETERS
+from sweep.proposals import MOST_KNOWN, Proposals, make_pruner, sampler_factory
 from sweep.space import Space, canonical_key, load_space, parse_space
 from sweep.trial import TrialState
 
@@ -184,3 +186,30 @@ def test_every_pruner_ends_poor_trials(pruner: str) -> None:
 def test_no_pruner_ends_nothing() -> None:
     """none is Optuna's null pruner."""
     assert type(make_pruner("none", 5)).__name__ == "NopPruner"
+
+
+def test_a_trial_outlives_the_history_it_was_proposed_from() -> None:
+    """A trial that runs while older ones are forgotten ends as usual, and is known afterwards."""
+    space = load_space("mlp")
+    source, made = proposals(space, "random"), proposals(space, "tpe")
+    running = made.ask(0)
+    assert running is not None
+    finished = []
+    for number in range(1, 2 * MOST_KNOWN):
+        proposal = source.ask(number)
+        assert proposal is not None
+        template = proposal.frozen
+        finished.append(
+            optuna.trial.create_trial(
+                value=number / 1000, params=template.params,
+                distributions=template.distributions, user_attrs=template.user_attrs,
+            )
+        )  # fmt: skip
+    made.remember(finished)
+    later = made.ask(2 * MOST_KNOWN)  # history is cut here
+    assert later is not None
+    assert not made.report(0, 1, 0.5)
+    made.tell(0, TrialState.COMPLETE, 0.5)
+    made.tell(2 * MOST_KNOWN, TrialState.COMPLETE, 0.6)
+    assert made.is_known(running.hyperparameters)
+    assert all(made.is_known(t.user_attrs[HYPERPARAMETERS]) for t in finished)

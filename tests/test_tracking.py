@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shutil
+import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from sweep import sqlite
 from sweep.errors import DiskError, NotFoundError, StoreError, UndeliveredError
 from sweep.tracking import (
     MlflowTracker,
+    Pace,
     TrainingInfo,
     TrainingOutcome,
     TrainingRun,
@@ -32,6 +36,8 @@ from sweep.tracking import (
     parent_run_id_of,
     run_id_of,
 )
+from sweep.tracking.delivery import Delivery
+from sweep.tracking.spool import MemoryBacklog
 from sweep.training.mlp import MLPClassifier
 from sweep.trial import EpochReport, Notice, Record, TrialState, WorkerReady
 
@@ -408,20 +414,68 @@ def test_what_cannot_be_delivered_is_counted(uri: str, tmp_path: Path) -> None:
     assert runs_of(uri)["0"].info.status == "FINISHED"
 
 
-def test_a_locked_store_is_asked_again(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Records that a locked database refused are delivered once it is free."""
-    import sqlite3
+class Flaky:
+    """A sink that does not answer `n_refusals` times, then takes everything."""
 
-    from sweep.tracking import delivery
+    def __init__(self, n_refusals: int) -> None:
+        self.n_refusals = n_refusals
+        self.taken: list[Any] = []
 
-    monkeypatch.setattr(delivery, "RETRY_S", 0.1)
+    def apply(self, entry: Any, reports: Any) -> None:
+        self._answer()
+        self.taken += [*reports, entry]
+
+    def log_epochs(self, number: int, reports: Any) -> None:
+        self._answer()
+        self.taken += reports
+
+    def is_lasting(self, error: Exception) -> bool:
+        return isinstance(error, KeyError)
+
+    def _answer(self) -> None:
+        if self.n_refusals:
+            self.n_refusals -= 1
+            raise ConnectionError("no answer")
+
+
+def test_a_store_that_does_not_answer_is_asked_again() -> None:
+    """Records that a store did not take three times are delivered once each, in order, while the
+    search goes on."""
+    sink = Flaky(3)
+    delivery = Delivery(lambda: sink, MemoryBacklog(), Pace(first_retry_s=0.01, retry_s=0.05))
+    written = [records.started(0), *records.epochs(0), records.finished(0, TrialState.PRUNED)]
+    delivery.put(written)
+    deadline = time.monotonic() + 10
+    while (len(sink.taken) < len(written) or delivery.is_offline) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert sink.taken == written
+    assert not delivery.is_offline
+    delivery.close()
+
+
+def test_a_store_that_never_answers_is_given_up_after_the_grace() -> None:
+    """close() asks for the grace time, then says how many records are left and why."""
+    pace = Pace(first_retry_s=0.01, retry_s=0.05, grace_s=0.3)
+    delivery = Delivery(lambda: Flaky(10**9), MemoryBacklog(), pace)
+    delivery.put([records.started(0), *records.epochs(0)])
+    began = time.monotonic()
+    with pytest.raises(UndeliveredError, match=r"^4 records could not .* MLflow: no answer$"):
+        delivery.close()
+    assert 0.3 <= time.monotonic() - began < 3
+
+
+def test_a_locked_database_is_waited_for(uri: str) -> None:
+    """Records written while another process holds the database are there once it lets go."""
     tracker = MlflowTracker(uri)
     tracker.open(records.study_info())
-    other = sqlite3.connect(sqlite.path_of(uri) or "", isolation_level=None)
-    other.execute("BEGIN EXCLUSIVE")
-    tracker.write([records.started(0), *records.epochs(0)])
-    other.execute("ROLLBACK")
-    other.close()
+    with contextlib.closing(
+        sqlite3.connect(sqlite.path_of(uri) or "", isolation_level=None)
+    ) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        tracker.write([records.started(0), *records.epochs(0)])
+        time.sleep(0.5)
+        assert "0" not in runs_of(uri)
+        other.execute("ROLLBACK")
     tracker.close()
     assert len(runs_of(uri)["0"].data.metrics) == 4
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import signal
 import socket
@@ -17,7 +18,7 @@ from typing import Any
 
 from sweep.errors import StudyFailedError
 from sweep.executors.messages import Crash
-from sweep.trial import Exchange, Failure, Orders, Report, Task, TrialResult
+from sweep.trial import Exchange, Failure, Notice, Orders, Report, Task, TrialResult
 
 TICK_S = 0.5
 HANG_GRACE_S = 5.0
@@ -31,6 +32,7 @@ MAX_DEATHS = 20
 
 @dataclass
 class _Worker:
+    task: Task
     process: subprocess.Popen[bytes]
     pipe: Connection
     running: dict[int, float] = field(default_factory=dict)
@@ -125,7 +127,16 @@ class ProcessExecutor:
             self._workers.remove(worker)
 
     def _bury(self, worker: _Worker, exchange: Exchange, failure: Failure) -> None:
-        """Report a dead worker's trials and put a new worker in its place."""
+        """Report a dead worker's trials and put a new worker in its place.
+
+        One that SIGKILL ended was most likely too large: the next trains half as many at a time.
+        """
+        task, said = worker.task, []
+        n_fewer = max(1, len(worker.running) // 2)
+        if worker.process.poll() == -signal.SIGKILL and len(worker.running) > n_fewer:
+            task = dataclasses.replace(task, population=n_fewer)
+            what = f"a worker with {len(worker.running)} trials was ended by SIGKILL"
+            said = [Notice(_now_ms(), f"{what}: the next trains {n_fewer} at a time")]
         _end(worker)
         self._workers.remove(worker)
         self._n_deaths += 1
@@ -134,9 +145,9 @@ class ProcessExecutor:
         is_hopeless = self._n_deaths > MAX_DEATHS or self._n_stillborn >= MAX_STILLBORN
         if is_hopeless or (not results and failure.kind == "exception"):
             raise StudyFailedError(f"a worker cannot start: {failure.message}")
-        orders = exchange(results, 0)
-        if self._task is not None and not orders.is_last:
-            self._workers.append(_start(self._task))
+        orders = exchange([*said, *results], 0)
+        if not orders.is_last:
+            self._workers.append(_start(task))
 
     def _end_hung(self, exchange: Exchange) -> None:
         limit = self._task.trial_timeout_s if self._task else None
@@ -168,12 +179,15 @@ def _start(task: Task) -> _Worker:
         )  # fmt: skip
     pipe = Connection(ours.detach())
     pipe.send((task, sys.path))
-    return _Worker(process, pipe)
+    return _Worker(task, process, pipe)
 
 
 def _environment(task: Task) -> dict[str, str]:
     env = dict(os.environ)
     package_root = str(Path(__file__).resolve().parents[2])
+    # Threads that spin while they wait take the core from those they wait for: with the driver or
+    # anything else on it, an epoch took three to ten times as long.
+    env.setdefault("OMP_WAIT_POLICY", "passive")
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [package_root, env.get("PYTHONPATH")]))
     if task.n_threads:  # before torch is loaded, so that its pools have this size
         env["OMP_NUM_THREADS"] = str(task.n_threads)
@@ -201,3 +215,7 @@ def _why_dead(worker: _Worker) -> Failure:
         hint = " (out of memory?)" if name == "SIGKILL" else ""
         return Failure("killed", f"its worker was ended by {name}{hint}")
     return Failure("killed", f"its worker left with exit code {code}")
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

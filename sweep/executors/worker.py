@@ -7,6 +7,7 @@ again, which starts a second search where that script has no `__main__` guard.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
@@ -20,6 +21,7 @@ from typing import cast
 
 from sweep.errors import SweepError
 from sweep.executors.messages import Crash
+from sweep.imports import collector_paused
 from sweep.trial import Orders, Report, Task
 
 PARENT_POLL_S = 1.0
@@ -52,7 +54,10 @@ def main() -> None:
     try:
         from sweep.training import make_trainer
 
-        make_trainer(task).train(PipeExchange(pipe))
+        with collector_paused():
+            trainer = make_trainer(task)
+        gc.freeze()  # the libraries stay: 0.4 s less for the first export, and a fast exit
+        trainer.train(PipeExchange(pipe))
     except Exception as error:  # noqa: BLE001 - whatever it is, the driver has to know
         pipe.send(Crash(traceback.format_exc(), error if isinstance(error, SweepError) else None))
         sys.exit(1)

@@ -1,39 +1,54 @@
-"""Records out of the driver's way: one queue, one thread, nothing lost without a word."""
+"""Records out of the driver's way: one backlog, one thread, nothing lost without a word."""
 
 from __future__ import annotations
 
 import logging
-import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from sweep.errors import UndeliveredError
-from sweep.tracking.uri import one_line
-from sweep.trial import EpochReport, Record, TrialFinished, TrialStarted
-
-FLUSH_S = 2.0
-"""Epoch metrics are gathered for at least this long, in seconds."""
+from sweep.tracking.codec import Entry
+from sweep.tracking.spool import Backlog
+from sweep.tracking.uri import one_line, without_credentials
+from sweep.trial import EpochReport, TrialFinished, TrialStarted
 
 MAX_SHARE = 0.05
 """Share of the time that gathering may let the metrics of running trials cost."""
 
-RETRY_S = 5.0
-"""After a store did not answer it is asked again this often, in seconds."""
+MAX_GATHERED = 5_000
+"""Epoch reports that are gathered at most: after an outage many come at once."""
 
-CLOSE_S = 10.0
-"""At the end a store that does not answer is asked for this long, in seconds."""
+UPLOAD_PATIENCE = 6
+"""Times the grace that a call may take at the end where it stores files."""
 
 _log = logging.getLogger("sweep.tracking")
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How often the store is asked, in seconds, and how much may wait for it."""
+
+    flush_s: float = 2.0
+    """Epoch metrics are gathered for at least this long."""
+    first_retry_s: float = 0.5
+    """A store that did not answer is asked again after this long, then after twice this, ..."""
+    retry_s: float = 5.0
+    """... and at least this often."""
+    grace_s: float = 10.0
+    """At the end a store that does not answer is asked for this long."""
+    spool_mb: int = 256
+    """Size of the spool file beyond which epoch reports are dropped."""
 
 
 class Sink(Protocol):
     """Where records go. Must stand the same record twice: a failed one is tried again."""
 
-    def apply(self, record: Record, reports: Sequence[EpochReport]) -> None:
-        """Take `record`, and before it the `reports` of its trial that were gathered."""
+    def apply(self, entry: Entry, reports: Sequence[EpochReport]) -> None:
+        """Take `entry`, and before it the `reports` of its trial that were gathered."""
         ...
 
     def log_epochs(self, number: int, reports: Sequence[EpochReport]) -> None:
@@ -48,112 +63,192 @@ class Sink(Protocol):
 class Delivery:
     """Hands records to a sink in a thread of its own, in order.
 
-    A store that does not answer keeps the queue waiting and is asked again; a record that the
+    A store that does not answer keeps the backlog waiting and is asked again; a record that the
     store refuses is dropped, counted and written to the log.
+
+    Args:
+        connect: Makes the sink, in the thread; asked again after it raised.
+        backlog: Where records wait; closed at the end.
+        pace: How often and how long the store is asked.
     """
 
-    def __init__(self, sink: Sink) -> None:
-        self._sink = sink
-        self._inbox: queue.SimpleQueue[Sequence[Record] | None] = queue.SimpleQueue()
-        self._todo: deque[Record] = deque()
+    def __init__(self, connect: Callable[[], Sink], backlog: Backlog, pace: Pace) -> None:
+        self._connect, self._backlog, self._pace = connect, backlog, pace
+        self._sink: Sink | None = None
+        self._todo: deque[Entry] = deque()
         self._gathered: dict[int, list[EpochReport]] = {}
         self._n_lost = 0
         self._error: Exception | None = None
-        self._flush_at = self._retry_at = 0.0
+        self._flush_at = self._retry_at = self._away_since = 0.0
+        self._next_retry_s = pace.first_retry_s
+        self._alive_at = time.monotonic()
+        self._is_storing_files = False
+        self._is_closing = False
+        self._wake = threading.Event()
+        self._wake.set()
         self._thread = threading.Thread(target=self._run, name="sweep-tracking", daemon=True)
         self._thread.start()
 
-    def put(self, records: Sequence[Record]) -> None:
+    @property
+    def is_offline(self) -> bool:
+        """Whether the store did not answer when it was last asked."""
+        return self._away_since > 0
+
+    def put(self, entries: Sequence[Entry]) -> None:
         """Take records; returns at once."""
-        self._inbox.put(tuple(records))
+        self._backlog.append(entries)
+        self._wake.set()
 
     def close(self) -> None:
         """Deliver what is left and end the thread.
 
         Raises:
-            UndeliveredError: Says how many records were not delivered, and the first reason.
+            UndeliveredError: Says how many records were not delivered, where they wait, and the
+                first reason.
         """
-        self._inbox.put(None)
-        self._thread.join()
-        n_left = self._n_lost + self._n_waiting()
-        if n_left:
-            records = "record" if n_left == 1 else "records"
-            raise UndeliveredError(
-                f"{n_left} {records} could not be delivered to MLflow: {one_line(self._error)}"
-            ) from self._error
+        self._is_closing = True
+        self._wake.set()
+        began = time.monotonic()
+        grace_s = self._pace.grace_s
+        while self._thread.is_alive():
+            self._thread.join(0.2)
+            patience_s = grace_s * (UPLOAD_PATIENCE if self._is_storing_files else 1) + 1.0
+            if time.monotonic() - max(began, self._alive_at) > patience_s:
+                break  # it hangs in a call; being a daemon, it ends with the process
+        n_waiting = self._n_waiting()
+        n_homeless = min(n_waiting, self._backlog.close())
+        self._raise_if_left(n_waiting - n_homeless, n_homeless)
+
+    def _raise_if_left(self, n_waiting: int, n_homeless: int) -> None:
+        n_lost = self._n_lost + self._backlog.n_dropped + n_homeless
+        why = one_line(self._error) if self._error else "see the log"
+        if self._backlog.file is None:
+            n_lost, n_waiting = n_lost + n_waiting, 0
+        said = []
+        if n_lost:
+            said.append(f"{_records(n_lost)} could not be delivered to MLflow: {why}")
+        if n_waiting > 0:
+            verb = "waits" if n_waiting == 1 else "wait"
+            said.append(
+                f"{_records(n_waiting)} for MLflow {verb} in {self._backlog.file}: "
+                "the same command delivers them once MLflow answers"
+                + ("" if n_lost else f" ({why})")
+            )
+        if said:
+            raise UndeliveredError("; ".join(said)) from self._error
 
     def _run(self) -> None:
-        while self._receive():
+        while not self._is_closing:
+            self._wait()
             self._deliver(is_last=False)
-        deadline = time.monotonic() + CLOSE_S
+        deadline = time.monotonic() + self._pace.grace_s
         self._retry_at = 0.0
         while not self._deliver(is_last=True) and time.monotonic() < deadline:
-            time.sleep(min(1.0, RETRY_S))
+            left_s = min(self._retry_at, deadline) - time.monotonic()
+            time.sleep(max(0.02, min(1.0, left_s)))
+            self._retry_at = 0.0
 
-    def _receive(self) -> bool:
-        """Wait for records, or for the next flush; False once closed."""
-        has_work = self._n_waiting() > 0
+    def _wait(self) -> None:
+        """Until records come, or the next flush or try is due."""
         wait_s = max(0.0, max(self._flush_at, self._retry_at) - time.monotonic())
-        try:
-            batch = self._inbox.get(timeout=wait_s if has_work else None)
-            while batch is not None:
-                self._todo.extend(batch)
-                batch = self._inbox.get_nowait()
-        except queue.Empty:
-            return True
-        return False
+        self._wake.wait(wait_s if self._n_waiting() or self._sink is None else None)
+        self._wake.clear()
 
     def _deliver(self, *, is_last: bool) -> bool:
         """Work through what waits; False where the store did not answer."""
         if time.monotonic() < self._retry_at:
             return False
-        while self._todo:
-            record = self._todo[0]
-            if isinstance(record, EpochReport):
-                self._gathered.setdefault(record.number, []).append(record)
-            elif not self._apply(record):
+        try:
+            self._sink = self._sink or self._connect()
+            while self._todo or self._take():
+                entry = self._todo[0]
+                if isinstance(entry, EpochReport):
+                    self._gathered.setdefault(entry.number, []).append(entry)
+                elif not self._apply(self._sink, entry):
+                    return False
+                self._todo.popleft()
+                if self._n_gathered() > MAX_GATHERED and not self._flush(self._sink):
+                    return False
+            if (is_last or time.monotonic() >= self._flush_at) and not self._flush(self._sink):
                 return False
-            self._todo.popleft()
-        if is_last or time.monotonic() >= self._flush_at:
-            return self._flush()
+        except Exception as error:  # noqa: BLE001 - the thread must live: it is asked again
+            self._away(error)
+            return False
+        if not self._gathered:
+            self._backlog.settle()
+        self._back()
         return True
 
-    def _apply(self, record: Record) -> bool:
-        number = record.number if isinstance(record, TrialStarted | TrialFinished) else -1
+    def _take(self) -> bool:
+        while not self._todo and self._backlog.n_untaken:
+            self._todo.extend(self._backlog.take())
+        return bool(self._todo)
+
+    def _apply(self, sink: Sink, entry: Entry) -> bool:
+        number = entry.number if isinstance(entry, TrialStarted | TrialFinished) else -1
         reports = self._gathered.get(number, [])
+        self._is_storing_files = isinstance(entry, TrialFinished)
         try:
-            self._sink.apply(record, reports)
+            sink.apply(entry, reports)
         except Exception as error:  # noqa: BLE001 - kept, counted, raised by close()
-            _log.exception("could not deliver %s", type(record).__name__)
-            if not self._note(error, 1 + len(reports)):
+            if not self._note(sink, error, 1 + len(reports)):
                 return False
+        finally:
+            self._is_storing_files = False
+        self._alive_at = time.monotonic()
         self._gathered.pop(number, None)
         return True
 
-    def _flush(self) -> bool:
+    def _flush(self, sink: Sink) -> bool:
         began = time.monotonic()
         for number, reports in list(self._gathered.items()):
             try:
-                self._sink.log_epochs(number, reports)
+                sink.log_epochs(number, reports)
             except Exception as error:  # noqa: BLE001 - as above
-                _log.exception("could not deliver epochs of trial %d", number)
-                if not self._note(error, len(reports)):
+                if not self._note(sink, error, len(reports)):
                     return False
+            self._alive_at = time.monotonic()
             del self._gathered[number]
         now = time.monotonic()
         # With many trials a round takes long (2-7 ms each): then it comes round less often.
-        self._flush_at = now + max(FLUSH_S, (now - began) / MAX_SHARE)
+        self._flush_at = now + max(self._pace.flush_s, (now - began) / MAX_SHARE)
         return True
 
-    def _note(self, error: Exception, n_records: int) -> bool:
-        """Remember the first error; True where the records are given up."""
+    def _note(self, sink: Sink, error: Exception, n_records: int) -> bool:
+        """Remember the error; True where the records are given up."""
+        if not sink.is_lasting(error):
+            self._away(error)
+            return False
+        without_credentials(error)
+        _log.error("%s refused by MLflow", _records(n_records), exc_info=error)
         self._error = self._error or error
-        is_lasting = self._sink.is_lasting(error)
-        if is_lasting:
-            self._n_lost += n_records
-        else:
-            self._retry_at = time.monotonic() + RETRY_S
-        return is_lasting
+        self._n_lost += n_records
+        return True
+
+    def _away(self, error: Exception) -> None:
+        """The store did not answer: ask again later, less and less often."""
+        now = time.monotonic()
+        without_credentials(error)
+        if not self._away_since:
+            self._away_since = now
+            _log.warning("MLflow does not answer, records wait", exc_info=error)
+        if not self._n_lost:
+            self._error = error
+        self._retry_at = now + self._next_retry_s
+        self._next_retry_s = min(2 * self._next_retry_s, self._pace.retry_s)
+
+    def _back(self) -> None:
+        if self._away_since:
+            _log.warning("MLflow answers again after %.0f s", time.monotonic() - self._away_since)
+            self._away_since = 0.0
+            self._next_retry_s = self._pace.first_retry_s
+
+    def _n_gathered(self) -> int:
+        return sum(map(len, self._gathered.values()))
 
     def _n_waiting(self) -> int:
-        return len(self._todo) + sum(map(len, self._gathered.values()))
+        return len(self._todo) + self._n_gathered() + self._backlog.n_untaken
+
+
+def _records(n: int) -> str:
+    return "1 record" if n == 1 else f"{n} records"

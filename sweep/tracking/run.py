@@ -27,6 +27,8 @@ STATUS = {
 }
 """A trial's final state -> the status of its run."""
 
+_FINAL = frozenset(STATUS.values())
+
 _N_METRICS, _N_PARAMS = 800, 90
 """What one log_batch call may hold: MLflow allows 1000 in all, 100 params and 100 tags."""
 
@@ -41,9 +43,11 @@ class RunLog:
         self.run_id: str = run.info.run_id
         self.experiment_id: str = run.info.experiment_id
         self.status: str = run.info.status
+        self.end_time: int | None = run.info.end_time
+        self.params: Mapping[str, str] = dict(run.data.params)
         self.may_have_model = not is_new
         self._artifacts = get_artifact_repository(run.info.artifact_uri, tracking_uri=store.uri)
-        self._last_epoch = 0
+        self._last_epoch: int | None = 0 if is_new else None  # None: not asked for yet
 
     def log(
         self,
@@ -60,28 +64,43 @@ class RunLog:
             )
             metrics, rows, marks = metrics[_N_METRICS:], rows[_N_PARAMS:], marks[_N_PARAMS:]
 
-    def skip_known_epochs(self, metric: str) -> None:
-        """Never log an epoch again that the run already has: a curve has one point an epoch."""
-        history = self._store.client.get_metric_history(self.run_id, metric)
-        self._last_epoch = max((point.step for point in history), default=0)
+    def new_points(self, reports: Sequence[EpochReport], metric: str) -> list[Metric]:
+        """Metrics of the epochs among `reports` that the run does not have yet.
 
-    def new_points(self, reports: Sequence[EpochReport]) -> list[Metric]:
-        """Metrics of the epochs among `reports` that the run does not have yet."""
-        return [
-            Metric(metric_key(name), float(value), report.time_ms, report.epoch)
-            for report in reports
-            if report.epoch > self._last_epoch
-            for name, value in report.metrics.items()
-        ]
+        A curve has one point an epoch. `metric` comes last in each: an epoch that has a point of
+        it has all its points, however the calls that logged them were cut.
+        """
+        last = self._known_until(metric) if reports else 0
+        points = []
+        for report in reports:
+            if report.epoch > last:
+                last = report.epoch
+                points += [
+                    Metric(metric_key(name), float(value), report.time_ms, report.epoch)
+                    for name, value in sorted(report.metrics.items(), key=lambda m: m[0] == metric)
+                ]
+        return points
 
-    def log_epochs(self, reports: Sequence[EpochReport]) -> None:
+    def log_epochs(self, reports: Sequence[EpochReport], metric: str) -> None:
         """Log one point an epoch for every metric."""
-        self.log(self.new_points(reports))
+        self.log(self.new_points(reports, metric))
         self.remember(reports)
 
     def remember(self, reports: Sequence[EpochReport]) -> None:
         """The epochs of `reports` are in the run now."""
-        self._last_epoch = max([self._last_epoch, *(report.epoch for report in reports)])
+        if reports:
+            self._last_epoch = max(self._last_epoch or 0, *(r.epoch for r in reports))
+
+    def _known_until(self, metric: str) -> int:
+        """The last epoch that the run has."""
+        if self._last_epoch is None:
+            history = self._store.client.get_metric_history(self.run_id, metric_key(metric))
+            self._last_epoch = max((point.step for point in history), default=0)
+        return self._last_epoch
+
+    def ended_by(self, time_ms: int) -> bool:
+        """Whether the run got its final status at `time_ms` or later."""
+        return self.status in _FINAL and self.end_time is not None and self.end_time >= time_ms
 
     def log_datasets(self, inputs: Sequence[DatasetInput]) -> None:
         """Name the data that the run reads."""
@@ -120,7 +139,7 @@ class RunLog:
     def end(self, status: str, time_ms: int) -> None:
         """Set the final status; the last call, so that a run with it lacks nothing."""
         self._store.client.set_terminated(self.run_id, status, time_ms)
-        self.status = status
+        self.status, self.end_time = status, time_ms
 
 
 def metric_key(name: str) -> str:

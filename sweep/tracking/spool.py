@@ -42,7 +42,7 @@ _log = logging.getLogger("sweep.tracking")
 
 
 class Backlog(Protocol):
-    """Records on their way to MLflow, in order. `append` and the rest are called by two threads."""
+    """Records on their way to MLflow, in order. One thread appends, another does the rest."""
 
     def append(self, entries: Sequence[Entry]) -> None:
         """Take records. Never raises for want of space: what is dropped is counted."""
@@ -57,12 +57,17 @@ class Backlog(Protocol):
         ...
 
     def close(self) -> int:
-        """No more records; returns how many of those not delivered are lost."""
+        """No more records; returns how many of those not settled found no place to wait in."""
         ...
 
     @property
     def n_untaken(self) -> int:
         """Records that were not taken yet."""
+        ...
+
+    @property
+    def n_dropped(self) -> int:
+        """Records that there was no room for, or that were found damaged."""
         ...
 
     @property
@@ -75,6 +80,7 @@ class MemoryBacklog:
     """Records that live as long as the process."""
 
     file = None
+    n_dropped = 0
 
     def __init__(self) -> None:
         self._entries: deque[Entry] = deque()
@@ -116,8 +122,9 @@ class Spool:
         self._path, self._cursor, self._limit = folder / SPOOL, folder / CURSOR, limit_bytes
         self._lock = threading.Lock()
         self._memory: list[Entry] = []
-        self._n_memory_taken = self._n_dropped = self.n_untaken = 0
+        self._n_memory_taken = self.n_dropped = self.n_untaken = 0
         self._is_closed = self._has_warned = False
+        self._id, self._read, self._delivered, self._end = "", 0, 0, 0
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._descriptor = _open(self._path)
@@ -129,7 +136,7 @@ class Spool:
         """Write records at the end: one call of the system, one flush to the disk for results."""
         with self._lock:
             kept = [] if self._is_closed else self._within_limit(entries)
-            self._n_dropped += len(entries) - len(kept)
+            self.n_dropped += len(entries) - len(kept)
             self.n_untaken += len(kept)
             if not kept:
                 return
@@ -157,7 +164,7 @@ class Spool:
                 self.n_untaken = 0
                 return taken
             data = self._next_lines()
-            lines = data.splitlines(keepends=True)
+            lines = data[:-1].split(b"\n")
             self._read += len(data)
             self.n_untaken -= len(lines)
         return [entry for line in lines for entry in self._parse(line)]
@@ -183,10 +190,11 @@ class Spool:
             if self._is_closed:
                 return 0
             self._is_closed = True
+            n_lost = 0
             try:
                 self._write(b"".join(map(to_line, self._memory)))
             except OSError:
-                self._n_dropped += len(self._memory)
+                n_lost = len(self._memory)
             if self._delivered == self._end:
                 with contextlib.suppress(OSError):
                     os.ftruncate(self._descriptor, 0)
@@ -195,13 +203,12 @@ class Spool:
                 with contextlib.suppress(OSError):
                     os.fsync(self._descriptor)
             os.close(self._descriptor)
-            return self._n_dropped
+            self.n_untaken = 0
+            return n_lost
 
     def _recover(self) -> None:
         """Drop a torn last line, find what is not delivered yet."""
-        self._id, self._read = "", 0
         self._end = os.fstat(self._descriptor).st_size
-        self._delivered = 0
         whole = _end_of_last_line(self._descriptor, self._end)
         if whole < self._end:
             _log.warning("the last record in %s was cut off: dropped", self._path)
@@ -280,7 +287,7 @@ class Spool:
         except DamagedLineError as error:
             _log.warning("a damaged record in %s is skipped: %s", self._path, error)
             with self._lock:
-                self._n_dropped += 1
+                self.n_dropped += 1
             return []
         return [] if isinstance(entry, Mapping) else [entry]
 
@@ -297,7 +304,7 @@ class Spool:
             return
         untaken = self._memory[self._n_memory_taken :]
         kept = [e for e in untaken if not isinstance(e, EpochReport)][:_N_IN_MEMORY]
-        self._n_dropped += len(untaken) - len(kept)
+        self.n_dropped += len(untaken) - len(kept)
         self.n_untaken -= len(untaken) - len(kept)
         self._memory[self._n_memory_taken :] = kept
 

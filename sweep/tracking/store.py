@@ -15,16 +15,20 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import requests
 from mlflow import MlflowClient
 from mlflow.entities import Experiment, LifecycleStage, Run, ViewType
 from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import OperationalError
 
 from sweep import sqlite
 from sweep.errors import DiskError, StoreError, SweepError
 from sweep.redact import redacted
-from sweep.tracking.uri import one_line, resolve
+from sweep.tracking.uri import one_line, resolve, without_credentials
 
-_LOGGERS = ("mlflow", "alembic", "sweep.tracking")
+_LOGGERS = ("mlflow", "alembic", "sweep.tracking", "urllib3.connectionpool")
+
+_HTTP_RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 
 _LASTING = frozenset(
     {
@@ -78,11 +82,13 @@ def in_one_line(what: str) -> Iterator[None]:
     except SweepError:
         raise
     except OSError as error:
+        without_credentials(error)
         if error.errno in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EPERM):
             raise DiskError(f"{what}: {one_line(error)}") from error
         raise StoreError(f"{what}: {one_line(error)}") from error
     except Exception as error:
-        if "Max retries exceeded" in str(error):
+        without_credentials(error)
+        if "Max retries exceeded" in str(error) or "Connection refused" in str(error):
             raise StoreError(
                 f"{what} cannot be reached: start that server, or name another with --tracking-uri"
             ) from error
@@ -93,7 +99,30 @@ def is_lasting(error: Exception) -> bool:
     """Whether asking the store again cannot help."""
     if isinstance(error, MlflowException):
         return error.error_code in _LASTING and "database is locked" not in str(error)
+    if isinstance(error, OperationalError):
+        return False
+    if isinstance(error, requests.HTTPError) and error.response is not None:
+        status = error.response.status_code
+        return 400 <= status < 500 and status not in (408, 425, 429)
     return isinstance(error, FileNotFoundError) or not isinstance(error, OSError)
+
+
+@contextlib.contextmanager
+def asked_once() -> Iterator[None]:
+    """Within, MLflow's HTTP client does not repeat a request by itself.
+
+    It would also repeat one whose answer was lost, and make a second run. Who asks again within
+    has to look first what is there.
+    """
+    before = os.environ.get(_HTTP_RETRIES)
+    os.environ[_HTTP_RETRIES] = "0"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_HTTP_RETRIES]
+        else:
+            os.environ[_HTTP_RETRIES] = before
 
 
 def find_or_make_experiment(store: Store, name: str) -> tuple[Experiment, bool]:
@@ -108,13 +137,18 @@ def find_or_make_experiment(store: Store, name: str) -> tuple[Experiment, bool]:
     return store.client.get_experiment(store.client.create_experiment(name, tags=tags)), True
 
 
-def search_runs(store: Store, experiment_id: str, tags: Mapping[str, str]) -> Iterator[Run]:
+def search_runs(
+    store: Store,
+    experiment_id: str,
+    tags: Mapping[str, str],
+    view: int = ViewType.ACTIVE_ONLY,
+) -> Iterator[Run]:
     """All undeleted runs of an experiment that carry `tags`, in pages of 1000."""
     wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
     token = None
     while True:
         page = store.client.search_runs(
-            [experiment_id], wanted, max_results=1000, page_token=token
+            [experiment_id], wanted, view, max_results=1000, page_token=token
         )
         yield from page
         token = page.token
@@ -130,13 +164,21 @@ def source_tags() -> dict[str, str]:
     return tags
 
 
+class _Redacting(logging.Formatter):
+    """MLflow's messages and tracebacks name addresses, passwords and all."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The message, without credentials."""
+        return redacted(super().format(record))
+
+
 def route_logs(log_file: Path | None) -> None:
     """Send what MLflow and alembic log to `log_file` (None: nowhere), not to the terminal."""
     handler: logging.Handler = logging.NullHandler()
     if log_file is not None:
         log_file.parent.mkdir(parents=True, exist_ok=True)
         handler = logging.FileHandler(log_file, encoding="utf-8", delay=True)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        handler.setFormatter(_Redacting("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     for name in _LOGGERS:
         logger = logging.getLogger(name)
         for old in logger.handlers[:]:

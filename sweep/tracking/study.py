@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 from mlflow.entities import Metric
 
+from sweep.redact import redacted
 from sweep.tracking.model import ModelFolders, ModelLabel, log_model
 from sweep.tracking.run import (
     STATUS,
@@ -50,10 +51,21 @@ _MAX_TAG = 500
 
 
 class StudyRuns:
-    """The sink of a study's records: keeps its runs in step with them."""
+    """The sink of a study's records: keeps its runs in step with them.
 
-    def __init__(self, store: Store, study: StudyInfo, *, log_models: bool) -> None:
+    Args:
+        store: Where.
+        study: As the driver of this process opened it.
+        log_models: Whether completed trials get a logged model.
+        is_catching_up: The next records are an earlier process's, up to `study` itself among
+            them; some may be delivered already.
+    """
+
+    def __init__(
+        self, store: Store, study: StudyInfo, *, log_models: bool, is_catching_up: bool = False
+    ) -> None:
         self._store, self._study = store, study
+        self._own, self._is_catching_up = study, is_catching_up
         experiment, is_new = find_or_make_experiment(store, study.name)
         self.experiment_id: str = experiment.experiment_id
         self._log_models = log_models
@@ -68,9 +80,13 @@ class StudyRuns:
             parent = self._load()
         self.parent = self._open_parent(parent)
 
-    def apply(self, record: Record, reports: Sequence[EpochReport]) -> None:
+    def apply(self, record: Record | StudyInfo, reports: Sequence[EpochReport]) -> None:
         """Bring MLflow up to `record`; `reports` are epochs of its trial that come before it."""
-        if isinstance(record, TrialStarted):
+        if isinstance(record, StudyInfo):
+            self._study = record
+            self._is_catching_up = self._is_catching_up and record.time_ms != self._own.time_ms
+            self._take_up(self.parent)
+        elif isinstance(record, TrialStarted):
             self.log_epochs(record.number, reports)
             self._start(record)
         elif isinstance(record, TrialFinished):
@@ -85,7 +101,9 @@ class StudyRuns:
     def log_epochs(self, number: int, reports: Sequence[EpochReport]) -> None:
         """Log the epochs of one trial."""
         if reports:
-            self._run_of(number, f"t{number:03d}", reports[0].time_ms).log_epochs(reports)
+            self._run_of(number, f"t{number:03d}", reports[0].time_ms).log_epochs(
+                reports, self._study.metric
+            )
 
     def is_lasting(self, error: Exception) -> bool:
         """Whether trying again is pointless."""
@@ -119,45 +137,49 @@ class StudyRuns:
 
     def _open_parent(self, parent: RunLog | None) -> RunLog:
         study = self._study
-        tags = {
-            **study.tags,
-            **_tags(study, "study"),
-            "sweep.space": study.space_name,
-            "sweep.metric": study.metric,
-            "sweep.direction": study.direction,
-            "sweep.n_trials": str(study.n_trials),
-        }
-        if commit := study.tags.get("git_commit", study.tags.get("git.commit")):
-            tags["mlflow.source.git.commit"] = commit
-        params: dict[str, str] = {}
-        if parent is None:
-            run = self._store.client.create_run(
-                self.experiment_id, study.time_ms, {**tags, **source_tags()}, study.name
-            )
-            parent = RunLog(self._store, run, is_new=True)
-            # A param can't be changed later (--trials 100 on a study of 50): those of the first
-            # start stay, and config.yaml always shows the last one.
-            params = flat_params(study.config)
-            parent.log(params=params)
-            parent.log_datasets(self._inputs)
-        else:
-            parent.reopen()
-            parent.log(tags=tags)
-        parent.log_text(yaml.safe_dump(_plain(study.config), sort_keys=False), "config.yaml")
-        parent.log_text(study.space_text, "space.yaml")
+        if parent is not None:
+            if not self._is_catching_up:
+                self._take_up(parent)
+            return parent
+        run = self._store.client.create_run(
+            self.experiment_id, study.time_ms, {**_study_tags(study), **source_tags()}, study.name
+        )
+        parent = RunLog(self._store, run, is_new=True)
+        # A param can't be changed later (--trials 100 on a study of 50): those of the first
+        # start stay, and config.yaml always shows the last one.
+        parent.log(params=flat_params(study.config))
+        parent.log_datasets(self._inputs)
+        self._log_files(parent)
         return parent
+
+    def _take_up(self, parent: RunLog) -> None:
+        """The study goes on: its run says so, and with what."""
+        parent.reopen()
+        parent.log(tags=_study_tags(self._study))
+        self._log_files(parent)
+
+    def _log_files(self, parent: RunLog) -> None:
+        config = yaml.safe_dump(_plain(self._study.config), sort_keys=False)
+        parent.log_text(config, "config.yaml")
+        parent.log_text(self._study.space_text, "space.yaml")
 
     def _start(self, record: TrialStarted) -> None:
         params = flat_params(record.hyperparameters, record.params)
         self._params[record.number] = params
         run = self._run_of(record.number, record.name, record.time_ms)
-        if not run.may_have_model:
-            run.log(params=params, tags=record.tags)
-            run.log_datasets(self._inputs)
+        if self._is_old(run, record):
             return
         run.reopen()
-        run.skip_known_epochs(self._study.metric)
         run.log(params=params, tags=record.tags)
+        if not run.params:
+            run.log_datasets(self._inputs)
+
+    def _is_old(self, run: RunLog, record: TrialStarted | TrialFinished) -> bool:
+        """Whether the run already went further than this record of an earlier process.
+
+        Times are compared only there: elsewhere a clock that was set back would lose a result.
+        """
+        return self._is_catching_up and run.ended_by(record.time_ms)
 
     def _run_of(self, number: int, name: str, time_ms: int) -> RunLog:
         """The run of a trial: the one there is, else a new one."""
@@ -177,8 +199,11 @@ class StudyRuns:
 
     def _finish(self, record: TrialFinished, reports: Sequence[EpochReport]) -> None:
         run = self._run_of(record.number, f"t{record.number:03d}", record.time_ms)
+        if self._is_old(run, record):
+            run.log_epochs(reports, self._study.metric)
+            return
         if not record.state.is_finished:
-            run.log_epochs(reports)
+            run.log_epochs(reports, self._study.metric)
             run.pause()
             return
         missing = _store_files(run, record)
@@ -192,7 +217,7 @@ class StudyRuns:
                 missing.append(record.model_file)
         summary = _summary(record, self._study.metric, self._link(run, model_id))
         tags = _outcome_tags(record)
-        run.log([*run.new_points(reports), *summary], tags=tags)
+        run.log([*run.new_points(reports, self._study.metric), *summary], tags=tags)
         run.remember(reports)
         run.end(STATUS[record.state], record.time_ms)
         self._params.pop(record.number, None)
@@ -211,7 +236,7 @@ class StudyRuns:
         return ModelLabel(
             name=f"t{record.number:03d}",
             step=record.best_epoch or record.n_epochs,
-            params=self._params.get(record.number, {}),
+            params=self._params.get(record.number) or self._trials[record.number].params,
             tags={"sweep.study": self._study.name, "sweep.trial": str(record.number)},
         )
 
@@ -240,6 +265,20 @@ def _tags(study: StudyInfo, role: str) -> dict[str, str]:
     return {"sweep.study": study.name, "sweep.role": role}
 
 
+def _study_tags(study: StudyInfo) -> dict[str, str]:
+    tags = {
+        **study.tags,
+        **_tags(study, "study"),
+        "sweep.space": study.space_name,
+        "sweep.metric": study.metric,
+        "sweep.direction": study.direction,
+        "sweep.n_trials": str(study.n_trials),
+    }
+    if commit := study.tags.get("git_commit", study.tags.get("git.commit")):
+        tags["mlflow.source.git.commit"] = commit
+    return tags
+
+
 def _plain(value: Any) -> Any:
     """Tuples and mappings as YAML knows them."""
     if isinstance(value, Mapping):
@@ -252,7 +291,7 @@ def _plain(value: Any) -> Any:
 def _store_files(run: RunLog, record: TrialFinished) -> list[str]:
     """Store checkpoint and traceback; returns paths of what should be there and is not."""
     if record.failure and record.failure.traceback:
-        run.log_text(record.failure.traceback, "traceback.txt")
+        run.log_text(redacted(record.failure.traceback), "traceback.txt")
     if record.checkpoint is None:
         return []
     if not Path(record.checkpoint).is_file():
@@ -279,5 +318,5 @@ def _outcome_tags(record: TrialFinished) -> dict[str, str]:
         tags["best_epoch"] = str(record.best_epoch)
     if record.failure:
         tags["sweep.failure"] = record.failure.kind
-        tags["sweep.failure_message"] = record.failure.message[:_MAX_TAG]
+        tags["sweep.failure_message"] = redacted(record.failure.message)[:_MAX_TAG]
     return tags

@@ -86,7 +86,7 @@ class TrainingRun:
         from sweep.tracking.store import in_one_line
 
         with in_one_line(f"MLflow at {store.shown}"):
-            log.log_epochs([EpochReport(0, epoch, metrics, time_ms)])
+            log.log_epochs([EpochReport(0, epoch, metrics, time_ms)], "train_loss")
 
     def finish(self, outcome: TrainingOutcome) -> str | None:
         """Store metrics, checkpoint and model, end the run; returns the logged model's id.

@@ -56,6 +56,19 @@ def one_line(error: object) -> str:
     return redacted(first)[:_MAX_LINE]
 
 
+def without_credentials(error: BaseException) -> None:
+    """Take credentials out of what `error` and its causes say: tracebacks show all of them."""
+    chain: BaseException | None = error
+    seen: set[int] = set()
+    while chain is not None and id(chain) not in seen:
+        seen.add(id(chain))
+        chain.args = tuple(redacted(a) if isinstance(a, str) else a for a in chain.args)
+        if isinstance(message := getattr(chain, "message", None), str):
+            with contextlib.suppress(AttributeError):
+                chain.message = redacted(message)  # type: ignore[attr-defined]
+        chain = chain.__cause__ or chain.__context__
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Load and open MLflow within: no banners, progress bars, usage statistics, warnings.

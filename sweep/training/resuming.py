@@ -20,6 +20,7 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from sweep.errors import DiskError
+from sweep.training.failures import classify
 from sweep.trial import EpochReport, Notice, Report, Task, TrialResult, TrialSpec
 from sweep.trial_files import (
     RESUME_STATE,
@@ -59,11 +60,44 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         return dict(torch.load(path, map_location="cpu", weights_only=True))
 
 
-def saved_bytes(value: Any, save: Callable[[Any, Any], object] = torch.save) -> memoryview:
-    """What `save` writes. Into memory first: torch hides a full disk behind a RuntimeError."""
-    buffer = io.BytesIO()
+def saved_bytes(value: Any, save: Callable[[Any, Any], object] = torch.save) -> bytearray:
+    """What `save` writes. Into memory first: torch hides a full disk behind a RuntimeError.
+
+    Raises MemoryError where it does not fit.
+    """
+    buffer = _Buffer()
     save(value, buffer)
-    return buffer.getbuffer()
+    if buffer.is_full:
+        raise MemoryError("no room for a checkpoint")
+    return buffer.content
+
+
+class _Buffer(io.RawIOBase):
+    """Does not raise: torch writes the end of an archive in a destructor, where that is abort."""
+
+    def __init__(self) -> None:
+        self.content, self.is_full = bytearray(), False
+
+    def writable(self) -> bool:
+        """Yes."""
+        return True
+
+    def seekable(self) -> bool:
+        """As far as torch.export asks for: it goes to the beginning when it is done."""
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Nothing to do."""
+        return offset
+
+    def write(self, data: Any) -> int:
+        """Take `data`; where memory runs out, only note that it did."""
+        try:
+            if not self.is_full:
+                self.content += data
+        except MemoryError:
+            self.content, self.is_full = bytearray(), True
+        return memoryview(data).nbytes
 
 
 class Keeper:
@@ -94,13 +128,21 @@ class Keeper:
             except Exception as error:  # noqa: BLE001 - a user's module may not be picklable
                 if not self._is_told:
                     self._is_told = True
-                    what = error if isinstance(error, DiskError) else f"{RESUME_STATE}: {error!r}"
-                    message = f"{what}; if the search is killed now, trials start again"
-                    said.append(Notice(now_ms(), " ".join(message.split())))
+                    said.append(_not_kept(error))
         self._last_s = time.monotonic()
         if self._interval_s > 0:
             self._pause_s = max(self._interval_s, (self._last_s - began_s) / MOST_SHARE)
         return said
+
+
+def _not_kept(error: Exception) -> Notice:
+    failure = classify(error)
+    what = f"{RESUME_STATE} cannot be written: {failure.message}"
+    if isinstance(error, DiskError):
+        what = str(error)
+    elif failure.kind == "oom":
+        what = f"{RESUME_STATE} cannot be written: out of memory"
+    return Notice(now_ms(), f"{what}; if the search is killed now, trials start again")
 
 
 def clear_folder(spec: TrialSpec, task: Task) -> None:

@@ -131,10 +131,11 @@ class Stack:
         """Restart the dropout streams; `epochs` are the trials' own, from 0, in layout order."""
         self._generators = []
         for position, (dropout, epoch) in enumerate(zip(self._dropouts, epochs, strict=True)):
-            if dropout.p == 0.0:
+            hidden = self.layout.shapes[position].hidden
+            if dropout.p == 0.0 or not hidden:
                 continue
             streams = []
-            for index in range(len(self.layout.shapes[position].hidden)):
+            for index in range(len(hidden)):
                 streams.append(torch.Generator(self.params.device))
                 layer_seed = derive_seed(dropout.seed, "layer", index)
                 streams[-1].manual_seed(derive_seed(layer_seed, "dropout", epoch))

@@ -184,24 +184,6 @@ def test_a_trial_trained_again_alone_gives_the_same_curve(task, data):
     assert second.curve(3) == pytest.approx(first.curve(3), rel=1e-4)
 
 
-def test_an_interrupted_trial_goes_on(task, data):
-    """From its resume checkpoint a trial continues as if it had never stopped."""
-    task = dataclasses.replace(task, precision="64-true", checkpoint_interval_s=0.0)
-    whole = train(FusedTrainer(task, data), SPECS)
-    train(FusedTrainer(task, data), SPECS[:4], stops={3: 1, 0: 2})
-    for number, n_done in ((3, 1), (0, 2)):
-        path = f"{task.work_dir}/trials/{number:05d}/last.ckpt"
-        start_epoch = whole.reports[number][0].start_epoch
-        if number == 3:
-            start_epoch = 2
-        resumed = dataclasses.replace(SPECS[number], resume_from=path, start_epoch=start_epoch)
-        rest = train(FusedTrainer(task, data), [resumed])
-        assert [r.epoch for r in rest.reports[number]] == [*range(n_done + 1, N_EPOCHS + 1)]
-        if number == 0:
-            assert rest.curve(0) == pytest.approx(whole.curve(0)[3 * n_done :], rel=1e-7)
-            assert rest.results[0].best_epoch == whole.results[0].best_epoch
-
-
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
