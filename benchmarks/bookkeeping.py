@@ -100,8 +100,8 @@ def main() -> None:
               f"{1000 * rows[-1][2]:.0f} ms a trial more")  # fmt: skip
     cost = statistics.median(row[2] for row in rows)
     parts = ", ".join(f"{p} {version(p)}" for p in ("torch", "lightning", "optuna", "mlflow"))
-    print(f"{date.today()}, {os.cpu_count()} cores, {args.trials} trials x {args.epochs} epochs of "
-          f"digits, {parts}: median {1000 * cost:.0f} ms a trial")  # fmt: skip
+    print(f"{date.today()}, {os.cpu_count()} cores, {args.trials} trials x {args.epochs} epochs "
+          f"of digits, {parts}: median {1000 * cost:.0f} ms a trial")  # fmt: skip
 
 
 if __name__ == "__main__":

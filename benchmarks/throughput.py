@@ -11,6 +11,7 @@ processes), and the ratios stock / contender from this run.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -122,7 +123,7 @@ def useful_flops(configurations: list[dict[str, Any]], n_in: int) -> float:
     total = 0.0
     for configuration in configurations:
         widths = [n_in, *configuration["hidden"], 10]
-        weights = [a * b for a, b in zip(widths, widths[1:], strict=False)]
+        weights = [a * b for a, b in itertools.pairwise(widths)]
         total += 6 * sum(weights) - 2 * weights[0]
     return total
 

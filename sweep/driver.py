@@ -128,6 +128,8 @@ class Driver:
         for report in reports:
             if isinstance(report, WorkerReady | Notice):
                 records.append(report)
+                if isinstance(report, WorkerReady):
+                    self._ledger.note_data(report.dataset)
             elif isinstance(report, EpochReport):
                 self._note(report, records)
             else:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,10 +23,11 @@ from sqlalchemy.exc import SQLAlchemyError
 from sweep import sqlite
 from sweep.errors import NotFoundError, StoreError, must_be_one_of
 from sweep.redact import redacted
-from sweep.trial import Direction, TrialState
+from sweep.trial import DatasetInfo, Direction, TrialState
 
 HYPERPARAMETERS = "sweep:hyperparameters"
 RESULT = "sweep:result"
+DATA = "sweep:data"
 CARRIED = "sweep:carried"
 START_EPOCH = "sweep:start_epoch"
 CONFIG = "sweep:config"
@@ -98,6 +100,21 @@ class Ledger:
         set_attr = self._storage.set_study_user_attr
         set_attr(self._study_id, CONFIG, json.dumps(dict(config)))
         set_attr(self._study_id, SPACE, space_text)
+
+    @property
+    def data_arguments(self) -> dict[str, Any]:
+        """What the data decides of MLPClassifier: in_features, n_classes, mean and std."""
+        attrs = self._storage.get_study_user_attrs(self._study_id)
+        return dict(json.loads(attrs.get(DATA, "{}")))
+
+    def note_data(self, info: DatasetInfo) -> None:
+        """Keep what the data decides of a model."""
+        content = {
+            "in_features": math.prod(info.feature_shape), "n_classes": info.n_classes,
+            "input_mean": info.mean, "input_std": info.std,
+        }  # fmt: skip
+        if content != self.data_arguments:
+            self._storage.set_study_user_attr(self._study_id, DATA, json.dumps(content))
 
     def trials(self) -> list[LedgerTrial]:
         """All trials, by number."""

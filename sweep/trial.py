@@ -187,6 +187,10 @@ class DatasetInfo:
     n_classes: int
     n_train: int
     n_val: int
+    mean: float = 0.0
+    """Of the training values."""
+    std: float = 1.0
+    """Of the training values."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -121,6 +121,7 @@ def recipe_of(ledger: Ledger, trial: LedgerTrial, run_id: str | None) -> Recipe:
         trial=trial.number,
         run_id=run_id,
         score={k: v for k, v in metrics.items() if k != "epoch_s"},
+        data_arguments=ledger.data_arguments if module == DEFAULT_MODULE else {},
     )
 
 

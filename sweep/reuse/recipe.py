@@ -40,6 +40,8 @@ class Recipe:
     """MLflow run of the trial."""
     score: Mapping[str, float] = field(default_factory=dict)
     """What the trial reached on validation data."""
+    data_arguments: Mapping[str, Any] = field(default_factory=dict)
+    """What the data decides of MLPClassifier (in_features, ...); `sweep train` finds it itself."""
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -93,7 +95,7 @@ def as_lightning(recipe: Recipe) -> str:
     model: dict[str, Any] = {"class_path": recipe.module.replace(":", ".")}
     arguments = _plain(recipe)["model"]
     if recipe.module == DEFAULT_MODULE:
-        arguments |= {"seed": recipe.seed}
+        arguments |= {**recipe.data_arguments, "seed": recipe.seed}
         extra = {k: v for k, v in arguments.items() if k not in EXPLICIT_ARGUMENTS}
         arguments = {k: v for k, v in arguments.items() if k in EXPLICIT_ARGUMENTS}
         model |= {"dict_kwargs": extra} if extra else {}
@@ -115,7 +117,8 @@ def as_python(recipe: Recipe) -> str:
     """One line of Python that builds the module, untrained."""
     name = recipe.module.rpartition(":")[2]
     module = recipe.module.partition(":")[0]
-    arguments = ", ".join(f"{k}={v!r}" for k, v in recipe.model.items())
+    given = {**recipe.model, **recipe.data_arguments}
+    arguments = ", ".join(f"{k}={v!r}" for k, v in given.items())
     return f"from {module} import {name}; model = {name}({arguments})\n"
 
 
@@ -131,6 +134,7 @@ def _plain(recipe: Recipe) -> dict[str, Any]:
     content = {k: v for k, v in dataclasses.asdict(recipe).items() if v not in (None, {})}
     content["model"] = {k: list(v) if isinstance(v, tuple) else v for k, v in recipe.model.items()}
     content["score"] = dict(recipe.score)
+    content.pop("data_arguments", None)
     return content
 
 

@@ -14,6 +14,7 @@ Axes: n samples, B samples of a minibatch.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 from collections.abc import Iterator, Mapping
@@ -124,7 +125,9 @@ def load_search_data(name: str, data_dir: str | None, seed: int) -> SearchData:
     else:
         train, val = _catalog_train_val(name, data_dir, seed)
     mean, std = _mean_std(name, train.x)
-    return SearchData(train, val, mean, std, _info(name, data_dir, train, val, len(val)))
+    info = _info(name, data_dir, train, val, len(val))
+    info = dataclasses.replace(info, mean=mean, std=std)
+    return SearchData(train, val, mean, std, info)
 
 
 def load_final_data(name: str, data_dir: str | None, seed: int) -> FinalData:
@@ -143,7 +146,8 @@ def load_final_data(name: str, data_dir: str | None, seed: int) -> FinalData:
         test = _image_split(images.copy(), labels, datasets.CATALOG[name].max_value)
     both = Split(torch.cat([train.x, val.x]), torch.cat([train.y, val.y]))
     mean, std = _mean_std(name, both.x)
-    return FinalData(both, test, mean, std, _info(name, data_dir, both, test, 0))
+    info = _info(name, data_dir, both, test, 0)
+    return FinalData(both, test, mean, std, dataclasses.replace(info, mean=mean, std=std))
 
 
 class _EpochOrder:
