@@ -147,13 +147,18 @@ def _wait_for_end(pids: list[int]) -> None:
 def check(folder: Path, study: str, plan: Plan) -> list[str]:
     """Everything that Optuna, MLflow and the files must say of a finished study."""
     import optuna
-    from mlflow import MlflowClient
 
+    from sweep.tracking.uri import quiet
+
+    with quiet():  # MLflow warns of itself while it is loaded
+        from mlflow import MlflowClient
+
+        client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+        client.search_experiments(max_results=1)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     storage = optuna.storages.RDBStorage(f"sqlite:///{folder}/mlruns/optuna.db")
     trials = optuna.load_study(study_name=study, storage=storage).trials
     found = _check_trials(trials, plan)
-    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
     experiment = client.get_experiment_by_name(study)
     if experiment is None:
         return [*found, "MLflow has no experiment"]
