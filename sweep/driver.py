@@ -11,11 +11,13 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from sweep.config import RunConfig
+from sweep.endings import notice, now_ms, summary_of, told_of, verdict_of
 from sweep.errors import ConfigError, must_be_one_of
 from sweep.ledger import Ledger, LedgerTrial
 from sweep.proposals import Proposal, Proposals
@@ -89,6 +91,9 @@ class Driver:
         self._deadline = time.monotonic() + config.timeout_s if config.timeout_s else None
         self._failures_in_a_row: tuple[str, int] = ("", 0)
         self._closings: list[Callable[[], None]] = []
+        # Closing a trial takes 7 ms, for which a worker need not wait.
+        self._closer = ThreadPoolExecutor(1, thread_name_prefix="ledger")
+        self._pending: list[Future[None]] = []
         self.reason: EndReason = "done"
         self._is_stopping = False
         self.failure_message = ""
@@ -125,6 +130,8 @@ class Driver:
     def exchange(self, reports: Sequence[Report], n_free: int) -> Orders:
         """Take reports, decide, answer. Raises ConfigError for a metric that is not reported."""
         records: list[Record] = []
+        if self._pending and self._pending[-1].done():
+            self.settle()
         for report in reports:
             if isinstance(report, WorkerReady | Notice):
                 records.append(report)
@@ -174,8 +181,15 @@ class Driver:
         """
         self._listener.write(records)
         closings, self._closings = self._closings, []
-        for close in closings:
-            close()
+        self._pending += [self._closer.submit(close) for close in closings]
+        if self._is_last() and not self._running:
+            self.settle()
+
+    def settle(self) -> None:
+        """Wait until all ended trials are in the ledger. Raises what went wrong with it."""
+        pending, self._pending = self._pending, []
+        for closing in pending:
+            closing.result()
 
     def _is_last(self) -> bool:
         if self._is_stopping:
@@ -234,13 +248,13 @@ class Driver:
         trial = self._running.pop(result.number, None)
         if trial is None:
             return  # already ended, e.g. by its time limit
-        state, failure = _verdict(result, trial.stop)
+        state, failure = verdict_of(result, trial.stop)
         may_retry = trial.n_retries < MAX_RETRIES and not self._is_stopping
         if failure is not None and failure.kind in ("killed", "oom") and may_retry:
             trial.n_retries += 1
             trial.spec = self._from_checkpoint(trial.spec, trial.start_epoch)
             self._retries.append(trial)
-            records.append(_notice(f"trial {result.number} is tried again: {failure.message}"))
+            records.append(notice(f"trial {result.number} is tried again: {failure.message}"))
             return
         self._close(trial, result, state, failure, records)
 
@@ -260,32 +274,19 @@ class Driver:
             number, state, now_ms(), value, best_epoch, best_metrics, result.n_epochs,
             result.checkpoint, result.model_file, failure, dict(result.notes),
         )  # fmt: skip
-        attrs = self._proposals.tell(number, _told(state), value)
+        attrs = self._proposals.tell(number, told_of(state), value)
         curve = {epoch: m[metric] for epoch, m in trial.metrics.items()}
         is_scored = state in (TrialState.COMPLETE, TrialState.PRUNED)
         self._closings.append(
             functools.partial(
                 self._ledger.close_trial, number, state, value if is_scored else None, curve,
-                self._summary(record, trial), attrs,
+                summary_of(record, trial.name, trial.metrics), attrs,
             )
         )  # fmt: skip
         records.append(record)
         if state.is_finished:
             self._n_finished += 1
             self._count_failure(failure)
-
-    def _summary(self, record: TrialFinished, trial: _Running) -> dict[str, Any]:
-        failure = record.failure
-        return {
-            "name": trial.name,
-            "best_epoch": record.best_epoch,
-            "n_epochs": record.n_epochs,
-            "metrics": dict(record.best_metrics),
-            "seconds": round(sum(m.get("epoch_s", 0.0) for m in trial.metrics.values()), 4),
-            "checkpoint": record.checkpoint,
-            "failure": failure and {"kind": failure.kind, "message": failure.message},
-            **record.tags,
-        }
 
     def _count_failure(self, failure: Failure | None) -> None:
         if failure is None or failure.kind in ("nan", "timeout"):
@@ -364,30 +365,3 @@ class Driver:
 
     def _is_better(self, value: float, than: float) -> bool:
         return value > than if self._maximize else value < than
-
-
-def _verdict(result: TrialResult, stop: Stop | None) -> tuple[TrialState, Failure | None]:
-    """The state that a trial ends in: the trainer says what happened, the driver what it means."""
-    if result.outcome == "failed":
-        return TrialState.FAIL, result.failure or Failure("exception", "unknown failure")
-    if stop is None or result.outcome == "finished" or stop.reason == "converged":
-        return TrialState.COMPLETE, None
-    if stop.reason == "pruned":
-        return TrialState.PRUNED, None
-    if stop.reason == "timeout":
-        return TrialState.FAIL, Failure("timeout", "the trial took longer than --trial-timeout")
-    return TrialState.WAITING, None
-
-
-def _told(state: TrialState) -> TrialState:
-    """What the sampler hears: an interrupted trial taught it nothing."""
-    return TrialState.FAIL if state is TrialState.WAITING else state
-
-
-def _notice(message: str) -> Notice:
-    return Notice(now_ms(), message)
-
-
-def now_ms() -> int:
-    """Unix time in milliseconds."""
-    return time.time_ns() // 1_000_000

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -77,6 +78,9 @@ class Ledger:
             hint = must_be_one_of("study", name, known) if known else f"no study {name!r}"
             raise NotFoundError(f"{hint}: `sweep list` shows the studies there are") from None
         self._ids: dict[int, int] = {}
+        # Two threads that read and then write in one SQLite transaction each would make one of
+        # them fail at once, whatever the timeout.
+        self._writing = threading.Lock()
 
     @property
     def direction(self) -> Direction:
@@ -109,12 +113,13 @@ class Ledger:
 
     def note_data(self, info: DatasetInfo) -> None:
         """Keep what the data decides of a model."""
-        content = {
-            "in_features": math.prod(info.feature_shape), "n_classes": info.n_classes,
-            "input_mean": info.mean, "input_std": info.std,
-        }  # fmt: skip
-        if content != self.data_arguments:
-            self._storage.set_study_user_attr(self._study_id, DATA, json.dumps(content))
+        with self._writing:
+            content = {
+                "in_features": math.prod(info.feature_shape), "n_classes": info.n_classes,
+                "input_mean": info.mean, "input_std": info.std,
+            }  # fmt: skip
+            if content != self.data_arguments:
+                self._storage.set_study_user_attr(self._study_id, DATA, json.dumps(content))
 
     def trials(self) -> list[LedgerTrial]:
         """All trials, by number."""
@@ -124,18 +129,22 @@ class Ledger:
 
     def open_trial(self, number: int, frozen: FrozenTrial) -> None:
         """Record a RUNNING trial. Raises StoreError where its number is not the next one."""
-        trial_id = self._storage.create_new_trial(self._study_id, template_trial=frozen)
-        got = self._storage.get_trial_number_from_id(trial_id)
-        if got != number:
-            raise StoreError(
-                f"study {self.name!r} has another writer: trial {number} became {got}. "
-                "Let one `sweep run` at a time own a study"
-            )
-        self._ids[number] = trial_id
+        with self._writing:
+            trial_id = self._storage.create_new_trial(self._study_id, template_trial=frozen)
+            got = self._storage.get_trial_number_from_id(trial_id)
+            if got != number:
+                raise StoreError(
+                    f"study {self.name!r} has another writer: trial {number} became {got}. "
+                    "Let one `sweep run` at a time own a study"
+                )
+            self._ids[number] = trial_id
 
     def reopen_trial(self, number: int) -> None:
         """Set an interrupted (WAITING) trial RUNNING again; a RUNNING one stays as it is."""
-        self._storage.set_trial_state_values(self._ids[number], optuna.trial.TrialState.RUNNING)
+        with self._writing:
+            self._storage.set_trial_state_values(
+                self._ids[number], optuna.trial.TrialState.RUNNING
+            )
 
     def interrupt_trial(self, number: int) -> None:
         """Set a RUNNING trial, whose driver is gone, WAITING for the next one."""
@@ -152,7 +161,8 @@ class Ledger:
 
     def note_start_epoch(self, number: int, start_epoch: int) -> None:
         """Keep the population epoch that a trial first started in (0 where none is kept)."""
-        self._storage.set_trial_user_attr(self._ids[number], START_EPOCH, start_epoch)
+        with self._writing:
+            self._storage.set_trial_user_attr(self._ids[number], START_EPOCH, start_epoch)
 
     def close_trial(
         self,
@@ -164,14 +174,15 @@ class Ledger:
         system_attrs: Mapping[str, Any],
     ) -> None:
         """Record a trial's curve, result and final state (WAITING: interrupted, to go on)."""
-        trial_id, storage = self._ids[number], self._storage
-        for epoch, metric in curve.items():
-            storage.set_trial_intermediate_value(trial_id, epoch, metric)
-        for key, attr in system_attrs.items():
-            storage.set_trial_system_attr(trial_id, key, attr)
-        storage.set_trial_user_attr(trial_id, RESULT, dict(result))
-        values = None if value is None else [value]
-        storage.set_trial_state_values(trial_id, optuna.trial.TrialState[state], values)
+        with self._writing:
+            trial_id, storage = self._ids[number], self._storage
+            for epoch, metric in curve.items():
+                storage.set_trial_intermediate_value(trial_id, epoch, metric)
+            for key, attr in system_attrs.items():
+                storage.set_trial_system_attr(trial_id, key, attr)
+            storage.set_trial_user_attr(trial_id, RESULT, dict(result))
+            values = None if value is None else [value]
+            storage.set_trial_state_values(trial_id, optuna.trial.TrialState[state], values)
 
     def summary(self) -> StudySummary:
         """Counts, best trial and configuration."""

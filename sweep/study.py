@@ -16,7 +16,8 @@ from typing import Any
 
 from sweep import datasets, options
 from sweep.config import DEFAULT_MODULE, RunConfig, identity_changes, vocabulary
-from sweep.driver import Driver, EndReason, now_ms
+from sweep.driver import Driver, EndReason
+from sweep.endings import now_ms
 from sweep.errors import ConfigError, StudyFailedError
 from sweep.executors import make_executor
 from sweep.imports import collector_paused
@@ -131,6 +132,7 @@ def search(
             try:
                 with _stop_on_signals(driver):
                     executor.run(driver.exchange)
+                driver.settle()
                 outcome = _outcome(config, ledger, info, driver.reason)
                 listener.write([outcome.end])
             finally:

@@ -50,6 +50,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     (
         "sweep.trial",
         "sweep.trial_files",
+        "sweep.endings",
         "sweep.options",
         "sweep.errors",
         "sweep.idx",

@@ -20,10 +20,12 @@ from sweep.trial import (
     Failure,
     Notice,
     TrialFinished,
+    TrialResult,
     TrialSpec,
     TrialStarted,
     WorkerReady,
 )
+from sweep.trial_files import trial_folder, write_verdict
 
 Metrics = dict[str, float]
 
@@ -394,3 +396,42 @@ def test_scores_are_what_the_script_says(study: ScriptedStudy) -> None:
         spec = TrialSpec(trial.number, trial.hyperparameters, 0)
         assert trial.value is not None
         assert math.isclose(trial.value, score(spec))
+
+
+def test_a_verdict_that_nobody_heard_is_recorded_without_training(study: ScriptedStudy) -> None:
+    """A driver that dies at hand-over leaves a trained trial: the next one only records it."""
+    first = study.prepare(study.config(trials=2))
+    (spec,) = first.driver.exchange([], 1).start
+    folder = trial_folder(first.config.study_dir, spec.number)
+    reports = [
+        EpochReport(spec.number, epoch, {"train_loss": 1.0, "val_acc": acc}, 1_000 + epoch)
+        for epoch, acc in enumerate([0.2, 0.7, 0.6], start=1)
+    ]
+    write_verdict(folder, reports, TrialResult(spec.number, "finished", 3, best_epoch=2))
+    first.ledger.close()  # the driver is gone; nobody was told
+
+    second = study.prepare(study.config(trials=2))
+    second.driver.recall(second.config.study_dir)
+    trainer = ScriptedTrainer(rising, 1)
+    trainer.train(second.driver.exchange)
+    recorded, trained = second.trials
+    assert (recorded.number, recorded.value, recorded.result["best_epoch"]) == (0, 0.7, 2)
+    assert recorded.curve == {1: 0.2, 2: 0.7, 3: 0.6}
+    assert recorded.hyperparameters == spec.hyperparameters
+    assert trained.number == 1
+    told = [r.number for r in second.listener.records if isinstance(r, TrialStarted)]
+    assert told == [0, 1]
+
+
+def test_a_pruned_verdict_is_pruned(study: ScriptedStudy) -> None:
+    """The reason for which a trial was stopped is part of its verdict."""
+    first = study.prepare(study.config(trials=1))
+    (spec,) = first.driver.exchange([], 1).start
+    result = TrialResult(spec.number, "stopped", 1, best_epoch=1, notes={"sweep.stop": "pruned"})
+    report = EpochReport(spec.number, 1, {"train_loss": 1.0, "val_acc": 0.3}, 1_000)
+    write_verdict(trial_folder(first.config.study_dir, spec.number), [report], result)
+    first.ledger.close()
+
+    second = study.prepare(study.config(trials=1))
+    second.driver.recall(second.config.study_dir)
+    assert second.states() == ["PRUNED"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import traceback
 
 import torch
@@ -24,6 +25,8 @@ def not_finite(epoch: int, metric: str, value: float) -> Failure:
 def _kind(error: BaseException) -> FailureKind:
     is_memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
     if is_memory or (isinstance(error, RuntimeError) and "out of memory" in str(error).lower()):
+        return "oom"
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
         return "oom"
     if "alloc" in str(error).lower() and "DefaultCPUAllocator" in str(error):
         return "oom"

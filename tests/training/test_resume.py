@@ -569,6 +569,10 @@ LARGE = [
 ]
 
 
+ROOM_MB = 220
+"""For more than four of `LARGE` and less than eight: float64, 2.4 MB of weights each."""
+
+
 class Narrowing(Driver):
     """Three trials train for two epochs; then five more come, and memory is limited."""
 
@@ -594,12 +598,11 @@ def train_narrowing(task: Task, calls: Path, room_mb: int) -> None:
     calls.write_bytes(pickle.dumps(driver.calls))
 
 
-@pytest.mark.parametrize("room_mb", [220, 60])
-def test_out_of_memory_halves_the_population(tmp_path: Path, room_mb: int) -> None:
+def test_out_of_memory_halves_the_population(tmp_path: Path) -> None:
     """Where eight trials do not fit, four at a time go on: none lost, every curve as without.
 
-    Room is for more than four and less than eight of `LARGE` (float64, 2.4 MB of weights each),
-    or for so little that memory runs out in other places too.
+    Those that trained before go on from their resume state. (Far tighter, torch's lazy imports
+    fail in ways that no trainer can answer: the worker dies then, and is replaced.)
     """
     task = a_task(tmp_path, checkpoint_interval_s=0.0, precision="64-true", batch_size=512)
     task = dataclasses.replace(task, population=8)
@@ -607,9 +610,10 @@ def test_out_of_memory_halves_the_population(tmp_path: Path, room_mb: int) -> No
         import sys
         sys.path[:0] = {[str(HERE), str(HERE.parent)]!r}
         import test_resume
+        from test_resume import ROOM_MB
         from pathlib import Path
         from sweep.trial import Task
-        test_resume.train_narrowing({task!r}, Path({str(tmp_path / "calls")!r}), {room_mb})
+        test_resume.train_narrowing({task!r}, Path({str(tmp_path / "calls")!r}), ROOM_MB)
     """
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True
@@ -617,30 +621,24 @@ def test_out_of_memory_halves_the_population(tmp_path: Path, room_mb: int) -> No
     assert done.returncode == 0, done.stderr
     narrow = Driver(())
     narrow.calls = pickle.loads((tmp_path / "calls").read_bytes())
-    said = [n.message for n in narrow.of(Notice) if n.message.startswith("out of memory")]
-    assert said[0] == "out of memory with 8 trials at a time: going on with 4"
-    assert len(said) == 1 or room_mb < 220
-    results = {number: narrow.result(number) for number in range(8)}  # one each, none lost
-    finished = [n for n, result in results.items() if result.outcome == "finished"]
-    for failure in (results[n].failure for n in range(8) if n not in finished):
-        assert failure is not None  # not even alone: the driver tries it again
-        assert failure.kind == "oom"
-    assert room_mb < 220 or len(finished) == 8
-    starts = {n: narrow.epochs(n)[0].start_epoch for n in finished}
-    again = [dataclasses.replace(LARGE[n], start_epoch=starts[n]) for n in finished]
+    said = [n.message for n in narrow.of(Notice)]
+    assert said == ["out of memory with 8 trials at a time: going on with 4"]
+    starts = {n: narrow.epochs(n)[0].start_epoch for n in range(8)}
+    again = [dataclasses.replace(LARGE[n], start_epoch=starts[n]) for n in range(8)]
     roomy = dataclasses.replace(
         task, work_dir=task.work_dir + "/roomy", checkpoint_interval_s=3600
     )
     wide = train(FusedTrainer(roomy), again)
-    for number in finished:
+    for number in range(8):
+        assert narrow.result(number).outcome == "finished"
         first = {r.epoch: r for r in reversed(narrow.epochs(number))}
         for epoch, right in enumerate(wide.curve(number), start=1):
             ours = tuple(first[epoch].metrics[name] for name in METRICS)
             assert ours == pytest.approx(right, rel=1e-7)
-    if room_mb == 220:  # each epoch was trained once, by those that were interrupted too
-        replayed = [[r.epoch for r in narrow.epochs(n) if r.is_replay] for n in range(8)]
-        assert replayed == [[1, 2]] * 3 + [[]] * 5
-        assert all(len(narrow.epochs(n)) == N_EPOCHS + len(replayed[n]) for n in range(8))
+    # Each epoch was trained once, also by those that were interrupted.
+    replayed = [[r.epoch for r in narrow.epochs(n) if r.is_replay] for n in range(8)]
+    assert replayed == [[1, 2]] * 3 + [[]] * 5
+    assert all(len(narrow.epochs(n)) == N_EPOCHS + len(replayed[n]) for n in range(8))
 
 
 def test_a_killed_worker_is_replaced_by_a_smaller_one(tmp_path: Path) -> None:

@@ -1,0 +1,54 @@
+"""How a trial ends: the state that it is in, and what is kept of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from sweep.trial import Failure, Notice, Stop, TrialFinished, TrialResult, TrialState
+
+
+def summary_of(
+    record: TrialFinished, name: str, metrics: Mapping[int, Mapping[str, float]]
+) -> dict[str, Any]:
+    """What the ledger keeps of an ended trial beside its curve; `metrics` are by epoch."""
+    failure = record.failure
+    return {
+        "name": name,
+        "best_epoch": record.best_epoch,
+        "n_epochs": record.n_epochs,
+        "metrics": dict(record.best_metrics),
+        "seconds": round(sum(m.get("epoch_s", 0.0) for m in metrics.values()), 4),
+        "checkpoint": record.checkpoint,
+        "failure": failure and {"kind": failure.kind, "message": failure.message},
+        **record.tags,
+    }
+
+
+def verdict_of(result: TrialResult, stop: Stop | None) -> tuple[TrialState, Failure | None]:
+    """The state that a trial ends in: the trainer says what happened, the driver what it means."""
+    if result.outcome == "failed":
+        return TrialState.FAIL, result.failure or Failure("exception", "unknown failure")
+    if stop is None or result.outcome == "finished" or stop.reason == "converged":
+        return TrialState.COMPLETE, None
+    if stop.reason == "pruned":
+        return TrialState.PRUNED, None
+    if stop.reason == "timeout":
+        return TrialState.FAIL, Failure("timeout", "the trial took longer than --trial-timeout")
+    return TrialState.WAITING, None
+
+
+def told_of(state: TrialState) -> TrialState:
+    """What the sampler hears: an interrupted trial taught it nothing."""
+    return TrialState.FAIL if state is TrialState.WAITING else state
+
+
+def notice(message: str) -> Notice:
+    """A line for the user, now."""
+    return Notice(now_ms(), message)
+
+
+def now_ms() -> int:
+    """Unix time in milliseconds."""
+    return time.time_ns() // 1_000_000
