@@ -145,11 +145,15 @@ def search_with(
     log_file = config.study_dir / "sweep.log"
 
     def deliver_first(ledger: Ledger) -> None:
-        is_done = sum(t.state.is_finished for t in ledger.trials()) >= config.trials
+        states = {t.number: t.state for t in ledger.trials()}
+        is_done = sum(state.is_finished for state in states.values()) >= config.trials
         with contextlib.nullcontext() if is_done else contextlib.suppress(UndeliveredError):
             deliver_pending(
                 config.tracking_uri, config.study_dir, log_file, log_model=config.log_models
             )
+        if is_done and not ledger.is_settled:  # killed after its last trial
+            reconcile_runs(config.tracking_uri, config.study_name, states, fix=True)
+            ledger.settle(True)
 
     def reconcile(ledger: Ledger) -> None:
         if tracker.warning is not None:

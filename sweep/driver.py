@@ -157,9 +157,10 @@ class Driver:
         records: list[Record] = []
         waiting, self._planned = self._planned, collections.deque()
         for planned in waiting:
-            number = planned.number
-            folder = trial_folder(study_dir, number) if number is not None else None
-            verdict = read_verdict(folder) if folder is not None else None
+            number, verdict = planned.number, None
+            if number is not None:
+                spec = self._spec(number, planned.hyperparameters)
+                verdict = read_verdict(trial_folder(study_dir, number), spec)
             if number is None or verdict is None:
                 self._planned.append(planned)
                 continue
@@ -334,17 +335,18 @@ class Driver:
             return None
         self._ledger.open_trial(number, proposal.frozen)
         self._next_number += 1
-        seed = derive_seed(self._config.seed, "init", number)
-        return self._start(TrialSpec(number, proposal.hyperparameters, seed), proposal, records)
+        return self._start(self._spec(number, proposal.hyperparameters), proposal, records)
 
     def _adopt(self, planned: _Planned, number: int, records: list[Record]) -> TrialSpec:
         """An interrupted trial under its own number, from its checkpoint where it has one."""
         proposal = self._proposals.adopt(number, planned.hyperparameters, planned.params)
         self._ledger.reopen_trial(number)
-        seed = derive_seed(self._config.seed, "init", number)
-        spec = TrialSpec(number, proposal.hyperparameters, seed)
+        spec = self._spec(number, proposal.hyperparameters)
         spec = self._from_checkpoint(spec, planned.start_epoch)
         return self._start(spec, proposal, records)
+
+    def _spec(self, number: int, hyperparameters: Mapping[str, Any]) -> TrialSpec:
+        return TrialSpec(number, hyperparameters, derive_seed(self._config.seed, "init", number))
 
     def _from_checkpoint(self, spec: TrialSpec, start_epoch: int | None) -> TrialSpec:
         kept = resume_point(trial_folder(self._config.study_dir, spec.number))

@@ -28,6 +28,7 @@ from sweep.trial import DatasetInfo, Direction, TrialState
 
 HYPERPARAMETERS = "sweep:hyperparameters"
 RESULT = "sweep:result"
+SETTLED = "sweep:settled"
 DATA = "sweep:data"
 CARRIED = "sweep:carried"
 START_EPOCH = "sweep:start_epoch"
@@ -104,6 +105,17 @@ class Ledger:
         set_attr = self._storage.set_study_user_attr
         set_attr(self._study_id, CONFIG, json.dumps(dict(config)))
         set_attr(self._study_id, SPACE, space_text)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the last driver came to its end and delivered everything."""
+        attrs = self._storage.get_study_user_attrs(self._study_id)
+        return bool(attrs.get(SETTLED, True))
+
+    def settle(self, is_settled: bool) -> None:
+        """Note that a driver begins (False), or that all it did is delivered (True)."""
+        with self._writing:
+            self._storage.set_study_user_attr(self._study_id, SETTLED, is_settled)
 
     @property
     def data_arguments(self) -> dict[str, Any]:

@@ -122,6 +122,7 @@ def search(
                 extras.before_open(ledger)
                 if info.n_done >= config.trials:
                     return _outcome(config, ledger, info, "done")
+                ledger.settle(False)
                 listener.open(info)
             if trials:
                 extras.after_open(ledger)
@@ -138,6 +139,7 @@ def search(
             finally:
                 executor.kill()
                 listener.close()
+            ledger.settle(True)
             extras.after_close(ledger)
             _raise_if_failed(outcome, driver)
             return outcome
