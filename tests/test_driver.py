@@ -407,7 +407,8 @@ def test_a_verdict_that_nobody_heard_is_recorded_without_training(study: Scripte
         EpochReport(spec.number, epoch, {"train_loss": 1.0, "val_acc": acc}, 1_000 + epoch)
         for epoch, acc in enumerate([0.2, 0.7, 0.6], start=1)
     ]
-    write_verdict(folder, reports, TrialResult(spec.number, "finished", 3, best_epoch=2))
+    result = TrialResult(spec.number, "finished", 3, best_epoch=2)
+    write_verdict(folder, reports, result, spec)
     first.ledger.close()  # the driver is gone; nobody was told
 
     second = study.prepare(study.config(trials=2))
@@ -429,7 +430,7 @@ def test_a_pruned_verdict_is_pruned(study: ScriptedStudy) -> None:
     (spec,) = first.driver.exchange([], 1).start
     result = TrialResult(spec.number, "stopped", 1, best_epoch=1, notes={"sweep.stop": "pruned"})
     report = EpochReport(spec.number, 1, {"train_loss": 1.0, "val_acc": 0.3}, 1_000)
-    write_verdict(trial_folder(first.config.study_dir, spec.number), [report], result)
+    write_verdict(trial_folder(first.config.study_dir, spec.number), [report], result, spec)
     first.ledger.close()
 
     second = study.prepare(study.config(trials=1))

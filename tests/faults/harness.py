@@ -34,7 +34,7 @@ class Plan:
     epochs: int = 4
     population: str = "auto"
     flags: tuple[str, ...] = ("--sampler", "random", "--checkpoint-interval", "0.2")
-    span_s: float = 12.0
+    span_s: float = 8.0
     """Kills fall into the first so many seconds of a run: start-up, training, hand-over, end."""
 
 
