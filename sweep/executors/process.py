@@ -185,9 +185,6 @@ def _start(task: Task) -> _Worker:
 def _environment(task: Task) -> dict[str, str]:
     env = dict(os.environ)
     package_root = str(Path(__file__).resolve().parents[2])
-    # Threads that spin while they wait take the core from those they wait for: with the driver or
-    # anything else on it, an epoch took three to ten times as long.
-    env.setdefault("OMP_WAIT_POLICY", "passive")
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [package_root, env.get("PYTHONPATH")]))
     if task.n_threads:  # before torch is loaded, so that its pools have this size
         env["OMP_NUM_THREADS"] = str(task.n_threads)

@@ -28,6 +28,7 @@ from sweep.training.population import Population, Samples
 from sweep.training.quiet import hush_lightning, quiet_trainer
 from sweep.training.resuming import Keeper, conclude, now_ms
 from sweep.training.runs import Run, open_run
+from sweep.training.threads import ThreadTuner
 from sweep.trial import (
     Exchange,
     Failure,
@@ -48,10 +49,6 @@ MEMORY_SHARE = 0.5
 """Of the free memory: layouts are copied when trials change, and others use the device too."""
 UNKNOWN_MEMORY = 4 << 30
 """Bytes taken to be free where the system does not say (not Linux, not CUDA)."""
-SMALL_FEATURES = 256
-"""With no more features than this one thread trains: products are too small to share. Digits, 32
-slots: 0.25 ms a model-step on one thread, 0.20 on two of a quiet machine, 0.35 where threads
-sleep while they wait, and more than 2 where they spin and another process wants the core."""
 IDLE_S = 0.01
 
 
@@ -133,11 +130,15 @@ class FusedTrainer:
         Where memory runs out, half as many trials go on at a time, each from its last
         checkpoint (or its beginning); a trial for which there is no room alone fails.
         """
-        if self._task.n_threads is not None:
-            torch.set_num_threads(self._task.n_threads)
+        n_threads = torch.get_num_threads()
+        try:
+            torch.set_num_threads(self._task.n_threads or n_threads)
+            self._train(exchange)
+        finally:
+            torch.set_num_threads(n_threads)
+
+    def _train(self, exchange: Exchange) -> None:
         data = self._data() if callable(self._data) else self._data
-        if data.train.x[0].numel() <= SMALL_FEATURES:
-            torch.set_num_threads(1)
         populations = Populations(self._task, data, exchange)
         while True:
             try:
@@ -193,6 +194,7 @@ class Populations(lightning.LightningModule):
             data.train.x, data.train.y, data.val.x, data.val.y,
             data.mean, data.std, data.info.n_classes,
         )  # fmt: skip
+        self._tuner = ThreadTuner(torch.get_num_threads() if self.device.type == "cpu" else 1)
         self._size = self._n_slots or population_size(self._task, self._samples, self.device)
         self._reports = self._reports or [ready(self._task, data, self._size)]
         self._settle({})
@@ -301,6 +303,7 @@ class Populations(lightning.LightningModule):
             self._samples, run.batch_size, self._task.epochs, self._order,
             wanted or 0, DTYPES[_precision(self._task)],
         )  # fmt: skip
+        population.before_step = self._tuner.step
         self._populations.append(population)
         return population
 

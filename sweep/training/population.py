@@ -80,6 +80,10 @@ class Scores:
     val_acc: float
 
 
+def _nothing() -> None:
+    """What is done before a step unless somebody wants more."""
+
+
 class Population:
     """Trials that see the same minibatches of `batch_size`.
 
@@ -92,7 +96,7 @@ class Population:
         dtype: Of weights and activations.
 
     `tuned_for` is the device type that buckets and batches are chosen for; results do not
-    depend on it.
+    depend on it. `before_step` is called before every minibatch.
     """
 
     def __init__(
@@ -108,6 +112,7 @@ class Population:
         self.epoch = epoch
         self.tuned_for = samples.x.device.type
         self.members: list[Member] = []
+        self.before_step: Callable[[], None] = _nothing
         self._order, self._dtype, self._device = order, dtype, samples.x.device
         self._x, self._x_val = samples.x.flatten(1), samples.x_val.flatten(1)
         self._eye = torch.eye(samples.n_classes, dtype=dtype, device=self._device)
@@ -138,6 +143,7 @@ class Population:
         self._loss_sum.zero_()
         self._stack.start_epoch([m.epoch for m in self.members])
         for step, start in enumerate(self._starts):
+            self.before_step()
             index = order[start : start + self.batch_size]
             at = self._stack.buffers(len(index), is_training=True)
             self._load(at, self._x.index_select(0, index))

@@ -13,6 +13,7 @@ import lightning
 import torch
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
+from sweep.config import DEFAULT_MODULE
 from sweep.errors import DiskError
 from sweep.imports import import_object
 from sweep.training.data import Batches, SearchData, load_search_data
@@ -30,6 +31,7 @@ from sweep.training.resuming import (
     seed_everything,
     unusable,
 )
+from sweep.training.threads import SMALL_FEATURES
 from sweep.trial import Exchange, Notice, Report, Task, TrialSpec
 
 EVALUATION_BATCH = 4096
@@ -49,6 +51,9 @@ class PlainTrainer:
         import_object(task.module, "--module")  # a wrong name is said before the first trial
         self._task = task
         self._data = data or load_search_data(task.data, task.data_dir, task.seed)
+        n_features = self._data.train.x[0].numel()
+        if task.module == DEFAULT_MODULE and n_features <= SMALL_FEATURES:
+            torch.set_num_threads(1)
         self._is_on_device = False
         self._keeper = Keeper(task.checkpoint_interval_s)
 
