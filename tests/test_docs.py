@@ -1,0 +1,70 @@
+"""What the documents say is true: links lead somewhere, commands exist, examples run."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from searches import sweep
+
+from sweep.cli.main import COMMANDS
+from sweep.errors import SweepError
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+HOW_TO = (ROOT / "docs" / "how-to.md").read_text()
+
+
+def blocks(text: str, language: str) -> list[str]:
+    """Fenced blocks of one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    """Every relative link of a page names a file of the project."""
+    targets = re.findall(r"\]\(([^)#]+)", page.read_text())
+    missing = [t for t in targets if "://" not in t and not (page.parent / t).exists()]
+    assert not missing
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_a_line_in_the_readme(command: str) -> None:
+    """The table of commands is complete."""
+    assert f"| `sweep {command}` |" in (ROOT / "README.md").read_text()
+
+
+def test_the_readme_lists_every_exit_code() -> None:
+    """Each code of the error tree is explained."""
+    classes, codes = [SweepError], set()
+    while classes:
+        current = classes.pop()
+        codes.add(current.exit_code)
+        classes += current.__subclasses__()
+    readme = (ROOT / "README.md").read_text()
+    assert [code for code in sorted(codes) if f"\n| {code} |" not in readme] == []
+
+
+def test_the_architecture_names_every_room() -> None:
+    """Each module at the top of the package has its line in the table of rooms."""
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    rooms = [p for p in (ROOT / "sweep").iterdir() if not p.name.startswith("_")]
+    names = [p.name + "/" * p.is_dir() for p in rooms if p.is_dir() or p.suffix == ".py"]
+    assert [name for name in sorted(names) if f"`{name}`" not in text] == []
+
+
+@pytest.mark.timeout(240)
+def test_the_how_to_for_modules_and_data_of_ones_own_works(tmp_path: Path) -> None:
+    """The examples are saved under the names they give, and their commands run as printed."""
+    for text in blocks(HOW_TO, "python"):
+        name = re.match(r"# (\w+\.py)\n", text)
+        assert name
+        (tmp_path / name[1]).write_text(text)
+    (tmp_path / "cnn.yaml").write_text(blocks(HOW_TO, "yaml")[0])
+    commands = re.findall(r"^sweep (run --(?:module|data) .*)$", HOW_TO, re.MULTILINE)
+    assert len(commands) == 2
+    for command in commands:
+        done = sweep(tmp_path, *command.split(), timeout=200)
+        assert done.returncode == 0, done.stderr
+        assert "5 of 5 trials" in done.stdout
