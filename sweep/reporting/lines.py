@@ -103,9 +103,12 @@ class LineDisplay:
                 self._lines.put(format_line([("notice", record.message)]))
             elif isinstance(record, TrialFinished) and trial is not None:
                 self._lines.put(format_line(finished_pairs(self._progress, trial, record)))
-            elif isinstance(record, EpochReport) and trial is not None:
-                if self._verbosity > 0 and not record.is_replay:
-                    self._lines.put(format_line(epoch_pairs(self._progress, trial, record)))
+            elif isinstance(record, EpochReport) and trial is not None and self._tells(record):
+                self._lines.put(format_line(epoch_pairs(self._progress, trial, record)))
+
+    def _tells(self, record: EpochReport) -> bool:
+        """With -v, every epoch once: a replay was told when it was trained."""
+        return self._verbosity > 0 and not record.is_replay
 
     def close(self) -> None:
         """Write what is still queued. Further calls do nothing."""
