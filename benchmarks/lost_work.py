@@ -26,7 +26,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=6)
     parser.add_argument("--interval", type=float, default=2.0)
-    parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--epochs", type=int, default=120)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     rng = random.Random(args.seed)
@@ -52,6 +52,8 @@ def measure(folder: Path, after_s: float, args: argparse.Namespace) -> tuple[int
         while "state=RUNNING" not in log.read_text() and process.poll() is None:
             time.sleep(0.05)
         time.sleep(after_s)
+        if process.poll() is not None:
+            raise SystemExit("the search ended before it could be killed: ask for more --epochs")
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     reached = max((epoch_of(line) for line in log.read_text().splitlines()), default=0)
