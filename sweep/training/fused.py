@@ -24,11 +24,12 @@ from sweep.errors import ConfigError, must_be_one_of
 from sweep.training.data import SearchData, epoch_order, load_search_data
 from sweep.training.devices import lightning_devices, ready
 from sweep.training.failures import classify
-from sweep.training.population import Population, Samples
+from sweep.training.lanes import Lanes
+from sweep.training.population import Population, Samples, Scores
+from sweep.training.products import fastest_linear
 from sweep.training.quiet import hush_lightning, quiet_trainer
 from sweep.training.resuming import Keeper, conclude, now_ms
 from sweep.training.runs import Run, open_run
-from sweep.training.threads import ThreadTuner
 from sweep.trial import (
     Exchange,
     Failure,
@@ -178,9 +179,9 @@ class Populations(lightning.LightningModule):
         self._reports: list[Report] = []
         """Not handed over yet; they outlive an exception in the midst of an epoch's end."""
         self._running: dict[int, Run] = {}
-        self._populations: list[Population] = []
         self._is_last = False
-        self._epoch_began_s = 0.0
+        self._scored: list[tuple[Population, dict[int, Scores]]] = []
+        self._epoch_s = 0.0
         self._keeper = Keeper(task.checkpoint_interval_s)
 
     def configure_optimizers(self) -> list[Any]:
@@ -194,10 +195,14 @@ class Populations(lightning.LightningModule):
             data.train.x, data.train.y, data.val.x, data.val.y,
             data.mean, data.std, data.info.n_classes,
         )  # fmt: skip
-        self._tuner = ThreadTuner(torch.get_num_threads() if self.device.type == "cpu" else 1)
+        n_threads = 1
+        if self.device.type == "cpu":
+            n_threads = torch.get_num_threads()
+            fastest_linear()  # now: it should be measured before anything competes
+        self._lanes = Lanes(self._new_population, n_threads)
         self._size = self._n_slots or population_size(self._task, self._samples, self.device)
         self._reports = self._reports or [ready(self._task, data, self._size)]
-        self._settle({})
+        self._settle()
 
     def halved(self, failure: Failure) -> Populations:
         """Half as many slots, with the trials of these populations still to be trained.
@@ -219,42 +224,34 @@ class Populations(lightning.LightningModule):
         smaller._reports = [*self._reports, Notice(now_ms(), said)]
         return smaller
 
-    @torch.no_grad()
     def training_step(self, batch: Tensor, batch_idx: int) -> None:
         """One epoch of every population."""
-        for population in self._populations:
-            population.train_epoch()
-
-    def on_train_epoch_start(self) -> None:
-        """Start the clock."""
-        self._epoch_began_s = time.perf_counter()
+        began_s = time.perf_counter()
+        self._scored = self._lanes.train_epoch()
+        self._epoch_s = time.perf_counter() - began_s
 
     @torch.no_grad()
     def on_train_epoch_end(self) -> None:
         """Report the epoch, then do as ordered."""
-        leaving: dict[Population, set[int]] = {}
-        scored = [(population, population.evaluate()) for population in self._populations]
-        epoch_s = time.perf_counter() - self._epoch_began_s
-        for population, scores in scored:
+        for population, scores in self._scored:
             improved = [n for n, score in scores.items() if self._running[n].take(score)]
             population.keep_best(improved)
             for number, score in scores.items():
                 run = self._running[number]
                 if run.failure is not None:
-                    self._reports += self._finish(number, leaving, "failed")
+                    self._reports += self._finish(number, "failed")
                     continue
-                self._reports.append(run.report(score, epoch_s))
+                self._reports.append(run.report(score, self._epoch_s))
                 if run.is_trained:
-                    self._reports += self._finish(number, leaving, "finished")
+                    self._reports += self._finish(number, "finished")
         if self._running and self._keeper.is_due:
             # All at one boundary: resumed together, they make one population again.
             runs = self._running.values()
             self._reports += self._keeper.keep([run.write_resume_state for run in runs])
-        self._settle(leaving)
+        self._settle()
 
-    def _settle(self, leaving: dict[Population, set[int]]) -> None:
+    def _settle(self) -> None:
         """Exchange until no order is left to answer; then change the populations, once each."""
-        joining: dict[Population, list[Any]] = {}
         while True:
             n_busy = len(self._running) + len(self._backlog)
             orders = self._exchange(tuple(self._reports), max(0, self._size - n_busy))
@@ -263,22 +260,18 @@ class Populations(lightning.LightningModule):
             self._backlog.extend(orders.start)
             for stop in orders.stop:
                 if stop.number in self._running:
-                    newcomer = self._drop_newcomer(stop.number, joining)
-                    self._reports += self._finish(
-                        stop.number, leaving, "stopped", stop.reason, newcomer
-                    )
+                    self._reports += self._finish(stop.number, "stopped", stop.reason)
             while self._backlog and len(self._running) < self._size:
-                self._reports += self._start(self._backlog.popleft(), joining)
+                self._reports += self._start(self._backlog.popleft())
             if not self._reports and (self._running or self._is_last):
                 break
             if not self._reports and not orders.start:
                 time.sleep(IDLE_S)
-        for population in {*leaving, *joining}:
-            population.change(leaving.get(population, ()), joining.get(population, ()))
-        self._populations = [p for p in self._populations if p.members]
+        for number, population in self._lanes.change().items():
+            self._running[number].population = population
         self.trainer.should_stop = not self._running
 
-    def _start(self, spec: TrialSpec, joining: dict[Population, list[Any]]) -> list[Report]:
+    def _start(self, spec: TrialSpec) -> list[Report]:
         """Give a trial its place; a faulty one is reported instead."""
         try:
             run = open_run(spec, self._task, self._data)
@@ -288,46 +281,22 @@ class Populations(lightning.LightningModule):
         if run.is_trained:
             return [*run.first_reports, run.close("finished", "", self._data.info.feature_shape)]
         self._running[spec.number] = run
-        population = self._population_for(run)
-        run.join(population)
-        joining.setdefault(population, []).append(run.member)
+        run.join(self._lanes.place(run.member, run.batch_size, run.wanted_epoch))
         return run.first_reports
 
-    def _population_for(self, run: Run) -> Population:
-        """One with the run's minibatch size that is, or can be, at the run's epoch."""
-        wanted = run.wanted_epoch
-        for population in self._populations:
-            if population.batch_size == run.batch_size and wanted in (None, population.epoch):
-                return population
-        population = Population(
-            self._samples, run.batch_size, self._task.epochs, self._order,
-            wanted or 0, DTYPES[_precision(self._task)],
+    def _new_population(self, batch_size: int, epoch: int) -> Population:
+        return Population(
+            self._samples, batch_size, self._task.epochs, self._order, epoch,
+            DTYPES[_precision(self._task)],
         )  # fmt: skip
-        population.before_step = self._tuner.step
-        self._populations.append(population)
-        return population
 
-    def _drop_newcomer(self, number: int, joining: dict[Population, list[Any]]) -> bool:
-        """Forget a trial that was started and stopped at the same boundary."""
-        for members in joining.values():
-            for member in members:
-                if member.recipe.number == number:
-                    members.remove(member)
-                    return True
-        return False
-
-    def _finish(
-        self, number: int, leaving: dict[Population, set[int]], outcome: str,
-        reason: str = "", is_newcomer: bool = False,
-    ) -> list[Report]:  # fmt: skip
+    def _finish(self, number: int, outcome: str, reason: str = "") -> list[Report]:
         """The trial's last word, after what is to be kept is kept. Raises DiskError."""
         run = self._running[number]
         said = self._keeper.keep([run.write_resume_state]) if reason == "interrupted" else []
         said.append(run.close(outcome, reason, self._data.info.feature_shape))
         del self._running[number]  # not before: where memory runs out, it is not lost
-        if not is_newcomer:
-            assert run.population is not None
-            leaving.setdefault(run.population, set()).add(number)
+        self._lanes.leave(number)
         return said
 
     def _order(self, epoch: int) -> Tensor:

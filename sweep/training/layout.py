@@ -89,6 +89,19 @@ class Layout:
         """Layer 1 of all trials: (R, columns); column F is the bias, the rest are zero."""
         return flat[: self.n_rows * self.n_columns].view(self.n_rows, self.n_columns)
 
+    def first_segments(self) -> list[tuple[str, int, int]]:
+        """(activation, begin, end) of the rows of layer 1 that have one; those of linear
+        classifiers have none."""
+        segments: list[tuple[str, int, int]] = []
+        for bucket in self.buckets:
+            for part in bucket.segments if bucket.widths else ():
+                begin = self.row_starts[bucket.start + part.start]
+                end = self.row_starts[bucket.start + part.stop]
+                if segments and segments[-1][::2] == (part.activation, begin):
+                    begin = segments.pop()[1]
+                segments.append((part.activation, begin, end))
+        return segments
+
     def deeper(self, flat: Tensor, bucket: Bucket) -> list[Tensor]:
         """The layers after the first, each (n, H_out, H_in + 1); the last column is the bias."""
         return [

@@ -89,41 +89,56 @@ class Adam(Rule):
     def update(self, at: Slices, lr: float, is_first: bool) -> None:
         """One fused pass."""
         kernel = torch._fused_adamw_ if self.is_decoupled else torch._fused_adam_
-        _adam(kernel, self, at, lr, at.steps)
-
-
-@final
-@dataclass
-class FastRMSprop(Rule):
-    """`torch.optim.RMSprop` without momentum and centring, as the Adam it then is.
-
-    Adam with beta1 = 0, beta2 = alpha and no bias correction (a step count without end) is
-    RMSprop term by term, and takes one pass over memory where the written-out form takes several.
-    """
-
-    alpha: float = 0.99
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    n_states: int = field(default=2, init=False)
-    _steps: Tensors = field(default_factory=list, init=False)
-
-    @property
-    def betas(self) -> tuple[float, float]:
-        """(0, alpha)."""
-        return (0.0, self.alpha)
-
-    def update(self, at: Slices, lr: float, is_first: bool) -> None:
-        """One fused pass; the state "exp_avg" holds the last gradient."""
-        if len(self._steps) != len(at.params) or self._steps[0].device != at.params[0].device:
-            endless = torch.full_like(at.steps[0], _ENDLESS_STEP)
-            self._steps = [endless] * len(at.params)
-        _adam(torch._fused_adam_, self, at, lr, self._steps)
+        moments = (at.grads, at.states[0], at.states[1])
+        _adam(kernel, at.params, moments, at.steps, lr=lr, beta1=self.betas[0],
+              beta2=self.betas[1], eps=self.eps, weight_decay=self.weight_decay)  # fmt: skip
 
 
 @final
 @dataclass
 class RMSprop(Rule):
-    """`torch.optim.RMSprop` written out: momentum and centring have no fused kernel."""
+    """`torch.optim.RMSprop` without centring, as the Adam that it is.
+
+    Adam with beta1 = 0, beta2 = alpha and no bias correction (a step count without end) is
+    RMSprop term by term; its first moment is the gradient, whose own memory stands for it. With
+    momentum, the buffer b is what that Adam updates: decoupled decay by 1 - momentum and learning
+    rate -1 make it b = momentum b + g / (sqrt(v) + eps). One or two passes over memory where the
+    written-out form takes seven (benchmarks/NOTES.md).
+    """
+
+    alpha: float = 0.99
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    momentum: float = 0.0
+    n_states: int = field(init=False)
+    _steps: Tensors = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        self.n_states = 1 + int(self.momentum != 0.0)
+
+    def update(self, at: Slices, lr: float, is_first: bool) -> None:
+        """One fused pass, and with momentum one addition."""
+        if len(self._steps) != len(at.params) or self._steps[0].device != at.params[0].device:
+            endless = torch.full_like(at.steps[0], _ENDLESS_STEP)
+            self._steps = [endless] * len(at.params)
+        scales = {"beta1": 0.0, "beta2": self.alpha, "eps": self.eps}
+        if not self.momentum:
+            moments = (at.grads, at.grads, at.states[0])
+            _adam(torch._fused_adam_, at.params, moments, self._steps, lr=lr,
+                  weight_decay=self.weight_decay, **scales)  # fmt: skip
+            return
+        if self.weight_decay:
+            torch._foreach_add_(at.grads, at.params, alpha=self.weight_decay)
+        squares, buffers = at.states
+        _adam(torch._fused_adamw_, buffers, (at.grads, at.grads, squares), self._steps, lr=-1.0,
+              weight_decay=self.momentum - 1.0, **scales)  # fmt: skip
+        torch._foreach_add_(at.params, buffers, alpha=-lr)
+
+
+@final
+@dataclass
+class WrittenOutRMSprop(Rule):
+    """`torch.optim.RMSprop` with centring, or without decay of the squares (alpha = 1)."""
 
     alpha: float = 0.99
     eps: float = 1e-8
@@ -133,7 +148,7 @@ class RMSprop(Rule):
     n_states: int = field(default=3, init=False)
 
     def update(self, at: Slices, lr: float, is_first: bool) -> None:
-        """Several passes over memory: 0.1 ms a step more than fused (benchmarks/NOTES.md)."""
+        """Several passes over memory."""
         squares, buffers, means = at.states
         if self.weight_decay:
             torch._foreach_add_(at.grads, at.params, alpha=self.weight_decay)
@@ -163,11 +178,9 @@ def make_rule(optimizer: str, arguments: Mapping[str, Any]) -> Rule:
     given = {name: value for name, value in arguments.items() if name != "lr"}
     if optimizer == "RMSprop":
         # alpha = 1 never decays: beta2 ** step would be 1 and the correction a division by 0.
-        is_plain = not given.get("momentum") and not given.get("centered")
-        if is_plain and given.get("alpha", 0.99) < 1.0:
-            plain = {k: v for k, v in given.items() if k not in ("momentum", "centered")}
-            return FastRMSprop(**plain)
-        return RMSprop(**given)
+        if given.get("centered") or given.get("alpha", 0.99) >= 1.0:
+            return WrittenOutRMSprop(**given)
+        return RMSprop(**{k: v for k, v in given.items() if k != "centered"})
     if optimizer == "AdamW":
         return Adam(is_decoupled=True, **{"weight_decay": 1e-2, **given})
     return {"SGD": SGD, "Adam": Adam}[optimizer](**given)  # type: ignore[no-any-return]
@@ -212,19 +225,9 @@ def _one_cycle(max_lr: float, step: int, total: int) -> float:
     return end + (start - end) / 2.0 * (1.0 + math.cos(math.pi * share))
 
 
-def _adam(kernel: Any, rule: Adam | FastRMSprop, at: Slices, lr: float, steps: Tensors) -> None:
-    kernel(
-        at.params,
-        at.grads,
-        at.states[0],
-        at.states[1],
-        [],
-        steps,
-        lr=lr,
-        beta1=rule.betas[0],
-        beta2=rule.betas[1],
-        weight_decay=rule.weight_decay,
-        eps=rule.eps,
-        amsgrad=False,
-        maximize=False,
-    )
+def _adam(
+    kernel: Any, params: Tensors, moments: tuple[Tensors, Tensors, Tensors], steps: Tensors,
+    **scalars: float,
+) -> None:  # fmt: skip
+    """`moments`: the gradients, and their first and second moments."""
+    kernel(params, *moments, [], steps, amsgrad=False, maximize=False, **scalars)

@@ -6,7 +6,6 @@ value back from the device inside an epoch; `evaluate` does, once.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -15,12 +14,15 @@ from torch import Tensor
 
 from sweep.training.layout import Layout, Shape, transfer
 from sweep.training.optimizers import Rule, Slices, clip, learning_rates
+from sweep.training.products import product
 from sweep.training.stack import Buffers, Dropout, Stack
 
 Linears = list[tuple[Tensor, Tensor]]
 """(weight (H_out, H_in), bias (H_out)) of each layer."""
 VALIDATION_BATCH = {"cpu": 512, "other": 4096}
 """Samples that are validated at a time: large products, bounded memory."""
+VALUES_AT_ONCE = {"cpu": 160_000, "other": 1 << 62}
+"""Gradients of layer 1 made before the optimizer takes them: what fits a core's cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,7 @@ class Scores:
     val_acc: float
 
 
-def _nothing() -> None:
+def nothing() -> None:
     """What is done before a step unless somebody wants more."""
 
 
@@ -112,7 +114,7 @@ class Population:
         self.epoch = epoch
         self.tuned_for = samples.x.device.type
         self.members: list[Member] = []
-        self.before_step: Callable[[], None] = _nothing
+        self.before_step: Callable[[], None] = nothing
         self._order, self._dtype, self._device = order, dtype, samples.x.device
         self._x, self._x_val = samples.x.flatten(1), samples.x_val.flatten(1)
         self._eye = torch.eye(samples.n_classes, dtype=dtype, device=self._device)
@@ -208,6 +210,13 @@ class Population:
             for values in self._values[2 : 2 + rule.n_states]
         ]
 
+    def save(self, member: Member) -> None:
+        """Give a trial that is to leave its weights and optimizer state to take along."""
+        number = member.recipe.number
+        member.initial = _copies(self.weights(number))
+        member.best = _copies(self.best_weights(number))
+        member.states = [_copies(linears) for linears in self.states(number)]
+
     def _arrange(self, members: Sequence[Member], joining: set[int]) -> None:
         """Lay out anew: what stays is copied on the device, what joins is written."""
         old, old_values, old_position = (
@@ -251,18 +260,13 @@ class Population:
             [float(m.epoch * len(self._starts)) for m in self.members], device=self._device,
             dtype=torch.float32,
         )  # fmt: skip
-        self._first_grads: Tensor | None = layout.first(grads)
-        if self.tuned_for == "cpu":
-            # A trial's first layer is differentiated and used up while it is in the cache;
-            # writing all gradients to memory first makes the optimizer wait for it.
-            self._first_grads = None
-            n_most = max(b - a for a, b in itertools.pairwise(layout.row_starts))
-            scratch = grads.new_empty(n_most, layout.n_columns)
+        # A trial's first layer is differentiated and used up while it is in the cache; writing
+        # all gradients to memory first would make the optimizer wait for it.
+        most = VALUES_AT_ONCE.get(self.tuned_for, VALUES_AT_ONCE["other"]) // layout.n_columns
+        self._blocks = _blocks(layout.row_starts, most)
         self._slices = []
         for k, member in enumerate(self.members):
             own = layout.chunks(grads, k)
-            if self._first_grads is None:
-                own[0] = scratch[: len(own[0])]
             buffers = self._values[2 : 2 + member.recipe.rule.n_states]
             states = tuple(layout.chunks(values, k) for values in buffers)
             params = layout.chunks(self._values[0], k)
@@ -281,22 +285,37 @@ class Population:
 
     def _update(self, at: Buffers, rates: Sequence[float], is_first: bool) -> None:
         self._steps += 1.0
-        if self._first_grads is not None:
-            torch.mm(at.d, at.x, out=self._first_grads)
         starts = self._layout.row_starts
-        for k, (member, slices) in enumerate(zip(self.members, self._slices, strict=True)):
-            if self._first_grads is None:
-                torch.mm(at.d[starts[k] : starts[k + 1]], at.x, out=slices.grads[0])
-            recipe = member.recipe
-            if recipe.clip_norm is not None:
-                clip(slices.grads, recipe.clip_norm)
-            recipe.rule.update(slices, rates[k], is_first and member.epoch == 0)
+        for start, stop in self._blocks:
+            grads = product(at.d[starts[start] : starts[stop]], at.x_t)
+            sizes = [starts[k + 1] - starts[k] for k in range(start, stop)]
+            owns = grads.split_with_sizes(sizes)
+            for k, own in zip(range(start, stop), owns, strict=True):
+                recipe, slices = self.members[k].recipe, self._slices[k]
+                slices.grads[0] = own
+                if recipe.clip_norm is not None:
+                    clip(slices.grads, recipe.clip_norm)
+                recipe.rule.update(slices, rates[k], is_first and self.members[k].epoch == 0)
+
+
+def _blocks(row_starts: Sequence[int], most: int) -> list[tuple[int, int]]:
+    """Ranges of trials with at most `most` rows together, or one trial each."""
+    blocks, start = [], 0
+    for k in range(1, len(row_starts)):
+        if k + 1 == len(row_starts) or row_starts[k + 1] - row_starts[start] > most:
+            blocks.append((start, k))
+            start = k
+    return blocks
 
 
 def _cross_entropies(log_p: Tensor, y: Tensor) -> Tensor:
     """Summed over the samples: (N,) of log probabilities (N, C, B) and classes (B,)."""
     picked = log_p.gather(1, y.expand(len(log_p), 1, -1))
     return picked.sum((1, 2)).neg_()
+
+
+def _copies(linears: Linears) -> Linears:
+    return [(weight.clone(), bias.clone()) for weight, bias in linears]
 
 
 def _initial(member: Member, which: int) -> Linears:
