@@ -264,6 +264,7 @@ class Population:
         # all gradients to memory first would make the optimizer wait for it.
         most = VALUES_AT_ONCE.get(self.tuned_for, VALUES_AT_ONCE["other"]) // layout.n_columns
         self._blocks = _blocks(layout.row_starts, most)
+        self._nothing = grads.new_empty(0)
         self._slices = []
         for k, member in enumerate(self.members):
             own = layout.chunks(grads, k)
@@ -287,15 +288,16 @@ class Population:
         self._steps += 1.0
         starts = self._layout.row_starts
         for start, stop in self._blocks:
-            grads = product(at.d[starts[start] : starts[stop]], at.x_t)
             sizes = [starts[k + 1] - starts[k] for k in range(start, stop)]
-            owns = grads.split_with_sizes(sizes)
-            for k, own in zip(range(start, stop), owns, strict=True):
+            grads = product(at.d[starts[start] : starts[stop]], at.x_t).split_with_sizes(sizes)
+            for k, own in zip(range(start, stop), grads, strict=True):
                 recipe, slices = self.members[k].recipe, self._slices[k]
                 slices.grads[0] = own
                 if recipe.clip_norm is not None:
                     clip(slices.grads, recipe.clip_norm)
                 recipe.rule.update(slices, rates[k], is_first and self.members[k].epoch == 0)
+                slices.grads[0] = self._nothing
+            del grads, own  # the next block is to find their memory in the cache
 
 
 def _blocks(row_starts: Sequence[int], most: int) -> list[tuple[int, int]]:
