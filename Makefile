@@ -27,6 +27,7 @@ bench: $(VENV)/run ## Run the benchmarks (half an hour; results on the screen)
 	$(BIN)/python benchmarks/bare_step.py
 	$(BIN)/python benchmarks/bookkeeping.py
 	$(BIN)/python benchmarks/tracking_cost.py
+	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/scaling.py
 
 soak: $(VENV)/test ## Kill searches at 200 random instants (an hour)

@@ -47,6 +47,7 @@ def main() -> None:
         listeners=[clock], trials=len(configurations), epochs=args.epochs, data=args.data,
         data_dir=args.data_dir, batch_size=args.batch_size, threads=args.threads,
         space="ours.yaml", population=args.population, baseline=False, study="ours",
+        checkpoint_interval_s=args.checkpoint_interval,
     )  # fmt: skip
     ended = time.perf_counter()
     print(json.dumps({"import_s": clock.ready_at - BEGAN, "work_s": ended - clock.ready_at,
@@ -77,6 +78,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--population", default="auto")
+    parser.add_argument("--checkpoint-interval", type=float, default=30.0, help="seconds")
     return parser.parse_args()
 
 

@@ -62,6 +62,13 @@ def export_model(path: str | Path, model: nn.Module, feature_shape: tuple[int, .
     return str(path)
 
 
+def prepare_export(model: MLPClassifier, feature_shape: tuple[int, ...]) -> None:
+    """Do now what the first `export_model` of a model like this one would take long for."""
+    model.eval()
+    if _key(model, feature_shape) not in _programs:
+        saved_bytes(_export_mlp(model, feature_shape), torch.export.save)
+
+
 def _export(model: nn.Module, feature_shape: tuple[int, ...]) -> ExportedProgram:
     like = next(model.parameters())
     # Two rows: with one the batch dimension would be specialised to 1.
@@ -77,16 +84,21 @@ def _export_mlp(model: MLPClassifier, feature_shape: tuple[int, ...]) -> Exporte
 
     Tracing takes 75 ms; putting other weights into a traced program 1.5 ms.
     """
-    like = next(model.parameters())
-    key = (
-        len(model.hidden), model.hparams["activation"], model.hparams["dropout"] > 0.0,
-        feature_shape, model.input_mean, model.input_std, like.dtype, like.device,
-    )  # fmt: skip
+    key = _key(model, feature_shape)
     if key not in _programs:
         _programs[key] = _export(model, feature_shape)
     elif not _put_weights(_programs[key], model):
         return _export(model, feature_shape)
     return _programs[key]
+
+
+def _key(model: MLPClassifier, feature_shape: tuple[int, ...]) -> Hashable:
+    """What MLPs have in common that share a traced program."""
+    like = next(model.parameters())
+    return (
+        len(model.hidden), model.hparams["activation"], model.hparams["dropout"] > 0.0,
+        feature_shape, model.input_mean, model.input_std, like.dtype, like.device,
+    )  # fmt: skip
 
 
 _programs: dict[Hashable, ExportedProgram] = {}

@@ -8,6 +8,7 @@ device. Device, precision and their plug-ins are Lightning's as usual.
 from __future__ import annotations
 
 import collections
+import contextlib
 import gc
 import time
 from collections.abc import Callable, Iterator
@@ -227,7 +228,7 @@ class Populations(lightning.LightningModule):
     def training_step(self, batch: Tensor, batch_idx: int) -> None:
         """One epoch of every population."""
         began_s = time.perf_counter()
-        self._scored = self._lanes.train_epoch()
+        self._scored = self._lanes.train_epoch(self._prepare)
         self._epoch_s = time.perf_counter() - began_s
 
     @torch.no_grad()
@@ -249,6 +250,12 @@ class Populations(lightning.LightningModule):
             runs = self._running.values()
             self._reports += self._keeper.keep([run.write_resume_state for run in runs])
         self._settle()
+
+    def _prepare(self) -> None:
+        """Traced programs for what will be exported: torch takes its time for the first."""
+        for run in self._running.values():
+            with contextlib.suppress(Exception):  # what is wrong comes up when it is exported
+                run.prepare(self._data.info.feature_shape)
 
     def _settle(self) -> None:
         """Exchange until no order is left to answer; then change the populations, once each."""

@@ -83,13 +83,19 @@ class Lanes:
         self._share_threads()
         return moved
 
-    def train_epoch(self) -> list[tuple[Population, dict[int, Scores]]]:
-        """Train and validate every population; what one raises is raised when all are through."""
+    def train_epoch(
+        self, meanwhile: Callable[[], None]
+    ) -> list[tuple[Population, dict[int, Scores]]]:
+        """Train and validate every population; what one raises is raised when all are through.
+
+        `meanwhile` is called while they train, unless there is only one lane.
+        """
         if self._n_lanes == 1 or len(self._populations) == 1:
             return [(p, _train(p, None)) for p in self._populations]
         n_threads = max(1, self._n_threads // len(self._populations))
         longest_first = sorted(self._populations, key=self._cost, reverse=True)
         jobs = [self._pool.submit(_train, p, n_threads) for p in longest_first]
+        meanwhile()
         wait(jobs)
         return [(p, job.result()) for p, job in zip(longest_first, jobs, strict=True)]
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from sweep.config import DEFAULT_MODULE
-from sweep.training.checkpoints import export_model, write_checkpoint
+from sweep.training.checkpoints import export_model, prepare_export, write_checkpoint
 from sweep.training.data import SearchData
 from sweep.training.failures import not_finite
 from sweep.training.layout import Shape
@@ -139,6 +139,10 @@ class Run:
             return False
         self._best_value, self.best_epoch = value, self.epoch
         return True
+
+    def prepare(self, feature_shape: tuple[int, ...]) -> None:
+        """Do some of the work of `close` while others train."""
+        prepare_export(self._model, feature_shape)
 
     def close(self, outcome: Any, reason: str, feature_shape: tuple[int, ...]) -> TrialResult:
         """Write what is to be kept; the trial's last word. Raises DiskError."""

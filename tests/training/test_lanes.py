@@ -11,7 +11,7 @@ import torch
 from sweep.training.lanes import Lanes
 from sweep.training.layout import Shape
 from sweep.training.optimizers import make_rule
-from sweep.training.population import Member, Population, Recipe, Samples, Scores
+from sweep.training.population import Member, Population, Recipe, Samples, Scores, nothing
 
 N_FEATURES, N_CLASSES, N_EPOCHS, BATCH = 6, 3, 8, 8
 
@@ -53,7 +53,7 @@ def _member(number: int, hidden: Sequence[int] = (16,)) -> Member:
 def _curves(lanes: Lanes, n_epochs: int) -> dict[int, list[Scores]]:
     curves: dict[int, list[Scores]] = {}
     for _ in range(n_epochs):
-        for _, scores in lanes.train_epoch():
+        for _, scores in lanes.train_epoch(nothing):
             for number, score in scores.items():
                 curves.setdefault(number, []).append(score)
     return curves
@@ -123,4 +123,4 @@ def test_what_a_lane_raises_is_raised() -> None:
     broken = next(p for p in lanes.populations if p.has(1))
     broken.before_step = lambda: (_ for _ in ()).throw(MemoryError("no room"))
     with pytest.raises(MemoryError, match="no room"):
-        lanes.train_epoch()
+        lanes.train_epoch(nothing)
