@@ -268,6 +268,7 @@ def _study_info(config: RunConfig, space: Space, trials: Sequence[LedgerTrial]) 
         tags=provenance(),
         n_done=sum(t.state.is_finished for t in trials),
         best_value=best.value if best else None,
+        best_number=best.number if best else None,
     )
 
 

@@ -229,6 +229,8 @@ class StudyInfo:
     """Trials that were already finished when the study was opened (a continued study)."""
     best_value: float | None = None
     """Best objective among those, or None."""
+    best_number: int | None = None
+    """The trial that has it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,6 +54,9 @@ def test_a_search_and_its_continuation() -> None:
     assert listener.is_closed
     again = run(trials=5)
     assert (again.n_new, again.study.n_done) == (2, 3)
+    assert outcome.best is not None
+    best = (again.study.best_number, again.study.best_value)
+    assert best == (outcome.best.number, outcome.best.value)
     done = RecordingListener()
     assert run(done, trials=5).n_new == 0
     assert done.study is None, "nothing to do: nobody has to be told"

@@ -55,8 +55,8 @@ class Progress:
         self.running: dict[int, TrialProgress] = {}
         self.counts: Counter[TrialState] = Counter()
         self.best_value = study.best_value
-        self.best_number: int | None = None
-        self.best_name = ""
+        self.best_number = study.best_number
+        self.best_name = "" if study.best_number is None else f"trial {study.best_number}"
         self.worker: WorkerReady | None = None
         self._clock = clock
         self._opened_s = clock()

@@ -72,9 +72,11 @@ def test_best_follows_the_direction(direction, best):
 
 
 def test_a_continued_study_keeps_its_best():
-    """The best of earlier sessions stands until it is beaten, its trial unknown."""
-    first, second = lines_of([finished(7, 0.97), finished(8, 0.99)], n_done=7, best_value=0.98)
-    assert parse_line(first)["best"] == "0.98@-"
+    """The best of earlier sessions and its trial stand until they are beaten."""
+    first, second = lines_of(
+        [finished(7, 0.97), finished(8, 0.99)], n_done=7, best_value=0.98, best_number=4
+    )
+    assert parse_line(first)["best"] == "0.98@4"
     assert parse_line(second)["best"] == "0.99@8"
 
 

@@ -65,6 +65,12 @@ def test_the_frame_says_what_is_running_and_what_is_best():
     assert lines[5].split() == ["t013", "Adam", "lr=1.2e-3", "256-64", "4/10", "0.9333", "▁▃▆█"]
 
 
+def test_a_continued_study_shows_its_best():
+    """Before a trial is better, the best line names the trial of an earlier session."""
+    lines = picture([], n_done=12, best_value=0.97, best_number=4)
+    assert lines[1] == "best val_acc 0.9700  trial 4"
+
+
 @pytest.mark.parametrize("width", [12, 24, 39, 40, 60, 80, 120, 200])
 @pytest.mark.parametrize("height", [3, 8, 24, 60])
 def test_the_frame_fits_any_terminal(width, height):
