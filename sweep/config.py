@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from sweep import options, parsers
+from sweep import options, parsers, sqlite
 from sweep.datasets import dataset_names
 from sweep.errors import ConfigError, must_be_one_of
 from sweep.trial import Direction
@@ -314,11 +314,21 @@ def _cross_check(config: RunConfig) -> list[str]:
         faults.append(must_be_one_of("--metric", config.metric, MLP_METRICS))
     if config.executor == "inline" and config.workers > 1:
         faults.append("--executor inline runs in this process: --workers must be 1")
+    if _same_database(config.storage, config.tracking_uri):
+        faults.append(
+            "--storage and --tracking-uri name one database: Optuna and MLflow need one each"
+        )
     if not parsers.STUDY_NAME.fullmatch(config.study_name):
         faults.append(
             f"{config.study_name!r} cannot be a study's name: give one with --study NAME"
         )
     return faults
+
+
+def _same_database(storage: str, tracking_uri: str) -> bool:
+    """Whether both would make tables in one place, where they trip over each other's names."""
+    path = sqlite.path_of(storage)
+    return storage == tracking_uri or (path is not None and path == sqlite.path_of(tracking_uri))
 
 
 def vocabulary(config: RunConfig) -> tuple[str, ...] | None:

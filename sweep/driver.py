@@ -7,6 +7,7 @@ retries, and which configuration takes a free slot.
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import time
@@ -18,7 +19,7 @@ from typing import Any, Literal, cast
 
 from sweep.config import RunConfig
 from sweep.endings import notice, now_ms, summary_of, told_of, verdict_of
-from sweep.errors import ConfigError, must_be_one_of
+from sweep.errors import ConfigError, SweepError, must_be_one_of
 from sweep.ledger import Ledger, LedgerTrial
 from sweep.proposals import Proposal, Proposals
 from sweep.space import run_name
@@ -191,6 +192,12 @@ class Driver:
         pending, self._pending = self._pending, []
         for closing in pending:
             closing.result()
+
+    def abandon(self) -> None:
+        """The search broke off: close in the ledger what can be closed at once."""
+        with contextlib.suppress(SweepError):
+            self.settle()
+        self._closer.shutdown(wait=False, cancel_futures=True)
 
     def _is_last(self) -> bool:
         if self._is_stopping:

@@ -19,9 +19,10 @@ The numbers are exit codes; a class without a number has its parent's.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from difflib import get_close_matches
-from typing import ClassVar
+from typing import ClassVar, Self
 
 
 class SweepError(Exception):
@@ -76,6 +77,14 @@ class StudyLockedError(SweepError):
     """Another live driver owns the study."""
 
     exit_code = 5
+
+    @classmethod
+    def by(cls, study: str, who: str = "", since_s: float | None = None) -> Self:
+        """The error that names the owner, where it is known, and since when (Unix time)."""
+        owner = who or "another process"
+        if since_s is not None:
+            owner += time.strftime(" since %Y-%m-%d %H:%M:%S", time.localtime(since_s))
+        return cls(f"study {study!r} is being run by {owner}: wait for it, or choose --study NAME")
 
 
 class StudyFailedError(SweepError):

@@ -7,23 +7,21 @@ short visits instead of one commit for each parameter.
 
 from __future__ import annotations
 
+import contextlib
 import json
-import logging
 import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import optuna
-from optuna.storages import BaseStorage, RDBStorage
+from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
-from sqlalchemy.exc import SQLAlchemyError
 
-from sweep import sqlite
 from sweep.errors import NotFoundError, StoreError, must_be_one_of
-from sweep.redact import redacted
+from sweep.storage import close_storage, open_storage
 from sweep.trial import DatasetInfo, Direction, TrialState
 
 HYPERPARAMETERS = "sweep:hyperparameters"
@@ -79,6 +77,8 @@ class Ledger:
             hint = must_be_one_of("study", name, known) if known else f"no study {name!r}"
             raise NotFoundError(f"{hint}: `sweep list` shows the studies there are") from None
         self._ids: dict[int, int] = {}
+        self.confirm: Callable[[], object] = lambda: None
+        """Called before a trial is opened: raises where this driver is the owner no more."""
         # Two threads that read and then write in one SQLite transaction each would make one of
         # them fail at once, whatever the timeout.
         self._writing = threading.Lock()
@@ -140,7 +140,11 @@ class Ledger:
         return [_from_frozen(t) for t in sorted(frozen, key=lambda t: t.number)]
 
     def open_trial(self, number: int, frozen: FrozenTrial) -> None:
-        """Record a RUNNING trial. Raises StoreError where its number is not the next one."""
+        """Record a RUNNING trial. Raises StoreError where its number is not the next one.
+
+        Raises StudyLockedError where `confirm` does.
+        """
+        self.confirm()
         with self._writing:
             trial_id = self._storage.create_new_trial(self._study_id, template_trial=frozen)
             got = self._storage.get_trial_number_from_id(trial_id)
@@ -202,37 +206,13 @@ class Ledger:
 
     def close(self) -> None:
         """Let go of the connection."""
-        if isinstance(self._storage, RDBStorage):
-            self._storage.engine.dispose()
-            sqlite.settle(str(self._storage.url))
-
-
-def open_storage(url: str, *, create: bool = False) -> BaseStorage:
-    """The Optuna storage behind `url`.
-
-    Raises StoreError where it cannot be reached, and NotFoundError where a sqlite file does not
-    exist and `create` is false: reading must not leave an empty store behind.
-    """
-    optuna.logging.disable_default_handler()
-    optuna.logging.set_verbosity(logging.WARNING)
-    path = sqlite.path_of(url)
-    if path is not None:
-        if not create and not path.exists():
-            raise NotFoundError(f"no studies here yet ({path} does not exist): try `sweep run`")
-        sqlite.check(url)
-        sqlite.listen(url)
-    try:
-        return RDBStorage(url)
-    except (SQLAlchemyError, ImportError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise StoreError(
-            redacted(f"the Optuna storage {url} cannot be opened: {reason}. Check --storage")
-        ) from error
+        close_storage(self._storage, settle=True)
 
 
 def open_study(url: str, name: str) -> Ledger:
     """An existing study. Raises NotFoundError or StoreError."""
-    return Ledger(open_storage(url), name)
+    with _closed_on_errors(open_storage(url)) as storage:
+        return Ledger(storage, name)
 
 
 def create_study(url: str, name: str, direction: Direction) -> tuple[Ledger, bool]:
@@ -241,21 +221,21 @@ def create_study(url: str, name: str, direction: Direction) -> tuple[Ledger, boo
     A study of ours without a trial is an attempt that came to nothing (its tracking server was
     away, say): it is made anew, so that its settings bind nobody.
     """
-    storage = open_storage(url, create=True)
-    try:
-        study_id = storage.get_study_id_from_name(name)
-        is_new = False
-        attrs = storage.get_study_user_attrs(study_id)
-        is_ours = CONFIG in attrs and CARRIED not in attrs
-        if is_ours and not storage.get_all_trials(study_id, deepcopy=False):
-            storage.delete_study(study_id)
-            raise KeyError(name)
-    except KeyError:
-        optuna.create_study(storage=storage, study_name=name, direction=direction)
-        is_new = True
-    except SQLAlchemyError as error:
-        raise StoreError(redacted(f"the Optuna storage {url} cannot be read: {error}")) from error
-    return Ledger(storage, name), is_new
+    with _closed_on_errors(open_storage(url, create=True)) as storage:
+        try:
+            study_id = storage.get_study_id_from_name(name)
+            is_new = False
+            attrs = storage.get_study_user_attrs(study_id)
+            is_ours = CONFIG in attrs and CARRIED not in attrs
+            if is_ours and not storage.get_all_trials(study_id, deepcopy=False):
+                storage.delete_study(study_id)
+                raise KeyError(name)
+        except KeyError:
+            is_up = direction == "maximize"
+            towards = StudyDirection.MAXIMIZE if is_up else StudyDirection.MINIMIZE
+            storage.create_new_study([towards], name)
+            is_new = True
+        return Ledger(storage, name), is_new
 
 
 def list_studies(url: str) -> list[StudySummary]:
@@ -264,8 +244,20 @@ def list_studies(url: str) -> list[StudySummary]:
         storage = open_storage(url)
     except NotFoundError:
         return []
-    names = sorted(study.study_name for study in storage.get_all_studies())
-    return [Ledger(storage, name).summary() for name in names]
+    try:
+        names = sorted(study.study_name for study in storage.get_all_studies())
+        return [Ledger(storage, name).summary() for name in names]
+    finally:
+        close_storage(storage)
+
+
+@contextlib.contextmanager
+def _closed_on_errors(storage: BaseStorage) -> Iterator[BaseStorage]:
+    try:
+        yield storage
+    except BaseException:
+        close_storage(storage)
+        raise
 
 
 def best_trial(trials: Sequence[LedgerTrial], direction: Direction) -> LedgerTrial | None:

@@ -18,16 +18,16 @@ from sweep import datasets, options
 from sweep.config import DEFAULT_MODULE, RunConfig, identity_changes, vocabulary
 from sweep.driver import Driver, EndReason
 from sweep.endings import now_ms
-from sweep.errors import ConfigError, StudyFailedError
+from sweep.errors import ConfigError, StudyFailedError, SweepError
 from sweep.executors import make_executor
 from sweep.imports import collector_paused
 from sweep.ledger import Ledger, LedgerTrial, best_trial, create_study
 from sweep.proposals import Proposals
 from sweep.provenance import provenance
-from sweep.recovery import store_lock, study_lock
+from sweep.recovery import lock_folder, owned_study, store_lock
 from sweep.redact import redacted
 from sweep.space import Space, canonical_key, parse_space
-from sweep.trial import Listener, Record, StudyFinished, StudyInfo, Task, TrialState
+from sweep.trial import Executor, Listener, Record, StudyFinished, StudyInfo, Task, TrialState
 from sweep.warmstart import as_history, differences
 
 VOLATILE = ("storage", "study")
@@ -107,14 +107,16 @@ def search(
     """
     datasets.prepare(config.data, config.data_dir)
     listener = Listeners(listeners)
-    with study_lock(config.study_dir, config.study_name):
+    work_dir = Path(config.work_dir)
+    with owned_study(work_dir, config.study_name, config.storage) as confirm:
         executor = make_executor(config.executor, config.workers)
         ledger: Ledger | None = None
         try:
             executor.warm_up(make_task(config))
             proposals = _proposals(config, space)  # a wrong sampler is said before a store is made
-            with store_lock(Path(config.work_dir)):
+            with store_lock(lock_folder(work_dir, config.storage)):
                 ledger = _open_ledger(config, space)
+                ledger.confirm = confirm
                 if extras.carried and not ledger.carried():
                     ledger.carry(extras.carried)
                 trials = ledger.trials()
@@ -124,21 +126,18 @@ def search(
                     return _outcome(config, ledger, info, "done")
                 ledger.settle(False)
                 listener.open(info)
-            if trials:
-                extras.after_open(ledger)
             driver = Driver(config, ledger, proposals, listener)
-            proposals.remember(as_history(space, ledger.carried()))
-            driver.plan(trials, first_configurations(config, space), extras.again)
-            driver.recall(config.study_dir)
-            try:
+            with _closing(executor, driver, listener):
+                if trials:
+                    extras.after_open(ledger)
+                proposals.remember(as_history(space, ledger.carried()))
+                driver.plan(trials, first_configurations(config, space), extras.again)
+                driver.recall(config.study_dir)
                 with _stop_on_signals(driver):
                     executor.run(driver.exchange)
                 driver.settle()
                 outcome = _outcome(config, ledger, info, driver.reason)
                 listener.write([outcome.end])
-            finally:
-                executor.kill()
-                listener.close()
             ledger.settle(True)
             extras.after_close(ledger)
             _raise_if_failed(outcome, driver)
@@ -147,6 +146,21 @@ def search(
             executor.kill()
             if ledger is not None:
                 ledger.close()
+
+
+@contextlib.contextmanager
+def _closing(executor: Executor, driver: Driver, listener: Listener) -> Iterator[None]:
+    """End workers and listeners after the block; what goes wrong first is what is raised."""
+    try:
+        yield
+    except BaseException:
+        executor.kill()
+        driver.abandon()
+        with contextlib.suppress(SweepError):
+            listener.close()
+        raise
+    executor.kill()
+    listener.close()
 
 
 def make_task(config: RunConfig) -> Task:
@@ -204,11 +218,13 @@ def _reference_params(config: RunConfig, space: Space) -> Mapping[str, Any] | No
 
 
 def stored_config(config: RunConfig) -> dict[str, Any]:
-    """The configuration as it is kept with the study: plain values, no credentials."""
+    """The configuration as it is kept with the study: plain values, no credentials.
+
+    A tracking URI that had some says `***` in their place: who goes on with the study is asked
+    for them, instead of being given another MLflow store.
+    """
     values = {k: v for k, v in dataclasses.asdict(config).items() if k not in VOLATILE}
-    if redacted(config.tracking_uri) != config.tracking_uri:
-        del values["tracking_uri"]
-    return values
+    return values | {"tracking_uri": redacted(config.tracking_uri)}
 
 
 def baseline_value(config: RunConfig, trials: Sequence[LedgerTrial]) -> float | None:

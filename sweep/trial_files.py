@@ -17,6 +17,7 @@ import hashlib
 import json
 import math
 import os
+import stat
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -61,7 +62,7 @@ def write_verdict(
     }
     text = json.dumps(body, sort_keys=True, allow_nan=False)
     sealed = json.dumps({"checksum": _checksum(text), "body": text})
-    replace_file(folder / VERDICT, sealed.encode())
+    replace_file(folder / VERDICT, sealed.encode(), mode=0o600)
 
 
 def read_verdict(
@@ -112,16 +113,35 @@ def is_whole_checkpoint(path: str | Path) -> bool:
         return False
 
 
-def replace_file(path: Path, content: bytes | bytearray) -> None:
+def make_private_folder(folder: Path) -> None:
+    """Make `folder`, which nobody but the user may enter; one that is there stays as it is.
+
+    The folder above it, where that is missing, is open to those to whom the next one is. Raises
+    OSError.
+    """
+    if folder.is_dir():
+        return
+    above = folder.parent
+    if not above.is_dir():
+        above.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            above.mkdir()
+            above.chmod(stat.S_IMODE(above.parent.stat().st_mode))
+    folder.mkdir(0o700, exist_ok=True)
+
+
+def replace_file(path: Path, content: bytes | bytearray, *, mode: int = 0o666) -> None:
     """Write aside, flush to the disk, rename: a file of that name is always whole.
 
     Raises DiskError where there is no space or no permission; what was there before stays.
+    `mode`: who may read and write it, less what the umask takes.
     """
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with aside.open("wb") as file:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+            with os.fdopen(os.open(aside, flags, mode), "wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())

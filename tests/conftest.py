@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import postgres as servers
 import pytest
+from searches import Call
+
+from sweep.cli.main import main
 
 
 @pytest.fixture
@@ -21,6 +26,34 @@ def mnist_dir() -> Path:
     if not (folder / "train-images-idx3-ubyte.gz").is_file():
         pytest.skip("no MNIST here: name a folder with its four files in SWEEP_TEST_MNIST")
     return folder
+
+
+@pytest.fixture
+def call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Call:
+    """Run `sweep` in this process, in an empty folder: (exit code, output, lines of error)."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("MLFLOW_TRACKING_URI", "SWEEP_DATA_DIR", "SWEEP_STORAGE"):
+        monkeypatch.delenv(name, raising=False)
+
+    def run(*arguments: object) -> tuple[int, str, list[str]]:
+        monkeypatch.setattr(sys, "argv", ["sweep", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        said = capsys.readouterr()
+        return int(caught.value.code or 0), said.out, said.err.splitlines()
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[servers.Postgres]:
+    """One PostgreSQL server for all tests; who stops it starts it again."""
+    if why := servers.missing():
+        pytest.skip(why)
+    with servers.running() as server:
+        yield server
 
 
 class QuietHandler(SimpleHTTPRequestHandler):

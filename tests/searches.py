@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,8 @@ class ScriptedStudy:
         return search
 
 
+Call = Callable[..., tuple[int, str, list[str]]]
+"""Runs `sweep` in this process: (exit code, output, lines of error)."""
 SWEEP = [sys.executable, "-c", "from sweep.cli import main; main()"]
 
 
@@ -117,12 +120,14 @@ def sweep(
     )
 
 
-def start_sweep(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+def start_sweep(
+    folder: Path, *arguments: str, env: dict[str, str] | None = None
+) -> subprocess.Popen[str]:
     """Start the real command line in `folder`, in a process group of its own."""
     return subprocess.Popen(
         [*SWEEP, *arguments],
         cwd=folder,
-        env=environment(),
+        env=environment(**(env or {})),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

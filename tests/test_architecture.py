@@ -17,7 +17,13 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "click": ("sweep.cli",),
-    "optuna": ("sweep.space", "sweep.proposals", "sweep.ledger", "sweep.warmstart"),
+    "optuna": (
+        "sweep.space",
+        "sweep.proposals",
+        "sweep.ledger",
+        "sweep.storage",
+        "sweep.warmstart",
+    ),
     "torch": ("sweep.training", "sweep.reuse", "sweep.tracking.model"),
     "torchmetrics": ("sweep.training",),
     "lightning": ("sweep.training", "sweep.reuse"),
@@ -25,6 +31,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "rich": ("sweep.reporting",),
     "sklearn": ("sweep.datasets",),
     "pooch": ("sweep.datasets", "sweep.download"),
+    "sqlalchemy": ("sweep.sqlite", "sweep.postgres", "sweep.storage", "sweep.tracking.store"),
+    "psycopg": (),
     "ray": ("sweep.executors.ray",),
     "pytest": (),
     "hypothesis": (),
@@ -44,9 +52,17 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "sweep.reporting",
     ),
     ("sweep.executors", "sweep.proposals", "sweep.ledger"),
+    ("sweep.storage",),
     ("sweep.training", "sweep.space"),
     ("sweep.config", "sweep.parsers"),
-    ("sweep.datasets", "sweep.imports", "sweep.sqlite", "sweep.redact", "sweep.provenance"),
+    (
+        "sweep.datasets",
+        "sweep.imports",
+        "sweep.sqlite",
+        "sweep.postgres",
+        "sweep.redact",
+        "sweep.provenance",
+    ),
     (
         "sweep.trial",
         "sweep.trial_files",

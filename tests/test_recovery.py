@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+import platform
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -13,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from sweep.errors import DiskError, StudyLockedError
-from sweep.recovery import store_lock, study_lock
+from sweep.recovery import BOOT_ID, owned_study, store_lock, study_lock
 
 HOLD = """
 import sys, time
@@ -45,6 +48,102 @@ def test_a_second_driver_is_refused_and_the_first_named(tmp_path: Path) -> None:
     assert "--study NAME" in str(caught.value)
 
 
+HERE = {"host": socket.gethostname(), "boot": BOOT_ID.read_text().strip(), "since": 1.8e9}
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ({**HERE, "pid": os.getpid()}, True),
+        ({**HERE, "pid": 2**22 + 1}, False),  # above what Linux gives
+        ({**HERE, "pid": os.getpid(), "boot": "of last week"}, False),
+        ({**HERE, "pid": 7, "host": "elsewhere", "boot": "its own"}, True),
+        ({"pid": os.getpid()}, False),
+        ({**HERE, "pid": None}, False),
+        ("", False),
+    ],
+)
+def test_an_owner_of_the_past_is_not_named(tmp_path: Path, text: object, named: bool) -> None:
+    """What a dead process or another boot wrote is not taken for the one that has the lock."""
+    with holder(tmp_path) as process:
+        (tmp_path / "lock").write_text(json.dumps(text))
+        with pytest.raises(StudyLockedError) as caught, study_lock(tmp_path, "mine"):
+            pass
+        process.kill()
+    assert ("by another process:" in str(caught.value)) != named
+    assert ("by process " in str(caught.value)) == named
+
+
+@pytest.mark.parametrize("url", ["sqlite:////{0}/kept/optuna.db", "sqlite:////{0}/b/../kept/x.db"])
+def test_an_sqlite_storage_has_a_lock_for_all_work_folders(tmp_path: Path, url: str) -> None:
+    """Two work folders on one file: the second driver is refused; another study is free."""
+    storage = url.format(tmp_path)
+    (tmp_path / "b").mkdir()
+    with owned_study(tmp_path / "a", "mine", storage):
+        refused = owned_study(tmp_path / "b", "mine", f"sqlite:///{tmp_path}/kept/optuna.db")
+        with pytest.raises(StudyLockedError, match=f"process {os.getpid()} on"), refused:
+            pass
+        with owned_study(tmp_path / "b", "other", storage):
+            pass
+
+
+def test_the_default_layout_has_one_lock(tmp_path: Path) -> None:
+    """The lock beside `mlruns/optuna.db` is the one in `mlruns/.sweep`: a driver meets itself."""
+    with owned_study(tmp_path / ".sweep", "mine", f"sqlite:///{tmp_path}/optuna.db"):
+        assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["lock"]
+
+
+NO_LOCKS = """
+import ctypes, struct, sys
+from pathlib import Path
+
+def refuse(call, errno):
+    def statement(code, yes, no, value):
+        return struct.pack("HBBI", code, yes, no, value)
+    load, equal, leave = 0x20, 0x15, 0x06
+    program = b"".join([
+        statement(load, 0, 0, 0), statement(equal, 0, 1, call),
+        statement(leave, 0, 0, 0x00050000 | errno), statement(leave, 0, 0, 0x7FFF0000),
+    ])
+    class Filter(ctypes.Structure):
+        _fields_ = [("length", ctypes.c_ushort), ("program", ctypes.c_char_p)]
+    libc = ctypes.CDLL(None, use_errno=True)
+    wanted = Filter(len(program) // 8, program)
+    if libc.prctl(38, 1, 0, 0, 0) or libc.prctl(22, 2, ctypes.byref(wanted), 0, 0):
+        print("no filter")
+        sys.exit(0)
+
+from sweep.errors import DiskError
+from sweep.recovery import store_lock, study_lock
+refuse(73, int(sys.argv[2]))
+for lock in (study_lock(Path(sys.argv[1]), "mine"), store_lock(Path(sys.argv[1]))):
+    try:
+        with lock:
+            print("owned")
+    except DiskError as error:
+        print(error)
+"""
+"""Runs with a kernel that refuses flock (call 73 on x86-64), as a disk without locks does."""
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or platform.machine() != "x86_64", reason="needs seccomp on x86-64"
+)
+@pytest.mark.parametrize("number", [37, 95], ids=["ENOLCK", "ENOTSUP"])
+def test_a_disk_without_locks_is_one_line(tmp_path: Path, number: int) -> None:
+    """The error names the file and the flag that helps."""
+    done = subprocess.run(
+        [sys.executable, "-c", NO_LOCKS, str(tmp_path), str(number)],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    if done.stdout == "no filter\n":
+        pytest.skip("seccomp is not allowed here")
+    first, second = done.stdout.splitlines()
+    assert first.startswith(f"{tmp_path}/lock cannot be locked: {os.strerror(number)}. ")
+    assert second.startswith(f"{tmp_path}/stores.lock cannot be locked: ")
+    assert "--work-dir" in first
+
+
 def test_a_killed_owner_lets_go(tmp_path: Path) -> None:
     """After SIGKILL the study is free at once; no file has to be deleted."""
     with holder(tmp_path) as process:
@@ -67,10 +166,17 @@ def test_other_studies_are_free(tmp_path: Path) -> None:
         pass
 
 
-def test_only_the_owner_may_read_the_lock(tmp_path: Path) -> None:
-    """The lock file is private."""
-    with study_lock(tmp_path, "mine"):
-        assert (tmp_path / "lock").stat().st_mode & 0o777 == 0o600
+def test_the_work_folder_is_the_users_own(tmp_path: Path) -> None:
+    """Whatever the umask, nobody else may enter a study's folder or read its lock; what studies
+    share is as open as the folder that it is in."""
+    tmp_path.chmod(0o770)
+    before = os.umask(0)
+    try:
+        with study_lock(tmp_path / ".sweep" / "s", "mine"), store_lock(tmp_path / ".sweep"):
+            modes = {p.name: p.stat().st_mode & 0o777 for p in tmp_path.rglob("*")}
+    finally:
+        os.umask(before)
+    assert modes == {".sweep": 0o770, "s": 0o700, "lock": 0o600, "stores.lock": 0o660}
 
 
 def test_a_folder_that_cannot_be_made_is_a_disk_error(tmp_path: Path) -> None:

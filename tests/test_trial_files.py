@@ -49,6 +49,16 @@ def test_folders_are_named_by_number(tmp_path: Path) -> None:
     assert trial_folder(str(tmp_path), 123456) == tmp_path / "trials" / "123456"
 
 
+def test_a_verdict_is_the_users_own(folder: Path) -> None:
+    """Nobody else may read it, whatever the umask."""
+    before = os.umask(0)
+    try:
+        write_verdict(folder, REPORTS, RESULT, SPEC)
+    finally:
+        os.umask(before)
+    assert (folder / "verdict.json").stat().st_mode & 0o777 == 0o600
+
+
 def test_a_verdict_comes_back_as_it_was(folder: Path) -> None:
     """Reports and result are equal to what was written, the failure with its traceback too."""
     write_verdict(folder, REPORTS, RESULT, SPEC)

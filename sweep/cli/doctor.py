@@ -29,13 +29,13 @@ def doctor(study: str | None, fix: bool, **flags: Any) -> int:
     """
     from sweep.doctor import examine
     from sweep.ledger import open_study
-    from sweep.recovery import study_lock
+    from sweep.recovery import owned_study
     from sweep.reuse.best import located, only_study
 
     config = where(flags)
     ledger = open_study(config.storage, study or only_study(config))
     config = located(config, ledger)
-    with study_lock(Path(config.study_dir), config.study_name):
+    with owned_study(Path(config.work_dir), config.study_name, config.storage):
         findings = examine(config, ledger, fix=fix)
     ledger.close()
     for finding in findings:

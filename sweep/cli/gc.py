@@ -27,7 +27,7 @@ def gc(study: str | None, keep: int, dry_run: bool, **flags: Any) -> None:
     """
     from sweep import housekeeping
     from sweep.ledger import open_study
-    from sweep.recovery import study_lock
+    from sweep.recovery import owned_study
     from sweep.reuse.best import located, only_study
 
     config = where(flags)
@@ -35,7 +35,7 @@ def gc(study: str | None, keep: int, dry_run: bool, **flags: Any) -> None:
     config = located(config, ledger)
     trials = ledger.trials()
     ledger.close()
-    with study_lock(Path(config.study_dir), config.study_name):
+    with owned_study(Path(config.work_dir), config.study_name, config.storage):
         removals = housekeeping.in_work_dir(config, trials, keep, orphans=True)
         removals += housekeeping.in_mlflow(config, trials, keep)
         for removal in removals:

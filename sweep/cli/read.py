@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from typing import Any, Literal
 
 import click
@@ -57,9 +58,9 @@ def trials(
     from sweep.reuse.best import only_study
 
     config = where(flags)
-    ledger = open_study(config.storage, study or only_study(config))
-    rows = [trial_row(t) for t in ledger.trials()]
-    is_descending = (sort == "value" and ledger.direction == "maximize") != reverse
+    with closing(open_study(config.storage, study or only_study(config))) as ledger:
+        rows = [trial_row(t) for t in ledger.trials()]
+        is_descending = (sort == "value" and ledger.direction == "maximize") != reverse
     _print_rows(
         sort_rows(rows, sort, is_descending=is_descending)[:limit], trial_columns(rows), fmt
     )
@@ -87,10 +88,10 @@ def show(what: str, trial: int | None, fmt: Format, **flags: Any) -> None:
 
     config = where(flags)
     study, number = (only_study(config), int(what)) if what.isdigit() else (what, trial)
-    ledger = open_study(config.storage, study)
-    trials = ledger.trials()
+    with closing(open_study(config.storage, study)) as ledger:
+        trials, summary = ledger.trials(), ledger.summary()
     if number is None:
-        fields = study_fields(ledger.summary(), trials)
+        fields = study_fields(summary, trials)
     else:
         found = [t for t in trials if t.number == number]
         if not found:

@@ -92,12 +92,23 @@ def _commands(config: Any, *, has_best: bool) -> list[tuple[str, str]]:
     from sweep.config import RunConfig
     from sweep.reporting.summary import next_commands
 
-    if not has_best:
-        return [(f"sweep trials {config.study_name}", "why trials failed")]
-    is_default = config.tracking_uri == RunConfig().tracking_uri
     return next_commands(
-        config.study_name, config.data, data_dir=config.data_dir, is_default_store=is_default
+        config.study_name,
+        config.data,
+        data_dir=config.data_dir,
+        storage=_unknown(config, "storage"),
+        tracking_uri=_unknown(config, "tracking_uri"),
+        is_default_store=config.tracking_uri == RunConfig().tracking_uri,
+        has_best=has_best,
     )
+
+
+def _unknown(config: Any, field: str) -> str | None:
+    """A setting that another command of this shell would not have without a flag, else None."""
+    from sweep.config import resolve
+
+    value = getattr(config, field)
+    return None if getattr(resolve({}).config, field) == value else str(value)
 
 
 def _dry_run(config: Any, space: Any) -> int:

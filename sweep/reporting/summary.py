@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 
+from sweep.redact import redacted
 from sweep.reporting.formats import format_duration, format_metric
 from sweep.trial import StudyFinished, StudyInfo, TrialState
 
@@ -53,21 +54,44 @@ def end_summary(
 
 
 def next_commands(
-    study: str, data: str, *, data_dir: str | None = None, is_default_store: bool = True
+    study: str,
+    data: str,
+    *,
+    data_dir: str | None = None,
+    storage: str | None = None,
+    tracking_uri: str | None = None,
+    is_default_store: bool = True,
+    has_best: bool = True,
 ) -> list[tuple[str, str]]:
-    """(command, what it does) after a search with a best trial.
+    """(command, what it does) after a search.
 
-    `is_default_store`: the store is MLflow's own default in the current folder, so that a bare
-    `mlflow ui` finds it.
+    Args:
+        study: Its name.
+        data: The data set's name.
+        data_dir: Folder of the data set's files, where one was named.
+        storage: Address of the Optuna storage, where commands have to name it.
+        tracking_uri: Address of the MLflow store, where commands have to name it.
+        is_default_store: The store is MLflow's own default in the current folder, so that a bare
+            `mlflow ui` finds it.
+        has_best: Some trial completed.
     """
+    if not has_best:
+        trials = f"sweep trials {shlex.quote(study)}{_flag('--storage', storage)}"
+        return [(trials, "why trials failed")]
+    best = f"sweep best {shlex.quote(study)}{_flag('--storage', storage)} > best.yaml"
     train = f"sweep train --config best.yaml --data {shlex.quote(data)}"
-    if data_dir is not None:
-        train += f" --data-dir {shlex.quote(data_dir)}"
+    train += _flag("--data-dir", data_dir) + _flag("--tracking-uri", tracking_uri)
+    ui = "mlflow ui" if is_default_store else f"sweep ui{_flag('--tracking-uri', tracking_uri)}"
     return [
-        (f"sweep best {shlex.quote(study)} > best.yaml", "keep the best configuration"),
+        (best, "keep the best configuration"),
         (train, "train it on train + validation, then test it"),
-        ("mlflow ui" if is_default_store else "sweep ui", "look at every trial"),
+        (ui, "look at every trial"),
     ]
+
+
+def _flag(name: str, value: str | None) -> str:
+    """` NAME VALUE` for a shell; empty where the value is not to be said. Never a password."""
+    return "" if value is None else f" {name} {shlex.quote(redacted(value))}"
 
 
 def gain(study: StudyInfo, value: float, baseline: float) -> str:

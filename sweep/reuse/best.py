@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,26 +69,26 @@ class Best:
 
 def find_best(study: str | None, where: RunConfig) -> Best:
     """The best completed trial of `study` (the only study, where None). Raises NotFoundError."""
-    ledger = open_study(where.storage, study or only_study(where))
-    trial = best_trial(ledger.trials(), ledger.direction)
-    if trial is None:
-        raise NotFoundError(
-            f"study {ledger.name!r} has no completed trial yet: "
-            f"`sweep run --study {ledger.name}` continues it"
-        )
-    return _as_best(ledger, trial, where)
+    with contextlib.closing(open_study(where.storage, study or only_study(where))) as ledger:
+        trial = best_trial(ledger.trials(), ledger.direction)
+        if trial is None:
+            raise NotFoundError(
+                f"study {ledger.name!r} has no completed trial yet: "
+                f"`sweep run --study {ledger.name}` continues it"
+            )
+        return _as_best(ledger, trial, where)
 
 
 def find_trial(study: str | None, number: int, where: RunConfig) -> Best:
     """Trial `number` of `study`. Raises NotFoundError where there is none that completed."""
-    ledger = open_study(where.storage, study or only_study(where))
-    for trial in ledger.trials():
-        if trial.number == number and trial.value is not None:
-            return _as_best(ledger, trial, where)
-    raise NotFoundError(
-        f"study {ledger.name!r} has no scored trial {number}: "
-        f"`sweep trials {ledger.name}` shows those it has"
-    )
+    with contextlib.closing(open_study(where.storage, study or only_study(where))) as ledger:
+        for trial in ledger.trials():
+            if trial.number == number and trial.value is not None:
+                return _as_best(ledger, trial, where)
+        raise NotFoundError(
+            f"study {ledger.name!r} has no scored trial {number}: "
+            f"`sweep trials {ledger.name}` shows those it has"
+        )
 
 
 def only_study(where: RunConfig) -> str:

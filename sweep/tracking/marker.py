@@ -10,7 +10,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from sweep.errors import StoreError
+from sweep.errors import ConfigError, StoreError
 from sweep.redact import redacted
 from sweep.tracking.codec import DamagedLineError, from_line, to_line
 from sweep.tracking.spool import write_aside
@@ -62,5 +62,5 @@ def shown(tracking_uri: str) -> str:
     """The address of a store as it may be written down."""
     try:
         return redacted(resolve(tracking_uri))
-    except StoreError:
+    except (ConfigError, StoreError):
         return redacted(tracking_uri)

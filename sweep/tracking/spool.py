@@ -24,6 +24,7 @@ from typing import Any, Protocol
 from sweep.errors import DiskError
 from sweep.tracking.codec import DamagedLineError, Entry, from_line, to_line
 from sweep.trial import EpochReport, StudyFinished, TrialFinished
+from sweep.trial_files import make_private_folder
 
 SPOOL, CURSOR = "spool.jsonl", "spool.cursor"
 
@@ -126,7 +127,7 @@ class Spool:
         self._is_closed = self._has_warned = False
         self._id, self._read, self._delivered, self._end = "", 0, 0, 0
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_private_folder(folder)
             self._descriptor = _open(self._path)
             self._recover()
         except OSError as error:

@@ -21,12 +21,14 @@ from mlflow.entities import Experiment, LifecycleStage, Run, ViewType
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import OperationalError
 
-from sweep import sqlite
+from sweep import postgres, sqlite
 from sweep.errors import DiskError, StoreError, SweepError
 from sweep.redact import redacted
 from sweep.tracking.uri import one_line, resolve, without_credentials
 
-_LOGGERS = ("mlflow", "alembic", "sweep.tracking", "urllib3.connectionpool")
+_LOGGERS = (
+    "mlflow", "alembic", "sweep.tracking", "urllib3.connectionpool", "sqlalchemy", "psycopg",
+)  # fmt: skip
 
 _HTTP_RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 
@@ -69,8 +71,10 @@ def connect(uri: str) -> Store:
         sqlite.check(uri)
         sqlite.listen(uri)
         _make_sqlite_store(uri)
-        client = MlflowClient(tracking_uri=uri)
-        client.search_experiments(max_results=1, view_type=ViewType.ALL)
+        # It also finds out at once whether PostgreSQL answers: MLflow tries for 100 s.
+        with postgres.making_tables(uri, "mlflow"):
+            client = MlflowClient(tracking_uri=uri)
+            client.search_experiments(max_results=1, view_type=ViewType.ALL)
     return Store(uri, client)
 
 
@@ -81,6 +85,8 @@ def in_one_line(what: str) -> Iterator[None]:
         yield
     except SweepError:
         raise
+    except ImportError as error:
+        raise StoreError(f"{what}: {one_line(error)}. pip install 'sweep[postgres]'") from error
     except OSError as error:
         without_credentials(error)
         if error.errno in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EPERM):

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 
 from sweep import sqlite
-from sweep.errors import StoreError
+from sweep.errors import ConfigError, StoreError
 from sweep.redact import redacted
 
 DEFAULT_URI = "sqlite:///mlflow.db"
@@ -26,8 +26,14 @@ def resolve(uri: str) -> str:
     """The URI that names the same store from any folder: relative SQLite paths made absolute.
 
     Raises:
+        ConfigError: It is what a study keeps of an address with user and password.
         StoreError: It names a file store, which MLflow >= 3.13 no longer writes, or nothing.
     """
+    if "://***@" in uri:
+        raise ConfigError(
+            f"MLflow at {uri}: user and password are not kept with a study. Name the address "
+            "with --tracking-uri or in MLFLOW_TRACKING_URI"
+        )
     scheme, colon, _ = uri.partition(":")
     if not uri.strip() or not colon or scheme == "file":
         raise StoreError(

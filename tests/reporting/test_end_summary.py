@@ -92,6 +92,21 @@ def test_commands_are_quoted_for_the_shell():
     ]
 
 
+def test_commands_name_stores_without_their_passwords():
+    """What another command cannot know is a flag; user and password are left to the user."""
+    commands = next_commands(
+        "s", "digits", storage="postgresql://me:secret@db/optuna",
+        tracking_uri="https://me:secret@host", is_default_store=False,
+    )  # fmt: skip
+    assert [command for command, _ in commands] == [
+        "sweep best s --storage 'postgresql://***@db/optuna' > best.yaml",
+        "sweep train --config best.yaml --data digits --tracking-uri 'https://***@host'",
+        "sweep ui --tracking-uri 'https://***@host'",
+    ]
+    without = next_commands("s", "digits", storage="postgresql://db/optuna", has_best=False)
+    assert without == [("sweep trials s --storage postgresql://db/optuna", "why trials failed")]
+
+
 def test_reporting_is_light():
     """Importing reporting loads neither rich nor anything heavier."""
     code = """if True:

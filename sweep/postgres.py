@@ -1,0 +1,163 @@
+"""PostgreSQL as a store: how to connect, who owns a study, who makes the tables.
+
+A study in a database may be run from any folder and any host, where no lock of files sees the
+other. So its driver holds an advisory lock of the database beside the lock of its work folder
+(https://www.postgresql.org/docs/current/explicit-locking.html#ADVISORY-LOCKS), in a connection
+that does nothing else. The server lets go when that connection ends, however the driver died;
+where the driver's host is gone without a word, after about a minute.
+
+A connection pooler in transaction mode lends that connection to others: behind one, only the
+lock of the work folder counts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import socket
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from sweep.errors import StudyLockedError
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection, Engine
+
+CONNECT_TIMEOUT_S = 10
+UNANSWERED_MS = 60_000
+"""A connection whose packets nobody acknowledges for so long counts as lost."""
+KEEPALIVE = {"tcp_keepalives_idle": 30, "tcp_keepalives_interval": 10, "tcp_keepalives_count": 3}
+"""How the server looks after a connection that holds a lock, in seconds and tries."""
+
+_SET = "SELECT set_config(:name, :value, false)"
+_OWNER = """
+    SELECT application_name, backend_start FROM pg_locks JOIN pg_stat_activity USING (pid)
+    WHERE locktype = 'advisory' AND granted AND objsubid = 1
+    AND pg_locks.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+    AND classid::bigint = :high AND objid::bigint = :low
+"""
+
+
+def is_postgres(url: str) -> bool:
+    """Whether a store's address is of PostgreSQL, with whatever driver.
+
+    >>> is_postgres("postgresql+psycopg2://db/optuna"), is_postgres("sqlite:///optuna.db")
+    (True, False)
+    """
+    return url.partition(":")[0].partition("+")[0] == "postgresql"
+
+
+def engine_options(url: str) -> dict[str, Any]:
+    """What SQLAlchemy's engine of `url` needs to give up in time and to replace lost connections.
+
+    Raises ArgumentError (SQLAlchemy's) where `url` is none.
+    """
+    from sqlalchemy.engine import make_url
+
+    parsed = make_url(url)
+    options: dict[str, Any] = {"pool_pre_ping": True}
+    if parsed.drivername in ("postgresql", "postgresql+psycopg", "postgresql+psycopg2"):
+        patience = {"connect_timeout": CONNECT_TIMEOUT_S, "tcp_user_timeout": UNANSWERED_MS}
+        options["connect_args"] = {k: v for k, v in patience.items() if k not in parsed.query}
+    return options
+
+
+class StudyClaim:
+    """The right to run a study, held in its database until `release`.
+
+    Raises StudyLockedError, which names another driver that has it; ImportError and
+    SQLAlchemyError where there is no driver for the database, or no answer.
+    """
+
+    def __init__(self, url: str, study: str) -> None:
+        self._study, self._engine = study, _engine(url)
+        self._connection = self._take()
+
+    def renew(self) -> None:
+        """See that it is still held; where the connection was lost, take it again.
+
+        Raises as the constructor: another driver may have been faster.
+        """
+        from sqlalchemy.exc import DBAPIError
+
+        try:
+            self._connection.exec_driver_sql("SELECT 1")
+        except DBAPIError:
+            self._connection.close()
+            self._connection = self._take()
+
+    def release(self) -> None:
+        """Let go. Harmless where the connection is lost."""
+        from sqlalchemy.exc import SQLAlchemyError
+
+        with contextlib.suppress(SQLAlchemyError):
+            self._connection.close()
+        self._engine.dispose()
+
+    def _take(self) -> Connection:
+        from sqlalchemy import text
+
+        connection = self._engine.connect()
+        try:
+            who = f"sweep: process {os.getpid()} on {socket.gethostname()}"
+            for name, value in {"application_name": who, **KEEPALIVE}.items():
+                connection.execute(text(_SET), {"name": name, "value": str(value)})
+            key = _key(connection, f"study {self._study}")
+            got = connection.execute(text("SELECT pg_try_advisory_lock(:key)"), {"key": key})
+            if not got.scalar():
+                raise StudyLockedError.by(self._study, *_owner(connection, key))
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+
+@contextlib.contextmanager
+def making_tables(url: str, what: str) -> Iterator[None]:
+    """Wait for and hold the right to make or migrate the tables of `what` in the database.
+
+    Optuna and MLflow trip over each other's half-made tables where several processes meet a
+    fresh database. Does nothing for other stores. Raises as StudyClaim.
+    """
+    if not is_postgres(url):
+        yield
+        return
+    from sqlalchemy import text
+
+    engine = _engine(url)
+    try:
+        with engine.connect() as connection:
+            key = _key(connection, f"tables of {what}")
+            connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": key})
+            yield
+    finally:
+        engine.dispose()
+
+
+def _engine(url: str) -> Engine:
+    """Connections that end when they are closed; each statement stands alone."""
+    import sqlalchemy
+
+    return sqlalchemy.create_engine(
+        url, isolation_level="AUTOCOMMIT", poolclass=sqlalchemy.NullPool, **engine_options(url)
+    )
+
+
+def _key(connection: Connection, what: str) -> int:
+    """A lock's number: 64 bits that depend on the schema and on what is locked."""
+    schema = connection.exec_driver_sql("SELECT current_schema()").scalar()
+    digest = hashlib.blake2b(f"sweep/{schema}/{what}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big", signed=True)
+
+
+def _owner(connection: Connection, key: int) -> tuple[str, float | None]:
+    """Who holds a lock and since when (Unix time in seconds), as far as the server tells."""
+    from sqlalchemy import text
+
+    halves = {"high": (key >> 32) & 0xFFFFFFFF, "low": key & 0xFFFFFFFF}
+    found = connection.execute(text(_OWNER), halves).first()
+    name = str(found[0]) if found else ""
+    if found is None or found[1] is None or not name.startswith("sweep: "):
+        return "", None
+    return name.removeprefix("sweep: "), found[1].timestamp()

@@ -1,0 +1,206 @@
+"""PostgreSQL under Optuna and MLflow: a real server that stops, real drivers that are killed."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import optuna
+import pytest
+from postgres import PASSWORD, Postgres
+from searches import Call, children_of, environment, start_sweep, sweep, wait_for_line
+
+from sweep.errors import StoreError, StudyLockedError
+from sweep.ledger import create_study, list_studies
+from sweep.postgres import StudyClaim
+
+COMMAND = ("run", "--study", "shared", "--trials", "4", "--epochs", "40", "--population", "1")
+Done = subprocess.CompletedProcess[str]
+
+
+@dataclass
+class Story:
+    """A search from two folders on one database: refused, killed, cut off, finished."""
+
+    here: Path
+    env: dict[str, str]
+    url: str
+    refused: dict[str, Done] = field(default_factory=dict)
+    pid: int = 0
+    cut_off: tuple[int, str, str] = (0, "", "")
+    done: Done | None = None
+
+
+@pytest.fixture(scope="module")
+def story(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
+    """Everything that happens, once; the tests below look at it."""
+    here, there = tmp_path_factory.mktemp("here"), tmp_path_factory.mktemp("there")
+    url = postgres.new_database()
+    story = Story(here, {"SWEEP_STORAGE": url}, url)
+    with ExitStack() as stack:
+        first = stack.enter_context(start_sweep(here, *COMMAND, env=story.env))
+        stack.callback(first.kill)
+        wait_for_line(first, "trial=0 ")
+        for name, command in (("run", COMMAND), ("doctor", ("doctor", "shared", "--fix"))):
+            story.refused[name] = sweep(there, *command, env=story.env)
+        story.pid = first.pid
+        for pid in (*children_of(first.pid), first.pid):
+            os.kill(pid, signal.SIGKILL)
+        first.wait()
+        second = stack.enter_context(start_sweep(here, *COMMAND, env=story.env))
+        stack.callback(second.kill)
+        wait_for_line(second, "trial=")
+        postgres.stop()
+        try:
+            out, err = second.communicate(timeout=60)
+        finally:
+            postgres.start()
+        story.cut_off = second.returncode, out, err
+        story.done = sweep(here, *COMMAND, env=story.env)
+        yield story
+
+
+def test_a_driver_in_another_folder_is_refused(story: Story) -> None:
+    """The database has a lock of its own: exit code 5, and the owner is named."""
+    for done in story.refused.values():
+        assert done.returncode == 5, done
+        assert f"'shared' is being run by process {story.pid} on " in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_server_that_stops_is_one_line(story: Story) -> None:
+    """Exit code 4 and one line without a traceback, which says what to do."""
+    code, out, err = story.cut_off
+    assert code == 4
+    (line,) = err.splitlines()
+    assert line.startswith("sweep: the Optuna storage postgresql://***@127.0.0.1:")
+    assert line.endswith("Run the same command again once it answers")
+    assert "Traceback" not in out
+
+
+def test_the_same_command_finishes_the_exact_total(story: Story) -> None:
+    """After SIGKILL of driver and worker and a stopped server: four trials, none twice."""
+    assert story.done is not None
+    assert (story.done.returncode, story.done.stderr) == (0, "")
+    storage = optuna.storages.RDBStorage(story.url)
+    trials = optuna.load_study(study_name="shared", storage=storage).trials
+    storage.engine.dispose()
+    assert Counter(t.state.name for t in trials) == {"COMPLETE": 4}
+    assert len({str(t.user_attrs["sweep:hyperparameters"]) for t in trials}) == 4
+    for trial in trials:
+        assert sorted(trial.intermediate_values) == list(range(1, 41))
+
+
+def test_commands_read_it(story: Story, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    """list, trials, show, best and doctor agree with the search."""
+    monkeypatch.chdir(story.here)
+    monkeypatch.setenv("SWEEP_STORAGE", story.url)
+    (row,) = json.loads(call("list", "--format", "json")[1])
+    assert (row["study"], row["complete"], row["of"]) == ("shared", 4, 4)
+    assert len(json.loads(call("trials", "--format", "json")[1])) == 4
+    shown = json.loads(call("show", "shared", "--format", "json")[1])
+    assert shown["best_trial"]["number"] == row["best_trial"]
+    assert f"trial: {row['best_trial']}\n" in call("best", "shared")[1]
+    assert call("doctor")[1].strip() == "shared: 0 disagreements, 0 left"
+
+
+def test_mlflow_may_keep_its_runs_there(postgres: Postgres, tmp_path: Path, call: Call) -> None:
+    """A search writes to MLflow's tables. Its password is not kept with the study, so commands
+    that need MLflow ask for it; a database that Optuna has is refused."""
+    url = postgres.new_database()
+    command = ("run", "--study", "kept", "--trials", "2", "--epochs", "2")
+    assert sweep(tmp_path, *command, "--tracking-uri", url).returncode == 0
+    doctor = sweep(tmp_path, "doctor", "kept", "--tracking-uri", url)
+    assert doctor.stdout.strip() == "kept: 0 disagreements, 0 left"
+    code, _, (line,) = call("doctor", "kept")
+    assert code == 2
+    assert "user and password are not kept with a study" in line
+    assert not (tmp_path / "mlflow.db").exists()
+    code, _, (line,) = call(*command, "--tracking-uri", url, "--storage", url)
+    assert code == 2
+    assert "name one database" in line
+
+
+def test_several_drivers_may_meet_a_fresh_database(postgres: Postgres, tmp_path: Path) -> None:
+    """Four processes that make the tables at once all get a study."""
+    url = postgres.new_database()
+    code = (
+        "import sys; from sweep.ledger import create_study\n"
+        "create_study(sys.argv[1], sys.argv[2], 'maximize')[0].close()\n"
+    )
+    makers = [
+        subprocess.Popen([sys.executable, "-c", code, url, f"s{n}"], env=environment())
+        for n in range(4)
+    ]
+    assert [maker.wait(60) for maker in makers] == [0] * 4
+    assert [s.name for s in list_studies(url)] == ["s0", "s1", "s2", "s3"]
+
+
+def test_reading_makes_no_tables(postgres: Postgres) -> None:
+    """A database without studies stays as it is."""
+    url = postgres.new_database()
+    assert list_studies(url) == []
+    tables = "SELECT count(*) FROM information_schema.tables WHERE table_schema = 'public'"
+    assert postgres.query(url.rpartition("/")[2], tables) == [(0,)]
+
+
+def cut(postgres: Postgres, url: str) -> None:
+    """End all connections to a database."""
+    name = url.rpartition("/")[2]
+    postgres.query(
+        "postgres",
+        f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'",
+    )
+
+
+def test_a_lost_claim_is_taken_again_or_given_up(postgres: Postgres) -> None:
+    """Where the connection broke the claim is renewed, unless another driver was faster."""
+    url = postgres.new_database()
+    claim = StudyClaim(url, "mine")
+    other = StudyClaim(url, "other")
+    other.release()
+    with pytest.raises(StudyLockedError, match=f"process {os.getpid()} on"):
+        StudyClaim(url, "mine")
+    cut(postgres, url)
+    claim.renew()
+    with pytest.raises(StudyLockedError):
+        StudyClaim(url, "mine")
+    cut(postgres, url)
+    faster = StudyClaim(url, "mine")
+    with pytest.raises(StudyLockedError):
+        claim.renew()
+    claim.release()
+    faster.release()
+
+
+def test_the_ledger_outlives_a_cut_connection(postgres: Postgres) -> None:
+    """Connections that broke between two visits are made anew; a server that is away is not."""
+    url = postgres.new_database()
+    ledger, _ = create_study(url, "mine", "maximize")
+    cut(postgres, url)
+    assert ledger.trials() == []
+    postgres.stop()
+    try:
+        with pytest.raises(StoreError, match=r"127\.0\.0\.1") as caught:
+            ledger.trials()
+    finally:
+        postgres.start()
+    assert PASSWORD not in str(caught.value)
+    assert ledger.trials() == []
+    ledger.close()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("psycopg2") is not None, reason="psycopg2 is here")
+def test_a_missing_driver_is_named() -> None:
+    """The error says what to install."""
+    with pytest.raises(StoreError, match=r"psycopg2.*pip install 'sweep\[postgres\]'"):
+        create_study("postgresql+psycopg2://me:secret@localhost/optuna", "mine", "maximize")
