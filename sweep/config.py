@@ -167,10 +167,10 @@ class RunConfig:
         True, parsers.switch, "Log each completed trial's model to MLflow.", metavar="",
     )
     storage: str = _option(
-        "sqlite:///mlruns/optuna.db", parsers.text, "Optuna storage URL.", metavar="URL",
+        "sqlite:///mlruns/optuna.db", parsers.address, "Optuna storage URL.", metavar="URL",
     )
     tracking_uri: str = _option(
-        "sqlite:///mlflow.db", parsers.text, "MLflow tracking URI.", metavar="URI",
+        "sqlite:///mlflow.db", parsers.address, "MLflow tracking URI.", metavar="URI",
         env=("MLFLOW_TRACKING_URI",),
     )
     work_dir: str = _option(

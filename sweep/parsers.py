@@ -15,6 +15,7 @@ from sweep.errors import ConfigError, must_be_one_of
 
 _IMPORT_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_ADDRESS = re.compile(r"[A-Za-z][\w+.-]*://[^/\s@?#{}]+@[^/?#\s@]*([/?#]\S*)?")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h|d)?")
 _SECONDS = {None: 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
@@ -27,6 +28,20 @@ def text(field: str, value: Any) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ConfigError(f"{field} must be a word, but got {value!r}")
     return value
+
+
+def address(field: str, value: Any) -> str:
+    """A store's address. What is wrong in one with user and password is said without it.
+
+    What such a character makes of the rest no library hides: half a password becomes a host.
+    """
+    word = text(field, value)
+    if "@" in word and not word.startswith(("sqlite", "file:")) and not _ADDRESS.fullmatch(word):
+        raise ConfigError(
+            f"{field} must be an address whose user and password have %40 for @, %2F for /, %3F "
+            "for ?, %23 for #, %7B for {, %7D for } and %20 for a space"
+        )
+    return word
 
 
 def study_name(field: str, value: Any) -> str:

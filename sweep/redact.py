@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import re
 
-_PASSWORD = re.compile(r"(?P<head>\b[a-z][a-z0-9+.\-]*://)(?P<who>[^/\s@]+)@", re.IGNORECASE)
+HIDDEN = "***"
+"""What stands where a user and a password, or one parameter's value, stood."""
+
+# A password may hold a slash where there is a user's name before it, as SQLAlchemy reads it.
+_USER = re.compile(r"(\b[a-z][a-z0-9+.\-]*://)(?:[^/\s:@]*:\S*|[^/\s]+)@", re.IGNORECASE)
+_PARAMETER = re.compile(
+    r"([?&;](?:user(?:name)?|\w*pass(?:word|wd)?|pwd|\w*token|\w*secret|\w*key)=)[^&;\s]+",
+    re.IGNORECASE,
+)
 
 
 def redacted(text: str) -> str:
     """`text` with user and password of every URI in it replaced by ***.
 
-    >>> redacted("cannot reach postgresql://me:secret@db/optuna")
-    'cannot reach postgresql://***@db/optuna'
+    >>> redacted("cannot reach postgresql://me:secret@db/optuna?password=secret&x=1")
+    'cannot reach postgresql://***@db/optuna?password=***&x=1'
     """
-    return _PASSWORD.sub(r"\g<head>***@", text)
+    hidden = _USER.sub(rf"\g<1>{HIDDEN}@", text)
+    return _PARAMETER.sub(rf"\g<1>{HIDDEN}", hidden)
+
+
+def is_redacted(uri: str) -> bool:
+    """Whether it is what `redacted` leaves of an address with credentials: none to connect to."""
+    return f"://{HIDDEN}@" in uri or f"={HIDDEN}" in uri

@@ -14,6 +14,7 @@ import click
 
 from sweep import __version__
 from sweep.errors import DiskError, SweepError
+from sweep.redact import redacted
 
 COMMANDS = {
     "run": "sweep.cli.run:run",
@@ -112,8 +113,8 @@ def _leaving_on_errors(is_debug: bool) -> Iterator[None]:
 
 def _leave(message: str, code: int, is_debug: bool) -> None:
     if is_debug:
-        traceback.print_exc()
-    for line in message.splitlines() or [message]:
+        click.echo(redacted(traceback.format_exc()), err=True, nl=False)
+    for line in redacted(message).splitlines() or [message]:
         click.echo(f"sweep: {line}", err=True)
     sys.exit(code)
 

@@ -81,8 +81,10 @@ def print_config(resolved: Resolved) -> None:
         value = getattr(resolved.config, field.name)
         if field.name == "study":
             value = resolved.config.study_name
-        text = yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()
-        line = f"{field.name}: {redacted(text)}"
+        shown = redacted(value) if isinstance(value, str) else value
+        text = yaml.safe_dump(shown, default_flow_style=True, width=10**6)
+        text = text.removesuffix("...\n").strip()
+        line = f"{field.name}: {text}"
         click.echo(f"{line:<48}  # {resolved.origins[field.name]}")
 
 

@@ -26,14 +26,16 @@ def ui(host: str, port: int, **flags: Any) -> None:
       sweep ui --tracking-uri sqlite:////home/me/project/mlflow.db --port 5001
     """
     from sweep.config import resolve
+    from sweep.redact import redacted
     from sweep.tracking.uri import resolve as absolute
 
     uri = resolve(flags).config.tracking_uri
     if uri.startswith(("http://", "https://")):
-        click.echo(f"this store has a UI of its own: {uri}")
+        click.echo(f"this store has a UI of its own: {redacted(uri)}")
         return
-    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", absolute(uri)]
-    command += ["--host", host, "--port", str(port)]
+    # Not as an argument: those are everybody's to see.
+    os.environ["MLFLOW_BACKEND_STORE_URI"] = absolute(uri)
+    command = [sys.executable, "-m", "mlflow", "ui", "--host", host, "--port", str(port)]
     click.echo(f"MLflow UI on http://{host}:{port} (Ctrl-C ends it)")
     sys.stdout.flush()
     os.execv(sys.executable, command)  # this process becomes the server

@@ -22,6 +22,7 @@ from typing import cast
 from sweep.errors import SweepError
 from sweep.executors.messages import Crash
 from sweep.imports import collector_paused
+from sweep.redact import redacted
 from sweep.trial import Orders, Report, Task
 
 PARENT_POLL_S = 1.0
@@ -59,7 +60,11 @@ def main() -> None:
         gc.freeze()  # the libraries stay: 0.4 s less for the first export, and a fast exit
         trainer.train(PipeExchange(pipe))
     except Exception as error:  # noqa: BLE001 - whatever it is, the driver has to know
-        pipe.send(Crash(traceback.format_exc(), error if isinstance(error, SweepError) else None))
+        pipe.send(
+            Crash(
+                redacted(traceback.format_exc()), error if isinstance(error, SweepError) else None
+            )
+        )
         sys.exit(1)
 
 

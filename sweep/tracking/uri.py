@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 
 from sweep import sqlite
 from sweep.errors import ConfigError, StoreError
-from sweep.redact import redacted
+from sweep.redact import is_redacted, redacted
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 """MLflow's own default: a bare `mlflow ui` in the same folder reads it."""
@@ -29,7 +29,7 @@ def resolve(uri: str) -> str:
         ConfigError: It is what a study keeps of an address with user and password.
         StoreError: It names a file store, which MLflow >= 3.13 no longer writes, or nothing.
     """
-    if "://***@" in uri:
+    if is_redacted(uri):
         raise ConfigError(
             f"MLflow at {uri}: user and password are not kept with a study. Name the address "
             "with --tracking-uri or in MLFLOW_TRACKING_URI"

@@ -7,13 +7,17 @@ import traceback
 
 import torch
 
+from sweep.redact import redacted
 from sweep.trial import Failure, FailureKind
 
 
 def classify(error: BaseException) -> Failure:
-    """The failure that `error` stands for: oom, nan or exception, with its traceback."""
-    text = "".join(traceback.format_exception(error))
-    message = " ".join(str(error).split()) or type(error).__name__
+    """The failure that `error` stands for: oom, nan or exception, with its traceback.
+
+    Credentials are left out here already: many places keep what it says.
+    """
+    text = redacted("".join(traceback.format_exception(error)))
+    message = " ".join(redacted(str(error)).split()) or type(error).__name__
     return Failure(_kind(error), f"{type(error).__name__}: {message}"[:500], text)
 
 
