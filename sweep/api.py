@@ -134,7 +134,7 @@ def search_with(
 
     from sweep import housekeeping
     from sweep.study import Extras, search
-    from sweep.tracking import MlflowTracker, deliver_pending, reconcile_runs
+    from sweep.tracking import MlflowTracker, deliver_pending, reconcile_runs, waiting_numbers
 
     tracker = MlflowTracker(
         config.tracking_uri,
@@ -152,7 +152,10 @@ def search_with(
                 config.tracking_uri, config.study_dir, log_file, log_model=config.log_models
             )
         if is_done and not ledger.is_settled:  # killed after its last trial
-            reconcile_runs(config.tracking_uri, config.study_name, states, fix=True)
+            waiting = waiting_numbers(config.study_dir)
+            reconcile_runs(
+                config.tracking_uri, config.study_name, states, fix=True, waiting=waiting
+            )
             ledger.settle(True)
 
     def reconcile(ledger: Ledger) -> None:
@@ -161,7 +164,10 @@ def search_with(
                 listener.write([Notice(time.time_ns() // 1_000_000, tracker.warning)])
             return
         states = {t.number: t.state for t in ledger.trials()}
-        reconcile_runs(config.tracking_uri, config.study_name, states, fix=True, is_live=True)
+        waiting = waiting_numbers(config.study_dir)
+        reconcile_runs(
+            config.tracking_uri, config.study_name, states, fix=True, is_live=True, waiting=waiting
+        )
 
     def tidy(ledger: Ledger) -> None:
         housekeeping.tidy(config, ledger.trials())

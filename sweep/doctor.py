@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sweep.config import RunConfig
+from sweep.errors import UndeliveredError
 from sweep.ledger import Ledger, LedgerTrial
 from sweep.trial import TrialState
 from sweep.trial_files import read_verdict, resume_point, trial_folder
@@ -26,12 +27,10 @@ def examine(config: RunConfig, ledger: Ledger, *, fix: bool) -> list[Finding]:
 
     Parameters and metrics are never deleted. Raises StoreError where a store cannot be read.
     """
-    from sweep.tracking import deliver_pending, reconcile_runs
+    from sweep.tracking import reconcile_runs, waiting_numbers
 
     trials = ledger.trials()
-    findings = []
-    if fix and (n := deliver_pending(config.tracking_uri, config.study_dir)):
-        findings.append(Finding(f"{n} records waited to be delivered to MLflow", is_fixed=True))
+    findings = list(_check_records(config, fix=fix))
     findings += _check_states(config, ledger, trials, fix=fix)
     findings += _check_files(config, trials, fix=fix)
     states = {t.number: t.state for t in ledger.trials()}
@@ -41,9 +40,25 @@ def examine(config: RunConfig, ledger: Ledger, *, fix: bool) -> list[Finding]:
         return path if zipfile.is_zipfile(path) else None
 
     sentences = reconcile_runs(
-        config.tracking_uri, config.study_name, states, fix=fix, checkpoint_of=checkpoint_of
-    )
+        config.tracking_uri, config.study_name, states, fix=fix, checkpoint_of=checkpoint_of,
+        waiting=waiting_numbers(config.study_dir),
+    )  # fmt: skip
     return findings + [Finding(sentence, fix) for sentence in sentences]
+
+
+def _check_records(config: RunConfig, *, fix: bool) -> Iterable[Finding]:
+    """Records that wait for MLflow: delivered now, where it takes them."""
+    from sweep.tracking import deliver_pending, waiting
+
+    if fix:
+        try:
+            if n := deliver_pending(config.tracking_uri, config.study_dir):
+                yield Finding(f"{n} records waited to be delivered to MLflow", is_fixed=True)
+        except UndeliveredError as error:
+            yield Finding(str(error))
+        return
+    for path, entries in waiting(config.study_dir).items():
+        yield Finding(f"records wait for MLflow in {path}: {len(entries)}")
 
 
 def _check_states(

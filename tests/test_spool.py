@@ -54,6 +54,9 @@ class Taker:
     def is_lasting(self, error: Exception) -> bool:
         return False
 
+    def answers(self, number: int) -> bool:
+        return self.error is None
+
 
 def left_in(folder: Path) -> list[Any]:
     """What waits in a folder's spool."""

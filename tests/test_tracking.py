@@ -432,6 +432,9 @@ class Flaky:
     def is_lasting(self, error: Exception) -> bool:
         return isinstance(error, KeyError)
 
+    def answers(self, number: int) -> bool:
+        return self.n_refusals == 0
+
     def _answer(self) -> None:
         if self.n_refusals:
             self.n_refusals -= 1

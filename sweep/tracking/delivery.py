@@ -7,14 +7,15 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
 
 from sweep.errors import UndeliveredError
+from sweep.tracking.aside import Aside, number_of
 from sweep.tracking.codec import Entry
+from sweep.tracking.held import HeldTrials, named
+from sweep.tracking.sink import Pace, Sink
 from sweep.tracking.spool import Backlog
 from sweep.tracking.uri import one_line, without_credentials
-from sweep.trial import EpochReport, TrialFinished, TrialStarted
+from sweep.trial import EpochReport, TrialFinished
 
 MAX_SHARE = 0.05
 """Share of the time that gathering may let the metrics of running trials cost."""
@@ -28,54 +29,35 @@ UPLOAD_PATIENCE = 6
 _log = logging.getLogger("sweep.tracking")
 
 
-@dataclass(frozen=True, slots=True)
-class Pace:
-    """How often the store is asked, in seconds, and how much may wait for it."""
-
-    flush_s: float = 2.0
-    """Epoch metrics are gathered for at least this long."""
-    first_retry_s: float = 0.5
-    """A store that did not answer is asked again after this long, then after twice this, ..."""
-    retry_s: float = 5.0
-    """... and at least this often."""
-    grace_s: float = 10.0
-    """At the end a store that does not answer is asked for this long."""
-    spool_mb: int = 256
-    """Size of the spool file beyond which epoch reports are dropped."""
-
-
-class Sink(Protocol):
-    """Where records go. Must stand the same record twice: a failed one is tried again."""
-
-    def apply(self, entry: Entry, reports: Sequence[EpochReport]) -> None:
-        """Take `entry`, and before it the `reports` of its trial that were gathered."""
-        ...
-
-    def log_epochs(self, number: int, reports: Sequence[EpochReport]) -> None:
-        """Take reports of the trial `number`, oldest first."""
-        ...
-
-    def is_lasting(self, error: Exception) -> bool:
-        """Whether trying again is pointless (a refused value) and not (no answer)."""
-        ...
-
-
 class Delivery:
-    """Hands records to a sink in a thread of its own, in order.
+    """Hands records to a sink in a thread of its own, in order within each trial.
 
-    A store that does not answer keeps the backlog waiting and is asked again; a record that the
-    store refuses is dropped, counted and written to the log.
+    A store that does not answer keeps the backlog waiting and is asked again. A record that no
+    store will ever take is dropped, counted and written to the log. One that is refused while
+    the store takes others holds up its own trial only: it is tried again, then set aside.
 
     Args:
         connect: Makes the sink, in the thread; asked again after it raised.
         backlog: Where records wait; closed at the end.
         pace: How often and how long the store is asked.
+        aside: Where refused records are kept, closed at the end; None: they are lost.
+        again: Whether what is set aside already is delivered first.
     """
 
-    def __init__(self, connect: Callable[[], Sink], backlog: Backlog, pace: Pace) -> None:
-        self._connect, self._backlog, self._pace = connect, backlog, pace
+    def __init__(
+        self,
+        connect: Callable[[], Sink],
+        backlog: Backlog,
+        pace: Pace,
+        aside: Aside | None = None,
+        *,
+        again: bool = False,
+    ) -> None:
+        self._connect, self._backlog, self._pace, self._aside = connect, backlog, pace, aside
         self._sink: Sink | None = None
-        self._todo: deque[Entry] = deque()
+        self._todo: deque[Entry] = deque(aside.retry() if aside and again else ())
+        self._n_again = len(self._todo)
+        self._held = HeldTrials(pace, aside, set(map(number_of, self._todo)), self._give_up)
         self._gathered: dict[int, list[EpochReport]] = {}
         self._n_lost = 0
         self._error: Exception | None = None
@@ -117,10 +99,13 @@ class Delivery:
                 break  # it hangs in a call; being a daemon, it ends with the process
         n_waiting = self._n_waiting()
         n_homeless = min(n_waiting, self._backlog.close())
-        self._raise_if_left(n_waiting - n_homeless, n_homeless)
+        n_aside = self._aside.close() if self._aside else 0
+        self._raise_if_left(n_waiting - n_homeless, n_homeless, n_aside)
 
-    def _raise_if_left(self, n_waiting: int, n_homeless: int) -> None:
+    def _raise_if_left(self, n_waiting: int, n_homeless: int, n_aside: int) -> None:
         n_lost = self._n_lost + self._backlog.n_dropped + n_homeless
+        n_lost += self._aside.n_dropped if self._aside else 0
+        n_waiting -= min(self._n_again, n_aside)  # those wait in the other file
         why = one_line(self._error) if self._error else "see the log"
         if self._backlog.file is None:
             n_lost, n_waiting = n_lost + n_waiting, 0
@@ -128,14 +113,20 @@ class Delivery:
         if n_lost:
             said.append(f"{_records(n_lost)} could not be delivered to MLflow: {why}")
         if n_waiting > 0:
-            verb = "waits" if n_waiting == 1 else "wait"
             said.append(
-                f"{_records(n_waiting)} for MLflow {verb} in {self._backlog.file}: "
+                f"{_records(n_waiting)} for MLflow {_wait(n_waiting)} in {self._backlog.file}: "
                 "the same command delivers them once MLflow answers"
                 + ("" if n_lost else f" ({why})")
             )
+        if self._aside is not None and n_aside:
+            refusal = self._held.refusal
+            said.append(
+                f"{_records(n_aside)} of {named(self._aside.numbers)} that MLflow refused "
+                f"{_wait(n_aside)} in {self._aside.file}: the same command and `sweep doctor "
+                "--fix` try them again" + (f" ({one_line(refusal)})" if refusal else "")
+            )
         if said:
-            raise UndeliveredError("; ".join(said)) from self._error
+            raise UndeliveredError("; ".join(said)) from self._error or self._held.refusal
 
     def _run(self) -> None:
         while not self._is_closing:
@@ -150,48 +141,64 @@ class Delivery:
 
     def _wait(self) -> None:
         """Until records come, or the next flush or try is due."""
-        wait_s = max(0.0, max(self._flush_at, self._retry_at) - time.monotonic())
+        due = max(self._flush_at, self._retry_at)
+        if not self._away_since:
+            due = min(due, self._held.due())
+        wait_s = max(0.0, due - time.monotonic())
         self._wake.wait(wait_s if self._n_waiting() or self._sink is None else None)
         self._wake.clear()
 
     def _deliver(self, *, is_last: bool) -> bool:
-        """Work through what waits; False where the store did not answer."""
+        """Work through what waits; False where the store did not answer, or not take all of it."""
         if time.monotonic() < self._retry_at:
             return False
         try:
-            self._sink = self._sink or self._connect()
+            sink = self._sink = self._sink or self._connect()
             while self._todo or self._take():
-                entry = self._todo[0]
-                if isinstance(entry, EpochReport):
-                    self._gathered.setdefault(entry.number, []).append(entry)
-                elif not self._apply(self._sink, entry):
+                if not self._hand_over(sink, self._todo[0]):
                     return False
                 self._todo.popleft()
-                if self._n_gathered() > MAX_GATHERED and not self._flush(self._sink):
+                self._n_again = max(0, self._n_again - 1)
+                if self._n_gathered() > MAX_GATHERED and not self._flush(sink):
                     return False
-            if (is_last or time.monotonic() >= self._flush_at) and not self._flush(self._sink):
+            if (is_last or time.monotonic() >= self._flush_at) and not self._flush(sink):
+                return False
+            error = self._held.try_again(sink, is_closing=self._is_closing)
+            if error is not None:
+                self._away(error)
                 return False
         except Exception as error:  # noqa: BLE001 - the thread must live: it is asked again
             self._away(error)
             return False
-        if not self._gathered:
+        if not self._gathered and not self._held.n_records:
             self._backlog.settle()
+            if self._aside is not None:
+                self._aside.settle()
         self._back()
-        return True
+        return not self._held.n_records
 
     def _take(self) -> bool:
         while not self._todo and self._backlog.n_untaken:
             self._todo.extend(self._backlog.take())
         return bool(self._todo)
 
-    def _apply(self, sink: Sink, entry: Entry) -> bool:
-        number = entry.number if isinstance(entry, TrialStarted | TrialFinished) else -1
+    def _hand_over(self, sink: Sink, entry: Entry) -> bool:
+        """Give the sink an entry, or put it where older ones of its trial are."""
+        number = number_of(entry)
+        if self._held.takes(number, entry):
+            return True
+        if isinstance(entry, EpochReport):
+            self._gathered.setdefault(number, []).append(entry)
+            return True
+        return self._apply(sink, entry, number)
+
+    def _apply(self, sink: Sink, entry: Entry, number: int) -> bool:
         reports = self._gathered.get(number, [])
         self._is_storing_files = isinstance(entry, TrialFinished)
         try:
             sink.apply(entry, reports)
         except Exception as error:  # noqa: BLE001 - kept, counted, raised by close()
-            if not self._note(sink, error, 1 + len(reports)):
+            if not self._refused(sink, error, number, [*reports, entry]):
                 return False
         finally:
             self._is_storing_files = False
@@ -205,7 +212,7 @@ class Delivery:
             try:
                 sink.log_epochs(number, reports)
             except Exception as error:  # noqa: BLE001 - as above
-                if not self._note(sink, error, len(reports)):
+                if not self._refused(sink, error, number, reports):
                     return False
             self._alive_at = time.monotonic()
             del self._gathered[number]
@@ -214,16 +221,24 @@ class Delivery:
         self._flush_at = now + max(self._pace.flush_s, (now - began) / MAX_SHARE)
         return True
 
-    def _note(self, sink: Sink, error: Exception, n_records: int) -> bool:
-        """Remember the error; True where the records are given up."""
-        if not sink.is_lasting(error):
+    def _refused(
+        self, sink: Sink, error: Exception, number: int, entries: Sequence[Entry]
+    ) -> bool:
+        """Take records out of the others' way; False where it is the store that is away."""
+        if sink.is_lasting(error):
+            self._give_up(error, len(entries))
+        elif not sink.answers(number):
             self._away(error)
             return False
-        without_credentials(error)
-        _log.error("%s refused by MLflow", _records(n_records), exc_info=error)
-        self._error = self._error or error
-        self._n_lost += n_records
+        else:
+            self._held.hold(number, entries, error)
         return True
+
+    def _give_up(self, error: Exception, n_records: int) -> None:
+        without_credentials(error)
+        _log.error("%s refused by MLflow for good", _records(n_records), exc_info=error)
+        self._error = self._error if self._n_lost else error
+        self._n_lost += n_records
 
     def _away(self, error: Exception) -> None:
         """The store did not answer: ask again later, less and less often."""
@@ -242,13 +257,20 @@ class Delivery:
             _log.warning("MLflow answers again after %.0f s", time.monotonic() - self._away_since)
             self._away_since = 0.0
             self._next_retry_s = self._pace.first_retry_s
+            if not self._n_lost:
+                self._error = None
 
     def _n_gathered(self) -> int:
         return sum(map(len, self._gathered.values()))
 
     def _n_waiting(self) -> int:
-        return len(self._todo) + self._n_gathered() + self._backlog.n_untaken
+        n_here = len(self._todo) + self._n_gathered() + self._held.n_records
+        return n_here + self._backlog.n_untaken
 
 
 def _records(n: int) -> str:
     return "1 record" if n == 1 else f"{n} records"
+
+
+def _wait(n: int) -> str:
+    return "waits" if n == 1 else "wait"

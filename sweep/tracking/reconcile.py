@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sweep.tracking.aside import STUDY
 from sweep.tracking.disposal import DROPPED_TAG
 from sweep.tracking.uri import quiet
 from sweep.trial import TrialState
@@ -46,6 +47,7 @@ def reconcile_runs(
     *,
     is_live: bool = False,
     checkpoint_of: CheckpointOf = lambda number: None,
+    waiting: Collection[int] = (),
 ) -> list[str]:
     """Compare a study's MLflow runs with its trials; deliver what the spool holds first.
 
@@ -57,6 +59,8 @@ def reconcile_runs(
             no trial becomes KILLED, with the tag sweep.orphan and the role "orphan".
         is_live: Whether a driver works on the study right now: then what runs is left alone.
         checkpoint_of: The kept checkpoint of a trial, to store where its run lacks it.
+        waiting: Trials (or STUDY) whose records are still on their way: they are left alone, as
+            a repair would keep the records from being taken.
 
     Returns one sentence for each disagreement, none where the two agree. Raises StoreError.
     """
@@ -70,7 +74,7 @@ def reconcile_runs(
         if experiment is None:
             return [f"MLflow has no experiment {study!r}: `sweep run` makes it"] if states else []
         found = _Comparison(store, study, experiment.experiment_id, states, checkpoint_of)
-        faults = list(found.faults(is_live=is_live))
+        faults = list(found.faults(is_live=is_live, waiting=waiting))
         if fix:
             for fault in faults:
                 fault.repair()
@@ -107,9 +111,9 @@ class _Comparison:
             elif role == "study" and not is_deleted:
                 self._parents.append(run)
 
-    def faults(self, *, is_live: bool) -> Iterator[_Fault]:
+    def faults(self, *, is_live: bool, waiting: Collection[int]) -> Iterator[_Fault]:
         """What does not agree, by trial number, the study's own run last."""
-        for number in sorted(self._runs.keys() | self._states.keys()):
+        for number in sorted((self._runs.keys() | self._states.keys()) - set(waiting)):
             state, runs = self._states.get(number), self._runs.get(number, [])
             if state is None:
                 for run in runs:
@@ -121,7 +125,7 @@ class _Comparison:
                     yield self._missing(number, state)
             elif not (is_live and not state.is_finished):
                 yield from self._of_trial(number, state, runs)
-        if not is_live:
+        if not is_live and STUDY not in waiting:
             yield from self._of_study()
 
     def _of_trial(self, number: int, state: TrialState, runs: list[Run]) -> Iterator[_Fault]:

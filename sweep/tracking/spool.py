@@ -26,7 +26,7 @@ from sweep.tracking.codec import DamagedLineError, Entry, from_line, to_line
 from sweep.trial import EpochReport, StudyFinished, TrialFinished
 from sweep.trial_files import make_private_folder
 
-SPOOL, CURSOR = "spool.jsonl", "spool.cursor"
+SPOOL = "spool.jsonl"
 
 PRIVATE = 0o600
 
@@ -113,14 +113,16 @@ class Spool:
     Args:
         folder: The study's work folder; made where it is missing.
         limit_bytes: Beyond this size epoch reports are dropped, beyond twice this everything.
+        name: The file's name, which ends in .jsonl.
 
     Raises:
         DiskError: The file cannot be made or opened.
     """
 
-    def __init__(self, folder: Path, limit_bytes: int = 256 << 20) -> None:
-        self.file: Path | None = folder / SPOOL
-        self._path, self._cursor, self._limit = folder / SPOOL, folder / CURSOR, limit_bytes
+    def __init__(self, folder: Path, limit_bytes: int = 256 << 20, name: str = SPOOL) -> None:
+        self.file: Path | None = folder / name
+        self._path, self._limit = folder / name, limit_bytes
+        self._cursor = self._path.with_suffix(".cursor")
         self._lock = threading.Lock()
         self._memory: list[Entry] = []
         self._n_memory_taken = self.n_dropped = self.n_untaken = 0

@@ -19,7 +19,7 @@ import requests
 from mlflow import MlflowClient
 from mlflow.entities import Experiment, LifecycleStage, Run, ViewType
 from mlflow.exceptions import MlflowException
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from sweep import postgres, sqlite
 from sweep.errors import DiskError, StoreError, SweepError
@@ -44,6 +44,9 @@ _LASTING = frozenset(
     }
 )
 """MLflow's error codes that asking again does not cure."""
+
+_WRONG = "INVALID_PARAMETER_VALUE"
+"""The one that is about what was sent alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +102,20 @@ def in_one_line(what: str) -> Iterator[None]:
                 f"{what} cannot be reached: start that server, or name another with --tracking-uri"
             ) from error
         raise StoreError(f"{what}: {one_line(error)}") from error
+
+
+def is_wrong(error: Exception) -> bool:
+    """Whether what was to be written is wrong in itself: no store would ever take it.
+
+    Not what a store says of itself or of who asks (no rights, not found, a database that can only
+    be read): that passes, and MLflow has the same code for it as for much else.
+    """
+    if isinstance(error, MlflowException):
+        is_busy = "database is locked" in str(error)
+        return error.error_code == _WRONG and not is_busy
+    if isinstance(error, FileNotFoundError):
+        return True
+    return not isinstance(error, OSError | SQLAlchemyError)
 
 
 def is_lasting(error: Exception) -> bool:

@@ -18,6 +18,7 @@ import yaml
 from mlflow.entities import Metric
 
 from sweep.redact import redacted
+from sweep.tracking.aside import STUDY
 from sweep.tracking.model import ModelFolders, ModelLabel, log_model
 from sweep.tracking.run import (
     STATUS,
@@ -30,7 +31,7 @@ from sweep.tracking.run import (
 from sweep.tracking.store import (
     Store,
     find_or_make_experiment,
-    is_lasting,
+    is_wrong,
     search_runs,
     source_tags,
 )
@@ -106,8 +107,22 @@ class StudyRuns:
             )
 
     def is_lasting(self, error: Exception) -> bool:
-        """Whether trying again is pointless."""
-        return is_lasting(error)
+        """Whether the record itself is wrong, so that no store will ever take it."""
+        return is_wrong(error)
+
+    def answers(self, number: int) -> bool:
+        """Whether the store takes anything but the records of that trial just now.
+
+        For a trial it has to write, as a store that can only be read takes nothing.
+        """
+        try:
+            if number == STUDY:
+                self._store.client.get_experiment(self.experiment_id)
+            else:
+                self.parent.log(tags={"sweep.role": "study"})
+        except Exception:  # noqa: BLE001 - whatever it is, that is no answer
+            return False
+        return True
 
     def run_id_of(self, number: int) -> str | None:
         """The MLflow run of a trial, where there is one."""

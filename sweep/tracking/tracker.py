@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 
 from sweep import sqlite
 from sweep.errors import StoreError
-from sweep.tracking.delivery import Delivery, Pace
+from sweep.tracking.aside import REFUSED, Aside
+from sweep.tracking.delivery import Delivery
 from sweep.tracking.marker import Marker, read_marker, shown, write_marker
+from sweep.tracking.sink import Pace
 from sweep.tracking.spool import SPOOL, Backlog, MemoryBacklog, Spool
 from sweep.tracking.uri import quiet
 from sweep.trial import DatasetInfo, Record, StudyInfo, WorkerReady
@@ -63,8 +65,12 @@ class MlflowTracker:
             study = dataclasses.replace(study, dataset=marker.study.dataset)
         with contextlib.ExitStack() as stack:
             backlog: Backlog = MemoryBacklog()
+            aside: Aside | None = None
             if self._study_dir is not None:
-                backlog = Spool(self._study_dir, self._pace.spool_mb << 20)
+                limit_bytes = self._pace.spool_mb << 20
+                backlog = Spool(self._study_dir, limit_bytes)
+                aside = Aside(self._study_dir, limit_bytes)
+                stack.callback(aside.close)
             stack.callback(backlog.close)
             is_known = marker is not None and marker.is_of(self._uri)
             has_left = backlog.n_untaken > 0
@@ -77,7 +83,7 @@ class MlflowTracker:
             write_marker(self._study_dir, Marker(shown(self._uri), study))
         if has_left or self._runs is None:
             backlog.append([study])
-        self._delivery = Delivery(connect, backlog, self._pace)
+        self._delivery = Delivery(connect, backlog, self._pace, aside)
 
     @property
     def parent_run_id(self) -> str:
@@ -176,28 +182,35 @@ def deliver_pending(
 ) -> int:
     """Deliver the records that earlier runs of a study left; returns how many there were.
 
-    The caller holds the study's lock. Loads nothing and returns 0 where nothing waits.
+    Those that MLflow refused then come first. The caller holds the study's lock. Loads nothing
+    and returns 0 where nothing waits.
 
     Raises:
         StoreError: The spool is there but cannot be read.
         UndeliveredError: Some, or all, could not be delivered; they wait on.
     """
-    if not (study_dir / SPOOL).is_file() or not (study_dir / SPOOL).stat().st_size:
+    if not any(_has_content(study_dir / name) for name in (SPOOL, REFUSED)):
         return 0
     pace = pace or Pace()
-    spool, marker = Spool(study_dir, pace.spool_mb << 20), read_marker(study_dir)
-    n_left = spool.n_untaken
+    limit_bytes, marker = pace.spool_mb << 20, read_marker(study_dir)
+    spool, aside = Spool(study_dir, limit_bytes), Aside(study_dir, limit_bytes)
+    n_left = spool.n_untaken + len(aside.before)
     if not n_left or marker is None:
         spool.close()
+        aside.close()
         return 0
 
     def connect() -> StudyRuns:
         return connect_runs(tracking_uri, marker.study, log_models=log_model, is_catching_up=True)
 
     with _routed(log_file):
-        Delivery(connect, spool, pace).close()
+        Delivery(connect, spool, pace, aside, again=True).close()
     sqlite.settle(tracking_uri)
     return n_left
+
+
+def _has_content(file: Path) -> bool:
+    return file.is_file() and file.stat().st_size > 0
 
 
 def connect_runs(

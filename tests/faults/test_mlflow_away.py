@@ -10,17 +10,14 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Iterator
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
-import requests
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
@@ -28,6 +25,8 @@ TESTS = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(TESTS))
 
 import tracking_records as records  # noqa: E402
+from mlflow_proxy import Answer, Proxy, error, proxy_of, refusing  # noqa: E402
+from searches import Call, sweep  # noqa: E402
 
 from sweep.errors import StoreError, UndeliveredError  # noqa: E402
 from sweep.tracking import (  # noqa: E402
@@ -38,6 +37,7 @@ from sweep.tracking import (  # noqa: E402
     model_uri_of,
     reconcile_runs,
     run_id_of,
+    waiting_numbers,
 )
 from sweep.tracking.spool import Spool  # noqa: E402
 from sweep.trial import Failure, Record, TrialState, WorkerReady  # noqa: E402
@@ -174,56 +174,25 @@ def test_a_server_killed_and_started_two_trials_later_misses_nothing(
     assert "answers again" in (tmp_path / "log").read_text()
 
 
-class Forgetful(BaseHTTPRequestHandler):
-    """A proxy that hands requests on but loses the first answers to some of them."""
-
-    target = ""
-    to_lose: ClassVar[dict[str, int]] = {}
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        headers = {"Content-Type": self.headers.get("Content-Type", "application/json")}
-        answer = requests.request(
-            self.command, self.target + self.path, data=body, headers=headers, timeout=20
-        )
-        call = self.path.rpartition("2.0/mlflow/")[2]
-        if self.to_lose.get(call, 0):
-            self.to_lose[call] -= 1
-            self.close_connection = True
-            return
-        self.send_response(answer.status_code)
-        self.send_header("Content-Type", answer.headers.get("Content-Type", "text/plain"))
-        self.send_header("Content-Length", str(len(answer.content)))
-        self.end_headers()
-        self.wfile.write(answer.content)
-
-    do_GET = do_PUT = do_PATCH = do_POST  # noqa: N815 - names that http.server looks up
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
+@pytest.fixture
+def proxy(server: Server) -> Iterator[Proxy]:
+    """A proxy before the server that refuses nothing yet."""
+    with proxy_of(server.address) as proxy:
+        yield proxy
 
 
-def test_an_answer_that_is_lost_makes_no_second_run(server: Server, tmp_path: Path) -> None:
+def test_an_answer_that_is_lost_makes_no_second_run(
+    server: Server, proxy: Proxy, tmp_path: Path
+) -> None:
     """Where the server did what it was asked but its answer was lost on the way, the trial has
     one run and one point an epoch all the same."""
     study = "lost-answers"
-    Forgetful.target = server.address
-    proxy = ThreadingHTTPServer(("127.0.0.1", 0), Forgetful)
-    thread = threading.Thread(target=proxy.serve_forever, args=(0.01,))
-    thread.start()
-    try:
-        tracker = MlflowTracker(
-            f"http://127.0.0.1:{proxy.server_address[1]}", study_dir=tmp_path, pace=PATIENT
-        )
-        tracker.open(records.study_info(study))
-        Forgetful.to_lose.update({"runs/create": 1, "runs/log-batch": 2, "runs/update": 1})
-        tracker.write([*a_trial(0), *a_trial(1)])
-        tracker.close()
-    finally:
-        proxy.shutdown()
-        thread.join()
-        proxy.server_close()
-    assert not any(Forgetful.to_lose.values())
+    tracker = MlflowTracker(proxy.address, study_dir=tmp_path, pace=PATIENT)
+    tracker.open(records.study_info(study))
+    proxy.to_lose.update({"runs/create": 1, "runs/log-batch": 2, "runs/update": 1})
+    tracker.write([*a_trial(0), *a_trial(1)])
+    tracker.close()
+    assert not any(proxy.to_lose.values())
     assert curves(store_uri(server), study) == {str(n): whole_curve(n) for n in range(2)}
 
 
@@ -420,6 +389,188 @@ def test_a_password_is_nowhere(server: Server, tmp_path: Path) -> None:
     assert not [line for line in said if secret in line or "heimlich" in line]
     modes = {f.name: oct(f.stat().st_mode & 0o777) for f in (tmp_path / "s").iterdir()}
     assert set(modes.values()) == {"0o600"}
+
+
+def statuses(server: Server, study: str) -> dict[str, str]:
+    return {number: run.info.status for number, run in runs_of(store_uri(server), study).items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        ("always-500", (500, error("INTERNAL_ERROR"))),
+        ("always-502", (502, "<html>Bad Gateway</html>")),
+        ("always-403", (403, error("PERMISSION_DENIED"))),
+    ],
+)
+def test_a_trial_that_is_refused_again_and_again_holds_up_no_other(
+    server: Server, proxy: Proxy, tmp_path: Path, name: str, answer: Answer
+) -> None:
+    """Its records are set aside, in order and once each, and said in one line; the others pass
+    meanwhile. They are tried again by the next delivery, and arrive when they are taken."""
+    refused = tmp_path / "refused.jsonl"
+    proxy.rule = refusing(answer, trial=1)
+    tracker = MlflowTracker(proxy.address, tmp_path / "log", study_dir=tmp_path, pace=FAST)
+    tracker.open(records.study_info(name))
+    tracker.write([records.started(1), *records.epochs(1, 1, 1), *a_trial(0)])
+    wait_until(lambda: statuses(server, name).get("0") == "KILLED")
+    wait_until(refused.is_file)
+    assert not tracker.is_offline
+    tracker.write([*records.epochs(1, 2), records.finished(1, TrialState.PRUNED), *a_trial(2)])
+    with pytest.raises(UndeliveredError) as caught:
+        tracker.close()
+    said = str(caught.value)
+    assert said.startswith(f"5 records of trial 1 that MLflow refused wait in {refused}: ")
+    assert "\n" not in said
+    assert refused.stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "spool.jsonl").stat().st_size == 0
+    assert statuses(server, name) == {"parent": "RUNNING", "0": "KILLED", "2": "KILLED"}
+
+    n_refused = proxy.n_refused
+    assert n_refused == 5, "later records of the trial went straight to the file"
+    with pytest.raises(UndeliveredError, match="5 records of trial 1 that MLflow refused"):
+        deliver_pending(proxy.address, tmp_path, pace=FAST)
+    assert proxy.n_refused == n_refused + 2
+    tracker = MlflowTracker(proxy.address, tmp_path / "log", study_dir=tmp_path, pace=FAST)
+    tracker.open(records.study_info(name, time_ms=records.START_MS + 1))
+    tracker.write(a_trial(3))
+    with pytest.raises(UndeliveredError, match="5 records of trial 1 that MLflow refused"):
+        tracker.close()
+    assert proxy.n_refused == n_refused + 2, "it waits for the next delivery"
+
+    proxy.rule = lambda call, body: None
+    assert deliver_pending(proxy.address, tmp_path, pace=FAST) == 5
+    assert deliver_pending(proxy.address, tmp_path, pace=FAST) == 0
+    assert not refused.exists()
+    assert curves(store_uri(server), name) == {str(n): whole_curve(n) for n in range(4)}
+    assert set(statuses(server, name).values()) == {"RUNNING", "KILLED"}
+
+
+def test_the_studys_own_records_may_be_refused(
+    server: Server, proxy: Proxy, tmp_path: Path
+) -> None:
+    """Trials pass while the study's run takes nothing; its end comes with the next delivery."""
+    study = "parent-refused"
+    tracker = MlflowTracker(proxy.address, study_dir=tmp_path, pace=FAST)
+    tracker.open(records.study_info(study))
+    parent = tracker.parent_run_id
+    proxy.rule = lambda call, body: (500, "") if parent in body and "runs/log" in call else None
+    ready = WorkerReady(records.DATASET, "cpu", 4, records.START_MS)
+    tracker.write([ready, *a_trial(0), records.study_finished()])
+    with pytest.raises(UndeliveredError, match="2 records of the study that MLflow refused"):
+        tracker.close()
+    assert statuses(server, study) == {"parent": "RUNNING", "0": "KILLED"}
+    proxy.rule = lambda call, body: None
+    assert deliver_pending(proxy.address, tmp_path, pace=FAST) == 2
+    assert statuses(server, study) == {"parent": "FINISHED", "0": "KILLED"}
+
+
+def test_records_in_both_files_count_once(server: Server, tmp_path: Path) -> None:
+    """A driver that was killed after it set records aside leaves them in the spool as well."""
+    study = "both"
+    tracker = MlflowTracker(server.address, study_dir=tmp_path, pace=FAST)
+    tracker.open(records.study_info(study))
+    tracker.close()
+    for name, written in (
+        ("refused.jsonl", a_trial(1)),
+        ("spool.jsonl", [*a_trial(0), *a_trial(1)]),
+    ):
+        spool = Spool(tmp_path, name=name)
+        spool.append(written)
+        spool.close()
+    assert waiting_numbers(tmp_path) == {0, 1}
+    assert deliver_pending(server.address, tmp_path, pace=FAST) == 15
+    assert curves(store_uri(server), study) == {str(n): whole_curve(n) for n in range(2)}
+    assert statuses(server, study) == {"parent": "RUNNING", "0": "KILLED", "1": "KILLED"}
+    assert waiting_numbers(tmp_path) == set()
+
+
+def test_a_record_that_no_store_takes_is_dropped(
+    server: Server, proxy: Proxy, tmp_path: Path
+) -> None:
+    """What MLflow calls an invalid value is asked for once, counted, and never tried again."""
+    study = "invalid"
+    proxy.rule = refusing((400, error("INVALID_PARAMETER_VALUE")), trial=1)
+    tracker = MlflowTracker(proxy.address, study_dir=tmp_path, pace=FAST)
+    tracker.open(records.study_info(study))
+    tracker.write([records.started(1), *a_trial(0)])
+    with pytest.raises(UndeliveredError, match=r"^1 record could not be delivered to MLflow: "):
+        tracker.close()
+    assert proxy.n_refused == 1
+    assert [f.name for f in tmp_path.iterdir() if f.stat().st_size] == ["tracking.json"]
+    assert statuses(server, study)["0"] == "KILLED"
+
+
+def test_a_passing_refusal_is_no_loss(server: Server, proxy: Proxy, tmp_path: Path) -> None:
+    """Three errors of the server in a row: everything arrives, in order, without a word."""
+    study, left = "passing", [3]
+    refuse = refusing((500, error("INTERNAL_ERROR")), trial=1)
+
+    def rule(call: str, body: str) -> Answer | None:
+        refusal = refuse(call, body) if left[0] else None
+        left[0] -= refusal is not None
+        return refusal
+
+    proxy.rule = rule
+    tracker = MlflowTracker(proxy.address, study_dir=tmp_path, pace=FAST)
+    tracker.open(records.study_info(study))
+    tracker.write([*a_trial(1), *a_trial(0)])
+    tracker.close()
+    assert left == [0]
+    assert curves(store_uri(server), study) == {str(n): whole_curve(n) for n in range(2)}
+
+
+@pytest.mark.parametrize("is_reading_fine", [False, True], ids=["all", "writes"])
+def test_a_server_that_refuses_everything_is_away(
+    server: Server, proxy: Proxy, tmp_path: Path, is_reading_fine: bool
+) -> None:
+    """With 503 for all, or for all that writes, nothing is set aside: it waits, and is delivered
+    in the same session."""
+    study = f"outage-{is_reading_fine}"
+    tracker = MlflowTracker(proxy.address, study_dir=tmp_path, pace=PATIENT)
+    tracker.open(records.study_info(study))
+
+    def rule(call: str, body: str) -> Answer | None:
+        is_read = call.endswith(("/get", "/search", "get-by-name", "get-history"))
+        return None if is_read and is_reading_fine else (503, error("TEMPORARILY_UNAVAILABLE"))
+
+    proxy.rule = rule
+    tracker.write([*a_trial(0), *a_trial(1)])
+    wait_until(lambda: tracker.is_offline)
+    wait_until(lambda: proxy.n_refused > 15)
+    proxy.rule = lambda call, body: None
+    tracker.close()
+    assert curves(store_uri(server), study) == {str(n): whole_curve(n) for n in range(2)}
+
+
+def test_a_search_with_a_refused_trial_is_finished_by_the_doctor(
+    server: Server, proxy: Proxy, tmp_path: Path, call: Call
+) -> None:
+    """`sweep run` ends with exit code 7 and one line, `sweep doctor` says what waits and --fix
+    brings it, with its checkpoint and model; no repair comes before the records."""
+    command = ("--study", "doctored", "--trials", "3", "--epochs", "2", "--population", "1")
+    where = ("--tracking-uri", proxy.address)
+    proxy.rule = refusing((500, error("INTERNAL_ERROR")), trial=1)
+    done = sweep(tmp_path, "run", *command, *where)
+    assert (done.returncode, len(done.stderr.splitlines())) == (7, 1)
+    assert "records of trial 1 that MLflow refused" in done.stderr
+    code, out, _ = call("doctor", *where)
+    assert (code, out.count("found: ")) == (1, 1)
+    assert "refused.jsonl: 4" in out
+    code, out, _ = call("doctor", *where, "--fix")
+    assert (code, out.count("found: "), "that MLflow refused" in out) == (1, 1, True)
+    proxy.rule = lambda call, body: None
+    code, out, _ = call("doctor", *where, "--fix")
+    assert (code, out.splitlines()[0]) == (
+        0,
+        "repaired: 4 records waited to be delivered to MLflow",
+    )
+    code, out, _ = call("doctor", *where)
+    assert (code, out.strip()) == (0, "doctored: 0 disagreements, 0 left")
+    run = runs_of(store_uri(server), "doctored")["1"]
+    assert run.info.status == "FINISHED"
+    assert model_uri_of(server.address, run.info.run_id) is not None
+    assert "best_val_acc" in run.data.metrics
 
 
 def test_every_disagreement_is_said_and_repaired(store: Path, tmp_path: Path) -> None:
