@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import itertools
 import os
+import pwd
 import shutil
 import signal
 import socket
@@ -14,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 USER, PASSWORD = "searcher", "hunter2-s3cret"
 
@@ -47,7 +49,10 @@ class Postgres:
         self._bin, self._data = found, folder / "data"
         self._folder = folder
         # PostgreSQL refuses to run as root.
-        self._as_user = {"user": "nobody", "group": "nogroup"} if os.getuid() == 0 else {}
+        self._as_user: dict[str, Any] = {}
+        if os.getuid() == 0:
+            nobody = pwd.getpwnam("nobody")
+            self._as_user = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]

@@ -11,7 +11,7 @@ import pytest
 import sweep
 from sweep import options
 from sweep.config import RunConfig
-from sweep.errors import ConfigError, StudyFailedError, StudyLockedError
+from sweep.errors import ConfigError, StudyFailedError, StudyLockedError, UndeliveredError
 from sweep.ledger import open_study
 from sweep.recovery import study_lock
 from sweep.redact import redacted
@@ -120,13 +120,22 @@ def test_identical_failures_end_the_search_with_their_message() -> None:
 
 @pytest.mark.usefixtures("here")
 def test_a_metric_that_the_module_does_not_log_is_named() -> None:
-    """The error comes with the first epoch and lists what there is."""
+    """The error comes with the first epoch and lists what there is; it is the one that is said
+    where records cannot be delivered then, either."""
+
+    class Away(RecordingListener):
+        def close(self) -> None:
+            super().close()
+            raise UndeliveredError("MLflow is away")
+
+    listener = Away()
     space = parse_space("# A line.\nparameters:\n  width: {int: [4, 8]}\n", "m", vocabulary=None)
     config = RunConfig(
         **(SMALL | {"module": "user_code:Model", "metric": "val_f2", "study": "m", "trials": 2})
     )
     with pytest.raises(ConfigError, match=r"--metric must be one of .*val_f1.*did you mean"):
-        search(config, space, [])
+        search(config, space, [listener])
+    assert listener.is_closed
 
 
 def test_the_reference_network_speaks_the_spaces_language() -> None:
