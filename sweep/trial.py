@@ -75,6 +75,8 @@ class Task:
     """Resume state is written at most this often, in seconds."""
     trial_timeout_s: float | None = None
     """A trial that takes longer has failed; None: no limit."""
+    worker_memory_gb: float | None = None
+    """A worker process with more resident memory is replaced, in 1e9 bytes; None: no limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,7 +283,7 @@ class Exchange(Protocol):
         """Hand over `reports`; `n_free` is how many trials could be started right now.
 
         A trial that the orders stop frees its slot at once, so up to `n_free + len(stop)`
-        trials may come back.
+        trials may come back. A worker that gives its trials back has fewer than none free.
         """
         ...
 
@@ -323,7 +325,9 @@ class Executor(Protocol):
     def run(self, exchange: Exchange) -> None:
         """Let workers train until `exchange` told each that nothing more will come.
 
-        A worker that died is replaced; its trials come back as failed with kind "killed".
+        A worker that died is replaced; its trials come back as failed with kind "killed". A
+        worker that has to go is told to interrupt its trials: they come back as stopped though
+        the driver did not order it, and go on elsewhere.
         """
         ...
 

@@ -49,6 +49,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("sweep.datasets", "sweep.imports", "sweep.sqlite", "sweep.redact", "sweep.provenance"),
     (
         "sweep.trial",
+        "sweep.agenda",
         "sweep.trial_files",
         "sweep.endings",
         "sweep.options",
