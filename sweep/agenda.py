@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sweep.trial import Stop, TrialSpec
+from sweep.trial import Stop, TrainerName, TrialSpec
 
 
 @dataclass
@@ -36,3 +36,5 @@ class Planned:
     """Set for a trial that already has one: it was interrupted."""
     start_epoch: int | None = None
     """Population epoch that it first started in, where it trained at all."""
+    trainer: TrainerName | None = None
+    """The path that it was begun in, where that is known."""

@@ -32,6 +32,7 @@ from sweep.trial import (
     Report,
     Stop,
     StopReason,
+    TrainerName,
     TrialFinished,
     TrialResult,
     TrialSpec,
@@ -71,6 +72,8 @@ class Driver:
         self._pending: list[Future[None]] = []
         self.reason: EndReason = "done"
         self._is_stopping = False
+        self._trainer: TrainerName | None = None
+        """The path in which workers train new trials."""
         self._greetings: set[str] = set()
         self.failure_message = ""
 
@@ -88,8 +91,11 @@ class Driver:
             if not trial.state.is_finished:
                 params = trial.params or None
                 self._planned.append(
-                    Planned(trial.hyperparameters, params, trial.number, trial.start_epoch)
-                )
+                    Planned(
+                        trial.hyperparameters, params, trial.number, trial.start_epoch,
+                        trial.trainer,
+                    )
+                )  # fmt: skip
         for trial in trials:
             if trial.number in again:
                 self._planned.append(Planned(trial.hyperparameters, trial.params or None))
@@ -110,8 +116,7 @@ class Driver:
             self.settle()
         for report in reports:
             if isinstance(report, WorkerReady):
-                records.append(report)
-                self._ledger.note_data(report.dataset)
+                self._welcome(report, records)
             elif isinstance(report, Notice):
                 if not isinstance(reports[0], WorkerReady) or self._is_news(report.message):
                     records.append(report)
@@ -130,6 +135,18 @@ class Driver:
         self._record(records)
         return Orders(stops, tuple(starts), is_last=self._is_last())
 
+    def _welcome(self, worker: WorkerReady, records: list[Record]) -> None:
+        records.append(worker)
+        self._ledger.note_data(worker.dataset)
+        self._trainer = worker.trainer
+        begun = [p.trainer for p in self._planned] + [t.spec.trainer for t in self._again]
+        others = [trainer for trainer in begun if trainer not in (None, worker.trainer)]
+        if others:
+            what = "1 trial" if len(others) == 1 else f"{len(others)} trials"
+            text = f"{what} begun in the {others[0]} path will go on there, one at a time"
+            if self._is_news(text):
+                records.append(notice(text))
+
     def _is_news(self, message: str) -> bool:
         """Whether no worker said this before when it started."""
         is_known = message in self._greetings
@@ -147,7 +164,7 @@ class Driver:
         for planned in waiting:
             number, verdict = planned.number, None
             if number is not None:
-                spec = self._spec(number, planned.hyperparameters)
+                spec = self._spec(number, planned.hyperparameters, planned.trainer)
                 verdict = read_verdict(trial_folder(study_dir, number), spec)
             if number is None or verdict is None:
                 self._planned.append(planned)
@@ -328,21 +345,24 @@ class Driver:
             proposal = self._proposals.adopt(number, planned.hyperparameters, planned.params)
         if proposal is None:
             return None
-        self._ledger.open_trial(number, proposal.frozen)
+        self._ledger.open_trial(number, proposal.frozen, self._trainer)
         self._next_number += 1
-        spec = self._spec(number, proposal.hyperparameters)
+        spec = self._spec(number, proposal.hyperparameters, self._trainer)
         return self._start(spec, proposal, records)
 
     def _adopt(self, planned: Planned, number: int, records: list[Record]) -> TrialSpec:
         """An interrupted trial under its own number, from its checkpoint where it has one."""
         proposal = self._proposals.adopt(number, planned.hyperparameters, planned.params)
         self._ledger.reopen_trial(number)
-        spec = self._spec(number, proposal.hyperparameters)
+        spec = self._spec(number, proposal.hyperparameters, planned.trainer)
         spec = self._from_checkpoint(spec, planned.start_epoch)
         return self._start(spec, proposal, records)
 
-    def _spec(self, number: int, hyperparameters: Mapping[str, Any]) -> TrialSpec:
-        return TrialSpec(number, hyperparameters, derive_seed(self._config.seed, "init", number))
+    def _spec(
+        self, number: int, hyperparameters: Mapping[str, Any], trainer: TrainerName | None
+    ) -> TrialSpec:
+        seed = derive_seed(self._config.seed, "init", number)
+        return TrialSpec(number, hyperparameters, seed, trainer=trainer)
 
     def _from_checkpoint(self, spec: TrialSpec, start_epoch: int | None) -> TrialSpec:
         kept = resume_point(trial_folder(self._config.study_dir, spec.number))

@@ -17,6 +17,7 @@ HyperValue = Any
 
 Direction = Literal["maximize", "minimize"]
 StopReason = Literal["pruned", "converged", "timeout", "interrupted"]
+TrainerName = Literal["plain", "fused"]
 FailureKind = Literal["oom", "nan", "exception", "killed", "timeout"]
 
 
@@ -71,6 +72,8 @@ class Task:
     """Threads for torch on a CPU; None: torch's own default."""
     population: int | None = None
     """Trials that a worker trains at the same time; None: sized from the device; 1: plain."""
+    was_larger: bool = False
+    """The population is what is left of a larger one: 1 is fused too."""
     checkpoint_interval_s: float = 30.0
     """Resume state is written at most this often, in seconds."""
     trial_timeout_s: float | None = None
@@ -93,6 +96,8 @@ class TrialSpec:
     """Population epoch it first started in (decides its data order); None: not started yet."""
     resume_from: str | None = None
     """Checkpoint to continue from, or None."""
+    trainer: TrainerName | None = None
+    """The path it was begun in, where it has to go on; None: any will do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +210,8 @@ class WorkerReady:
     n_slots: int
     """Trials it trains at the same time."""
     time_ms: int
+    trainer: TrainerName | None = None
+    """The path in which it trains new trials; None: there are no two."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -161,7 +161,7 @@ class ProcessExecutor:
         task, said = worker.task, []
         n_fewer = max(1, len(worker.running) // 2)
         if worker.process.poll() == -signal.SIGKILL and len(worker.running) > n_fewer:
-            task = dataclasses.replace(task, population=n_fewer)
+            task = dataclasses.replace(task, population=n_fewer, was_larger=True)
             what = f"a worker with {len(worker.running)} trials was ended by SIGKILL"
             said = [Notice(_now_ms(), f"{what}: the next trains {n_fewer} at a time")]
         _end(worker)

@@ -196,7 +196,7 @@ class Populations(lightning.LightningModule):
         )  # fmt: skip
         self._tuner = ThreadTuner(torch.get_num_threads() if self.device.type == "cpu" else 1)
         self._size = self._n_slots or population_size(self._task, self._samples, self.device)
-        self._reports = self._reports or [ready(self._task, data, self._size)]
+        self._reports = self._reports or [ready(self._task, data, self._size, "fused")]
         self._settle({})
 
     def halved(self, failure: Failure) -> Populations:
