@@ -152,6 +152,11 @@ class RunConfig:
         None, parsers.count(1), "Threads that torch uses on a CPU (default: torch's own choice).",
         metavar="N",
     )
+    worker_memory_gb: float | None = _option(
+        None, parsers.gigabytes_or_none,
+        "Replace a worker that takes more memory at an epoch's end; its trials go on. Or none.",
+        metavar="GB",
+    )
     checkpoint_interval_s: float = _option(
         30.0, parsers.duration, "Resume state is written at most this often.", metavar="TIME",
     )
@@ -318,6 +323,8 @@ def _cross_check(config: RunConfig) -> list[str]:
         faults.append(
             "--storage and --tracking-uri name one database: Optuna and MLflow need one each"
         )
+    if config.executor == "inline" and config.worker_memory_gb is not None:
+        faults.append("--executor inline runs in this process: --worker-memory must be none")
     if not parsers.STUDY_NAME.fullmatch(config.study_name):
         faults.append(
             f"{config.study_name!r} cannot be a study's name: give one with --study NAME"

@@ -13,10 +13,10 @@ import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from sweep.agenda import Planned, Running
 from sweep.config import RunConfig
 from sweep.endings import notice, now_ms, summary_of, told_of, verdict_of
 from sweep.errors import ConfigError, SweepError, must_be_one_of
@@ -33,6 +33,7 @@ from sweep.trial import (
     Report,
     Stop,
     StopReason,
+    TrainerName,
     TrialFinished,
     TrialResult,
     TrialSpec,
@@ -49,32 +50,6 @@ MAX_RETRIES = 2
 EndReason = Literal["done", "timeout", "interrupted", "failed", "exhausted"]
 
 
-@dataclass
-class _Running:
-    """What the driver knows of a trial that a worker trains."""
-
-    spec: TrialSpec
-    name: str
-    began: float = field(default_factory=time.monotonic)
-    metrics: dict[int, Mapping[str, float]] = field(default_factory=dict)
-    best_epoch: int = 0
-    stop: Stop | None = None
-    n_retries: int = 0
-    start_epoch: int | None = None
-
-
-@dataclass(frozen=True)
-class _Planned:
-    """A configuration that is to be trained whatever the sampler would say."""
-
-    hyperparameters: Mapping[str, Any]
-    params: Mapping[str, Any] | None
-    number: int | None = None
-    """Set for a trial that already has one: it was interrupted."""
-    start_epoch: int | None = None
-    """Population epoch that it first started in, where it trained at all."""
-
-
 class Driver:
     """Decides over trials. `exchange` is the seam; `request_stop` may come from a signal."""
 
@@ -84,9 +59,10 @@ class Driver:
         self._config, self._ledger, self._proposals = config, ledger, proposals
         self._listener = listener
         self._maximize = config.resolved_direction == "maximize"
-        self._running: dict[int, _Running] = {}
-        self._planned: collections.deque[_Planned] = collections.deque()
-        self._retries: collections.deque[_Running] = collections.deque()
+        self._running: dict[int, Running] = {}
+        self._planned: collections.deque[Planned] = collections.deque()
+        self._again: collections.deque[Running] = collections.deque()
+        """Trials whose worker died or gave them back."""
         self._n_finished = 0
         self._next_number = 0
         self._deadline = time.monotonic() + config.timeout_s if config.timeout_s else None
@@ -97,6 +73,9 @@ class Driver:
         self._pending: list[Future[None]] = []
         self.reason: EndReason = "done"
         self._is_stopping = False
+        self._trainer: TrainerName | None = None
+        """The path in which workers train new trials."""
+        self._greetings: set[str] = set()
         self.failure_message = ""
 
     def plan(
@@ -113,15 +92,18 @@ class Driver:
             if not trial.state.is_finished:
                 params = trial.params or None
                 self._planned.append(
-                    _Planned(trial.hyperparameters, params, trial.number, trial.start_epoch)
-                )
+                    Planned(
+                        trial.hyperparameters, params, trial.number, trial.start_epoch,
+                        trial.trainer,
+                    )
+                )  # fmt: skip
         for trial in trials:
             if trial.number in again:
-                self._planned.append(_Planned(trial.hyperparameters, trial.params or None))
+                self._planned.append(Planned(trial.hyperparameters, trial.params or None))
         known = [p.hyperparameters for p in self._planned]
         for hyperparameters, params in first:
             if hyperparameters not in known and not self._proposals.is_known(hyperparameters):
-                self._planned.append(_Planned(hyperparameters, params))
+                self._planned.append(Planned(hyperparameters, params))
 
     def request_stop(self, reason: EndReason) -> None:
         """End the search at the next epoch boundary of each worker."""
@@ -134,20 +116,43 @@ class Driver:
         if self._pending and self._pending[-1].done():
             self.settle()
         for report in reports:
-            if isinstance(report, WorkerReady | Notice):
-                records.append(report)
-                if isinstance(report, WorkerReady):
-                    self._ledger.note_data(report.dataset)
+            if isinstance(report, WorkerReady):
+                self._welcome(report, records)
+            elif isinstance(report, Notice):
+                if not isinstance(reports[0], WorkerReady) or self._is_news(report.message):
+                    records.append(report)
             elif isinstance(report, EpochReport):
                 self._note(report, records)
             else:
                 self._finish(report, records)
         if self._deadline is not None and time.monotonic() > self._deadline:
             self.request_stop("timeout")
+        while self._is_stopping and self._again:
+            trial = self._again.popleft()
+            result = TrialResult(trial.spec.number, "stopped", len(trial.metrics))
+            self._close(trial, result, TrialState.WAITING, None, records)
         stops = self._stops([r.number for r in reports if isinstance(r, EpochReport)])
         starts = [] if self._is_stopping else self._hand_out(n_free + len(stops), records)
         self._record(records)
         return Orders(stops, tuple(starts), is_last=self._is_last())
+
+    def _welcome(self, worker: WorkerReady, records: list[Record]) -> None:
+        records.append(worker)
+        self._ledger.note_data(worker.dataset)
+        self._trainer = worker.trainer
+        begun = [p.trainer for p in self._planned] + [t.spec.trainer for t in self._again]
+        others = [trainer for trainer in begun if trainer not in (None, worker.trainer)]
+        if others:
+            what = "1 trial" if len(others) == 1 else f"{len(others)} trials"
+            text = f"{what} begun in the {others[0]} path will go on there, one at a time"
+            if self._is_news(text):
+                records.append(notice(text))
+
+    def _is_news(self, message: str) -> bool:
+        """Whether no worker said this before when it started."""
+        is_known = message in self._greetings
+        self._greetings.add(message)
+        return not is_known
 
     def recall(self, study_dir: Path) -> None:
         """Record trials that were trained to the end when their driver died at hand-over.
@@ -160,7 +165,7 @@ class Driver:
         for planned in waiting:
             number, verdict = planned.number, None
             if number is not None:
-                spec = self._spec(number, planned.hyperparameters)
+                spec = self._spec(number, planned.hyperparameters, planned.trainer)
                 verdict = read_verdict(trial_folder(study_dir, number), spec)
             if number is None or verdict is None:
                 self._planned.append(planned)
@@ -203,7 +208,7 @@ class Driver:
         if self._is_stopping:
             return True
         is_full = self._n_finished + len(self._running) >= self._config.trials
-        return not self._retries and (is_full or self.reason == "exhausted")
+        return not self._again and (is_full or self.reason == "exhausted")
 
     def _note(self, report: EpochReport, records: list[Record]) -> None:
         trial = self._running.get(report.number)
@@ -228,7 +233,7 @@ class Driver:
         if not report.is_replay:
             trial.stop = trial.stop or self._why_stop(trial, report, wants_stop=wants_stop)
 
-    def _why_stop(self, trial: _Running, report: EpochReport, *, wants_stop: bool) -> Stop | None:
+    def _why_stop(self, trial: Running, report: EpochReport, *, wants_stop: bool) -> Stop | None:
         limit, patience = self._config.trial_timeout_s, self._config.patience
         if limit is not None and time.monotonic() - trial.began > limit:
             return Stop(report.number, "timeout")
@@ -260,15 +265,17 @@ class Driver:
         may_retry = trial.n_retries < MAX_RETRIES and not self._is_stopping
         if failure is not None and failure.kind in ("killed", "oom") and may_retry:
             trial.n_retries += 1
-            trial.spec = self._from_checkpoint(trial.spec, trial.start_epoch)
-            self._retries.append(trial)
+            self._again.append(trial)
             records.append(notice(f"trial {result.number} is tried again: {failure.message}"))
-            return
-        self._close(trial, result, state, failure, records)
+        elif state is TrialState.WAITING and not self._is_stopping:
+            trial.spent_s = time.monotonic() - trial.began
+            self._again.append(trial)
+        else:
+            self._close(trial, result, state, failure, records)
 
     def _close(
         self,
-        trial: _Running,
+        trial: Running,
         result: TrialResult,
         state: TrialState,
         failure: Failure | None,
@@ -313,11 +320,8 @@ class Driver:
     def _hand_out(self, n_slots: int, records: list[Record]) -> list[TrialSpec]:
         specs: list[TrialSpec] = []
         while len(specs) < n_slots:
-            if self._retries:
-                trial = self._retries.popleft()
-                self._running[trial.spec.number] = trial
-                trial.began = time.monotonic()
-                specs.append(trial.spec)
+            if self._again:
+                specs.append(self._resume(self._again.popleft()))
                 continue
             if self._n_finished + len(self._running) >= self._config.trials:
                 break
@@ -327,6 +331,14 @@ class Driver:
                 break
             specs.append(spec)
         return specs
+
+    def _resume(self, trial: Running) -> TrialSpec:
+        """A trial whose worker is gone, from its checkpoint where it has one."""
+        start_epoch = trial.spec.start_epoch if trial.start_epoch is None else trial.start_epoch
+        trial.spec = self._from_checkpoint(trial.spec, start_epoch)
+        trial.began = time.monotonic() - trial.spent_s
+        self._running[trial.spec.number] = trial
+        return trial.spec
 
     def _next(self, records: list[Record]) -> TrialSpec | None:
         planned = self._planned.popleft() if self._planned else None
@@ -340,20 +352,24 @@ class Driver:
             proposal = self._proposals.adopt(number, planned.hyperparameters, planned.params)
         if proposal is None:
             return None
-        self._ledger.open_trial(number, proposal.frozen)
+        self._ledger.open_trial(number, proposal.frozen, self._trainer)
         self._next_number += 1
-        return self._start(self._spec(number, proposal.hyperparameters), proposal, records)
+        spec = self._spec(number, proposal.hyperparameters, self._trainer)
+        return self._start(spec, proposal, records)
 
-    def _adopt(self, planned: _Planned, number: int, records: list[Record]) -> TrialSpec:
+    def _adopt(self, planned: Planned, number: int, records: list[Record]) -> TrialSpec:
         """An interrupted trial under its own number, from its checkpoint where it has one."""
         proposal = self._proposals.adopt(number, planned.hyperparameters, planned.params)
         self._ledger.reopen_trial(number)
-        spec = self._spec(number, proposal.hyperparameters)
+        spec = self._spec(number, proposal.hyperparameters, planned.trainer)
         spec = self._from_checkpoint(spec, planned.start_epoch)
         return self._start(spec, proposal, records)
 
-    def _spec(self, number: int, hyperparameters: Mapping[str, Any]) -> TrialSpec:
-        return TrialSpec(number, hyperparameters, derive_seed(self._config.seed, "init", number))
+    def _spec(
+        self, number: int, hyperparameters: Mapping[str, Any], trainer: TrainerName | None
+    ) -> TrialSpec:
+        seed = derive_seed(self._config.seed, "init", number)
+        return TrialSpec(number, hyperparameters, seed, trainer=trainer)
 
     def _from_checkpoint(self, spec: TrialSpec, start_epoch: int | None) -> TrialSpec:
         kept = resume_point(trial_folder(self._config.study_dir, spec.number))
@@ -363,7 +379,7 @@ class Driver:
     def _start(self, spec: TrialSpec, proposal: Proposal, records: list[Record]) -> TrialSpec:
         number = spec.number
         name = run_name(number, proposal.hyperparameters)
-        self._running[number] = _Running(spec, name)
+        self._running[number] = Running(spec, name)
         records.append(
             TrialStarted(
                 number, name, proposal.hyperparameters, proposal.params, now_ms(),

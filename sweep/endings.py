@@ -27,14 +27,18 @@ def summary_of(
 
 
 def verdict_of(result: TrialResult, stop: Stop | None) -> tuple[TrialState, Failure | None]:
-    """The state that a trial ends in: the trainer says what happened, the driver what it means."""
+    """The state that a trial ends in: the trainer says what happened, the driver what it means.
+
+    One that was stopped without the driver's order was interrupted by its executor.
+    """
     if result.outcome == "failed":
         return TrialState.FAIL, result.failure or Failure("exception", "unknown failure")
-    if stop is None or result.outcome == "finished" or stop.reason == "converged":
+    reason = stop.reason if stop is not None else "interrupted"
+    if result.outcome == "finished" or reason == "converged":
         return TrialState.COMPLETE, None
-    if stop.reason == "pruned":
+    if reason == "pruned":
         return TrialState.PRUNED, None
-    if stop.reason == "timeout":
+    if reason == "timeout":
         return TrialState.FAIL, Failure("timeout", "the trial took longer than --trial-timeout")
     return TrialState.WAITING, None
 

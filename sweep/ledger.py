@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial
 
 from sweep.errors import NotFoundError, StoreError, must_be_one_of
 from sweep.storage import close_storage, open_storage
-from sweep.trial import DatasetInfo, Direction, TrialState
+from sweep.trial import DatasetInfo, Direction, TrainerName, TrialState
 
 HYPERPARAMETERS = "sweep:hyperparameters"
 RESULT = "sweep:result"
@@ -30,6 +30,7 @@ SETTLED = "sweep:settled"
 DATA = "sweep:data"
 CARRIED = "sweep:carried"
 START_EPOCH = "sweep:start_epoch"
+TRAINER = "sweep:trainer"
 CONFIG = "sweep:config"
 SPACE = "sweep:space"
 
@@ -50,6 +51,8 @@ class LedgerTrial:
     """Objective by epoch."""
     start_epoch: int
     """Population epoch that it first started in."""
+    trainer: TrainerName | None
+    """The path that it was begun in, where that is known."""
     frozen: FrozenTrial
 
 
@@ -139,12 +142,17 @@ class Ledger:
         self._ids |= {t.number: t._trial_id for t in frozen}
         return [_from_frozen(t) for t in sorted(frozen, key=lambda t: t.number)]
 
-    def open_trial(self, number: int, frozen: FrozenTrial) -> None:
-        """Record a RUNNING trial. Raises StoreError where its number is not the next one.
+    def open_trial(
+        self, number: int, frozen: FrozenTrial, trainer: TrainerName | None = None
+    ) -> None:
+        """Record a RUNNING trial and the path it is begun in.
 
-        Raises StudyLockedError where `confirm` does.
+        Raises StoreError where its number is not the next one, StudyLockedError where `confirm`
+        does.
         """
         self.confirm()
+        if trainer is not None:
+            frozen.set_user_attr(TRAINER, trainer)
         with self._writing:
             trial_id = self._storage.create_new_trial(self._study_id, template_trial=frozen)
             got = self._storage.get_trial_number_from_id(trial_id)
@@ -295,5 +303,6 @@ def _from_frozen(trial: FrozenTrial) -> LedgerTrial:
         result=trial.user_attrs.get(RESULT, {}),
         curve=trial.intermediate_values,
         start_epoch=trial.user_attrs.get(START_EPOCH, 0),
+        trainer=trial.user_attrs.get(TRAINER),
         frozen=trial,
     )

@@ -95,6 +95,16 @@ def gigabytes(field: str, value: Any) -> float:
     return number
 
 
+def gigabytes_or_none(field: str, value: Any) -> float | None:
+    """A positive number of gigabytes; None for none."""
+    if value == "none":
+        return None
+    try:
+        return gigabytes(field, value)
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("must be", "must be none or")) from None
+
+
 def switch(field: str, value: Any) -> bool:
     """True or false, from their usual words."""
     words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}

@@ -184,6 +184,7 @@ def make_task(config: RunConfig) -> Task:
         population=config.population,
         checkpoint_interval_s=config.checkpoint_interval_s,
         trial_timeout_s=config.trial_timeout_s,
+        worker_memory_gb=config.worker_memory_gb,
     )
 
 

@@ -148,7 +148,7 @@ class ScriptedExchange:
             for r in reports
             if isinstance(r, EpochReport) and self._stop_after.get(r.number) == r.epoch
         )
-        n_start = n_free + len(stops)
+        n_start = max(0, n_free + len(stops))
         start, self._waiting = self._waiting[:n_start], self._waiting[n_start:]
         return Orders(stops, tuple(start), is_last=not self._waiting)
 

@@ -17,6 +17,7 @@ HyperValue = Any
 
 Direction = Literal["maximize", "minimize"]
 StopReason = Literal["pruned", "converged", "timeout", "interrupted"]
+TrainerName = Literal["plain", "fused"]
 FailureKind = Literal["oom", "nan", "exception", "killed", "timeout"]
 
 
@@ -71,10 +72,14 @@ class Task:
     """Threads for torch on a CPU; None: torch's own default."""
     population: int | None = None
     """Trials that a worker trains at the same time; None: sized from the device; 1: plain."""
+    was_larger: bool = False
+    """The population is what is left of a larger one: 1 is fused too."""
     checkpoint_interval_s: float = 30.0
     """Resume state is written at most this often, in seconds."""
     trial_timeout_s: float | None = None
     """A trial that takes longer has failed; None: no limit."""
+    worker_memory_gb: float | None = None
+    """A worker process with more resident memory is replaced, in 1e9 bytes; None: no limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +96,8 @@ class TrialSpec:
     """Population epoch it first started in (decides its data order); None: not started yet."""
     resume_from: str | None = None
     """Checkpoint to continue from, or None."""
+    trainer: TrainerName | None = None
+    """The path it was begun in, where it has to go on; None: any will do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +210,8 @@ class WorkerReady:
     n_slots: int
     """Trials it trains at the same time."""
     time_ms: int
+    trainer: TrainerName | None = None
+    """The path in which it trains new trials; None: there are no two."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,7 +292,7 @@ class Exchange(Protocol):
         """Hand over `reports`; `n_free` is how many trials could be started right now.
 
         A trial that the orders stop frees its slot at once, so up to `n_free + len(stop)`
-        trials may come back.
+        trials may come back. A worker that gives its trials back has fewer than none free.
         """
         ...
 
@@ -325,7 +334,9 @@ class Executor(Protocol):
     def run(self, exchange: Exchange) -> None:
         """Let workers train until `exchange` told each that nothing more will come.
 
-        A worker that died is replaced; its trials come back as failed with kind "killed".
+        A worker that died is replaced; its trials come back as failed with kind "killed". A
+        worker that has to go is told to interrupt its trials: they come back as stopped though
+        the driver did not order it, and go on elsewhere.
         """
         ...
 

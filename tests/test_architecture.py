@@ -65,6 +65,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ),
     (
         "sweep.trial",
+        "sweep.agenda",
         "sweep.trial_files",
         "sweep.endings",
         "sweep.options",

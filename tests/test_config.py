@@ -179,6 +179,20 @@ def test_a_name_that_no_folder_can_have_is_refused() -> None:
     assert "--study NAME" in fault
 
 
+def test_worker_memory_is_a_number_or_none() -> None:
+    """none takes back what the study was made with; this very process cannot be replaced."""
+    stored = {"worker_memory_gb": 1.5}
+    assert resolve({}, {}, stored=stored).config.worker_memory_gb == 1.5
+    resolved = resolve({"worker_memory_gb": "none"}, {}, stored=stored)
+    assert resolved.config.worker_memory_gb is None
+    (fault,) = faults({"worker_memory_gb": "lots"})
+    assert fault == (
+        "--worker-memory must be none or a positive number of gigabytes, but got 'lots'"
+    )
+    (fault,) = faults({"executor": "inline", "worker_memory_gb": "2"})
+    assert fault == "--executor inline runs in this process: --worker-memory must be none"
+
+
 def test_inline_has_one_worker() -> None:
     """Settings that exclude each other are a fault too."""
     (fault,) = faults({"executor": "inline", "workers": "2"})

@@ -14,11 +14,13 @@ from searches import SIX_SPACE, ScriptedStudy, Search, rising, score
 
 from sweep.errors import ConfigError
 from sweep.space import canonical_key
-from sweep.testing import ScriptedTrainer
+from sweep.testing import DATASET, ScriptedTrainer
 from sweep.trial import (
     EpochReport,
     Failure,
     Notice,
+    Orders,
+    TrainerName,
     TrialFinished,
     TrialResult,
     TrialSpec,
@@ -292,6 +294,108 @@ def test_a_trial_is_not_tried_again_for_ever(study: ScriptedStudy, n_slots: int)
     )
     assert search.states() == ["COMPLETE", "FAIL", "COMPLETE"]
     assert search.trials[1].result["failure"]["kind"] == "killed"
+
+
+def given_back(number: int, n_epochs: int) -> list[TrialResult]:
+    """What a worker says of a trial that its executor, not the driver, interrupted."""
+    notes = {"sweep.stop": "interrupted"}
+    return [TrialResult(number, "stopped", n_epochs, notes=notes)]
+
+
+def test_a_trial_that_its_worker_gives_back_goes_on(study: ScriptedStudy) -> None:
+    """Under its number, in its data order, however often; it is neither a failure nor a retry."""
+    search = study.prepare(study.config(trials=1))
+    exchange = search.driver.exchange
+    (spec,) = exchange([], 1).start
+    for epoch in (1, 2, 3, 4):
+        report = EpochReport(0, epoch, {"val_acc": 0.1 * epoch}, 0, start_epoch=7)
+        orders = exchange([report], -1)
+        assert (orders.stop, orders.start) == ((), ())
+        assert not exchange(given_back(0, epoch), 0).is_last
+        (again,) = exchange([], 1).start
+        assert (again.number, again.seed, again.start_epoch) == (0, spec.seed, 7)
+    exchange([EpochReport(0, 2, {"val_acc": 0.2}, 0, 7, is_replay=True)], 0)
+    exchange([TrialResult(0, "finished", 4)], 1)
+    assert [r.number for r in search.listener.of(TrialStarted)] == [0]
+    assert [r.epoch for r in search.listener.of(EpochReport)] == [1, 2, 3, 4]
+    assert [str(r.state) for r in search.listener.of(TrialFinished)] == ["COMPLETE"]
+    assert not search.listener.of(Notice)
+
+
+def test_a_death_before_the_first_report_keeps_the_data_order(study: ScriptedStudy) -> None:
+    """A continued trial whose worker dies at once sees the minibatches that it began with."""
+    first = study.prepare(study.config(trials=1))
+    first.driver.exchange([], 1)
+    first.driver.exchange([EpochReport(0, 1, {"val_acc": 0.1}, 0, start_epoch=7)], 0)
+    first.ledger.close()  # the driver is gone
+    second = study.prepare(study.config(trials=1))
+    (spec,) = second.driver.exchange([], 1).start
+    killed = Failure("killed", "its worker was ended by SIGKILL")
+    (again,) = second.driver.exchange([TrialResult(0, "failed", 0, failure=killed)], 1).start
+    assert (spec.start_epoch, again.start_epoch) == (7, 7)
+
+
+def test_time_with_every_worker_counts(study: ScriptedStudy) -> None:
+    """A trial that went from one worker to another has no more time than others."""
+    search = study.prepare(study.config(trials=1, trial_timeout_s=2.0))
+    exchange = search.driver.exchange
+    exchange([], 1)
+    time.sleep(1.2)
+    assert exchange([EpochReport(0, 1, {"val_acc": 0.1}, 0)], -1).stop == ()
+    exchange(given_back(0, 1), 0)
+    assert exchange([], 1).start
+    time.sleep(0.9)
+    (stop,) = exchange([EpochReport(0, 2, {"val_acc": 0.1}, 0)], 0).stop
+    assert stop.reason == "timeout"
+
+
+def test_nothing_is_started_in_place_of_a_trial_that_leaves(study: ScriptedStudy) -> None:
+    """A worker that gives its trials back has fewer than none free, also where one is stopped."""
+    search = study.prepare(study.config(trials=5, trial_timeout_s=0.01))
+    specs = search.driver.exchange([], 2).start
+    time.sleep(0.02)
+    reports = [EpochReport(spec.number, 1, {"val_acc": 0.5}, 0) for spec in specs]
+    orders = search.driver.exchange(reports, -2)
+    assert (len(orders.stop), orders.start) == (2, ())
+
+
+def test_ctrl_c_while_no_worker_has_the_trial(study: ScriptedStudy) -> None:
+    """A trial between two workers waits for the next run, like one that was training."""
+    search = study.prepare(study.config(trials=2))
+    search.driver.exchange([], 1)
+    search.driver.exchange(given_back(0, 1), 0)
+    search.driver.request_stop("interrupted")
+    assert search.driver.exchange([], 1) == Orders(is_last=True)
+    assert search.states() == ["WAITING"]
+    assert [r.state for r in search.listener.of(TrialFinished)] == ["WAITING"]
+
+
+def test_what_workers_say_as_they_start_is_said_once(study: ScriptedStudy) -> None:
+    """A worker in the place of another does not repeat it; other lines are repeated."""
+    search = study.prepare(study.config(trials=1))
+    ready = WorkerReady(DATASET, "cpu", 1, 0, "plain")
+    for _ in range(2):
+        search.driver.exchange([ready, Notice(0, "one at a time")], 0)
+        search.driver.exchange([Notice(0, "no room")], 0)
+    said = [r.message for r in search.listener.of(Notice)]
+    assert said == ["one at a time", "no room", "no room"]
+
+
+def test_a_trial_keeps_the_path_that_it_was_begun_in(study: ScriptedStudy) -> None:
+    """The storage knows it, a later driver hands it out with it and says so in one line."""
+
+    def ready(trainer: TrainerName) -> WorkerReady:
+        return WorkerReady(DATASET, "cpu", 3, 0, trainer)
+
+    first = study.prepare(study.config(trials=4))
+    first.driver.exchange([ready("fused")], 2)
+    first.ledger.close()  # the driver is gone
+    second = study.prepare(study.config(trials=4))
+    starts = second.driver.exchange([ready("plain")], 4).start
+    assert [spec.trainer for spec in starts] == ["fused", "fused", "plain", "plain"]
+    assert [r.message for r in second.listener.of(Notice)] == [
+        "2 trials begun in the fused path will go on there, one at a time"
+    ]
 
 
 def test_the_last_trial_is_tried_again_too(study: ScriptedStudy) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,11 +18,20 @@ from sweep.config import RunConfig
 from sweep.errors import ConfigError, DataError, StudyFailedError, SweepError
 from sweep.executors import make_executor
 from sweep.executors.inline import InlineExecutor
+from sweep.executors.memory import MemoryLimit
 from sweep.executors.process import ProcessExecutor
 from sweep.space import parse_space
 from sweep.study import Outcome, search
 from sweep.testing import ExecutorContract, RecordingListener, ScriptedExchange, example_task
-from sweep.trial import Executor, Notice, Record, TrialFinished, TrialSpec, TrialStarted
+from sweep.trial import (
+    EpochReport,
+    Executor,
+    Notice,
+    Record,
+    TrialFinished,
+    TrialSpec,
+    TrialStarted,
+)
 
 THREE_PARAMETERS = (
     "# A line.\nparameters:\n  optimizer: {choices: [Adam]}\n"
@@ -129,6 +140,54 @@ def test_a_killed_worker_is_replaced_and_its_trial_tried_again(tmp_path: Path) -
     assert "trial 1 is tried again" in notice.message
     assert "SIGKILL" in notice.message
     assert workers_of(os.getpid()) == []
+
+
+def test_a_limit_that_every_worker_is_over_is_left_out(tmp_path: Path) -> None:
+    """One replacement that brings no room is enough: it is said once, and the search goes on."""
+    config = RunConfig(
+        study="cramped", trials=2, epochs=3, baseline=False, threads=1, population=1,
+        storage=f"sqlite:///{tmp_path}/optuna.db", work_dir=str(tmp_path / "work"),
+        worker_memory_gb=0.01,
+    )  # fmt: skip
+    listener = RecordingListener()
+    outcome = search(config, parse_space(THREE_PARAMETERS, "three"), [listener])
+    assert outcome.end.n_by_state == {"COMPLETE": 2}
+    replaced, left_out = (n.message for n in listener.of(Notice))
+    assert re.fullmatch(r"a worker took [\d.]+ GB, over --worker-memory 0.01: .*", replaced)
+    assert re.fullmatch(
+        r"a new worker takes [\d.]+ GB at once: going on without --worker-memory 0.01", left_out
+    )
+    assert [r.number for r in listener.of(TrialStarted)] == [0, 1]
+    assert [r.epoch for r in listener.of(EpochReport)] == [1, 2, 3] * 2
+
+
+def too_large(limit: MemoryLimit, pid: int, *epochs: int) -> bool:
+    """Whether a worker is to be replaced after it trained trial 0 for `epochs`."""
+    reports = [EpochReport(0, epoch, {}, 0) for epoch in epochs]
+    return limit.check(pid, reports).is_too_large
+
+
+def test_trials_that_start_over_each_time_end_the_limit() -> None:
+    """Where resume states cannot be written, new workers would train the same epochs for ever."""
+    limit, large = MemoryLimit(0.02), os.getpid()
+    with subprocess.Popen(["sleep", "60"]) as small:
+        assert not too_large(limit, small.pid, 1, 2, 3)
+        small.kill()
+    assert too_large(limit, large, 1, 2, 3)
+    assert not too_large(limit, large, 1, 2, 3)
+    assert not too_large(limit, large, 4)
+
+
+def test_memory_that_cannot_be_measured_is_one_line() -> None:
+    """On a system without /proc the limit is left out, and the user is told once."""
+    limit = MemoryLimit(1.5)
+    no_process = 2**22 + 1
+    found = [limit.check(no_process, [EpochReport(0, epoch, {}, 0)]) for epoch in (1, 2)]
+    assert [f.message for f in found] == [
+        "this system does not say what memory a process takes: going on without "
+        "--worker-memory 1.5",
+        "",
+    ]
 
 
 BadDay = tuple[Outcome, RecordingListener, RunConfig]

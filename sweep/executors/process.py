@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from sweep.errors import StudyFailedError
+from sweep.executors.memory import MemoryLimit
 from sweep.executors.messages import Crash
-from sweep.trial import Exchange, Failure, Notice, Orders, Report, Task, TrialResult
+from sweep.trial import Exchange, Failure, Notice, Orders, Report, Stop, Task, TrialResult
 
 TICK_S = 0.5
 HANG_GRACE_S = 5.0
@@ -41,6 +42,8 @@ class _Worker:
     """It has loaded its data and said so."""
     n_free_parked: int | None = None
     """Set while the worker waits for orders that the driver could not give yet."""
+    why_replaced: str = ""
+    """Set once it is to give its trials back and leave."""
 
 
 class ProcessExecutor:
@@ -50,12 +53,13 @@ class ProcessExecutor:
         self._n_workers = n_workers
         self._workers: list[_Worker] = []
         self._task: Task | None = None
+        self._memory = MemoryLimit(None)
         self._n_deaths = 0
         self._n_stillborn = 0
 
     def warm_up(self, task: Task) -> None:
         """Start the workers; they import torch and Lightning while the driver goes on."""
-        self._task = task
+        self._task, self._memory = task, MemoryLimit(task.worker_memory_gb)
         while len(self._workers) < self._n_workers:
             self._workers.append(_start(task))
 
@@ -102,12 +106,35 @@ class ProcessExecutor:
         for report in reports:
             if isinstance(report, TrialResult):
                 worker.running.pop(report.number, None)
+        if not worker.why_replaced:
+            found = self._memory.check(worker.process.pid, reports)
+            if found.is_too_large:
+                worker.why_replaced = found.message
+            elif found.message:
+                reports = (Notice(_now_ms(), found.message), *reports)
+        if worker.why_replaced:
+            self._relieve(worker, exchange, reports)
+            return
         orders = exchange(reports, n_free)
         is_idle = not worker.running and not orders.start and not orders.is_last
         if is_idle and not orders.stop:
             worker.n_free_parked = n_free
             return
         self._send(worker, orders)
+
+    def _relieve(self, worker: _Worker, exchange: Exchange, reports: tuple[Report, ...]) -> None:
+        """Ask a worker that is too large for its trials; when it has none, put a new one there.
+
+        A stopped trial keeps its resume state, and the driver hands it out again.
+        """
+        # So many too few are free: what the driver stops makes no room for others.
+        orders = exchange(reports, -len(worker.running))
+        stopped = {stop.number for stop in orders.stop}
+        moved = [Stop(n, "interrupted") for n in worker.running if n not in stopped]
+        self._send(worker, Orders((*orders.stop, *moved), is_last=True))
+        if worker not in self._workers and not orders.is_last:
+            exchange([Notice(_now_ms(), worker.why_replaced)], 0)
+            self._workers.append(_start(worker.task))
 
     def _answer_parked(self, exchange: Exchange) -> None:
         for worker in list(self._workers):
@@ -134,7 +161,7 @@ class ProcessExecutor:
         task, said = worker.task, []
         n_fewer = max(1, len(worker.running) // 2)
         if worker.process.poll() == -signal.SIGKILL and len(worker.running) > n_fewer:
-            task = dataclasses.replace(task, population=n_fewer)
+            task = dataclasses.replace(task, population=n_fewer, was_larger=True)
             what = f"a worker with {len(worker.running)} trials was ended by SIGKILL"
             said = [Notice(_now_ms(), f"{what}: the next trains {n_fewer} at a time")]
         _end(worker)

@@ -7,7 +7,7 @@ import time
 import torch
 
 from sweep.training.data import SearchData
-from sweep.trial import Task, WorkerReady
+from sweep.trial import Task, TrainerName, WorkerReady
 
 
 def lightning_devices(text: str) -> int | list[int]:
@@ -27,6 +27,7 @@ def device_name(task: Task) -> str:
     return f"cpu, {torch.get_num_threads()} threads"
 
 
-def ready(task: Task, data: SearchData, n_slots: int) -> WorkerReady:
+def ready(task: Task, data: SearchData, n_slots: int, trainer: TrainerName) -> WorkerReady:
     """A trainer's first report."""
-    return WorkerReady(data.info, device_name(task), n_slots, time.time_ns() // 1_000_000)
+    now_ms = time.time_ns() // 1_000_000
+    return WorkerReady(data.info, device_name(task), n_slots, now_ms, trainer)

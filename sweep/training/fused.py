@@ -202,7 +202,7 @@ class Populations(lightning.LightningModule):
             fastest_linear()  # now: it should be measured before anything competes
         self._lanes = Lanes(self._new_population, n_threads)
         self._size = self._n_slots or population_size(self._task, self._samples, self.device)
-        self._reports = self._reports or [ready(self._task, data, self._size)]
+        self._reports = self._reports or [ready(self._task, data, self._size, "fused")]
         self._settle()
 
     def halved(self, failure: Failure) -> Populations:

@@ -60,7 +60,7 @@ class PlainTrainer:
     def train(self, exchange: Exchange) -> None:
         """Train what `exchange` orders, until it says is_last and nothing is left."""
         waiting: collections.deque[TrialSpec] = collections.deque()
-        first: list[Report] = [ready(self._task, self._data, n_slots=1)]
+        first: list[Report] = [ready(self._task, self._data, 1, "plain")]
         if self._notice:
             first.append(Notice(now_ms(), self._notice))
         orders = exchange(first, 1)
