@@ -7,7 +7,6 @@ import dataclasses
 import signal
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 from sweep import datasets, options
 from sweep.config import DEFAULT_MODULE, RunConfig, identity_changes, vocabulary
-from sweep.driver import Driver, EndReason
+from sweep.driver import Driver
 from sweep.endings import now_ms
 from sweep.errors import ConfigError, StudyFailedError
 from sweep.executors import make_executor
@@ -24,10 +23,12 @@ from sweep.imports import collector_paused
 from sweep.ledger import Ledger, LedgerTrial, best_trial, create_study
 from sweep.proposals import Proposals
 from sweep.provenance import provenance
+from sweep.recollection import study_end
 from sweep.recovery import store_lock, study_lock
 from sweep.redact import redacted
-from sweep.space import Space, canonical_key, parse_space
-from sweep.trial import Listener, Record, StudyFinished, StudyInfo, Task, TrialState
+from sweep.retention import KeepEverything, Retention
+from sweep.space import Space, parse_space
+from sweep.trial import EndReason, Listener, Record, StudyFinished, StudyInfo, Task
 from sweep.warmstart import as_history, differences
 
 VOLATILE = ("storage", "study")
@@ -89,6 +90,8 @@ class Extras:
     """Trials of an older study that teach the sampler (see `sweep.warmstart`)."""
     again: Sequence[int] = ()
     """Numbers of failed trials whose configurations are to be tried again."""
+    retention: Retention = KeepEverything()
+    """Says whose checkpoints stay."""
     before_open: Hook = _nothing
     """Called under the study's lock before the listeners open, whether there is work or not."""
     after_open: Hook = _nothing
@@ -126,7 +129,7 @@ def search(
                 listener.open(info)
             if trials:
                 extras.after_open(ledger)
-            driver = Driver(config, ledger, proposals, listener)
+            driver = Driver(config, ledger, proposals, listener, extras.retention)
             proposals.remember(as_history(space, ledger.carried()))
             driver.plan(trials, first_configurations(config, space), extras.again)
             driver.recall(config.study_dir)
@@ -139,8 +142,8 @@ def search(
             finally:
                 executor.kill()
                 listener.close()
-            ledger.settle(True)
             extras.after_close(ledger)
+            ledger.settle(True)
             _raise_if_failed(outcome, driver)
             return outcome
         finally:
@@ -211,14 +214,6 @@ def stored_config(config: RunConfig) -> dict[str, Any]:
     return values
 
 
-def baseline_value(config: RunConfig, trials: Sequence[LedgerTrial]) -> float | None:
-    """The objective of trial 0 where that is the reference network."""
-    if not trials or trials[0].state is not TrialState.COMPLETE:
-        return None
-    is_reference = canonical_key(trials[0].hyperparameters) == canonical_key(options.REFERENCE)
-    return trials[0].value if is_reference and config.baseline else None
-
-
 def _open_ledger(config: RunConfig, space: Space) -> Ledger:
     ledger, is_new = create_study(config.storage, config.study_name, config.resolved_direction)
     if is_new or not ledger.config:
@@ -284,14 +279,7 @@ def _raise_if_failed(outcome: Outcome, driver: Driver) -> None:
 def _outcome(config: RunConfig, ledger: Ledger, info: StudyInfo, reason: EndReason) -> Outcome:
     trials = ledger.trials()
     best = best_trial(trials, config.resolved_direction)
-    end = StudyFinished(
-        now_ms(),
-        n_by_state=dict(Counter(str(t.state) for t in trials)),
-        best_number=best.number if best else None,
-        best_value=best.value if best else None,
-        baseline_value=baseline_value(config, trials),
-        reason=reason,
-    )
+    end = study_end(config, trials, reason, now_ms())
     n_finished = sum(t.state.is_finished for t in trials)
     return Outcome(info, end, n_finished - info.n_done, best)
 

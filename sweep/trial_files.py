@@ -112,6 +112,27 @@ def is_whole_checkpoint(path: str | Path) -> bool:
         return False
 
 
+def kept_checkpoint(study_dir: str | Path, number: int) -> Path | None:
+    """The trial's best checkpoint in the work folder where the file is whole, else None."""
+    path = trial_folder(study_dir, number) / "best.ckpt"
+    return path if is_whole_checkpoint(path) else None
+
+
+def has_what_it_names(folder: Path, result: TrialResult) -> bool:
+    """Whether the checkpoint that a verdict's result names, if any, is in `folder` and whole."""
+    return result.checkpoint is None or is_whole_checkpoint(folder / "best.ckpt")
+
+
+def folder_bytes(folder: Path) -> int:
+    """What the files in and below `folder` take; 0 where there is no such folder."""
+    total = 0
+    for inner, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += Path(inner, name).stat().st_size
+    return total
+
+
 def replace_file(path: Path, content: bytes | bytearray) -> None:
     """Write aside, flush to the disk, rename: a file of that name is always whole.
 

@@ -29,18 +29,22 @@ def gc(study: str | None, keep: int, dry_run: bool, **flags: Any) -> None:
     from sweep.ledger import open_study
     from sweep.recovery import study_lock
     from sweep.reuse.best import located, only_study
+    from sweep.tracking import deliver_pending
 
     config = where(flags)
     ledger = open_study(config.storage, study or only_study(config))
     config = located(config, ledger)
-    trials = ledger.trials()
-    ledger.close()
     with study_lock(Path(config.study_dir), config.study_name):
-        removals = housekeeping.in_work_dir(config, trials, keep, orphans=True)
-        removals += housekeeping.in_mlflow(config, trials, keep)
+        if not dry_run:  # what waits for MLflow needs its files
+            deliver_pending(config.tracking_uri, config.study_dir)
+        trials = ledger.trials()
+        kept = housekeeping.ranked(trials, config.resolved_direction)[:keep]
+        removals = housekeeping.in_work_dir(config, trials, kept, orphans=True)
+        removals += housekeeping.in_mlflow(housekeeping.stored(config), trials, kept)
         for removal in removals:
             click.echo(f"{removal.n_bytes / 1e6:8.2f} MB  {removal.where}")
         if not dry_run:
             housekeeping.remove(config, removals)
+    ledger.close()
     total = sum(removal.n_bytes for removal in removals) / 1e6
     click.echo(f"{total:8.2f} MB {'would be freed' if dry_run else 'freed'}")

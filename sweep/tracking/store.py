@@ -57,6 +57,12 @@ class Store:
         return redacted(self.uri)
 
 
+def is_there(uri: str) -> bool:
+    """Whether there is a store to read; only an SQLite file can be known not to be there."""
+    path = sqlite.path_of(resolve(uri))
+    return path is None or path.exists()
+
+
 def connect(uri: str) -> Store:
     """Open the store of `uri`; a missing SQLite file is made, complete or not at all.
 

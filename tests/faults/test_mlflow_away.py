@@ -14,7 +14,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
@@ -30,6 +30,7 @@ sys.path.insert(0, str(TESTS))
 import tracking_records as records  # noqa: E402
 
 from sweep.errors import StoreError, UndeliveredError  # noqa: E402
+from sweep.recollection import Recollection  # noqa: E402
 from sweep.tracking import (  # noqa: E402
     MlflowTracker,
     Pace,
@@ -40,7 +41,7 @@ from sweep.tracking import (  # noqa: E402
     run_id_of,
 )
 from sweep.tracking.spool import Spool  # noqa: E402
-from sweep.trial import Failure, Record, TrialState, WorkerReady  # noqa: E402
+from sweep.trial import Failure, Record, StudyFinished, StudyInfo, TrialState, WorkerReady  # noqa: E402
 
 FAST = Pace(flush_s=0.05, first_retry_s=0.05, retry_s=0.2, grace_s=0.5)
 PATIENT = Pace(flush_s=0.05, first_retry_s=0.05, retry_s=0.2, grace_s=30.0)
@@ -422,6 +423,26 @@ def test_a_password_is_nowhere(server: Server, tmp_path: Path) -> None:
     assert set(modes.values()) == {"0o600"}
 
 
+@dataclass(frozen=True)
+class Toy:
+    """What is known of the toy study beside MLflow: records, and one kept checkpoint."""
+
+    kept: Path
+
+    def checkpoint(self, number: int) -> Path | None:
+        return self.kept if number == 5 else None
+
+    def study(self) -> StudyInfo:
+        return records.study_info("toy")
+
+    def trial(self, number: int) -> Recollection:
+        told = records.finished(number, TrialState.PRUNED)
+        return Recollection(records.started(number), records.epochs(number), told, ["its mind"])
+
+    def end(self) -> StudyFinished:
+        return records.study_finished()
+
+
 def test_every_disagreement_is_said_and_repaired(store: Path, tmp_path: Path) -> None:
     """Ten kinds of disagreement with Optuna are each one sentence; after a repair there is none,
     and no run, param or metric is gone."""
@@ -458,7 +479,14 @@ def test_every_disagreement_is_said_and_repaired(store: Path, tmp_path: Path) ->
         7: TrialState.PRUNED,  # deleted by the user: no fault
         8: TrialState.RUNNING,
     }
-    said = reconcile_runs(uri, "toy", states, fix=False)
+    memory = Toy(checkpoint)
+
+    def sentences(**how: bool) -> list[str]:
+        found = reconcile_runs(uri, "toy", states, memory, **how)
+        assert {one.is_fixed for one in found} <= {how["fix"]}
+        return [one.sentence for one in found]
+
+    said = sentences(fix=False)
     expected = [
         f"trial 1 is FAIL, but its MLflow run {first['1'].info.run_id} says RUNNING",
         f"MLflow has a trial 2 that Optuna does not know: {first['2'].info.run_id}",
@@ -470,17 +498,19 @@ def test_every_disagreement_is_said_and_repaired(store: Path, tmp_path: Path) ->
         f"the study's MLflow run {first['parent'].info.run_id} says RUNNING, but no driver lives",
     ]
     assert said == expected
-    assert reconcile_runs(uri, "toy", states, fix=False) == expected
-    live = reconcile_runs(uri, "toy", states, fix=False, is_live=True)
+    assert sentences(fix=False) == expected
+    live = sentences(fix=False, is_live=True)
     assert live == [s for s in expected if "trial 6" not in s and "no driver lives" not in s]
-    fixed = reconcile_runs(uri, "toy", states, fix=True, checkpoint_of=lambda number: checkpoint)
-    assert fixed == expected
-    assert reconcile_runs(uri, "toy", states, fix=False) == []
+    fixed = reconcile_runs(uri, "toy", states, memory, fix=True)
+    (partly,) = [one.sentence for one in fixed if not one.is_fixed]
+    assert partly == f"{expected[3]}; made again, but for its mind"
+    assert [one.sentence.partition(";")[0] for one in fixed] == expected
+    assert sentences(fix=False) == []
     now = {run.info.run_id: run for run in client.search_runs([experiment_id])}
     for number, run in first.items():
         if number != "7":
             assert now[run.info.run_id].data.params == run.data.params
-            assert now[run.info.run_id].data.metrics == run.data.metrics
+            assert run.data.metrics.items() <= now[run.info.run_id].data.metrics.items()
     assert now[second.info.run_id].info.status == "KILLED"
     assert now[second.info.run_id].data.tags["sweep.role"] == "orphan"
     assert now[first["2"].info.run_id].info.status == "KILLED"
@@ -490,5 +520,9 @@ def test_every_disagreement_is_said_and_repaired(store: Path, tmp_path: Path) ->
     made = run_id_of(uri, "toy", 4)
     assert made is not None
     assert now[made].data.tags["mlflow.parentRunId"] == first["parent"].info.run_id
-    assert reconcile_runs(uri, "no-such", {}, fix=True) == []
-    assert "no experiment" in reconcile_runs(uri, "no-such", states, fix=True)[0]
+    assert now[made].data.tags["sweep.recovered"].endswith("without its mind")
+    points = client.get_metric_history(made, "val_acc")
+    assert [(point.step, point.value) for point in points] == whole_curve(4)
+    assert reconcile_runs(uri, "no-such", {}, memory, fix=True) == []
+    (said_of_none,) = reconcile_runs(uri, "no-such", states, memory, fix=False)
+    assert "no experiment 'no-such'" in said_of_none.sentence
