@@ -80,13 +80,16 @@ def fork(
     """A search called `new` with the settings of the study in `flags`, less what `flags` change.
 
     It starts with the old study's trials that lie inside its space; the last item says how many
-    do, and why others do not. Raises NotFoundError where there is no such study.
+    do, and why others do not. Raises NotFoundError where there is no such study, ConfigError where
+    `new` is its own name.
     """
     from sweep.ledger import open_study
     from sweep.study import Extras
-    from sweep.warmstart import carry
+    from sweep.warmstart import carry, incomparable
 
     old = resolve(flags, file=config_file).config
+    if new == old.study_name:
+        raise ConfigError(f"--fork NEW must be another name than that of the study, {new!r}")
     ledger = open_study(old.storage, old.study_name)
     trials = ledger.trials()
     stored = {k: v for k, v in ledger.config.items() if k != "study"}
@@ -94,17 +97,23 @@ def fork(
     ledger.close()
     resolved = resolve({**flags, "study": new}, file=config_file, stored=stored)
     space = _space_of(resolved, space_text)
+    strange = incomparable(resolved.config, stored)
     maximize = resolved.config.resolved_direction == "maximize"
-    carried = carry(space, trials, maximize=maximize)
+    carried = carry(space, trials, maximize=maximize, strange=strange)
     extras = Extras(carried=carried.trials)
     return resolved, space, extras, carried.told(new, old.study_name)
 
 
 def retry(flags: Mapping[str, Any], failed: str | None) -> tuple[RunConfig, Space, Extras]:
-    """A stored study with as many more trials as failed (with class `failed`), to try again."""
+    """A stored study with room for its failed trials (with class `failed`), to try them again.
+
+    A configuration is tried once more, however often it failed; not at all where another try
+    succeeded or is still to be trained.
+    """
     import dataclasses
 
     from sweep.ledger import open_study
+    from sweep.space import canonical_key
     from sweep.study import Extras
     from sweep.trial import TrialState
 
@@ -112,16 +121,18 @@ def retry(flags: Mapping[str, Any], failed: str | None) -> tuple[RunConfig, Spac
     ledger = open_study(resolved.config.storage, resolved.config.study_name)
     trials = ledger.trials()
     ledger.close()
-    again = [
-        t.number
+    again = {
+        canonical_key(t.hyperparameters): t.number
         for t in trials
         if t.state is TrialState.FAIL
         and failed in (None, (t.result.get("failure") or {}).get("kind"))
-    ]
-    n_finished = sum(t.state.is_finished for t in trials)
-    n_trials = max(resolved.config.trials, n_finished) + len(again)
+    }
+    for trial in trials:
+        if trial.state is not TrialState.FAIL:
+            again.pop(canonical_key(trial.hyperparameters), None)
+    n_trials = max(resolved.config.trials, len(trials) + len(again))
     config = dataclasses.replace(resolved.config, trials=n_trials)
-    return config, space, Extras(again=again)
+    return config, space, Extras(again=tuple(again.values()))
 
 
 def search_with(

@@ -8,7 +8,6 @@ short visits instead of one commit for each parameter.
 from __future__ import annotations
 
 import json
-import logging
 import math
 import threading
 from collections.abc import Mapping, Sequence
@@ -16,14 +15,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import optuna
-from optuna.storages import BaseStorage, RDBStorage
+from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
-from sqlalchemy.exc import SQLAlchemyError
 
-from sweep import sqlite
 from sweep.errors import NotFoundError, StoreError, must_be_one_of
-from sweep.redact import redacted
+from sweep.storage import let_go, open_storage
 from sweep.trial import DatasetInfo, Direction, TrialState
 
 HYPERPARAMETERS = "sweep:hyperparameters"
@@ -202,32 +199,7 @@ class Ledger:
 
     def close(self) -> None:
         """Let go of the connection."""
-        if isinstance(self._storage, RDBStorage):
-            self._storage.engine.dispose()
-            sqlite.settle(str(self._storage.url))
-
-
-def open_storage(url: str, *, create: bool = False) -> BaseStorage:
-    """The Optuna storage behind `url`.
-
-    Raises StoreError where it cannot be reached, and NotFoundError where a sqlite file does not
-    exist and `create` is false: reading must not leave an empty store behind.
-    """
-    optuna.logging.disable_default_handler()
-    optuna.logging.set_verbosity(logging.WARNING)
-    path = sqlite.path_of(url)
-    if path is not None:
-        if not create and not path.exists():
-            raise NotFoundError(f"no studies here yet ({path} does not exist): try `sweep run`")
-        sqlite.check(url)
-        sqlite.listen(url)
-    try:
-        return RDBStorage(url)
-    except (SQLAlchemyError, ImportError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise StoreError(
-            redacted(f"the Optuna storage {url} cannot be opened: {reason}. Check --storage")
-        ) from error
+        let_go(self._storage)
 
 
 def open_study(url: str, name: str) -> Ledger:
@@ -253,8 +225,6 @@ def create_study(url: str, name: str, direction: Direction) -> tuple[Ledger, boo
     except KeyError:
         optuna.create_study(storage=storage, study_name=name, direction=direction)
         is_new = True
-    except SQLAlchemyError as error:
-        raise StoreError(redacted(f"the Optuna storage {url} cannot be read: {error}")) from error
     return Ledger(storage, name), is_new
 
 

@@ -17,7 +17,7 @@ from sweep import datasets, options
 from sweep.config import DEFAULT_MODULE, RunConfig, identity_changes, vocabulary
 from sweep.driver import Driver
 from sweep.endings import now_ms
-from sweep.errors import ConfigError, StudyFailedError
+from sweep.errors import ConfigError, StudyFailedError, UndeliveredError
 from sweep.executors import make_executor
 from sweep.imports import collector_paused
 from sweep.ledger import Ledger, LedgerTrial, best_trial, create_study
@@ -28,7 +28,7 @@ from sweep.recovery import store_lock, study_lock
 from sweep.redact import redacted
 from sweep.retention import KeepEverything, Retention
 from sweep.space import Space, parse_space
-from sweep.trial import EndReason, Listener, Record, StudyFinished, StudyInfo, Task
+from sweep.trial import EndReason, Executor, Listener, Record, StudyFinished, StudyInfo, Task
 from sweep.warmstart import as_history, differences
 
 VOLATILE = ("storage", "study")
@@ -118,9 +118,8 @@ def search(
             proposals = _proposals(config, space)  # a wrong sampler is said before a store is made
             with store_lock(Path(config.work_dir)):
                 ledger = _open_ledger(config, space)
-                if extras.carried and not ledger.carried():
-                    ledger.carry(extras.carried)
                 trials = ledger.trials()
+                _carry(ledger, extras.carried, trials)
                 info = _study_info(config, space, trials)
                 extras.before_open(ledger)
                 if info.n_done >= config.trials:
@@ -133,15 +132,12 @@ def search(
             proposals.remember(as_history(space, ledger.carried()))
             driver.plan(trials, first_configurations(config, space), extras.again)
             driver.recall(config.study_dir)
-            try:
+            with _closing(listener, driver, executor):
                 with _stop_on_signals(driver):
                     executor.run(driver.exchange)
                 driver.settle()
                 outcome = _outcome(config, ledger, info, driver.reason)
                 listener.write([outcome.end])
-            finally:
-                executor.kill()
-                listener.close()
             extras.after_close(ledger)
             ledger.settle(True)
             _raise_if_failed(outcome, driver)
@@ -150,6 +146,25 @@ def search(
             executor.kill()
             if ledger is not None:
                 ledger.close()
+
+
+@contextlib.contextmanager
+def _closing(listener: Listener, driver: Driver, executor: Executor) -> Iterator[None]:
+    """End workers and listeners after the block, whatever it comes to.
+
+    What stopped a search is its error; what could not be delivered then, the next run delivers.
+    """
+    try:
+        yield
+    except BaseException:
+        executor.kill()
+        with contextlib.suppress(Exception):
+            driver.settle()
+        with contextlib.suppress(UndeliveredError):
+            listener.close()
+        raise
+    executor.kill()
+    listener.close()
 
 
 def make_task(config: RunConfig) -> Task:
@@ -230,6 +245,19 @@ def _open_ledger(config: RunConfig, space: Space) -> Ledger:
     if ledger.config != stored_config(config):
         ledger.describe(stored_config(config), space.text)
     return ledger
+
+
+def _carry(
+    ledger: Ledger, carried: Sequence[Mapping[str, Any]], trials: Sequence[LedgerTrial]
+) -> None:
+    """Keep trials of an older study with a new one, once. Raises ConfigError for an old one."""
+    if not carried or ledger.carried():
+        return
+    if trials:
+        raise ConfigError(
+            f"study {ledger.name!r} exists and has {len(trials)} trials: --fork makes a new one"
+        )
+    ledger.carry(carried)
 
 
 def _space_changes(config: RunConfig, space: Space, before: str) -> list[str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -11,6 +13,9 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from searches import INLINE, Call, Finished
+
+import sweep as library
 
 
 @pytest.fixture
@@ -21,6 +26,44 @@ def mnist_dir() -> Path:
     if not (folder / "train-images-idx3-ubyte.gz").is_file():
         pytest.skip("no MNIST here: name a folder with its four files in SWEEP_TEST_MNIST")
     return folder
+
+
+@pytest.fixture
+def call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Call:
+    """Run `sweep` in this process, in an empty folder: (exit code, output, lines of error)."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("MLFLOW_TRACKING_URI", "SWEEP_DATA_DIR"):
+        monkeypatch.delenv(name, raising=False)
+
+    def run(*arguments: object) -> tuple[int, str, list[str]]:
+        from sweep.cli.main import main
+
+        monkeypatch.setattr(sys, "argv", ["sweep", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        said = capsys.readouterr()
+        return int(caught.value.code or 0), said.out, said.err.splitlines()
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """A finished search of six trials, made once; `Finished.copy` gives a folder of one's own."""
+    folder = tmp_path_factory.mktemp("finished")
+    with contextlib.chdir(folder), pytest.MonkeyPatch.context() as environment:
+        environment.delenv("MLFLOW_TRACKING_URI", raising=False)
+        library.run(study="six", trials=6, epochs=3, space="mlp_small", sampler="random", **INLINE)
+    return Finished(folder)
+
+
+@pytest.fixture
+def six(finished: Finished, call: Call, tmp_path: Path) -> Path:
+    """A copy of the finished search `six`, which is the current folder."""
+    finished.copy(tmp_path)
+    return tmp_path
 
 
 class QuietHandler(SimpleHTTPRequestHandler):

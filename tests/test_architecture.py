@@ -17,7 +17,13 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "click": ("sweep.cli",),
-    "optuna": ("sweep.space", "sweep.proposals", "sweep.ledger", "sweep.warmstart"),
+    "optuna": (
+        "sweep.space",
+        "sweep.proposals",
+        "sweep.ledger",
+        "sweep.storage",
+        "sweep.warmstart",
+    ),
     "torch": ("sweep.training", "sweep.reuse", "sweep.tracking.model"),
     "torchmetrics": ("sweep.training",),
     "lightning": ("sweep.training", "sweep.reuse"),
@@ -45,7 +51,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "sweep.tracking",
         "sweep.reporting",
     ),
-    ("sweep.executors", "sweep.proposals", "sweep.ledger"),
+    ("sweep.executors", "sweep.proposals", "sweep.ledger", "sweep.storage"),
     ("sweep.training", "sweep.space"),
     ("sweep.config", "sweep.parsers"),
     ("sweep.datasets", "sweep.imports", "sweep.sqlite", "sweep.redact", "sweep.provenance"),

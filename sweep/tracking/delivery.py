@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from sweep.errors import UndeliveredError
+from sweep.sqlite import is_disk_full
 from sweep.tracking.codec import Entry
 from sweep.tracking.spool import Backlog
 from sweep.tracking.uri import one_line, without_credentials
@@ -144,6 +145,8 @@ class Delivery:
         deadline = time.monotonic() + self._pace.grace_s
         self._retry_at = 0.0
         while not self._deliver(is_last=True) and time.monotonic() < deadline:
+            if self._error is not None and is_disk_full(self._error):
+                break  # waiting makes no room
             left_s = min(self._retry_at, deadline) - time.monotonic()
             time.sleep(max(0.02, min(1.0, left_s)))
             self._retry_at = 0.0

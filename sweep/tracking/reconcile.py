@@ -209,7 +209,7 @@ class _Comparison:
             yield _Fault(
                 f"trial {number} is {state}, but its MLflow run {best.info.run_id} says "
                 f"{best.info.status}",
-                lambda: self._set_status(best, wanted[0]),
+                lambda: self._end_trial(best, number, state),
             )
         has_no_file = DROPPED_TAG in best.data.tags or LOST_TAG in best.data.tags
         if state is TrialState.COMPLETE and not has_no_file and not self._has_checkpoint(best):
@@ -239,15 +239,27 @@ class _Comparison:
 
     def _missing(self, number: int, state: TrialState) -> _Fault:
         def repair() -> str:
-            known, sink = self._memory.trial(number), self._sink()
-            tags = {**known.finished.tags, RECOVERED_TAG: _recovered(known.lost)}
+            known = self._memory.trial(number)
+            tags = {RECOVERED_TAG: _recovered(known.lost)}
             if state is TrialState.COMPLETE and known.finished.checkpoint is None:
-                tags.setdefault(LOST_TAG, "true")
-            sink.apply(known.started, ())
-            sink.apply(replace(known.finished, tags=tags), known.reports)
+                tags[LOST_TAG] = "true"
+            self._tell(known, tags)
             return f"made again, but for {' and '.join(known.lost)}" if known.lost else ""
 
         return _Fault(f"trial {number} is {state}, but has no MLflow run", repair)
+
+    def _end_trial(self, run: Run, number: int, state: TrialState) -> str:
+        """A run that stopped half-way gets the rest; another one only its status."""
+        if state.is_finished and run.info.status in ("RUNNING", "SCHEDULED"):
+            self._tell(self._memory.trial(number), {})
+            return ""
+        return self._set_status(run, STATUSES[state][0])
+
+    def _tell(self, known: Recollection, tags: Mapping[str, str]) -> None:
+        """Tell a trial's records once more: what the run has already stays as it is."""
+        self._sink().apply(known.started, ())
+        ended = replace(known.finished, tags={**known.finished.tags, **tags})
+        self._sink().apply(ended, known.reports)
 
     def _sink(self) -> StudyRuns:
         """Where records of lost runs go. Makes the experiment and its parent run at need."""

@@ -8,38 +8,17 @@ import json
 import resource
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
 import yaml
-from searches import environment, mlflow_client, sweep
+from searches import Call, environment, mlflow_client, sweep
 
-from sweep.cli.main import COMMANDS, main
+from sweep.cli.main import COMMANDS
 
 HEAVY = ("torch", "lightning", "mlflow", "optuna", "ray", "sklearn", "numpy", "pandas")
-Call = Callable[..., tuple[int, str, list[str]]]
-
-
-@pytest.fixture
-def call(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Call:
-    """Run `sweep` in this process, in an empty folder: (exit code, output, lines of error)."""
-    monkeypatch.chdir(tmp_path)
-    for name in ("MLFLOW_TRACKING_URI", "SWEEP_DATA_DIR"):
-        monkeypatch.delenv(name, raising=False)
-
-    def run(*arguments: object) -> tuple[int, str, list[str]]:
-        monkeypatch.setattr(sys, "argv", ["sweep", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        said = capsys.readouterr()
-        return int(caught.value.code or 0), said.out, said.err.splitlines()
-
-    return run
 
 
 @pytest.fixture(scope="module")
