@@ -15,8 +15,10 @@ from sweep.trial import Listener, Notice
 
 if TYPE_CHECKING:
     from sweep.ledger import Ledger
+    from sweep.retention import KeepBest
     from sweep.reuse import Best
     from sweep.study import Extras, Outcome
+    from sweep.tracking import MlflowTracker
 
 
 def run(
@@ -78,13 +80,16 @@ def fork(
     """A search called `new` with the settings of the study in `flags`, less what `flags` change.
 
     It starts with the old study's trials that lie inside its space; the last item says how many
-    do, and why others do not. Raises NotFoundError where there is no such study.
+    do, and why others do not. Raises NotFoundError where there is no such study, ConfigError where
+    `new` is its own name.
     """
     from sweep.ledger import open_study
     from sweep.study import Extras
-    from sweep.warmstart import carry
+    from sweep.warmstart import carry, incomparable
 
     old = resolve(flags, file=config_file).config
+    if new == old.study_name:
+        raise ConfigError(f"--fork NEW must be another name than that of the study, {new!r}")
     ledger = open_study(old.storage, old.study_name)
     trials = ledger.trials()
     stored = {k: v for k, v in ledger.config.items() if k != "study"}
@@ -92,17 +97,23 @@ def fork(
     ledger.close()
     resolved = resolve({**flags, "study": new}, file=config_file, stored=stored)
     space = _space_of(resolved, space_text)
+    strange = incomparable(resolved.config, stored)
     maximize = resolved.config.resolved_direction == "maximize"
-    carried = carry(space, trials, maximize=maximize)
+    carried = carry(space, trials, maximize=maximize, strange=strange)
     extras = Extras(carried=carried.trials)
     return resolved, space, extras, carried.told(new, old.study_name)
 
 
 def retry(flags: Mapping[str, Any], failed: str | None) -> tuple[RunConfig, Space, Extras]:
-    """A stored study with as many more trials as failed (with class `failed`), to try again."""
+    """A stored study with room for its failed trials (with class `failed`), to try them again.
+
+    A configuration is tried once more, however often it failed; not at all where another try
+    succeeded or is still to be trained.
+    """
     import dataclasses
 
     from sweep.ledger import open_study
+    from sweep.space import canonical_key
     from sweep.study import Extras
     from sweep.trial import TrialState
 
@@ -110,16 +121,18 @@ def retry(flags: Mapping[str, Any], failed: str | None) -> tuple[RunConfig, Spac
     ledger = open_study(resolved.config.storage, resolved.config.study_name)
     trials = ledger.trials()
     ledger.close()
-    again = [
-        t.number
+    again = {
+        canonical_key(t.hyperparameters): t.number
         for t in trials
         if t.state is TrialState.FAIL
         and failed in (None, (t.result.get("failure") or {}).get("kind"))
-    ]
-    n_finished = sum(t.state.is_finished for t in trials)
-    n_trials = max(resolved.config.trials, n_finished) + len(again)
+    }
+    for trial in trials:
+        if trial.state is not TrialState.FAIL:
+            again.pop(canonical_key(trial.hyperparameters), None)
+    n_trials = max(resolved.config.trials, len(trials) + len(again))
     config = dataclasses.replace(resolved.config, trials=n_trials)
-    return config, space, Extras(again=again)
+    return config, space, Extras(again=tuple(again.values()))
 
 
 def search_with(
@@ -127,55 +140,100 @@ def search_with(
 ) -> Outcome:
     """Search with MLflow as the tracker, beside `listeners`.
 
-    Records that an earlier run left are delivered first, MLflow is brought to agree with Optuna,
-    and when all is delivered, checkpoints go that `--keep` and `--disk-limit` do not want.
+    Records that an earlier run left are delivered first and MLflow is brought to agree with
+    Optuna. Checkpoints that `--keep` and `--disk-limit` do not want go as trials end.
     """
     import dataclasses
 
-    from sweep import housekeeping
+    from sweep.retention import KeepBest
     from sweep.study import Extras, search
-    from sweep.tracking import MlflowTracker, deliver_pending, reconcile_runs, waiting_numbers
+    from sweep.tracking import MlflowTracker
 
+    retention = KeepBest(config)
     tracker = MlflowTracker(
         config.tracking_uri,
         config.study_dir / "sweep.log",
         log_model=config.log_models,
         study_dir=config.study_dir,
+        on_stored=retention.stored,
     )
-    log_file = config.study_dir / "sweep.log"
-
-    def deliver_first(ledger: Ledger) -> None:
-        states = {t.number: t.state for t in ledger.trials()}
-        is_done = sum(state.is_finished for state in states.values()) >= config.trials
-        with contextlib.nullcontext() if is_done else contextlib.suppress(UndeliveredError):
-            deliver_pending(
-                config.tracking_uri, config.study_dir, log_file, log_model=config.log_models
-            )
-        if is_done and not ledger.is_settled:  # killed after its last trial
-            waiting = waiting_numbers(config.study_dir)
-            reconcile_runs(
-                config.tracking_uri, config.study_name, states, fix=True, waiting=waiting
-            )
-            ledger.settle(True)
-
-    def reconcile(ledger: Ledger) -> None:
-        if tracker.warning is not None:
-            for listener in listeners:
-                listener.write([Notice(time.time_ns() // 1_000_000, tracker.warning)])
-            return
-        states = {t.number: t.state for t in ledger.trials()}
-        waiting = waiting_numbers(config.study_dir)
-        reconcile_runs(
-            config.tracking_uri, config.study_name, states, fix=True, is_live=True, waiting=waiting
-        )
-
-    def tidy(ledger: Ledger) -> None:
-        housekeeping.tidy(config, ledger.trials())
-
+    upkeep = _Upkeep(config, listeners, tracker, retention)
     extras = dataclasses.replace(
-        extras or Extras(), before_open=deliver_first, after_open=reconcile, after_close=tidy
+        extras or Extras(),
+        retention=retention,
+        before_open=upkeep.deliver,
+        after_open=upkeep.reconcile,
+        after_close=upkeep.tidy,
     )
     return search(config, space, [tracker, *listeners], extras)
+
+
+class _Upkeep:
+    """What a search does about its stores before and after its trials."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        listeners: Sequence[Listener],
+        tracker: MlflowTracker,
+        retention: KeepBest,
+    ) -> None:
+        self._config, self._listeners = config, listeners
+        self._tracker, self._retention = tracker, retention
+        self._is_delivered = False
+
+    def deliver(self, ledger: Ledger) -> None:
+        """Deliver what an earlier run left; close a study that was killed after its last trial.
+
+        Raises UndeliveredError for a study that has nothing else to do.
+        """
+        from sweep.tracking import deliver_pending
+
+        config = self._config
+        n_finished = sum(trial.state.is_finished for trial in ledger.trials())
+        is_done = n_finished >= config.trials
+        with contextlib.nullcontext() if is_done else contextlib.suppress(UndeliveredError):
+            deliver_pending(
+                config.tracking_uri,
+                config.study_dir,
+                config.study_dir / "sweep.log",
+                log_model=config.log_models,
+            )
+            self._is_delivered = True
+        if is_done and not ledger.is_settled:
+            self._agree(ledger)
+            self.tidy(ledger)
+            ledger.settle(True)
+
+    def reconcile(self, ledger: Ledger) -> None:
+        """Bring MLflow to agree with Optuna, and files within their bounds."""
+        trials = ledger.trials()
+        stored: Mapping[int, int] = {}
+        if self._tracker.warning is not None:
+            self._is_delivered = False
+            for listener in self._listeners:
+                listener.write([Notice(time.time_ns() // 1_000_000, self._tracker.warning)])
+        else:
+            self._agree(ledger, is_live=True)
+        if self._is_delivered:
+            stored = self.tidy(ledger)
+        self._retention.recall(trials, stored, is_delivered=self._is_delivered)
+
+    def tidy(self, ledger: Ledger) -> Mapping[int, int]:
+        """Look through all files once; returns trial -> bytes that MLflow holds, where asked."""
+        from sweep import housekeeping
+
+        return housekeeping.tidy(self._config, ledger.trials()).stored
+
+    def _agree(self, ledger: Ledger, *, is_live: bool = False) -> None:
+        from sweep.recollection import Recollections
+        from sweep.tracking import reconcile_runs, waiting_numbers
+
+        config, memory = self._config, Recollections(self._config, ledger)
+        reconcile_runs(
+            config.tracking_uri, config.study_name, memory.states(), memory, fix=True,
+            is_live=is_live, waiting=waiting_numbers(config.study_dir),
+        )  # fmt: skip
 
 
 def _stored(config: RunConfig) -> tuple[Mapping[str, Any], str]:

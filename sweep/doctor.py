@@ -2,74 +2,72 @@
 
 from __future__ import annotations
 
-import zipfile
+import shutil
+import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from sweep.config import RunConfig
-from sweep.errors import UndeliveredError
+from sweep.errors import SweepError, UndeliveredError
 from sweep.ledger import Ledger, LedgerTrial
+from sweep.recollection import Recollections, spec_of
+from sweep.tracking.reconcile import Disagreement
 from sweep.trial import TrialState
-from sweep.trial_files import read_verdict, resume_point, trial_folder
+from sweep.trial_files import (
+    RESUME_STATE,
+    VERDICT,
+    has_what_it_names,
+    is_whole_checkpoint,
+    read_verdict,
+    resume_point,
+    trial_folder,
+    usable_verdict,
+)
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One disagreement."""
-
-    sentence: str
-    is_fixed: bool = False
-
-
-def examine(config: RunConfig, ledger: Ledger, *, fix: bool) -> list[Finding]:
+def examine(config: RunConfig, ledger: Ledger, *, fix: bool) -> list[Disagreement]:
     """All disagreements of a study that no driver owns now; repaired where `fix`.
 
-    Parameters and metrics are never deleted. Raises StoreError where a store cannot be read.
+    `config` is the study's own. Parameters and metrics are never deleted. Raises StoreError
+    where a store cannot be read.
     """
     from sweep.tracking import reconcile_runs, waiting_numbers
 
     trials = ledger.trials()
-    findings = list(_check_records(config, fix=fix))
-    findings += _check_states(config, ledger, trials, fix=fix)
-    findings += _check_files(config, trials, fix=fix)
-    states = {t.number: t.state for t in ledger.trials()}
-
-    def checkpoint_of(number: int) -> Path | None:
-        path = trial_folder(config.study_dir, number) / "best.ckpt"
-        return path if zipfile.is_zipfile(path) else None
-
-    sentences = reconcile_runs(
-        config.tracking_uri, config.study_name, states, fix=fix, checkpoint_of=checkpoint_of,
+    found = list(_check_records(config, fix=fix))
+    found += _check_files(config, trials, fix=fix)
+    found += _check_states(config, ledger, trials, fix=fix)
+    memory = Recollections(config, ledger)
+    return found + reconcile_runs(
+        config.tracking_uri, config.study_name, memory.states(), memory, fix=fix,
         waiting=waiting_numbers(config.study_dir),
     )  # fmt: skip
-    return findings + [Finding(sentence, fix) for sentence in sentences]
 
 
-def _check_records(config: RunConfig, *, fix: bool) -> Iterable[Finding]:
+def _check_records(config: RunConfig, *, fix: bool) -> Iterable[Disagreement]:
     """Records that wait for MLflow: delivered now, where it takes them."""
     from sweep.tracking import deliver_pending, waiting
 
     if fix:
         try:
             if n := deliver_pending(config.tracking_uri, config.study_dir):
-                yield Finding(f"{n} records waited to be delivered to MLflow", is_fixed=True)
+                yield Disagreement(f"{n} records waited to be delivered to MLflow", is_fixed=True)
         except UndeliveredError as error:
-            yield Finding(str(error))
+            yield Disagreement(str(error))
         return
     for path, entries in waiting(config.study_dir).items():
-        yield Finding(f"records wait for MLflow in {path}: {len(entries)}")
+        yield Disagreement(f"records wait for MLflow in {path}: {len(entries)}")
 
 
 def _check_states(
     config: RunConfig, ledger: Ledger, trials: Sequence[LedgerTrial], *, fix: bool
-) -> Iterable[Finding]:
+) -> Iterable[Disagreement]:
     """RUNNING trials belong to a dead driver: they wait for the next run."""
     for trial in trials:
         if trial.state is not TrialState.RUNNING:
             continue
         folder = trial_folder(config.study_dir, trial.number)
-        if read_verdict(folder) is not None:
+        if usable_verdict(folder, spec_of(config, trial)) is not None:
             then = "it was trained to its end: the next `sweep run` records it"
         elif resume_point(folder) is not None:
             then = "the next `sweep run` continues it from its checkpoint"
@@ -77,35 +75,52 @@ def _check_states(
             then = "the next `sweep run` trains it again"
         if fix:
             ledger.interrupt_trial(trial.number)
-        yield Finding(f"trial {trial.number} is RUNNING, but its driver is gone; {then}", fix)
+        yield Disagreement(f"trial {trial.number} is RUNNING, but its driver is gone; {then}", fix)
 
 
 def _check_files(
     config: RunConfig, trials: Sequence[LedgerTrial], *, fix: bool
-) -> Iterable[Finding]:
-    known = {trial.number for trial in trials}
+) -> Iterable[Disagreement]:
+    by_number = {trial.number: trial for trial in trials}
     folders = config.study_dir / "trials"
     for folder in sorted(folders.iterdir()) if folders.is_dir() else []:
-        if folder.name.isdigit() and int(folder.name) not in known:
+        trial = by_number.get(int(folder.name)) if folder.name.isdigit() else None
+        if trial is None:
             # Not removed: a store that was put back from a copy may not know it yet.
-            yield Finding(f"{folder} belongs to no trial of the study; `sweep gc` removes it")
+            yield Disagreement(f"{folder} belongs to no trial of the study; `sweep gc` removes it")
         for part in folder.glob(".*"):
-            if fix:
-                part.unlink(missing_ok=True)
-            yield Finding(f"{part} is what a broken-off write left", fix)
-    for trial in trials:
-        path = trial_folder(config.study_dir, trial.number) / "best.ckpt"
-        if trial.state is TrialState.COMPLETE and path.exists() and not zipfile.is_zipfile(path):
-            restored = fix and _restore(config, trial.number, path)
-            yield Finding(f"{path} is torn", restored)
+            yield _removed(part, "is what a broken-off write left", fix=fix)
+        if trial is not None:
+            yield from _check_folder(config, trial, folder, fix=fix)
+
+
+def _check_folder(
+    config: RunConfig, trial: LedgerTrial, folder: Path, *, fix: bool
+) -> Iterable[Disagreement]:
+    """Torn files: nobody would use them, but they look as if somebody could."""
+    verdict, resume, best = folder / VERDICT, folder / RESUME_STATE, folder / "best.ckpt"
+    said = read_verdict(folder)
+    if verdict.is_file() and said is None:
+        yield _removed(verdict, "is torn", fix=fix)
+    elif said and not trial.state.is_finished and not has_what_it_names(folder, said[1]):
+        yield _removed(verdict, "names a checkpoint that is torn or gone", fix=fix)
+    if resume.is_file() and not is_whole_checkpoint(resume):
+        yield _removed(resume, "is torn", fix=fix)
+    if best.is_file() and not is_whole_checkpoint(best):
+        if trial.state is TrialState.COMPLETE:
+            yield Disagreement(f"{best} is torn", fix and _restore(config, trial.number, best))
+        else:
+            yield _removed(best, "is torn", fix=fix)
+
+
+def _removed(path: Path, what: str, *, fix: bool) -> Disagreement:
+    if fix:
+        path.unlink(missing_ok=True)
+    return Disagreement(f"{path} {what}", fix)
 
 
 def _restore(config: RunConfig, number: int, path: Path) -> bool:
     """Put MLflow's copy of a checkpoint in place of a torn one."""
-    import shutil
-    import tempfile
-
-    from sweep.errors import SweepError
     from sweep.tracking import artifact_of, run_id_of
 
     run_id = run_id_of(config.tracking_uri, config.study_name, number)
@@ -116,7 +131,7 @@ def _restore(config: RunConfig, number: int, path: Path) -> bool:
             kept = artifact_of(config.tracking_uri, run_id, "checkpoint/best.ckpt", Path(scratch))
         except SweepError:
             return False
-        if not zipfile.is_zipfile(kept):
+        if not is_whole_checkpoint(kept):
             return False
         aside = path.with_name(".best.ckpt.restored")
         shutil.copyfile(kept, aside)

@@ -14,16 +14,18 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from sweep.agenda import Planned, Running
 from sweep.config import RunConfig
 from sweep.endings import notice, now_ms, summary_of, told_of, verdict_of
-from sweep.errors import ConfigError, SweepError, must_be_one_of
+from sweep.errors import ConfigError, must_be_one_of
 from sweep.ledger import Ledger, LedgerTrial
 from sweep.proposals import Proposal, Proposals
+from sweep.retention import KeepEverything, Retention
 from sweep.space import run_name
 from sweep.trial import (
+    EndReason,
     EpochReport,
     Failure,
     Listener,
@@ -42,22 +44,21 @@ from sweep.trial import (
     WorkerReady,
     derive_seed,
 )
-from sweep.trial_files import read_verdict, resume_point, trial_folder
+from sweep.trial_files import resume_point, trial_folder, usable_verdict
 
 MAX_RETRIES = 2
 """How often a trial is tried again after its worker died: the machine's fault, not the user's."""
-
-EndReason = Literal["done", "timeout", "interrupted", "failed", "exhausted"]
 
 
 class Driver:
     """Decides over trials. `exchange` is the seam; `request_stop` may come from a signal."""
 
     def __init__(
-        self, config: RunConfig, ledger: Ledger, proposals: Proposals, listener: Listener
-    ) -> None:
+        self, config: RunConfig, ledger: Ledger, proposals: Proposals, listener: Listener,
+        retention: Retention | None = None,
+    ) -> None:  # fmt: skip
         self._config, self._ledger, self._proposals = config, ledger, proposals
-        self._listener = listener
+        self._listener, self._retention = listener, retention or KeepEverything()
         self._maximize = config.resolved_direction == "maximize"
         self._running: dict[int, Running] = {}
         self._planned: collections.deque[Planned] = collections.deque()
@@ -166,7 +167,7 @@ class Driver:
             number, verdict = planned.number, None
             if number is not None:
                 spec = self._spec(number, planned.hyperparameters, planned.trainer)
-                verdict = read_verdict(trial_folder(study_dir, number), spec)
+                verdict = usable_verdict(trial_folder(study_dir, number), spec)
             if number is None or verdict is None:
                 self._planned.append(planned)
                 continue
@@ -200,7 +201,7 @@ class Driver:
 
     def abandon(self) -> None:
         """The search broke off: close in the ledger what can be closed at once."""
-        with contextlib.suppress(SweepError):
+        with contextlib.suppress(Exception):
             self.settle()
         self._closer.shutdown(wait=False, cancel_futures=True)
 
@@ -285,23 +286,30 @@ class Driver:
         best_epoch = result.best_epoch or trial.best_epoch or None
         best_metrics = trial.metrics.get(best_epoch or 0, {})
         value = best_metrics.get(metric)
-        record = TrialFinished(
-            number, state, now_ms(), value, best_epoch, best_metrics, result.n_epochs,
-            result.checkpoint, result.model_file, failure, dict(result.notes),
+        record, drops = self._retention.finish(
+            TrialFinished(
+                number, state, now_ms(), value, best_epoch, best_metrics, result.n_epochs,
+                result.checkpoint, result.model_file, failure, dict(result.notes),
+            )
         )  # fmt: skip
         attrs = self._proposals.tell(number, told_of(state), value)
         curve = {epoch: m[metric] for epoch, m in trial.metrics.items()}
         is_scored = state in (TrialState.COMPLETE, TrialState.PRUNED)
         self._closings.append(
             functools.partial(
-                self._ledger.close_trial, number, state, value if is_scored else None, curve,
+                self._write_end, number, state, value if is_scored else None, curve,
                 summary_of(record, trial.name, trial.metrics), attrs,
             )
         )  # fmt: skip
-        records.append(record)
+        records += [record, *drops]
         if state.is_finished:
             self._n_finished += 1
             self._count_failure(failure)
+
+    def _write_end(self, number: int, *end: Any) -> None:
+        """In the thread that closes trials: the ledger first, then the trial's files may go."""
+        self._ledger.close_trial(number, *end)
+        self._retention.closed(number)
 
     def _count_failure(self, failure: Failure | None) -> None:
         if failure is None or failure.kind in ("nan", "timeout"):

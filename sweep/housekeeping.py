@@ -1,24 +1,25 @@
 """Checkpoints take bounded room: the best trials keep theirs, the others go.
 
 Two places hold them: the study's work folder, which needs only what is to be resumed or is among
-the best, and MLflow, where each completed trial keeps its checkpoint and model unless `--keep` or
+the best, and MLflow, where each trial keeps its checkpoint and model unless `--keep` or
 `--disk-limit` says otherwise. Parameters and metrics are never deleted.
+
+Here all files of a study are looked through: by `sweep gc`, and as a search begins and ends. While
+it runs, `sweep.retention` decides trial by trial.
 """
 
 from __future__ import annotations
 
-import contextlib
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sweep.config import RunConfig
 from sweep.ledger import LedgerTrial
-from sweep.trial import TrialState
-
-KEPT_IN_WORK_DIR = 5
-"""Best trials whose files stay in the work folder; MLflow has copies of the others."""
+from sweep.retention import KEPT_IN_WORK_DIR, goodness_of
+from sweep.trial import Direction
+from sweep.trial_files import folder_bytes, trial_folder
 
 
 @dataclass(frozen=True)
@@ -33,19 +34,30 @@ class Removal:
     """Set for files in the work folder; None: in MLflow."""
 
 
-def ranked(trials: Sequence[LedgerTrial], *, maximize: bool) -> list[int]:
+@dataclass(frozen=True)
+class Tidied:
+    """What a look through all files came to."""
+
+    removals: Sequence[Removal] = ()
+    stored: Mapping[int, int] = field(default_factory=dict)
+    """Trial -> bytes that MLflow still holds, where `--keep` or `--disk-limit` asks for it."""
+
+
+def ranked(trials: Sequence[LedgerTrial], direction: Direction) -> list[int]:
     """Numbers of completed trials, best first."""
-    done = [t for t in trials if t.state is TrialState.COMPLETE and t.value is not None]
-    sign = -1.0 if maximize else 1.0
-    return [t.number for t in sorted(done, key=lambda t: (sign * (t.value or 0.0), t.number))]
+    rated = [(goodness_of(t.state, t.value, direction), t.number) for t in trials]
+    scored = [(-goodness, number) for goodness, number in rated if goodness is not None]
+    return [number for _, number in sorted(scored)]
 
 
 def in_work_dir(
-    config: RunConfig, trials: Sequence[LedgerTrial], keep: int, *, orphans: bool = False
+    config: RunConfig,
+    trials: Sequence[LedgerTrial],
+    kept: Sequence[int],
+    *,
+    orphans: bool = False,
 ) -> list[Removal]:
-    """Folders of finished trials that are not among the best `keep`."""
-    maximize = config.resolved_direction == "maximize"
-    kept = set(ranked(trials, maximize=maximize)[:keep])
+    """Folders of finished trials that are not among `kept`; with `orphans`, of unknown ones."""
     finished = {t.number for t in trials if t.state.is_finished}
     known = {t.number for t in trials}
     removals = []
@@ -56,22 +68,22 @@ def in_work_dir(
         number = int(folder.name)
         is_orphan = orphans and number not in known
         if is_orphan or (number in finished and number not in kept):
-            where = str(folder)
-            removals.append(Removal(None if is_orphan else number, _size(folder), where, folder))
+            n_bytes, where = folder_bytes(folder), str(folder)
+            removals.append(Removal(None if is_orphan else number, n_bytes, where, folder))
     return removals
 
 
-def in_mlflow(config: RunConfig, trials: Sequence[LedgerTrial], keep: int) -> list[Removal]:
-    """Checkpoints and models in MLflow of completed trials outside the best `keep`."""
-    from sweep.tracking.disposal import stored_bytes
+def in_mlflow(
+    stored: Mapping[int, int], trials: Sequence[LedgerTrial], kept: Sequence[int]
+) -> list[Removal]:
+    """Checkpoints and models in MLflow of finished trials that are not among `kept`.
 
-    maximize = config.resolved_direction == "maximize"
-    kept = set(ranked(trials, maximize=maximize)[:keep])
-    sizes = stored_bytes(config.tracking_uri, config.study_name)
+    `stored` is what MLflow holds: trial number -> bytes.
+    """
     finished = {t.number for t in trials if t.state.is_finished}
     return [
-        Removal(number, size, f"MLflow, trial {number}")
-        for number, size in sorted(sizes.items())
+        Removal(number, n_bytes, f"MLflow, trial {number}")
+        for number, n_bytes in sorted(stored.items())
         if number in finished and number not in kept
     ]
 
@@ -88,43 +100,54 @@ def remove(config: RunConfig, removals: Sequence[Removal]) -> None:
             shutil.rmtree(removal.folder, ignore_errors=True)
 
 
-def tidy(config: RunConfig, trials: Sequence[LedgerTrial]) -> list[Removal]:
-    """What a search removes when everything was delivered: as --keep and --disk-limit say."""
-    keep_here = min(KEPT_IN_WORK_DIR, config.keep or KEPT_IN_WORK_DIR)
-    removals = in_work_dir(config, trials, keep_here)
+def stored(config: RunConfig) -> dict[int, int]:
+    """What MLflow holds of a study: trial number -> bytes. Raises StoreError."""
+    from sweep.tracking.disposal import stored_bytes
+
+    return stored_bytes(config.tracking_uri, config.study_name)
+
+
+def tidy(config: RunConfig, trials: Sequence[LedgerTrial]) -> Tidied:
+    """Remove what `--keep` and `--disk-limit` do not want, where everything was delivered.
+
+    Raises StoreError where MLflow cannot be reached.
+    """
+    best_first = ranked(trials, config.resolved_direction)
+    kept_here = best_first[: min(KEPT_IN_WORK_DIR, config.keep or KEPT_IN_WORK_DIR)]
+    is_bounded = config.keep is not None or config.disk_limit_gb is not None
+    sizes = stored(config) if is_bounded else {}
+    removals: list[Removal] = []
     if config.keep is not None:
-        removals += in_mlflow(config, trials, config.keep)
+        removals += in_mlflow(sizes, trials, best_first[: config.keep])
+    left = {n: size for n, size in sizes.items() if n not in {r.number for r in removals}}
     if config.disk_limit_gb is not None:
-        removals += _beyond(config, trials, removals, config.disk_limit_gb * 1e9)
+        gone = _beyond(config, left, best_first, kept_here)
+        removals += in_mlflow({n: left[n] for n in gone if n in left}, trials, ())
+        left = {n: size for n, size in left.items() if n not in gone}
+        kept_here = [n for n in kept_here if n not in gone]
+    removals += in_work_dir(config, trials, kept_here)
     remove(config, removals)
-    return removals
+    return Tidied(removals, left)
 
 
 def _beyond(
-    config: RunConfig, trials: Sequence[LedgerTrial], gone: Sequence[Removal], limit: float
-) -> list[Removal]:
-    """The worst trials' files in MLflow that must go for the study to fit into `limit` bytes.
+    config: RunConfig,
+    stored: Mapping[int, int],
+    best_first: Sequence[int],
+    kept_here: Sequence[int],
+) -> set[int]:
+    """The worst trials whose files must go, here and in MLflow, for the rest to fit the limit.
 
     The best trial's stay whatever the limit.
     """
-    taken = {r.number for r in gone if r.folder is None}
-    stored = {r.number: r for r in in_mlflow(config, trials, 0) if r.number not in taken}
-    total = sum(r.n_bytes for r in stored.values())
-    order = ranked(trials, maximize=config.resolved_direction == "maximize")
-    worst_first = [n for n in stored if n not in order] + order[:0:-1]
-    beyond = []
-    for number in worst_first:
-        if total <= limit:
+    here = {n: folder_bytes(trial_folder(config.study_dir, n)) for n in kept_here}
+    total = sum(stored.values()) + sum(here.values())
+    unranked = [n for n in stored if n not in best_first]
+    gone: set[int] = set()
+    for number in [*unranked, *best_first[:0:-1]]:
+        if total <= (config.disk_limit_gb or 0.0) * 1e9:
             break
-        if number in stored:
-            beyond.append(stored[number])
-            total -= stored[number].n_bytes
-    return beyond
-
-
-def _size(folder: Path) -> int:
-    total = 0
-    for path in folder.rglob("*"):
-        with contextlib.suppress(OSError):
-            total += path.stat().st_size if path.is_file() else 0
-    return total
+        if number in stored or number in here:
+            gone.add(number)
+            total -= stored.get(number, 0) + here.get(number, 0)
+    return gone

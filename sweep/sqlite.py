@@ -15,11 +15,13 @@ switched on where the file lies on a network disk (https://www.sqlite.org/wal.ht
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from sweep.errors import DiskError, StoreError
 
@@ -63,15 +65,72 @@ def check(url: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DiskError(f"cannot make the folder {path.parent}: {error.strerror}") from error
-    if not path.exists():
-        if not os.access(path.parent, os.W_OK):
-            raise DiskError(f"cannot write in the folder {path.parent}: permission denied")
-        return
-    try:
+    if not os.access(path.parent, os.W_OK):
+        raise DiskError(f"cannot write in the folder {path.parent}: no permission, or read-only")
+    if path.exists():
         _write_nothing(path)
-    except sqlite3.Error as error:
-        kind = DiskError if "disk" in str(error) else StoreError
-        raise kind(f"{path} cannot be used as a database: {error}") from error
+
+
+def to_read(url: str) -> str:
+    """A URL that reads what `url` names, which has to exist.
+
+    To read a file with a write-ahead log, SQLite writes beside it. Where it cannot, in a read-only
+    folder or on a full disk, and the log is empty, the file is read alone. Raises StoreError.
+    """
+    path = path_of(url)
+    if path is None:
+        return url
+    try:
+        _names_of_tables(path)
+    except StoreError:
+        log = path.with_name(f"{path.name}-wal")
+        if (log.exists() and log.stat().st_size) or not is_database(path):
+            raise
+        return f"sqlite:///file:{quote(str(path))}?immutable=1&uri=true"
+    return url
+
+
+def is_database(path: Path) -> bool:
+    """Whether the file begins as SQLite's do."""
+    with path.open("rb") as file:
+        return file.read(16) == b"SQLite format 3\0"
+
+
+def has_tables(url: str, table: str, what: str) -> bool:
+    """Whether the file of a `sqlite:///` URL is there and has tables.
+
+    Raises StoreError where `table` is not among them, which `what` would have: libraries add their
+    own to whatever file they are given.
+    """
+    path = path_of(url)
+    names = _names_of_tables(path) if path is not None and path.exists() else set()
+    if names and table not in names:
+        raise StoreError(f"{path} is a database of something else, not {what}: name another file")
+    return bool(names)
+
+
+def revisions(url: str) -> list[str]:
+    """What alembic noted in a database file of the state of its tables; one entry, if all is well.
+
+    Empty where there is no such note. Raises StoreError.
+    """
+    path = path_of(url)
+    if path is None or "alembic_version" not in _names_of_tables(path):
+        return []
+    with _opened(path) as connection:
+        return [str(row[0]) for row in connection.execute("SELECT * FROM alembic_version")]
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether `error`, or what caused it, is that a disk has no room left."""
+    chain: BaseException | None = error
+    while chain is not None:
+        if isinstance(chain, OSError) and chain.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if isinstance(chain, sqlite3.OperationalError) and "disk is full" in str(chain):
+            return True
+        chain = chain.__cause__ or chain.__context__
+    return False
 
 
 def listen(url: str) -> None:
@@ -105,11 +164,26 @@ def settle(url: str) -> None:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
+def _names_of_tables(path: Path) -> set[str]:
+    with _opened(path) as connection:
+        rows = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+        return {row[0] for row in rows}
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[sqlite3.Connection]:
+    try:
+        with contextlib.closing(sqlite3.connect(path, timeout=BUSY_TIMEOUT_S)) as connection:
+            yield connection
+    except sqlite3.Error as error:
+        kind = DiskError if "disk" in str(error) else StoreError
+        raise kind(f"{path} cannot be used as a database: {error}") from error
+
+
 def _write_nothing(path: Path) -> None:
     """A transaction that changes nothing but goes all the way to the disk."""
-    with contextlib.closing(
-        sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
-    ) as connection:
+    with _opened(path) as connection:
+        connection.isolation_level = None
         connection.execute("BEGIN IMMEDIATE")
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         connection.execute(f"PRAGMA user_version = {int(version)}")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import re
 from collections.abc import Iterator
 from typing import Any, cast
 
 import optuna
 import sqlalchemy
+from alembic.util import CommandError
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, RDBStorage
 from sqlalchemy.exc import SQLAlchemyError
@@ -19,13 +21,16 @@ from sweep.errors import DiskError, NotFoundError, StoreError
 from sweep.redact import redacted
 
 _NOWHERE = logging.NullHandler()
-_OPENING = (SQLAlchemyError, StorageInternalError, ValueError, LookupError, RuntimeError)
-"""What a wrong address or a database of another version raises."""
+_OPENING = (SQLAlchemyError, StorageInternalError, ValueError, LookupError)
+"""What a wrong address raises."""
+_OTHER_TABLES = re.compile(r"no such (column|table)|^(column|relation) .* does not exist")
+"""What SQLite and PostgreSQL say where a column or a table is missing."""
 
 
 def open_storage(url: str, *, create: bool = False) -> BaseStorage:
     """The Optuna storage behind `url`; whatever fails in it later is a StoreError, too.
 
+    With `create` it is to be written; otherwise a full disk or a read-only folder is no obstacle.
     Raises StoreError where it cannot be reached, and NotFoundError where it holds no tables and
     `create` is false: reading must not leave an empty store behind.
     """
@@ -34,18 +39,29 @@ def open_storage(url: str, *, create: bool = False) -> BaseStorage:
     for name in ("optuna", "sqlalchemy", "psycopg"):
         # Else Python prints their warnings, tracebacks and all, on standard error.
         logging.getLogger(name).addHandler(_NOWHERE)
-    path = sqlite.path_of(url)
+    path, address, has_tables = sqlite.path_of(url), url, not create
     if path is not None:
         if not create and not path.exists():
             raise NotFoundError(f"no studies here yet ({path} does not exist): try `sweep run`")
-        sqlite.check(url)
-        sqlite.listen(url)
+        if create:
+            sqlite.check(url)
+        address = url if create else sqlite.to_read(url)
+        has_tables = address != url or sqlite.has_tables(url, "studies", "an Optuna storage")
+        sqlite.listen(address)
     with in_one_line(url, "opened", "Check --storage", _OPENING):
         options = {} if path is not None else postgres.engine_options(url)
         if path is None and not create:
             _see_that_tables_are_there(url, options)
         with postgres.making_tables(url, "optuna") if create else contextlib.nullcontext():
-            return cast(BaseStorage, _Guarded(RDBStorage(url, engine_kwargs=options), url))
+            try:
+                # A table that is missing is a loss to be told, not to be covered by an empty one.
+                storage = RDBStorage(
+                    address, engine_kwargs=options, skip_table_creation=has_tables
+                )
+            except (RuntimeError, CommandError) as error:
+                # Optuna compares schema revisions itself, alembic refuses a torn table of them.
+                raise _other_version(url, _first_line(error)) from error
+    return cast(BaseStorage, _Guarded(storage, url))
 
 
 @contextlib.contextmanager
@@ -63,10 +79,13 @@ def in_one_line(
         raise StoreError(redacted(f"the Optuna storage {url}: {error}. {then}")) from error
     except kinds as error:
         reason = _first_line(error)
-        is_full = "disk is full" in reason or "No space left" in reason
-        kind, then = (DiskError, "Free some space") if is_full else (StoreError, hint)
-        text = f"the Optuna storage {url} cannot be {what}: {reason.rstrip('.')}. {then}"
-        raise kind(redacted(text)) from error
+        if sqlite.is_disk_full(error) or "No space left" in reason:
+            full = f"the Optuna storage {url} cannot be written: {reason}"
+            raise DiskError(redacted(full)) from error
+        if _OTHER_TABLES.search(reason):
+            raise _other_version(url, reason) from error
+        text = f"the Optuna storage {url} cannot be {what}: {reason.rstrip('.')}. {hint}"
+        raise StoreError(redacted(text)) from error
 
 
 class _Guarded:
@@ -104,6 +123,20 @@ def _see_that_tables_are_there(url: str, options: dict[str, Any]) -> None:
             raise NotFoundError(f"no studies here yet ({where} has no tables): try `sweep run`")
     finally:
         engine.dispose()
+
+
+def _other_version(url: str, why: str) -> StoreError:
+    """Another version of Optuna wrote the tables, or a migration broke off half-way."""
+    reason, _, advice = why.partition("Please ")
+    cure = f"run `optuna storage upgrade --storage {url}`"
+    if "pip install" in advice:
+        cure = "install the Optuna that wrote it"
+    return StoreError(
+        redacted(
+            f"the Optuna storage {url} has the tables of another Optuna ({reason.strip(' .')}): "
+            f"keep a copy of it, then {cure}; nothing was changed"
+        )
+    )
 
 
 def _first_line(error: BaseException) -> str:

@@ -7,7 +7,6 @@ import dataclasses
 import signal
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 from sweep import datasets, options
 from sweep.config import DEFAULT_MODULE, RunConfig, identity_changes, vocabulary
-from sweep.driver import Driver, EndReason
+from sweep.driver import Driver
 from sweep.endings import now_ms
 from sweep.errors import ConfigError, StudyFailedError, SweepError
 from sweep.executors import make_executor
@@ -24,10 +23,12 @@ from sweep.imports import collector_paused
 from sweep.ledger import Ledger, LedgerTrial, best_trial, create_study
 from sweep.proposals import Proposals
 from sweep.provenance import provenance
+from sweep.recollection import study_end
 from sweep.recovery import lock_folder, owned_study, store_lock
 from sweep.redact import redacted
-from sweep.space import Space, canonical_key, parse_space
-from sweep.trial import Executor, Listener, Record, StudyFinished, StudyInfo, Task, TrialState
+from sweep.retention import KeepEverything, Retention
+from sweep.space import Space, parse_space
+from sweep.trial import EndReason, Executor, Listener, Record, StudyFinished, StudyInfo, Task
 from sweep.warmstart import as_history, differences
 
 VOLATILE = ("storage", "study")
@@ -89,6 +90,8 @@ class Extras:
     """Trials of an older study that teach the sampler (see `sweep.warmstart`)."""
     again: Sequence[int] = ()
     """Numbers of failed trials whose configurations are to be tried again."""
+    retention: Retention = KeepEverything()
+    """Says whose checkpoints stay."""
     before_open: Hook = _nothing
     """Called under the study's lock before the listeners open, whether there is work or not."""
     after_open: Hook = _nothing
@@ -117,16 +120,15 @@ def search(
             with store_lock(lock_folder(work_dir, config.storage)):
                 ledger = _open_ledger(config, space)
                 ledger.confirm = confirm
-                if extras.carried and not ledger.carried():
-                    ledger.carry(extras.carried)
                 trials = ledger.trials()
+                _carry(ledger, extras.carried, trials)
                 info = _study_info(config, space, trials)
                 extras.before_open(ledger)
                 if info.n_done >= config.trials:
                     return _outcome(config, ledger, info, "done")
                 ledger.settle(False)
                 listener.open(info)
-            driver = Driver(config, ledger, proposals, listener)
+            driver = Driver(config, ledger, proposals, listener, extras.retention)
             with _closing(executor, driver, listener):
                 if trials:
                     extras.after_open(ledger)
@@ -138,8 +140,8 @@ def search(
                 driver.settle()
                 outcome = _outcome(config, ledger, info, driver.reason)
                 listener.write([outcome.end])
-            ledger.settle(True)
             extras.after_close(ledger)
+            ledger.settle(True)
             _raise_if_failed(outcome, driver)
             return outcome
         finally:
@@ -150,7 +152,10 @@ def search(
 
 @contextlib.contextmanager
 def _closing(executor: Executor, driver: Driver, listener: Listener) -> Iterator[None]:
-    """End workers and listeners after the block; what goes wrong first is what is raised."""
+    """End workers and listeners after the block; what goes wrong first is what is raised.
+
+    What could not be delivered then, the next run delivers.
+    """
     try:
         yield
     except BaseException:
@@ -228,14 +233,6 @@ def stored_config(config: RunConfig) -> dict[str, Any]:
     return values | {"tracking_uri": redacted(config.tracking_uri)}
 
 
-def baseline_value(config: RunConfig, trials: Sequence[LedgerTrial]) -> float | None:
-    """The objective of trial 0 where that is the reference network."""
-    if not trials or trials[0].state is not TrialState.COMPLETE:
-        return None
-    is_reference = canonical_key(trials[0].hyperparameters) == canonical_key(options.REFERENCE)
-    return trials[0].value if is_reference and config.baseline else None
-
-
 def _open_ledger(config: RunConfig, space: Space) -> Ledger:
     ledger, is_new = create_study(config.storage, config.study_name, config.resolved_direction)
     if is_new or not ledger.config:
@@ -252,6 +249,19 @@ def _open_ledger(config: RunConfig, space: Space) -> Ledger:
     if ledger.config != stored_config(config):
         ledger.describe(stored_config(config), space.text)
     return ledger
+
+
+def _carry(
+    ledger: Ledger, carried: Sequence[Mapping[str, Any]], trials: Sequence[LedgerTrial]
+) -> None:
+    """Keep trials of an older study with a new one, once. Raises ConfigError for an old one."""
+    if not carried or ledger.carried():
+        return
+    if trials:
+        raise ConfigError(
+            f"study {ledger.name!r} exists and has {len(trials)} trials: --fork makes a new one"
+        )
+    ledger.carry(carried)
 
 
 def _space_changes(config: RunConfig, space: Space, before: str) -> list[str]:
@@ -302,14 +312,7 @@ def _raise_if_failed(outcome: Outcome, driver: Driver) -> None:
 def _outcome(config: RunConfig, ledger: Ledger, info: StudyInfo, reason: EndReason) -> Outcome:
     trials = ledger.trials()
     best = best_trial(trials, config.resolved_direction)
-    end = StudyFinished(
-        now_ms(),
-        n_by_state=dict(Counter(str(t.state) for t in trials)),
-        best_number=best.number if best else None,
-        best_value=best.value if best else None,
-        baseline_value=baseline_value(config, trials),
-        reason=reason,
-    )
+    end = study_end(config, trials, reason, now_ms())
     n_finished = sum(t.state.is_finished for t in trials)
     return Outcome(info, end, n_finished - info.n_done, best)
 

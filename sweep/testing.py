@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sweep.trial import (
+    CheckpointDropped,
     DatasetInfo,
     EpochReport,
     Exchange,
@@ -391,9 +392,8 @@ def example_records() -> list[list[Record]]:
         written.append(
             [TrialFinished(number, state, _now_ms(), value, 1, best, 1, failure=failure)]
         )
-    counts = {str(state): 1 for state in ends}
-    last = StudyFinished(_now_ms(), counts, 0, 0.5, 0.5, "interrupted")
-    return [*written, [Notice(_now_ms(), "one line"), last]]
+    last = StudyFinished(_now_ms(), {str(s): 1 for s in ends}, 0, 0.5, 0.5, "interrupted")
+    return [*written, [CheckpointDropped(1, _now_ms()), Notice(_now_ms(), "one line"), last]]
 
 
 def _now_ms() -> int:

@@ -18,6 +18,7 @@ HyperValue = Any
 Direction = Literal["maximize", "minimize"]
 StopReason = Literal["pruned", "converged", "timeout", "interrupted"]
 TrainerName = Literal["plain", "fused"]
+EndReason = Literal["done", "timeout", "interrupted", "failed", "exhausted"]
 FailureKind = Literal["oom", "nan", "exception", "killed", "timeout"]
 
 
@@ -181,6 +182,15 @@ class TrialFinished:
 
 
 @dataclass(frozen=True, slots=True)
+class CheckpointDropped:
+    """Record: checkpoint and model of a finished trial are not wanted any more (`--keep`)."""
+
+    number: int
+    time_ms: int
+    """Unix time in milliseconds."""
+
+
+@dataclass(frozen=True, slots=True)
 class DatasetInfo:
     """What MLflow's dataset input says: where the data came from and how it was split."""
 
@@ -252,7 +262,7 @@ class StudyFinished:
     best_value: float | None
     baseline_value: float | None
     """Objective of trial 0 when it is the reference network, else None."""
-    reason: Literal["done", "timeout", "interrupted", "failed", "exhausted"]
+    reason: EndReason
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,7 +274,15 @@ class Notice:
 
 
 Report = WorkerReady | Notice | EpochReport | TrialResult
-Record = WorkerReady | TrialStarted | EpochReport | TrialFinished | StudyFinished | Notice
+Record = (
+    WorkerReady
+    | TrialStarted
+    | EpochReport
+    | TrialFinished
+    | CheckpointDropped
+    | StudyFinished
+    | Notice
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,6 +92,12 @@ def read_verdict(
     return reports, result
 
 
+def usable_verdict(folder: Path, spec: TrialSpec) -> tuple[list[EpochReport], TrialResult] | None:
+    """The verdict where it is of `spec` and the checkpoint that it names was not taken away."""
+    verdict = read_verdict(folder, spec)
+    return verdict if verdict is not None and has_what_it_names(folder, verdict[1]) else None
+
+
 def forget_verdict(folder: Path) -> None:
     """The trial is to be trained again: what an earlier try said does not count any more."""
     with contextlib.suppress(OSError):
@@ -111,6 +117,27 @@ def is_whole_checkpoint(path: str | Path) -> bool:
             return archive.testzip() is None
     except Exception:  # noqa: BLE001 - zipfile raises a dozen kinds on garbage
         return False
+
+
+def kept_checkpoint(study_dir: str | Path, number: int) -> Path | None:
+    """The trial's best checkpoint in the work folder where the file is whole, else None."""
+    path = trial_folder(study_dir, number) / "best.ckpt"
+    return path if is_whole_checkpoint(path) else None
+
+
+def has_what_it_names(folder: Path, result: TrialResult) -> bool:
+    """Whether the checkpoint that a verdict's result names, if any, is in `folder` and whole."""
+    return result.checkpoint is None or is_whole_checkpoint(folder / "best.ckpt")
+
+
+def folder_bytes(folder: Path) -> int:
+    """What the files in and below `folder` take; 0 where there is no such folder."""
+    total = 0
+    for inner, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += Path(inner, name).stat().st_size
+    return total
 
 
 def make_private_folder(folder: Path) -> None:

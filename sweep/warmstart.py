@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,9 +11,13 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial
 
+from sweep.config import RunConfig, flag_name
 from sweep.ledger import HYPERPARAMETERS, LedgerTrial
 from sweep.space import Space
 from sweep.trial import TrialState
+
+SCORE_SETTINGS = ("metric", "direction", "data", "module")
+"""Settings that a score means something else without."""
 
 MAX_CARRIED = 1000
 """Trials that a fork starts with at most: the best ones."""
@@ -32,7 +37,10 @@ class Carried:
     def told(self, new: str, old: str) -> list[str]:
         """What the user is told."""
         lines = [f"{new} starts with {len(self.trials)} of the {self.n_old} trials of {old}"]
-        lines += [f"  {n} do not fit: {reason}" for reason, n in self.reasons.items()]
+        lines += [
+            f"  {n} {'does' if n == 1 else 'do'} not: {reason}"
+            for reason, n in self.reasons.items()
+        ]
         return lines
 
 
@@ -50,9 +58,26 @@ def differences(old: Space, new: Space) -> list[str]:
     return lines
 
 
-def carry(space: Space, trials: Sequence[LedgerTrial], *, maximize: bool) -> Carried:
-    """The completed trials that lie inside `space`, best first, and why the others do not."""
+def incomparable(config: RunConfig, stored: Mapping[str, Any]) -> str:
+    """Why no score of a study made with `stored` settings says anything here; else empty."""
+    now = dataclasses.asdict(config)
+    for name in SCORE_SETTINGS:
+        if name in stored and stored[name] != now[name]:
+            flag = flag_name(name)
+            return f"their scores are for {flag} {stored[name]}, but now it is {now[name]}"
+    return ""
+
+
+def carry(
+    space: Space, trials: Sequence[LedgerTrial], *, maximize: bool, strange: str = ""
+) -> Carried:
+    """The completed trials that lie inside `space`, best first, and why the others do not.
+
+    With `strange`, a reason that holds for all, there are none.
+    """
     done = [t for t in trials if t.state is TrialState.COMPLETE and t.value is not None]
+    if strange:
+        return Carried((), len(done), {strange: len(done)} if done else {})
     done.sort(key=lambda t: t.value or 0.0, reverse=maximize)
     kept: list[Mapping[str, Any]] = []
     reasons: Counter[str] = Counter()
@@ -68,6 +93,8 @@ def carry(space: Space, trials: Sequence[LedgerTrial], *, maximize: bool) -> Car
             continue
         problems = space.problems_of(trial.hyperparameters)
         reasons[_reason(problems[0].sentence) if problems else "outside the space"] += 1
+    if len(kept) > MAX_CARRIED:
+        reasons[f"the best {MAX_CARRIED} are enough"] = len(kept) - MAX_CARRIED
     return Carried(tuple(kept[:MAX_CARRIED]), len(done), dict(reasons))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import sys
@@ -13,8 +14,9 @@ from pathlib import Path
 
 import postgres as servers
 import pytest
-from searches import Call
+from searches import INLINE, Call, Finished
 
+import sweep as library
 from sweep.cli.main import main
 
 
@@ -54,6 +56,23 @@ def postgres() -> Iterator[servers.Postgres]:
         pytest.skip(why)
     with servers.running() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """A finished search of six trials, made once; `Finished.copy` gives a folder of one's own."""
+    folder = tmp_path_factory.mktemp("finished")
+    with contextlib.chdir(folder), pytest.MonkeyPatch.context() as environment:
+        environment.delenv("MLFLOW_TRACKING_URI", raising=False)
+        library.run(study="six", trials=6, epochs=3, space="mlp_small", sampler="random", **INLINE)
+    return Finished(folder)
+
+
+@pytest.fixture
+def six(finished: Finished, call: Call, tmp_path: Path) -> Path:
+    """A copy of the finished search `six`, which is the current folder."""
+    finished.copy(tmp_path)
+    return tmp_path
 
 
 class QuietHandler(SimpleHTTPRequestHandler):

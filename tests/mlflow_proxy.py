@@ -54,7 +54,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         self._answer(answer.status_code, answer.content)
 
-    do_GET = do_PUT = do_PATCH = do_POST  # noqa: N815 - names that http.server looks up
+    do_GET = do_PUT = do_PATCH = do_DELETE = do_POST  # noqa: N815 - names that http.server looks up
 
     def _answer(self, status: int, content: str | bytes) -> None:
         data = content.encode() if isinstance(content, str) else content

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
+import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -94,8 +97,43 @@ class ScriptedStudy:
         return search
 
 
+INLINE: dict[str, Any] = {"executor": "inline", "population": 1, "threads": 1}
+"""Settings of a search in this process, which takes milliseconds a trial."""
+
 Call = Callable[..., tuple[int, str, list[str]]]
-"""Runs `sweep` in this process: (exit code, output, lines of error)."""
+"""Runs a command in this process: exit code, output, lines of error."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished search in a folder."""
+
+    folder: Path
+
+    def copy(self, to: Path) -> None:
+        """A copy that stands alone: stores name their files by absolute paths."""
+        shutil.copytree(self.folder, to, dirs_exist_ok=True)
+        rewrite(to / "mlflow.db", "experiments", "artifact_location", self.folder, to)
+        rewrite(to / "mlflow.db", "runs", "artifact_uri", self.folder, to)
+        rewrite(to / "mlflow.db", "logged_models", "artifact_location", self.folder, to)
+        rewrite(
+            to / "mlruns" / "optuna.db", "trial_user_attributes", "value_json", self.folder, to
+        )
+
+
+def rewrite(database: Path, table: str, column: str, old: Path, new: Path) -> None:
+    """Put another path in place of `old` wherever the column has it."""
+    query(database, f"UPDATE {table} SET {column} = replace({column}, '{old}', '{new}')")
+
+
+def query(database: Path, statement: str, *values: Any) -> list[Any]:
+    """Rows of one statement, which is committed."""
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        rows = connection.execute(statement, values).fetchall()
+        connection.commit()
+    return rows
+
+
 SWEEP = [sys.executable, "-c", "from sweep.cli import main; main()"]
 
 

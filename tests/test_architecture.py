@@ -46,6 +46,8 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     (
         "sweep.driver",
         "sweep.recovery",
+        "sweep.recollection",
+        "sweep.retention",
         "sweep.warmstart",
         "sweep.housekeeping",
         "sweep.tracking",

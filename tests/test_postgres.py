@@ -153,6 +153,26 @@ def test_reading_makes_no_tables(postgres: Postgres) -> None:
     assert postgres.query(url.rpartition("/")[2], tables) == [(0,)]
 
 
+def test_tables_of_another_version_are_left_alone(postgres: Postgres, tmp_path: Path) -> None:
+    """Another Optuna's revision, or a missing table, is one line that says what to run."""
+    url = postgres.new_database()
+    name = url.rpartition("/")[2]
+    create_study(url, "mine", "maximize")[0].close()
+    ((mine,),) = postgres.query(name, "SELECT version_num FROM alembic_version")
+    postgres.query(name, "UPDATE alembic_version SET version_num = 'v9.0.0.a'")
+    newer = sweep(tmp_path, "list", env={"SWEEP_STORAGE": url})
+    assert newer.returncode == 4
+    (line,) = newer.stderr.splitlines()
+    assert line.endswith("then install the Optuna that wrote it; nothing was changed")
+    postgres.query(name, f"UPDATE alembic_version SET version_num = '{mine}'")
+    postgres.query(name, "ALTER TABLE trials RENAME TO trails")
+    with pytest.raises(StoreError, match="then run `optuna storage upgrade --storage") as caught:
+        list_studies(url)
+    assert PASSWORD not in str(caught.value)
+    tables = "SELECT 1 FROM information_schema.tables WHERE table_name = 'trials'"
+    assert postgres.query(name, tables) == []
+
+
 def cut(postgres: Postgres, url: str) -> None:
     """End all connections to a database."""
     name = url.rpartition("/")[2]

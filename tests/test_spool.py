@@ -22,7 +22,15 @@ from sweep.tracking import Pace
 from sweep.tracking.codec import DamagedLineError, from_line, to_line
 from sweep.tracking.delivery import Delivery
 from sweep.tracking.spool import Spool
-from sweep.trial import EpochReport, Notice, TrialFinished, TrialStarted, TrialState, WorkerReady
+from sweep.trial import (
+    CheckpointDropped,
+    EpochReport,
+    Notice,
+    TrialFinished,
+    TrialStarted,
+    TrialState,
+    WorkerReady,
+)
 
 HERE = Path(__file__).parent
 values = st.recursive(
@@ -84,10 +92,10 @@ def test_every_kind_of_record_comes_back() -> None:
     """Failures, states, data sets and studies are again what they were."""
     entries = [
         *records.search(None), records.study_info(), Notice(1, "line"),
-        WorkerReady(records.DATASET, "cpu", 4, 5),
+        WorkerReady(records.DATASET, "cpu", 4, 5), CheckpointDropped(3, 4),
     ]  # fmt: skip
     assert [from_line(to_line(entry)) for entry in entries] == entries
-    assert type(from_line(to_line(entries[-5])).state) is TrialState
+    assert type(from_line(to_line(entries[-6])).state) is TrialState
 
 
 @given(st.binary(max_size=60), st.integers(0, 200), st.integers(1, 255))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +30,21 @@ def gc(study: str | None, keep: int, dry_run: bool, **flags: Any) -> None:
     from sweep.ledger import open_study
     from sweep.recovery import owned_study
     from sweep.reuse.best import located, only_study
+    from sweep.tracking import deliver_pending
 
     config = where(flags)
-    ledger = open_study(config.storage, study or only_study(config))
-    config = located(config, ledger)
-    trials = ledger.trials()
-    ledger.close()
-    with owned_study(Path(config.work_dir), config.study_name, config.storage):
-        removals = housekeeping.in_work_dir(config, trials, keep, orphans=True)
-        removals += housekeeping.in_mlflow(config, trials, keep)
-        for removal in removals:
-            click.echo(f"{removal.n_bytes / 1e6:8.2f} MB  {removal.where}")
-        if not dry_run:
-            housekeeping.remove(config, removals)
+    with closing(open_study(config.storage, study or only_study(config))) as ledger:
+        config = located(config, ledger)
+        with owned_study(Path(config.work_dir), config.study_name, config.storage):
+            if not dry_run:  # what waits for MLflow needs its files
+                deliver_pending(config.tracking_uri, config.study_dir)
+            trials = ledger.trials()
+            kept = housekeeping.ranked(trials, config.resolved_direction)[:keep]
+            removals = housekeeping.in_work_dir(config, trials, kept, orphans=True)
+            removals += housekeeping.in_mlflow(housekeeping.stored(config), trials, kept)
+            for removal in removals:
+                click.echo(f"{removal.n_bytes / 1e6:8.2f} MB  {removal.where}")
+            if not dry_run:
+                housekeeping.remove(config, removals)
     total = sum(removal.n_bytes for removal in removals) / 1e6
     click.echo(f"{total:8.2f} MB {'would be freed' if dry_run else 'freed'}")

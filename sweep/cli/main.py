@@ -91,7 +91,7 @@ def _leaving_on_errors(is_debug: bool) -> Iterator[None]:
     try:
         yield
     except SweepError as error:
-        _leave(str(error), error.exit_code, is_debug)
+        _leave(str(error) + _what_to_free(error), error.exit_code, is_debug)
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
     except click.ClickException as error:
@@ -109,6 +109,11 @@ def _leaving_on_errors(is_debug: bool) -> Iterator[None]:
     except Exception as error:  # noqa: BLE001 - the last wall before the user
         message = f"{type(error).__name__}: {' '.join(str(error).split())}"
         _leave(f"{message} (a bug in sweep: run again with --debug)", 1, is_debug)
+
+
+def _what_to_free(error: SweepError) -> str:
+    is_full = any(words in str(error) for words in ("No space left", "disk is full"))
+    return ": free some space, then run the same command again" if is_full else ""
 
 
 def _leave(message: str, code: int, is_debug: bool) -> None:

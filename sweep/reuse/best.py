@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,9 @@ from sweep.reuse.recipe import Recipe
 
 if TYPE_CHECKING:
     import lightning
+
+STORES = ("tracking_uri", "work_dir")
+"""Settings that say where a study is, as --storage does."""
 
 
 @dataclass(frozen=True)
@@ -143,13 +147,15 @@ def _as_best(ledger: Ledger, trial: LedgerTrial, where: RunConfig) -> Best:
 
 
 def located(where: RunConfig, ledger: Ledger) -> RunConfig:
-    """`where` for this study: its own folder and, unless told otherwise, its MLflow store."""
-    import dataclasses
+    """The study's own settings, in the stores of `where`.
 
-    default = RunConfig()
-    kept = ledger.config
-    changes: dict[str, Any] = {"study": ledger.name}
-    for name in ("tracking_uri", "work_dir"):
-        if getattr(where, name) == getattr(default, name) and name in kept:
-            changes[name] = kept[name]
+    Its folder and its MLflow store are the study's, too, unless `where` names others.
+    """
+    default, kept = RunConfig(), ledger.config
+    changes: dict[str, Any] = {}
+    for field in dataclasses.fields(RunConfig):
+        is_named = getattr(where, field.name) != getattr(default, field.name)
+        if field.name in kept and not (field.name in STORES and is_named):
+            changes[field.name] = kept[field.name]
+    changes |= {"study": ledger.name, "direction": ledger.direction}
     return dataclasses.replace(where, **changes)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from sweep.tracking.codec import DamagedLineError, Entry, from_line
 from sweep.tracking.spool import SPOOL, Spool
-from sweep.trial import EpochReport, StudyInfo, TrialFinished, TrialStarted
+from sweep.trial import CheckpointDropped, EpochReport, StudyInfo, TrialFinished, TrialStarted
 
 REFUSED = "refused.jsonl"
 STUDY = -1
@@ -24,7 +24,7 @@ STUDY = -1
 
 def number_of(entry: Entry) -> int:
     """The trial that a record is of, or STUDY."""
-    if isinstance(entry, EpochReport | TrialStarted | TrialFinished):
+    if isinstance(entry, EpochReport | TrialStarted | TrialFinished | CheckpointDropped):
         return entry.number
     return STUDY
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from sweep.redact import redacted
 from sweep.trial import (
+    CheckpointDropped,
     DatasetInfo,
     EpochReport,
     Failure,
@@ -34,8 +35,8 @@ Entry = Record | StudyInfo
 _CLASSES: dict[str, Any] = {
     cls.__name__: cls
     for cls in (
-        DatasetInfo, EpochReport, Failure, Notice, StudyFinished, StudyInfo, TrialFinished,
-        TrialStarted, WorkerReady,
+        CheckpointDropped, DatasetInfo, EpochReport, Failure, Notice, StudyFinished, StudyInfo,
+        TrialFinished, TrialStarted, WorkerReady,
     )
 }  # fmt: skip
 _SEPARATORS = (",", ":")

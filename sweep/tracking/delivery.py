@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from sweep.errors import UndeliveredError
+from sweep.sqlite import is_disk_full
 from sweep.tracking.aside import Aside, number_of
 from sweep.tracking.codec import Entry
 from sweep.tracking.held import HeldTrials, named
@@ -135,6 +136,8 @@ class Delivery:
         deadline = time.monotonic() + self._pace.grace_s
         self._retry_at = 0.0
         while not self._deliver(is_last=True) and time.monotonic() < deadline:
+            if self._error is not None and is_disk_full(self._error):
+                break  # waiting makes no room
             left_s = min(self._retry_at, deadline) - time.monotonic()
             time.sleep(max(0.02, min(1.0, left_s)))
             self._retry_at = 0.0

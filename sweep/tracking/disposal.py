@@ -1,4 +1,8 @@
-"""Take checkpoints and models of poor trials out of MLflow. Parameters and metrics stay."""
+"""Take checkpoints and models of poor trials out of MLflow. Parameters and metrics stay.
+
+Whatever is broken off half-way is done by the next try: the run is marked before its checkpoint
+goes, and a model is forgotten after its files went.
+"""
 
 from __future__ import annotations
 
@@ -8,21 +12,38 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sweep.tracking.uri import quiet
+from sweep.trial_files import folder_bytes
 
 if TYPE_CHECKING:
-    from mlflow.store.artifact.artifact_repo import ArtifactRepository
+    from mlflow.entities import LoggedModel, Run
+
+    from sweep.tracking.store import Store
 
 DROPPED_TAG = "sweep.checkpoint_dropped"
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where MLflow keeps a run's files."""
+
+    run_id: str
+    experiment_id: str
+    artifact_uri: str
+
+    @staticmethod
+    def of(run: Run) -> Place:
+        """That of `run`."""
+        return Place(run.info.run_id, run.info.experiment_id, run.info.artifact_uri)
+
+
 @dataclass(frozen=True)
 class _Holding:
-    """A place in MLflow that holds files of a trial."""
+    """Something in MLflow that holds files of a trial."""
 
     number: int
-    files: ArtifactRepository
-    forget: Callable[[], Any]
-    """Tells MLflow that the files go."""
+    n_bytes: Callable[[], int]
+    is_model: bool
+    drop: Callable[[], None]
 
 
 def stored_bytes(tracking_uri: str, study: str) -> dict[int, int]:
@@ -32,8 +53,10 @@ def stored_bytes(tracking_uri: str, study: str) -> dict[int, int]:
     """
     sizes: dict[int, int] = {}
     for holding in _holdings(tracking_uri, study, None):
-        sizes[holding.number] = sizes.get(holding.number, 0) + _size(holding.files)
-    return {number: size for number, size in sizes.items() if size}
+        n_bytes = holding.n_bytes()
+        if n_bytes or holding.is_model:
+            sizes[holding.number] = sizes.get(holding.number, 0) + n_bytes
+    return sizes
 
 
 def drop_checkpoints(tracking_uri: str, study: str, numbers: Collection[int]) -> None:
@@ -42,59 +65,77 @@ def drop_checkpoints(tracking_uri: str, study: str, numbers: Collection[int]) ->
     Their runs keep parameters, curves and a tag that says what was dropped.
     """
     for holding in list(_holdings(tracking_uri, study, numbers)):
-        holding.forget()
-        holding.files.delete_artifacts(None)  # type: ignore[no-untyped-call]
+        holding.drop()
+
+
+def drop_files(store: Store, place: Place) -> None:
+    """The same for one run of an open store."""
+    _drop_checkpoint(store, place)
+    of_run = f"source_run_id = '{place.run_id}'"
+    for model in store.client.search_logged_models([place.experiment_id], of_run):
+        _drop_model(store, model)
 
 
 def _holdings(
     tracking_uri: str, study: str, numbers: Collection[int] | None
 ) -> Iterator[_Holding]:
-    quiet()
-    from mlflow.store.artifact.artifact_repository_registry import (
-        get_artifact_repository as open_files,
-    )
+    with quiet():
+        from sweep.tracking import store as stores
 
-    from sweep.tracking import store as stores
-
-    store = stores.connect(tracking_uri)
-    client = store.client
+        stores.silence()
+        if not stores.is_there(tracking_uri):
+            return
+        store = stores.connect(tracking_uri)
     with stores.in_one_line(f"MLflow at {store.shown}"):
-        experiment = client.get_experiment_by_name(study)
+        experiment = store.client.get_experiment_by_name(study)
         if experiment is None:
             return
         where = experiment.experiment_id
         number_of: dict[str, int] = {}
         for run in stores.search_runs(store, where, {"sweep.role": "trial"}):
-            number, run_id = int(run.data.tags["sweep.trial"]), run.info.run_id
+            number, place = int(run.data.tags["sweep.trial"]), Place.of(run)
             if numbers is None or number in numbers:
-                number_of[run_id] = number
-                files = open_files(f"{run.info.artifact_uri}/checkpoint", tracking_uri=store.uri)
-                yield _Holding(number, files, _tagger(client, run_id))
+                number_of[place.run_id] = number
+                yield _checkpoint_of(store, number, place)
         page: str | None = None
         while page != "":
-            models = client.search_logged_models([where], max_results=100, page_token=page)
+            models = store.client.search_logged_models([where], max_results=100, page_token=page)
             for model in models:
                 if model.source_run_id in number_of:
-                    files = open_files(model.artifact_location, tracking_uri=store.uri)
-                    forget = _forgetter(client, model.model_id)
-                    yield _Holding(number_of[model.source_run_id], files, forget)
+                    yield _model_of(store, number_of[model.source_run_id], model)
             page = models.token or ""
 
 
-def _tagger(client: Any, run_id: str) -> Callable[[], Any]:
-    return lambda: client.set_tag(run_id, DROPPED_TAG, "true")
+def _checkpoint_of(store: Store, number: int, place: Place) -> _Holding:
+    files = files_of(store, f"{place.artifact_uri}/checkpoint")
+    return _Holding(number, lambda: _size(files), False, lambda: _drop_checkpoint(store, place))
 
 
-def _forgetter(client: Any, model_id: str) -> Callable[[], Any]:
-    return lambda: client.delete_logged_model(model_id)
+def _model_of(store: Store, number: int, model: LoggedModel) -> _Holding:
+    files = files_of(store, model.artifact_location)
+    return _Holding(number, lambda: _size(files), True, lambda: _drop_model(store, model))
+
+
+def _drop_checkpoint(store: Store, place: Place) -> None:
+    store.client.set_tag(place.run_id, DROPPED_TAG, "true")
+    files_of(store, f"{place.artifact_uri}/checkpoint").delete_artifacts(None)
+
+
+def _drop_model(store: Store, model: LoggedModel) -> None:
+    files_of(store, model.artifact_location).delete_artifacts(None)
+    store.client.delete_logged_model(model.model_id)
+
+
+def files_of(store: Store, uri: str) -> Any:
+    """MLflow's artifact repository of `uri`."""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    return get_artifact_repository(uri, tracking_uri=store.uri)
 
 
 def _size(files: Any) -> int:
     folder = getattr(files, "artifact_dir", None)
-    if folder is None:
-        return _listed(files, None)
-    paths = Path(folder).rglob("*") if Path(folder).exists() else ()
-    return sum(path.stat().st_size for path in paths if path.is_file())
+    return folder_bytes(Path(folder)) if folder is not None else _listed(files, None)
 
 
 def _listed(files: Any, path: str | None) -> int:

@@ -77,6 +77,8 @@ class ModelFolders:
             "input_example.json": json.dumps(rows),
             "serving_input_example.json": json.dumps({"inputs": rows}),
         }
+        self.n_bytes = sum(map(len, self._files.values()))
+        """What a model takes beside its archive, but for its MLmodel file of some 2 kB."""
 
     def write(self, folder: Path, archive: Path, ids: Mapping[str, Any]) -> None:
         """Fill `folder` with the model of `archive` (.pt2).

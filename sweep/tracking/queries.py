@@ -79,9 +79,12 @@ def artifact_of(tracking_uri: str, run_id: str, artifact: str, folder: Path) -> 
 
 
 def _search(tracking_uri: str, study: str, tags: dict[str, str]) -> Run | None:
-    store = _connect(tracking_uri)
-    from sweep.tracking.store import in_one_line, search_runs
+    with quiet():
+        from sweep.tracking.store import in_one_line, is_there, search_runs
 
+    if not is_there(tracking_uri):
+        return None  # reading must not leave an empty store behind
+    store = _connect(tracking_uri)
     with in_one_line(f"MLflow at {store.shown}"):
         experiment = store.client.get_experiment_by_name(study)
         if experiment is None:

@@ -17,6 +17,7 @@ from typing import Any
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
+from sweep.tracking.disposal import Place
 from sweep.tracking.store import Store
 from sweep.trial import DatasetInfo, EpochReport, HyperValue, TrialState
 
@@ -42,6 +43,7 @@ class RunLog:
         self._store = store
         self.run_id: str = run.info.run_id
         self.experiment_id: str = run.info.experiment_id
+        self.place = Place.of(run)
         self.status: str = run.info.status
         self.end_time: int | None = run.info.end_time
         self.params: Mapping[str, str] = dict(run.data.params)

@@ -62,6 +62,12 @@ class Store:
         return redacted(self.uri)
 
 
+def is_there(uri: str) -> bool:
+    """Whether there is a store to read; only an SQLite file can be known not to be there."""
+    path = sqlite.path_of(resolve(uri))
+    return path is None or path.exists()
+
+
 def connect(uri: str) -> Store:
     """Open the store of `uri`; a missing SQLite file is made, complete or not at all.
 
@@ -72,6 +78,8 @@ def connect(uri: str) -> Store:
     uri = resolve(uri)
     with in_one_line(f"MLflow at {redacted(uri)}"):
         sqlite.check(uri)
+        if sqlite.has_tables(uri, "experiments", "an MLflow store"):
+            _refuse_other_version(uri)
         sqlite.listen(uri)
         _make_sqlite_store(uri)
         # It also finds out at once whether PostgreSQL answers: MLflow tries for 100 s.
@@ -92,11 +100,13 @@ def in_one_line(what: str) -> Iterator[None]:
         raise StoreError(f"{what}: {one_line(error)}. pip install 'sweep[postgres]'") from error
     except OSError as error:
         without_credentials(error)
-        if error.errno in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EPERM):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM):
             raise DiskError(f"{what}: {one_line(error)}") from error
         raise StoreError(f"{what}: {one_line(error)}") from error
     except Exception as error:
         without_credentials(error)
+        if sqlite.is_disk_full(error):
+            raise DiskError(f"{what} cannot be written: the disk is full") from error
         if "Max retries exceeded" in str(error) or "Connection refused" in str(error):
             raise StoreError(
                 f"{what} cannot be reached: start that server, or name another with --tracking-uri"
@@ -195,12 +205,24 @@ class _Redacting(logging.Formatter):
         return redacted(super().format(record))
 
 
+class _LogFile(logging.FileHandler):
+    """A log is no reason to stop, or to fill a terminal, where its disk is full."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """Nothing: the message is lost."""
+
+    def close(self) -> None:
+        """Close the file, whatever its last lines come to."""
+        with contextlib.suppress(OSError):
+            super().close()
+
+
 def route_logs(log_file: Path | None) -> None:
     """Send what MLflow and alembic log to `log_file` (None: nowhere), not to the terminal."""
     handler: logging.Handler = logging.NullHandler()
     if log_file is not None:
         log_file.parent.mkdir(parents=True, exist_ok=True)
-        handler = logging.FileHandler(log_file, encoding="utf-8", delay=True)
+        handler = _LogFile(log_file, encoding="utf-8", delay=True)
         handler.setFormatter(_Redacting("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     for name in _LOGGERS:
         logger = logging.getLogger(name)
@@ -217,6 +239,25 @@ def silence() -> None:
     handlers = logging.getLogger("mlflow").handlers
     if not any(isinstance(h, logging.FileHandler | logging.NullHandler) for h in handlers):
         route_logs(None)
+
+
+def _refuse_other_version(uri: str) -> None:
+    """Leave an SQLite store alone that another version of MLflow made, or half-migrated.
+
+    MLflow would migrate it as it opens it, step by step: a kill in between leaves a file that
+    neither version opens.
+    """
+    from mlflow.store.db.utils import _get_latest_schema_revision
+
+    found = sqlite.revisions(uri)
+    wanted = str(_get_latest_schema_revision())  # type: ignore[no-untyped-call]
+    if found != [wanted]:
+        shown = " and ".join(found) or "none"
+        raise StoreError(
+            f"{sqlite.path_of(uri)} has the tables of another MLflow (revision {shown}, but this "
+            f"one has {wanted}): keep a copy of it, then run `mlflow db upgrade {redacted(uri)}`; "
+            "where that fails, move it away, and `sweep doctor STUDY --fix` makes its runs again"
+        )
 
 
 def _make_sqlite_store(uri: str) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from mlflow.entities import Metric
 
 from sweep.redact import redacted
 from sweep.tracking.aside import STUDY
+from sweep.tracking.disposal import drop_files
 from sweep.tracking.model import ModelFolders, ModelLabel, log_model
 from sweep.tracking.run import (
     STATUS,
@@ -36,6 +37,7 @@ from sweep.tracking.store import (
     source_tags,
 )
 from sweep.trial import (
+    CheckpointDropped,
     DatasetInfo,
     EpochReport,
     Record,
@@ -60,12 +62,15 @@ class StudyRuns:
         log_models: Whether completed trials get a logged model.
         is_catching_up: The next records are an earlier process's, up to `study` itself among
             them; some may be delivered already.
+        on_stored: Told trial and bytes once a finished trial's files are stored.
     """
 
     def __init__(
-        self, store: Store, study: StudyInfo, *, log_models: bool, is_catching_up: bool = False
-    ) -> None:
+        self, store: Store, study: StudyInfo, *, log_models: bool, is_catching_up: bool = False,
+        on_stored: Callable[[int, int], None] | None = None,
+    ) -> None:  # fmt: skip
         self._store, self._study = store, study
+        self._on_stored = on_stored or (lambda number, n_bytes: None)
         self._own, self._is_catching_up = study, is_catching_up
         experiment, is_new = find_or_make_experiment(store, study.name)
         self.experiment_id: str = experiment.experiment_id
@@ -92,6 +97,11 @@ class StudyRuns:
             self._start(record)
         elif isinstance(record, TrialFinished):
             self._finish(record, reports)
+        elif isinstance(record, CheckpointDropped):
+            if record.number not in self._trials:
+                self._load()  # made again since by a repair
+            if (run := self._trials.get(record.number)) is not None:
+                drop_files(self._store, run.place)
         elif isinstance(record, StudyFinished):
             self._summarise(record)
         elif isinstance(record, WorkerReady):
@@ -216,18 +226,20 @@ class StudyRuns:
         run = self._run_of(record.number, f"t{record.number:03d}", record.time_ms)
         if self._is_old(run, record):
             run.log_epochs(reports, self._study.metric)
+            self._on_stored(record.number, 0)
             return
         if not record.state.is_finished:
             run.log_epochs(reports, self._study.metric)
             run.pause()
             return
         missing = _store_files(run, record)
-        model_id = None
+        model_id, n_bytes = None, _bytes_of(record.checkpoint)
         if self._folders and record.state is TrialState.COMPLETE and record.model_file:
             if Path(record.model_file).is_file():
                 label = self._label(record)
                 archive = Path(record.model_file)
                 model_id = log_model(self._store, run, self._folders, archive, label)
+                n_bytes += _bytes_of(record.model_file) + self._folders.n_bytes
             else:
                 missing.append(record.model_file)
         summary = _summary(record, self._study.metric, self._link(run, model_id))
@@ -238,6 +250,7 @@ class StudyRuns:
         self._params.pop(record.number, None)
         if missing:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), missing[0])
+        self._on_stored(record.number, n_bytes)
 
     def _link(self, run: RunLog, model_id: str | None) -> dict[str, str]:
         """What ties a metric to the model and to the validation data."""
@@ -313,6 +326,10 @@ def _store_files(run: RunLog, record: TrialFinished) -> list[str]:
         return [record.checkpoint]
     run.log_file(record.checkpoint, "checkpoint/best.ckpt")
     return []
+
+
+def _bytes_of(file: str | None) -> int:
+    return Path(file).stat().st_size if file is not None and Path(file).is_file() else 0
 
 
 def _summary(record: TrialFinished, metric: str, link: Mapping[str, Any]) -> list[Metric]:

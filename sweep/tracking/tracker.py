@@ -32,6 +32,8 @@ class MlflowTracker:
         study_dir: Folder where records wait while MLflow is away (`spool.jsonl`); its owner
             holds the study's lock. None: they wait in memory and die with the process.
         pace: How often and how long a store is asked.
+        on_stored: Told a finished trial's number, and the bytes of its files, once MLflow has
+            them; by a thread of the tracker's.
     """
 
     def __init__(
@@ -42,8 +44,10 @@ class MlflowTracker:
         log_model: bool = True,
         study_dir: Path | None = None,
         pace: Pace | None = None,
+        on_stored: Callable[[int, int], None] | None = None,
     ) -> None:
         self._uri, self._log_file, self._log_model = tracking_uri, log_file, log_model
+        self._on_stored = on_stored
         self._study_dir, self._pace = study_dir, pace or Pace()
         self._study: StudyInfo | None = None
         self._runs: StudyRuns | None = None
@@ -142,8 +146,9 @@ class MlflowTracker:
         def connect() -> StudyRuns:
             if self._runs is None:
                 self._runs = connect_runs(
-                    self._uri, study, log_models=self._log_model, is_catching_up=is_catching_up
-                )
+                    self._uri, study, log_models=self._log_model, is_catching_up=is_catching_up,
+                    on_stored=self._on_stored,
+                )  # fmt: skip
             return self._runs
 
         return connect
@@ -214,8 +219,9 @@ def _has_content(file: Path) -> bool:
 
 
 def connect_runs(
-    tracking_uri: str, study: StudyInfo, *, log_models: bool, is_catching_up: bool
-) -> StudyRuns:
+    tracking_uri: str, study: StudyInfo, *, log_models: bool, is_catching_up: bool,
+    on_stored: Callable[[int, int], None] | None = None,
+) -> StudyRuns:  # fmt: skip
     """The sink that keeps `study` in the store of that address. Raises StoreError."""
     with quiet():
         from sweep.tracking import store as stores
@@ -223,7 +229,10 @@ def connect_runs(
 
         store = stores.connect(tracking_uri)
     with stores.in_one_line(f"MLflow at {store.shown}"):
-        return StudyRuns(store, study, log_models=log_models, is_catching_up=is_catching_up)
+        return StudyRuns(
+            store, study, log_models=log_models, is_catching_up=is_catching_up,
+            on_stored=on_stored,
+        )  # fmt: skip
 
 
 @contextlib.contextmanager

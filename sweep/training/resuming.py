@@ -149,6 +149,9 @@ def clear_folder(spec: TrialSpec, task: Task) -> None:
     """Forget what an earlier try left that does not count for this one."""
     folder = trial_folder(task.work_dir, spec.number)
     forget_verdict(folder)
+    for part in folder.glob(".*"):  # of a write that a kill broke off
+        with contextlib.suppress(OSError):
+            part.unlink()
     if spec.resume_from is None:
         with contextlib.suppress(OSError):
             (folder / RESUME_STATE).unlink()

@@ -34,6 +34,8 @@ class Plan:
     epochs: int = 4
     population: str = "auto"
     flags: tuple[str, ...] = ("--sampler", "random", "--checkpoint-interval", "0.2")
+    keep: int | None = None
+    """Best trials that keep their files."""
     span_s: float = 8.0
     """Kills fall into the first so many seconds of a run: start-up, training, hand-over, end."""
 
@@ -73,7 +75,7 @@ def command(plan: Plan, study: str) -> list[str]:
     return [
         sys.executable, "-m", "sweep", "run", "--study", study, "--trials", str(plan.n_trials),
         "--epochs", str(plan.epochs), "--population", plan.population, "--threads", "1",
-        *plan.flags,
+        *plan.flags, *(("--keep", str(plan.keep)) if plan.keep else ()),
     ]  # fmt: skip
 
 
@@ -163,13 +165,36 @@ def check(folder: Path, study: str, plan: Plan) -> list[str]:
     if experiment is None:
         return [*found, "MLflow has no experiment"]
     runs = list(client.search_runs([experiment.experiment_id], max_results=1000))
-    found += _check_runs(client, trials, runs)
+    complete = [t for t in trials if t.state.name == "COMPLETE"]
+    best = sorted(complete, key=lambda t: (-t.value, t.number))[: plan.keep]
+    kept = {t.number for t in best}
+    found += _check_runs(client, trials, runs, kept)
     models = client.search_logged_models([experiment.experiment_id], max_results=1000)
     of_run = Counter(model.source_run_id for model in models)
     found += [f"run {run} has {n} models" for run, n in of_run.items() if n != 1]
-    n_complete = sum(t.state.name == "COMPLETE" for t in trials)
-    if len(of_run) != n_complete:
-        found.append(f"{len(of_run)} logged models for {n_complete} completed trials")
+    if len(of_run) != len(kept):
+        found.append(f"{len(of_run)} logged models for {len(kept)} trials that keep theirs")
+    return found + _check_files(folder, study, kept)
+
+
+def _check_files(folder: Path, study: str, kept: set[int]) -> list[str]:
+    """The work folder has files of kept trials only, and the doctor finds nothing."""
+    from sweep.config import RunConfig
+    from sweep.doctor import examine
+    from sweep.ledger import open_study
+    from sweep.reuse.best import located
+
+    trials = folder / "mlruns" / ".sweep" / study / "trials"
+    here = {int(path.name) for path in trials.iterdir()}
+    found = [f"{study} still has files of {sorted(here - kept)}"] if here - kept else []
+    where = RunConfig(
+        storage=f"sqlite:///{folder}/mlruns/optuna.db",
+        tracking_uri=f"sqlite:///{folder}/mlflow.db",
+        work_dir=f"{folder}/mlruns/.sweep",
+    )
+    ledger = open_study(where.storage, study)
+    found += [str(one) for one in examine(located(where, ledger), ledger, fix=False)]
+    ledger.close()
     return found
 
 
@@ -188,7 +213,7 @@ def _check_trials(trials, plan: Plan) -> list[str]:
     return found
 
 
-def _check_runs(client, trials, runs) -> list[str]:
+def _check_runs(client, trials, runs, kept) -> list[str]:
     status = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
     by_number = {}
     found = []
@@ -215,7 +240,7 @@ def _check_runs(client, trials, runs) -> list[str]:
             found.append(f"trial {trial.number}: MLflow's curve is not Optuna's")
         if trial.state.name == "COMPLETE":
             files = [f.path for f in client.list_artifacts(run.info.run_id, "checkpoint")]
-            if files != ["checkpoint/best.ckpt"]:
+            if files != ["checkpoint/best.ckpt"] * (trial.number in kept):
                 found.append(f"trial {trial.number} has artifacts {files}")
     found += [f"runs of unknown trial {number}" for number in by_number]
     return found
@@ -228,9 +253,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--population", default="auto")
     parser.add_argument("--trials", type=int, default=12)
+    parser.add_argument("--keep", type=int)
     args = parser.parse_args()
     print(f"seed {args.seed}")
-    plan = Plan(args.seed, args.kills, n_trials=args.trials, population=args.population)
+    plan = Plan(
+        args.seed, args.kills, n_trials=args.trials, population=args.population, keep=args.keep
+    )
     with tempfile.TemporaryDirectory() as folder:
         done = soak(plan, Path(folder))
     print("\n".join(done.kills))

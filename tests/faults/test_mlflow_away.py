@@ -13,7 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from mlflow_proxy import Answer, Proxy, error, proxy_of, refusing  # noqa: E402
 from searches import Call, sweep  # noqa: E402
 
 from sweep.errors import StoreError, UndeliveredError  # noqa: E402
+from sweep.recollection import Recollection  # noqa: E402
 from sweep.tracking import (  # noqa: E402
     MlflowTracker,
     Pace,
@@ -39,8 +40,17 @@ from sweep.tracking import (  # noqa: E402
     run_id_of,
     waiting_numbers,
 )
+from sweep.tracking.disposal import DROPPED_TAG  # noqa: E402
 from sweep.tracking.spool import Spool  # noqa: E402
-from sweep.trial import Failure, Record, TrialState, WorkerReady  # noqa: E402
+from sweep.trial import (  # noqa: E402
+    CheckpointDropped,
+    Failure,
+    Record,
+    StudyFinished,
+    StudyInfo,
+    TrialState,
+    WorkerReady,
+)
 
 FAST = Pace(flush_s=0.05, first_retry_s=0.05, retry_s=0.2, grace_s=0.5)
 PATIENT = Pace(flush_s=0.05, first_retry_s=0.05, retry_s=0.2, grace_s=30.0)
@@ -416,11 +426,12 @@ def test_a_trial_that_is_refused_again_and_again_holds_up_no_other(
     wait_until(lambda: statuses(server, name).get("0") == "KILLED")
     wait_until(refused.is_file)
     assert not tracker.is_offline
-    tracker.write([*records.epochs(1, 2), records.finished(1, TrialState.PRUNED), *a_trial(2)])
+    ended = [records.finished(1, TrialState.PRUNED), CheckpointDropped(1, records.START_MS)]
+    tracker.write([*records.epochs(1, 2), *ended, *a_trial(2)])
     with pytest.raises(UndeliveredError) as caught:
         tracker.close()
     said = str(caught.value)
-    assert said.startswith(f"5 records of trial 1 that MLflow refused wait in {refused}: ")
+    assert said.startswith(f"6 records of trial 1 that MLflow refused wait in {refused}: ")
     assert "\n" not in said
     assert refused.stat().st_mode & 0o777 == 0o600
     assert (tmp_path / "spool.jsonl").stat().st_size == 0
@@ -428,22 +439,23 @@ def test_a_trial_that_is_refused_again_and_again_holds_up_no_other(
 
     n_refused = proxy.n_refused
     assert n_refused == 5, "later records of the trial went straight to the file"
-    with pytest.raises(UndeliveredError, match="5 records of trial 1 that MLflow refused"):
+    with pytest.raises(UndeliveredError, match="6 records of trial 1 that MLflow refused"):
         deliver_pending(proxy.address, tmp_path, pace=FAST)
     assert proxy.n_refused == n_refused + 2
     tracker = MlflowTracker(proxy.address, tmp_path / "log", study_dir=tmp_path, pace=FAST)
     tracker.open(records.study_info(name, time_ms=records.START_MS + 1))
     tracker.write(a_trial(3))
-    with pytest.raises(UndeliveredError, match="5 records of trial 1 that MLflow refused"):
+    with pytest.raises(UndeliveredError, match="6 records of trial 1 that MLflow refused"):
         tracker.close()
     assert proxy.n_refused == n_refused + 2, "it waits for the next delivery"
 
     proxy.rule = lambda call, body: None
-    assert deliver_pending(proxy.address, tmp_path, pace=FAST) == 5
+    assert deliver_pending(proxy.address, tmp_path, pace=FAST) == 6
     assert deliver_pending(proxy.address, tmp_path, pace=FAST) == 0
     assert not refused.exists()
     assert curves(store_uri(server), name) == {str(n): whole_curve(n) for n in range(4)}
     assert set(statuses(server, name).values()) == {"RUNNING", "KILLED"}
+    assert DROPPED_TAG in runs_of(store_uri(server), name)["1"].data.tags
 
 
 def test_the_studys_own_records_may_be_refused(
@@ -573,6 +585,27 @@ def test_a_search_with_a_refused_trial_is_finished_by_the_doctor(
     assert "best_val_acc" in run.data.metrics
 
 
+@dataclass(frozen=True)
+class Toy:
+    """What is known of the toy study beside MLflow: records, and one kept checkpoint."""
+
+    kept: Path
+
+    def checkpoint(self, number: int) -> Path | None:
+        return self.kept if number == 5 else None
+
+    def study(self) -> StudyInfo:
+        return records.study_info("toy")
+
+    def trial(self, number: int) -> Recollection:
+        state = TrialState.FAIL if number == 1 else TrialState.PRUNED
+        told = records.finished(number, state)
+        return Recollection(records.started(number), records.epochs(number), told, ["its mind"])
+
+    def end(self) -> StudyFinished:
+        return records.study_finished()
+
+
 def test_every_disagreement_is_said_and_repaired(store: Path, tmp_path: Path) -> None:
     """Ten kinds of disagreement with Optuna are each one sentence; after a repair there is none,
     and no run, param or metric is gone."""
@@ -609,7 +642,14 @@ def test_every_disagreement_is_said_and_repaired(store: Path, tmp_path: Path) ->
         7: TrialState.PRUNED,  # deleted by the user: no fault
         8: TrialState.RUNNING,
     }
-    said = reconcile_runs(uri, "toy", states, fix=False)
+    memory = Toy(checkpoint)
+
+    def sentences(**how: bool) -> list[str]:
+        found = reconcile_runs(uri, "toy", states, memory, **how)
+        assert {one.is_fixed for one in found} <= {how["fix"]}
+        return [one.sentence for one in found]
+
+    said = sentences(fix=False)
     expected = [
         f"trial 1 is FAIL, but its MLflow run {first['1'].info.run_id} says RUNNING",
         f"MLflow has a trial 2 that Optuna does not know: {first['2'].info.run_id}",
@@ -621,17 +661,19 @@ def test_every_disagreement_is_said_and_repaired(store: Path, tmp_path: Path) ->
         f"the study's MLflow run {first['parent'].info.run_id} says RUNNING, but no driver lives",
     ]
     assert said == expected
-    assert reconcile_runs(uri, "toy", states, fix=False) == expected
-    live = reconcile_runs(uri, "toy", states, fix=False, is_live=True)
+    assert sentences(fix=False) == expected
+    live = sentences(fix=False, is_live=True)
     assert live == [s for s in expected if "trial 6" not in s and "no driver lives" not in s]
-    fixed = reconcile_runs(uri, "toy", states, fix=True, checkpoint_of=lambda number: checkpoint)
-    assert fixed == expected
-    assert reconcile_runs(uri, "toy", states, fix=False) == []
+    fixed = reconcile_runs(uri, "toy", states, memory, fix=True)
+    (partly,) = [one.sentence for one in fixed if not one.is_fixed]
+    assert partly == f"{expected[3]}; made again, but for its mind"
+    assert [one.sentence.partition(";")[0] for one in fixed] == expected
+    assert sentences(fix=False) == []
     now = {run.info.run_id: run for run in client.search_runs([experiment_id])}
     for number, run in first.items():
         if number != "7":
             assert now[run.info.run_id].data.params == run.data.params
-            assert now[run.info.run_id].data.metrics == run.data.metrics
+            assert run.data.metrics.items() <= now[run.info.run_id].data.metrics.items()
     assert now[second.info.run_id].info.status == "KILLED"
     assert now[second.info.run_id].data.tags["sweep.role"] == "orphan"
     assert now[first["2"].info.run_id].info.status == "KILLED"
@@ -641,5 +683,9 @@ def test_every_disagreement_is_said_and_repaired(store: Path, tmp_path: Path) ->
     made = run_id_of(uri, "toy", 4)
     assert made is not None
     assert now[made].data.tags["mlflow.parentRunId"] == first["parent"].info.run_id
-    assert reconcile_runs(uri, "no-such", {}, fix=True) == []
-    assert "no experiment" in reconcile_runs(uri, "no-such", states, fix=True)[0]
+    assert now[made].data.tags["sweep.recovered"].endswith("without its mind")
+    points = client.get_metric_history(made, "val_acc")
+    assert [(point.step, point.value) for point in points] == whole_curve(4)
+    assert reconcile_runs(uri, "no-such", {}, memory, fix=True) == []
+    (said_of_none,) = reconcile_runs(uri, "no-such", states, memory, fix=False)
+    assert "no experiment 'no-such'" in said_of_none.sentence

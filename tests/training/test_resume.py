@@ -496,12 +496,15 @@ def test_the_verdict_of_a_resumed_trial_is_whole(
 
 @both
 def test_a_trial_that_is_tried_again_forgets(tmp_path: Path, data: SearchData, path: str) -> None:
-    """From its start on, an earlier try's verdict and resume state are gone."""
+    """From its start on, an earlier try's verdict, resume state and broken-off files are gone."""
     task = a_task(tmp_path)
     train(TRAINERS[path](task, data), [spec(0)])
     train(TRAINERS[path](task, data), [spec(1)], {1: 1})
     assert files(task, 0) == ENDED
+    broken_off = trial_folder(task.work_dir, 0) / ".model.pt2.4711"
+    broken_off.write_bytes(b"half")
     train(TRAINERS[path](task, data), [spec(0), spec(1)], {0: 1, 1: 1}, reason="pruned")
+    assert not broken_off.exists()
     train(TRAINERS[path](task, data), [spec(0)], {0: 1})
     assert "verdict.json" not in files(task, 0)
     assert "last.ckpt" not in files(task, 1)

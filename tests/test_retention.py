@@ -1,0 +1,199 @@
+"""Whose files stay while a search runs: ranks, threads' words in any order, limits."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sweep.config import RunConfig
+from sweep.retention import Best, KeepBest, KeepEverything
+from sweep.testing import example_records
+from sweep.trial import CheckpointDropped, TrialFinished, TrialState
+from sweep.trial_files import trial_folder
+
+DROPPED = "sweep.checkpoint_dropped"
+
+
+class Shelf:
+    """A KeepBest, and trials whose folders hold a file of so many bytes."""
+
+    def __init__(self, folder: Path, **settings: Any) -> None:
+        self.config = RunConfig(study="shelf", work_dir=str(folder), **settings)
+        self.retention = KeepBest(self.config)
+        self.dropped: list[int] = []
+
+    def folder(self, number: int) -> Path:
+        return trial_folder(self.config.study_dir, number)
+
+    def finish(
+        self, number: int, value: float | None, state: TrialState = TrialState.COMPLETE,
+        n_bytes: int = 1000,
+    ) -> TrialFinished:  # fmt: skip
+        """The trial ends; what the driver would tell the tracker of it."""
+        self.folder(number).mkdir(parents=True)
+        checkpoint = self.folder(number) / "best.ckpt"
+        checkpoint.write_bytes(b"x" * n_bytes)
+        ended = TrialFinished(number, state, 1, value, 1, {}, 1, str(checkpoint), None)
+        record, more = self.retention.finish(ended)
+        self.dropped += [m.number for m in more if isinstance(m, CheckpointDropped)]
+        return record
+
+    def done(self, number: int, value: float, n_bytes: int = 1000, **more: Any) -> TrialFinished:
+        """The trial ends, is closed, and delivered where it has files."""
+        record = self.finish(number, value, n_bytes=n_bytes, **more)
+        self.retention.closed(number)
+        if record.checkpoint is not None:
+            self.retention.stored(number, n_bytes)
+        return record
+
+    def here(self) -> list[int]:
+        return sorted(int(path.name) for path in self.folder(0).parent.iterdir())
+
+
+@given(st.lists(st.floats(0, 1), max_size=40), st.integers(1, 5))
+def test_the_best_k_are_those_of_sorting(values: list[float], k: int) -> None:
+    """Whatever comes in whatever order; of equals the earlier number."""
+    best, out = Best(k), []
+    for number, value in enumerate(values):
+        out.append(best.add(value, number))
+    ranked = sorted(range(len(values)), key=lambda n: (-values[n], n))
+    assert best.numbers == set(ranked[:k])
+    assert {n for n in out if n is not None} == set(ranked[k:])
+
+
+def test_a_trial_outside_the_best_hands_over_no_checkpoint(tmp_path: Path) -> None:
+    """With --keep 2 the third best is never stored, and one that is pushed out is dropped."""
+    shelf = Shelf(tmp_path, keep=2)
+    assert shelf.done(0, 0.5).checkpoint is not None
+    assert shelf.done(1, 0.6).checkpoint is not None
+    third = shelf.done(2, 0.4)
+    assert (third.checkpoint, third.model_file) == (None, None)
+    assert third.tags[DROPPED] == "true"
+    assert shelf.dropped == []
+    assert shelf.done(3, 0.7).checkpoint is not None
+    assert shelf.dropped == [0]
+    assert shelf.here() == [1, 3]
+
+
+def test_a_smaller_loss_is_the_better_one(tmp_path: Path) -> None:
+    """Ranks follow the direction."""
+    shelf = Shelf(tmp_path, keep=1, metric="val_loss")
+    for number, value in enumerate((0.5, 0.4, 0.6)):
+        shelf.done(number, value)
+    assert shelf.here() == [1]
+
+
+def test_not_a_number_and_unfinished_trials(tmp_path: Path) -> None:
+    """NaN is worse than any number; a pruned trial keeps nothing; an interrupted one all."""
+    shelf = Shelf(tmp_path, keep=1)
+    shelf.done(0, math.nan)
+    assert shelf.done(1, -5.0).checkpoint is not None
+    assert shelf.done(2, 1.0, state=TrialState.PRUNED).checkpoint is None
+    waiting = shelf.finish(3, 1.0, TrialState.WAITING)
+    shelf.retention.closed(3)
+    assert waiting.checkpoint is not None
+    assert shelf.here() == [1, 3]
+
+
+@pytest.mark.parametrize("order", [*itertools.permutations(["closed", "stored", "outdone"])])
+def test_a_folder_goes_when_nobody_needs_it(tmp_path: Path, order: tuple[str, ...]) -> None:
+    """Only after the ledger and MLflow have it, and five better ones are there."""
+    shelf = Shelf(tmp_path)
+    shelf.finish(0, 0.1)
+    for step in order:
+        assert 0 in shelf.here()
+        if step == "closed":
+            shelf.retention.closed(0)
+        elif step == "stored":
+            shelf.retention.stored(0, 1000)
+        else:
+            for number in range(1, 6):
+                shelf.finish(number, 0.9)
+    if order[-1] == "outdone":
+        shelf.retention.closed(5)  # any later word of a thread behind
+    assert shelf.here() == [1, 2, 3, 4, 5]
+
+
+def test_a_limit_drops_the_worst_first_and_never_the_best(tmp_path: Path) -> None:
+    """2.5 kB hold one trial of 1 kB in both places; with 10 kB, one place less each."""
+    shelf = Shelf(tmp_path, disk_limit_gb=2.5e-6)
+    for number, value in enumerate((0.5, 0.9, 0.4, 0.6, 0.7)):
+        shelf.done(number, value)
+    shelf.done(5, 0.1)
+    assert set(shelf.dropped) == {0, 2, 3, 4}
+    assert shelf.here() == [1, 5]
+    tiny = Shelf(tmp_path / "tiny", disk_limit_gb=1e-9)
+    for number, value in enumerate((0.5, 0.9, 0.4)):
+        tiny.done(number, value)
+    assert 1 not in tiny.dropped
+
+
+def test_pruned_trials_go_first_where_there_is_a_limit(tmp_path: Path) -> None:
+    """Their checkpoints are stored, and the first to make room."""
+    shelf = Shelf(tmp_path, disk_limit_gb=5.5e-6)
+    shelf.done(0, 0.9, state=TrialState.PRUNED)
+    shelf.done(1, 0.1)
+    shelf.done(2, 0.2)
+    assert shelf.dropped == []
+    shelf.done(3, 0.3)
+    shelf.done(4, 0.4)
+    assert shelf.dropped[0] == 0
+
+
+def test_folders_of_an_earlier_run_wait_for_its_records(tmp_path: Path) -> None:
+    """What is not delivered yet stays, though better trials end."""
+    from searches import ScriptedStudy
+
+    study = ScriptedStudy(tmp_path)
+    trials = study.run(trials=7, sampler="random").trials
+    shelf = Shelf(tmp_path / "shelf")
+    for trial in trials:
+        shelf.folder(trial.number).mkdir(parents=True)
+    shelf.retention.recall(trials, {}, is_delivered=False)
+    for number in range(7, 13):
+        shelf.done(number, 2.0)
+    assert set(range(7)) <= set(shelf.here())
+    for number in range(7):
+        shelf.retention.stored(number, 0)
+    assert shelf.here() == list(range(7, 12))
+
+
+def test_ten_thousand_trials_cost_milliseconds(tmp_path: Path) -> None:
+    """A decision costs the driver less than 50 us."""
+    retention = KeepBest(RunConfig(study="many", work_dir=str(tmp_path), keep=10, disk_limit_gb=1))
+    rng = random.Random(0)
+    ended = [
+        TrialFinished(n, TrialState.COMPLETE, 1, rng.random(), 1, {}, 1, "best.ckpt")
+        for n in range(10_000)
+    ]
+    spent = 0.0
+    for record in ended:
+        began = time.perf_counter()
+        told, _ = retention.finish(record)
+        spent += time.perf_counter() - began
+        retention.closed(record.number)
+        if told.checkpoint is not None:
+            retention.stored(record.number, 1000)
+    assert spent < 0.5
+
+
+def test_the_null_retention_keeps_everything() -> None:
+    """Records pass as they are."""
+    keep = KeepEverything()
+    for record in _finished():
+        assert keep.finish(record) == (record, [])
+        keep.closed(record.number)
+
+
+def _finished() -> Iterator[TrialFinished]:
+    for records in example_records():
+        yield from (r for r in records if isinstance(r, TrialFinished))
