@@ -44,7 +44,7 @@ from sweep.trial import (
     WorkerReady,
     derive_seed,
 )
-from sweep.trial_files import resume_point, trial_folder, usable_verdict
+from sweep.trial_files import remove_broken_off_writes, resume_point, trial_folder, usable_verdict
 
 MAX_RETRIES = 2
 """How often a trial is tried again after its worker died: the machine's fault, not the user's."""
@@ -158,9 +158,9 @@ class Driver:
     def recall(self, study_dir: Path) -> None:
         """Record trials that were trained to the end when their driver died at hand-over.
 
-        A worker leaves its verdict in the trial's folder before it speaks of it, so such a trial
-        needs no training. Others go on from their checkpoint.
+        Their worker left a verdict before it spoke of it. Others go on from their checkpoint.
         """
+        remove_broken_off_writes(study_dir)
         records: list[Record] = []
         waiting, self._planned = self._planned, collections.deque()
         for planned in waiting:

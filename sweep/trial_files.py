@@ -179,6 +179,12 @@ def replace_file(path: Path, content: bytes | bytearray, *, mode: int = 0o666) -
         raise DiskError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
+def remove_broken_off_writes(study_dir: Path) -> None:
+    """Remove what `replace_file` left in trials' folders where its process was killed."""
+    for part in (study_dir / "trials").glob("*/.*"):
+        part.unlink(missing_ok=True)
+
+
 def _report_values(report: EpochReport) -> dict[str, Any]:
     values = dataclasses.asdict(report) | {"is_replay": False}
     # JSON has no NaN and no infinity: those go as words.

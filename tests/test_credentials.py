@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import io
 import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -18,6 +20,7 @@ import pytest
 from postgres import PASSWORD, Postgres
 from searches import SWEEP, Call, environment, sweep
 
+from sweep.cli.main import main
 from sweep.config import resolve
 from sweep.errors import ConfigError
 from sweep.redact import is_redacted, redacted
@@ -91,6 +94,27 @@ def is_of(command_line: Path, leader: subprocess.Popen[bytes]) -> bool:
     return False
 
 
+def in_this_process(
+    folder: Path, env: dict[str, str], *arguments: str
+) -> subprocess.CompletedProcess[str]:
+    """Run `sweep` in this process, where its libraries are loaded already."""
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["sweep", *arguments])
+        for name, value in env.items():
+            patch.setenv(name, value)
+        try:
+            main()
+        except SystemExit as left:
+            code = int(left.code or 0)
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
+
+
 @pytest.fixture(scope="module")
 def story(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Story:
     """A real search against PostgreSQL and an MLflow server on it, and what goes wrong with it."""
@@ -104,9 +128,10 @@ def story(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Story
         env = {"SWEEP_STORAGE": storage, "MLFLOW_TRACKING_URI": tracking}
 
         def ask(name: str, *command: str, **changes: str) -> None:
-            story.said[name] = sweep(here, *command, env=env | changes)
+            story.said[name] = in_this_process(here, env | changes, *command)
 
-        ask("run", *SEARCH, "--sampler", "grid", "--epochs", "2", "-v")
+        searched = sweep(here, *SEARCH, "--sampler", "grid", "--epochs", "2", "-v", env=env)
+        story.said["run"] = searched
         ask("settings", "run", "--study", "leaky", "--print-config")
         ask("one", "show", "leaky", "0", "--format", "json")
         ask("doctor", "doctor", "leaky", "--fix", "--debug")
@@ -115,11 +140,9 @@ def story(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Story
             "MLFLOW_TRACKING_URI": runs.replace(PASSWORD, f"not-{PASSWORD}"),
         }
         ask("wrong storage", *SEARCH, "--debug", SWEEP_STORAGE=wrong["SWEEP_STORAGE"])
-        ask(
-            "wrong store", "run", "--study", "new", "--debug",
-            MLFLOW_TRACKING_URI=wrong["MLFLOW_TRACKING_URI"],
-        )  # fmt: skip
-    ask("no server", "run", "--study", "newer", "--debug")
+        tracking = wrong["MLFLOW_TRACKING_URI"]
+        ask("wrong store", "doctor", "leaky", "--debug", MLFLOW_TRACKING_URI=tracking)
+    ask("no server", "doctor", "leaky", "--debug")
     postgres.stop()
     try:
         ask("no database", "list", "--debug")

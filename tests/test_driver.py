@@ -540,3 +540,14 @@ def test_a_pruned_verdict_is_pruned(study: ScriptedStudy) -> None:
     second = study.prepare(study.config(trials=1))
     second.driver.recall(second.config.study_dir)
     assert second.states() == ["PRUNED"]
+
+
+def test_what_a_killed_worker_was_writing_goes(study: ScriptedStudy) -> None:
+    """The next driver removes broken-off writes, and nothing that is whole."""
+    first = study.run(trials=1)
+    folder = trial_folder(first.config.study_dir, 0)
+    folder.mkdir(parents=True)
+    for name in (".verdict.json.77", ".last.ckpt.77", "best.ckpt"):
+        (folder / name).write_bytes(b"half")
+    study.prepare(first.config).driver.recall(first.config.study_dir)
+    assert [file.name for file in folder.iterdir()] == ["best.ckpt"]

@@ -11,7 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import optuna
@@ -34,7 +34,7 @@ class Story:
     here: Path
     env: dict[str, str]
     url: str
-    refused: dict[str, Done] = field(default_factory=dict)
+    refused: Done | None = None
     pid: int = 0
     cut_off: tuple[int, str, str] = (0, "", "")
     done: Done | None = None
@@ -50,8 +50,7 @@ def story(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Itera
         first = stack.enter_context(start_sweep(here, *COMMAND, env=story.env))
         stack.callback(first.kill)
         wait_for_line(first, "trial=0 ")
-        for name, command in (("run", COMMAND), ("doctor", ("doctor", "shared", "--fix"))):
-            story.refused[name] = sweep(there, *command, env=story.env)
+        story.refused = sweep(there, *COMMAND, env=story.env)
         story.pid = first.pid
         for pid in (*children_of(first.pid), first.pid):
             os.kill(pid, signal.SIGKILL)
@@ -71,10 +70,20 @@ def story(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 def test_a_driver_in_another_folder_is_refused(story: Story) -> None:
     """The database has a lock of its own: exit code 5, and the owner is named."""
-    for done in story.refused.values():
-        assert done.returncode == 5, done
-        assert f"'shared' is being run by process {story.pid} on " in done.stderr
-        assert len(done.stderr.splitlines()) == 1
+    assert story.refused is not None
+    assert story.refused.returncode == 5, story.refused
+    (line,) = story.refused.stderr.splitlines()
+    assert f"'shared' is being run by process {story.pid} on " in line
+
+
+@pytest.mark.parametrize("command", ["doctor", "gc"])
+def test_what_repairs_and_removes_is_refused_too(story: Story, call: Call, command: str) -> None:
+    """While a driver lives anywhere, its study is left alone."""
+    claim = StudyClaim(story.url, "shared")
+    code, _, (line,) = call(command, "shared", "--storage", story.url)
+    claim.release()
+    assert code == 5
+    assert f"'shared' is being run by process {os.getpid()} on " in line
 
 
 def test_a_server_that_stops_is_one_line(story: Story) -> None:
@@ -117,10 +126,10 @@ def test_mlflow_may_keep_its_runs_there(postgres: Postgres, tmp_path: Path, call
     """A search writes to MLflow's tables. Its password is not kept with the study, so commands
     that need MLflow ask for it; a database that Optuna has is refused."""
     url = postgres.new_database()
-    command = ("run", "--study", "kept", "--trials", "2", "--epochs", "2")
+    command = ("run", "--study", "kept", "--trials", "1", "--epochs", "2", "--executor", "inline")
     assert sweep(tmp_path, *command, "--tracking-uri", url).returncode == 0
-    doctor = sweep(tmp_path, "doctor", "kept", "--tracking-uri", url)
-    assert doctor.stdout.strip() == "kept: 0 disagreements, 0 left"
+    statuses = postgres.query(url.rpartition("/")[2], "SELECT status FROM runs")
+    assert statuses == [("FINISHED",), ("FINISHED",)]
     code, _, (line,) = call("doctor", "kept")
     assert code == 2
     assert "user and password are not kept with a study" in line
@@ -131,7 +140,7 @@ def test_mlflow_may_keep_its_runs_there(postgres: Postgres, tmp_path: Path, call
 
 
 def test_several_drivers_may_meet_a_fresh_database(postgres: Postgres, tmp_path: Path) -> None:
-    """Four processes that make the tables at once all get a study."""
+    """Three processes that make the tables at once all get a study."""
     url = postgres.new_database()
     code = (
         "import sys; from sweep.ledger import create_study\n"
@@ -139,10 +148,10 @@ def test_several_drivers_may_meet_a_fresh_database(postgres: Postgres, tmp_path:
     )
     makers = [
         subprocess.Popen([sys.executable, "-c", code, url, f"s{n}"], env=environment())
-        for n in range(4)
+        for n in range(3)
     ]
-    assert [maker.wait(60) for maker in makers] == [0] * 4
-    assert [s.name for s in list_studies(url)] == ["s0", "s1", "s2", "s3"]
+    assert [maker.wait(60) for maker in makers] == [0] * 3
+    assert [s.name for s in list_studies(url)] == ["s0", "s1", "s2"]
 
 
 def test_reading_makes_no_tables(postgres: Postgres) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,10 @@ def doctor(study: str | None, fix: bool, **flags: Any) -> int:
     from sweep.reuse.best import located, only_study
 
     config = where(flags)
-    ledger = open_study(config.storage, study or only_study(config))
-    config = located(config, ledger)
-    with owned_study(Path(config.work_dir), config.study_name, config.storage):
-        findings = examine(config, ledger, fix=fix)
-    ledger.close()
+    with closing(open_study(config.storage, study or only_study(config))) as ledger:
+        config = located(config, ledger)
+        with owned_study(Path(config.work_dir), config.study_name, config.storage):
+            findings = examine(config, ledger, fix=fix)
     for finding in findings:
         click.echo(f"{'repaired' if finding.is_fixed else 'found'}: {finding.sentence}")
     n_left = sum(not finding.is_fixed for finding in findings)
