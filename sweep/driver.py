@@ -115,8 +115,9 @@ class Driver:
                 self._planned.append(
                     _Planned(trial.hyperparameters, params, trial.number, trial.start_epoch)
                 )
+        begun = [p.hyperparameters for p in self._planned]
         for trial in trials:
-            if trial.number in again:
+            if trial.number in again and trial.hyperparameters not in begun:
                 self._planned.append(_Planned(trial.hyperparameters, trial.params or None))
         known = [p.hyperparameters for p in self._planned]
         for hyperparameters, params in first:
