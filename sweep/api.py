@@ -108,7 +108,7 @@ def retry(flags: Mapping[str, Any], failed: str | None) -> tuple[RunConfig, Spac
     """A stored study with room for its failed trials (with class `failed`), to try them again.
 
     A configuration is tried once more, however often it failed; not at all where another try
-    succeeded or is still to be trained.
+    succeeded. One whose try was interrupted goes on with that.
     """
     import dataclasses
 
@@ -127,10 +127,14 @@ def retry(flags: Mapping[str, Any], failed: str | None) -> tuple[RunConfig, Spac
         if t.state is TrialState.FAIL
         and failed in (None, (t.result.get("failure") or {}).get("kind"))
     }
+    begun = set()
     for trial in trials:
-        if trial.state is not TrialState.FAIL:
-            again.pop(canonical_key(trial.hyperparameters), None)
-    n_trials = max(resolved.config.trials, len(trials) + len(again))
+        key = canonical_key(trial.hyperparameters)
+        if trial.state in (TrialState.COMPLETE, TrialState.PRUNED):
+            again.pop(key, None)
+        elif not trial.state.is_finished:
+            begun.add(key)
+    n_trials = max(resolved.config.trials, len(trials) + len(again.keys() - begun))
     config = dataclasses.replace(resolved.config, trials=n_trials)
     return config, space, Extras(again=tuple(again.values()))
 

@@ -91,15 +91,15 @@ class Driver:
         self._next_number = len(trials)
         for trial in trials:
             if not trial.state.is_finished:
-                params = trial.params or None
                 self._planned.append(
                     Planned(
-                        trial.hyperparameters, params, trial.number, trial.start_epoch,
-                        trial.trainer,
+                        trial.hyperparameters, trial.params or None, trial.number,
+                        trial.start_epoch, trial.trainer,
                     )
                 )  # fmt: skip
+        begun = [p.hyperparameters for p in self._planned]
         for trial in trials:
-            if trial.number in again:
+            if trial.number in again and trial.hyperparameters not in begun:
                 self._planned.append(Planned(trial.hyperparameters, trial.params or None))
         known = [p.hyperparameters for p in self._planned]
         for hyperparameters, params in first:

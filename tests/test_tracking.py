@@ -37,9 +37,10 @@ from sweep.tracking import (
     run_id_of,
 )
 from sweep.tracking.delivery import Delivery
+from sweep.tracking.disposal import drop_checkpoints, stored_bytes
 from sweep.tracking.spool import MemoryBacklog
 from sweep.training.mlp import MLPClassifier
-from sweep.trial import EpochReport, Notice, Record, TrialState, WorkerReady
+from sweep.trial import CheckpointDropped, EpochReport, Notice, Record, TrialState, WorkerReady
 
 MLFLOWS_OWN = pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType")
 """What importing mlflow.pyfunc warns of."""
@@ -541,6 +542,57 @@ def test_a_server_keeps_everything_too(
     track(server, records.search(model))
     assert _everything(server) == before
     assert not (tmp_path / "mlruns").exists()
+
+
+@pytest.mark.parametrize("where", ["file", "server"])
+def test_a_dropped_checkpoint_is_gone_and_all_else_stays(
+    where: str, request: pytest.FixtureRequest, model: records.Trained
+) -> None:
+    """Files and model go from an SQLite store's folder and through a server; params, curves and
+    status stay, the other trial keeps its own, and the sizes that are told add up."""
+    address = request.getfixturevalue("uri" if where == "file" else "server")
+    study, told = f"dropped-{where}", dict[int, int]()
+    tracker = MlflowTracker(address, on_stored=told.__setitem__)
+    tracker.open(records.study_info(study))
+    tracker.write(records.search(model)[:-1])
+    tracker.close()
+    before = runs_of(address, study)
+    sizes = stored_bytes(address, study)
+    files = [Path(file).stat().st_size for file in (model.checkpoint, model.model_file)]
+    assert told.keys() == {0, 1, 2, 3}
+    assert told[1] == told[2] == 0
+    assert sizes.keys() == {0, 3}
+    assert sum(files) < told[0] < sizes[0] < told[0] + 5000
+    tracker = MlflowTracker(address)
+    tracker.open(records.study_info(study))
+    tracker.write([CheckpointDropped(0, 1), CheckpointDropped(0, 2), CheckpointDropped(7, 3)])
+    tracker.close()
+    assert stored_bytes(address, study).keys() == {3}
+    after = runs_of(address, study)
+    assert after["0"].data.params == before["0"].data.params
+    assert after["0"].data.metrics == before["0"].data.metrics
+    assert after["0"].info.status == "FINISHED"
+    assert after["0"].data.tags["sweep.checkpoint_dropped"] == "true"
+    with pytest.raises(NotFoundError):
+        artifact_of(address, after["0"].info.run_id, "checkpoint/best.ckpt", Path("download"))
+    experiment = [after["0"].info.experiment_id]
+    (left,) = MlflowClient(address).search_logged_models(experiment)
+    assert left.source_run_id == after["3"].info.run_id
+
+
+def test_a_drop_that_broke_off_is_finished_by_the_next(uri: str, model: records.Trained) -> None:
+    """A model whose files are gone is still listed, so that it can be forgotten."""
+    track(uri, records.search(model))
+    experiment = [runs_of(uri)["0"].info.experiment_id]
+    models = MlflowClient(uri).search_logged_models(experiment)
+    (of_0,) = [m for m in models if m.source_run_id == runs_of(uri)["0"].info.run_id]
+    shutil.rmtree(of_0.artifact_location)
+    shutil.rmtree(Path(runs_of(uri)["0"].info.artifact_uri) / "checkpoint")
+    assert stored_bytes(uri, "toy-study")[0] == 0
+    drop_checkpoints(uri, "toy-study", [0])
+    assert stored_bytes(uri, "toy-study").keys() == {3}
+    (left,) = MlflowClient(uri).search_logged_models(experiment)
+    assert left.source_run_id == runs_of(uri)["3"].info.run_id
 
 
 def test_runs_are_found_again(uri: str) -> None:
