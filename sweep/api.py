@@ -93,11 +93,11 @@ def fork(
     ledger = open_study(old.storage, old.study_name)
     trials = ledger.trials()
     stored = {k: v for k, v in ledger.config.items() if k != "study"}
-    space_text = ledger.space_text
+    space_text, direction = ledger.space_text, ledger.direction
     ledger.close()
     resolved = resolve({**flags, "study": new}, file=config_file, stored=stored)
     space = _space_of(resolved, space_text)
-    strange = incomparable(resolved.config, stored)
+    strange = incomparable(resolved.config, stored, direction)
     maximize = resolved.config.resolved_direction == "maximize"
     carried = carry(space, trials, maximize=maximize, strange=strange)
     extras = Extras(carried=carried.trials)

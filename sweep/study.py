@@ -259,7 +259,7 @@ def _carry(
         return
     if trials:
         raise ConfigError(
-            f"study {ledger.name!r} exists and has {len(trials)} trials: --fork makes a new one"
+            f"study {ledger.name!r} has trials of its own: --fork NEW makes a new study"
         )
     ledger.carry(carried)
 

@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial
 from sweep.config import RunConfig, flag_name
 from sweep.ledger import HYPERPARAMETERS, LedgerTrial
 from sweep.space import Space
-from sweep.trial import TrialState
+from sweep.trial import Direction, TrialState
 
 SCORE_SETTINGS = ("metric", "direction", "data", "module")
 """Settings that a score means something else without."""
@@ -58,13 +58,14 @@ def differences(old: Space, new: Space) -> list[str]:
     return lines
 
 
-def incomparable(config: RunConfig, stored: Mapping[str, Any]) -> str:
-    """Why no score of a study made with `stored` settings says anything here; else empty."""
-    now = dataclasses.asdict(config)
+def incomparable(config: RunConfig, stored: Mapping[str, Any], direction: Direction) -> str:
+    """Why no score of a study with these settings says anything here; empty where they do."""
+    now = dataclasses.asdict(config) | {"direction": config.resolved_direction}
+    old = {**stored, "direction": direction}
     for name in SCORE_SETTINGS:
-        if name in stored and stored[name] != now[name]:
+        if name in old and old[name] != now[name]:
             flag = flag_name(name)
-            return f"their scores are for {flag} {stored[name]}, but now it is {now[name]}"
+            return f"their scores are for {flag} {old[name]}, but now it is {now[name]}"
     return ""
 
 
