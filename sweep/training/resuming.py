@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import os
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -149,9 +150,9 @@ def clear_folder(spec: TrialSpec, task: Task) -> None:
     """Forget what an earlier try left that does not count for this one."""
     folder = trial_folder(task.work_dir, spec.number)
     forget_verdict(folder)
-    for part in folder.glob(".*"):  # of a write that a kill broke off
-        with contextlib.suppress(OSError):
-            part.unlink()
+    for part in folder.glob(".*"):
+        if part.suffix != f".{os.getpid()}":  # of a worker that was killed in the middle of it
+            part.unlink(missing_ok=True)
     if spec.resume_from is None:
         with contextlib.suppress(OSError):
             (folder / RESUME_STATE).unlink()

@@ -501,7 +501,7 @@ def test_a_trial_that_is_tried_again_forgets(tmp_path: Path, data: SearchData, p
     train(TRAINERS[path](task, data), [spec(0)])
     train(TRAINERS[path](task, data), [spec(1)], {1: 1})
     assert files(task, 0) == ENDED
-    broken_off = trial_folder(task.work_dir, 0) / ".model.pt2.4711"
+    broken_off = trial_folder(task.work_dir, 0) / ".model.pt2.0"
     broken_off.write_bytes(b"half")
     train(TRAINERS[path](task, data), [spec(0), spec(1)], {0: 1, 1: 1}, reason="pruned")
     assert not broken_off.exists()
