@@ -167,7 +167,7 @@ def search_with(
         retention=retention,
         before_open=upkeep.deliver,
         after_open=upkeep.reconcile,
-        after_close=upkeep.tidy,
+        after_close=upkeep.finish,
     )
     return search(config, space, [tracker, *listeners], extras)
 
@@ -228,6 +228,12 @@ class _Upkeep:
         from sweep import housekeeping
 
         return housekeeping.tidy(self._config, ledger.trials()).stored
+
+    def finish(self, ledger: Ledger) -> None:
+        """The same when all is delivered; what the retention saw to needs no second look."""
+        from sweep import housekeeping
+
+        housekeeping.tidy(self._config, ledger.trials(), is_kept_up=self._is_delivered)
 
     def _agree(self, ledger: Ledger, *, is_live: bool = False) -> None:
         from sweep.recollection import Recollections

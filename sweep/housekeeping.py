@@ -107,14 +107,15 @@ def stored(config: RunConfig) -> dict[int, int]:
     return stored_bytes(config.tracking_uri, config.study_name)
 
 
-def tidy(config: RunConfig, trials: Sequence[LedgerTrial]) -> Tidied:
+def tidy(config: RunConfig, trials: Sequence[LedgerTrial], *, is_kept_up: bool = False) -> Tidied:
     """Remove what `--keep` and `--disk-limit` do not want, where everything was delivered.
 
-    Raises StoreError where MLflow cannot be reached.
+    Where `is_kept_up`, `sweep.retention` did so for `--keep` trial by trial, and only a limit is
+    a reason to look through MLflow (some 2 ms a trial). Raises StoreError where it is away.
     """
     best_first = ranked(trials, config.resolved_direction)
     kept_here = best_first[: min(KEPT_IN_WORK_DIR, config.keep or KEPT_IN_WORK_DIR)]
-    is_bounded = config.keep is not None or config.disk_limit_gb is not None
+    is_bounded = config.disk_limit_gb is not None or (config.keep is not None and not is_kept_up)
     sizes = stored(config) if is_bounded else {}
     removals: list[Removal] = []
     if config.keep is not None:

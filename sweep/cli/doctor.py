@@ -21,8 +21,8 @@ FAILURES = ("oom", "nan", "exception", "killed", "timeout")
 def doctor(study: str | None, fix: bool, **flags: Any) -> int:
     """Compare what Optuna, MLflow and the checkpoint files say of STUDY.
 
-    Every disagreement is one sentence; the exit code is 1 where some are left. `sweep run` does
-    the same repairs when it starts.
+    Every disagreement is one sentence; the exit code is 1 where some are left. `sweep run`
+    brings MLflow to agree with Optuna by itself as it starts.
 
     \b
     Example:
@@ -52,7 +52,9 @@ def doctor(study: str | None, fix: bool, **flags: Any) -> int:
 @config_options(("storage", "tracking_uri", "work_dir", "trial_timeout_s", "population",
                  "accelerator", "devices", "threads"))  # fmt: skip
 def retry(study: str | None, failed: str | None, **flags: Any) -> int:
-    """Train the configurations of STUDY's failed trials again, as new trials.
+    """Train the configurations of STUDY's failed trials again, each once, as new trials.
+
+    What another try got through is left alone. A study that is not finished goes on, too.
 
     \b
     Examples:

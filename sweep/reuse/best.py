@@ -99,7 +99,9 @@ def only_study(where: RunConfig) -> str:
     """The one study there is. Raises NotFoundError where there are none, or several."""
     from sweep.ledger import list_studies
 
-    names = [s.name for s in list_studies(where.storage)]
+    studies = list_studies(where.storage)
+    begun = [s for s in studies if any(s.n_by_state.values())]  # others came to nothing
+    names = [s.name for s in begun or studies]
     if len(names) == 1:
         return names[0]
     if not names:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 import torch
 import yaml
@@ -18,6 +19,7 @@ import yaml
 import sweep
 from sweep.config import RunConfig
 from sweep.errors import ConfigError, NotFoundError
+from sweep.ledger import create_study
 from sweep.reuse import Best, Recipe, find_best, find_trial, read_recipe
 from sweep.reuse.downstream import train
 from sweep.reuse.recipe import FORMATS, as_lightning, as_python, as_yaml
@@ -78,8 +80,12 @@ def test_any_trial_can_be_had(folder: Path) -> None:
 
 
 def test_the_only_study_needs_no_name(folder: Path) -> None:
-    """Where there is one study it is meant."""
+    """Where there is one study it is meant; an attempt that came to nothing is none."""
     assert find_best(None, RunConfig()).study == "digits-mlp"
+    storage = RunConfig().storage
+    create_study(storage, "nothing", "maximize")[0].close()
+    assert find_best(None, RunConfig()).study == "digits-mlp"
+    optuna.delete_study(study_name="nothing", storage=storage)
 
 
 @pytest.mark.parametrize("form", ["yaml", "json"])
