@@ -21,10 +21,10 @@ import optuna
 
 from sweep.config import RunConfig
 from sweep.driver import Driver
+from sweep.executors import make_task
 from sweep.ledger import Ledger
 from sweep.proposals import Proposals
 from sweep.space import load_space
-from sweep.study import make_task
 from sweep.testing import RecordingListener
 from sweep.training.data import load_search_data
 from sweep.training.fused import FusedTrainer

@@ -1,13 +1,13 @@
-"""What the driver has in hand: trials that run, and trials that are to."""
+"""What the driver has in hand: trials that run, trials that are to, and what was said."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sweep.trial import Stop, TrainerName, TrialSpec
+from sweep.trial import Failure, Stop, TrainerName, TrialSpec
 
 
 @dataclass
@@ -22,6 +22,8 @@ class Running:
     stop: Stop | None = None
     n_retries: int = 0
     start_epoch: int | None = None
+    noted_start_epoch: int = 0
+    """What the ledger has for it."""
     spent_s: float = 0.0
     """Time that it was trained for by workers that gave it back."""
 
@@ -38,3 +40,42 @@ class Planned:
     """Population epoch that it first started in, where it trained at all."""
     trainer: TrainerName | None = None
     """The path that it was begun in, where that is known."""
+
+
+class Streak:
+    """Identical failures in a row."""
+
+    def __init__(self) -> None:
+        self._what, self._n = "", 0
+
+    def count(self, failure: Failure | None) -> int:
+        """How many there are with the trial that just ended; some failures are no one's bug."""
+        if failure is None or failure.kind in ("nan", "timeout"):
+            self._what, self._n = "", 0
+            return 0
+        what = f"{failure.kind}: {failure.message}"
+        self._n = self._n + 1 if what == self._what else 1
+        self._what = what
+        return self._n
+
+
+class Greetings:
+    """What workers said when they started."""
+
+    def __init__(self) -> None:
+        self._known: set[str] = set()
+
+    def are_news(self, message: str) -> bool:
+        """Whether no worker said this before."""
+        is_known = message in self._known
+        self._known.add(message)
+        return not is_known
+
+
+def of_other_paths(begun: Iterable[TrainerName | None], own: TrainerName | None) -> str:
+    """What to say of trials begun in a path that is not the workers' own; "" where none was."""
+    others = [trainer for trainer in begun if trainer not in (None, own)]
+    if not others:
+        return ""
+    what = "1 trial" if len(others) == 1 else f"{len(others)} trials"
+    return f"{what} begun in the {others[0]} path will go on there, one at a time"

@@ -8,10 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sweep import sqlite
 from sweep.config import Resolved, RunConfig, resolve, vocabulary
 from sweep.errors import ConfigError, NotFoundError, UndeliveredError, must_be_one_of
+from sweep.imports import collector_paused
 from sweep.space import Space, load_space, parse_space
-from sweep.trial import Listener, Notice
+from sweep.trial import Executor, Listener, Notice
 
 if TYPE_CHECKING:
     from sweep.ledger import Ledger
@@ -147,11 +149,26 @@ def search_with(
     Records that an earlier run left are delivered first and MLflow is brought to agree with
     Optuna. Checkpoints that `--keep` and `--disk-limit` do not want go as trials end.
     """
+    from sweep.executors import begin_loading
+
+    executor = begin_loading(config)
+    try:
+        return _search(config, space, listeners, executor, extras)
+    finally:
+        executor.kill()
+
+
+def _search(
+    config: RunConfig, space: Space, listeners: Sequence[Listener], executor: Executor,
+    extras: Extras | None,
+) -> Outcome:  # fmt: skip
+    """Apart, because what it imports loads Optuna: workers load beside it."""
     import dataclasses
 
-    from sweep.retention import KeepBest
-    from sweep.study import Extras, search
-    from sweep.tracking import MlflowTracker
+    with collector_paused():
+        from sweep.retention import KeepBest
+        from sweep.study import Extras, search
+        from sweep.tracking import MlflowTracker
 
     retention = KeepBest(config)
     tracker = MlflowTracker(
@@ -165,6 +182,7 @@ def search_with(
     extras = dataclasses.replace(
         extras or Extras(),
         retention=retention,
+        executor=executor,
         before_open=upkeep.deliver,
         after_open=upkeep.reconcile,
         after_close=upkeep.finish,
@@ -248,6 +266,9 @@ class _Upkeep:
 
 def _stored(config: RunConfig) -> tuple[Mapping[str, Any], str]:
     """Configuration and space text that the named study was made with; empty for a new one."""
+    path = sqlite.path_of(config.storage)
+    if path is not None and not path.exists():
+        return {}, ""  # without Optuna, whose import takes as long as a tenth of the workers'
     from sweep.ledger import open_study
 
     with contextlib.suppress(NotFoundError):

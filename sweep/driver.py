@@ -16,7 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
-from sweep.agenda import Planned, Running
+from sweep.agenda import Greetings, Planned, Running, Streak, of_other_paths
 from sweep.config import RunConfig
 from sweep.endings import notice, now_ms, summary_of, told_of, verdict_of
 from sweep.errors import ConfigError, must_be_one_of
@@ -55,7 +55,7 @@ class Driver:
 
     def __init__(
         self, config: RunConfig, ledger: Ledger, proposals: Proposals, listener: Listener,
-        retention: Retention | None = None,
+        retention: Retention | None = None, trainer: TrainerName | None = None,
     ) -> None:  # fmt: skip
         self._config, self._ledger, self._proposals = config, ledger, proposals
         self._listener, self._retention = listener, retention or KeepEverything()
@@ -63,20 +63,23 @@ class Driver:
         self._running: dict[int, Running] = {}
         self._planned: collections.deque[Planned] = collections.deque()
         self._again: collections.deque[Running] = collections.deque()
-        """Trials whose worker died or gave them back."""
+        """Trials whose worker died or gave them back, or that wait for the first one."""
+        self._unsaid: list[Record] = []  # of trials prepared before a worker said what data it has
         self._n_finished = 0
         self._next_number = 0
         self._deadline = time.monotonic() + config.timeout_s if config.timeout_s else None
-        self._failures_in_a_row: tuple[str, int] = ("", 0)
+        self._failures = Streak()
         self._closings: list[Callable[[], None]] = []
         # Closing a trial takes 7 ms, for which a worker need not wait.
         self._closer = ThreadPoolExecutor(1, thread_name_prefix="ledger")
         self._pending: list[Future[None]] = []
         self.reason: EndReason = "done"
         self._is_stopping = False
-        self._trainer: TrainerName | None = None
-        """The path in which workers train new trials."""
-        self._greetings: set[str] = set()
+        self._trainer = trainer
+        """The path in which workers train new trials: what is expected, until one says it."""
+        self._epoch = 0
+        """The population epoch that ended last, in which a new trial most likely starts."""
+        self._greetings = Greetings()
         self.failure_message = ""
 
     def plan(
@@ -106,6 +109,12 @@ class Driver:
             if hyperparameters not in known and not self._proposals.is_known(hyperparameters):
                 self._planned.append(Planned(hyperparameters, params))
 
+    def prepare(self, n: int) -> None:
+        """Propose and record the first `n` trials, while workers load their libraries."""
+        n_wanted = min(n, self._config.trials - self._n_finished)
+        while len(self._again) < n_wanted and (spec := self._next(self._unsaid)) is not None:
+            self._again.append(self._running.pop(spec.number))
+
     def request_stop(self, reason: EndReason) -> None:
         """End the search at the next epoch boundary of each worker."""
         if not self._is_stopping:
@@ -120,12 +129,15 @@ class Driver:
             if isinstance(report, WorkerReady):
                 self._welcome(report, records)
             elif isinstance(report, Notice):
-                if not isinstance(reports[0], WorkerReady) or self._is_news(report.message):
+                if not isinstance(reports[0], WorkerReady) or self._greetings.are_news(
+                    report.message
+                ):
                     records.append(report)
             elif isinstance(report, EpochReport):
                 self._note(report, records)
             else:
                 self._finish(report, records)
+        records, self._unsaid = [*records, *self._unsaid], []
         if self._deadline is not None and time.monotonic() > self._deadline:
             self.request_stop("timeout")
         while self._is_stopping and self._again:
@@ -142,18 +154,9 @@ class Driver:
         self._ledger.note_data(worker.dataset)
         self._trainer = worker.trainer
         begun = [p.trainer for p in self._planned] + [t.spec.trainer for t in self._again]
-        others = [trainer for trainer in begun if trainer not in (None, worker.trainer)]
-        if others:
-            what = "1 trial" if len(others) == 1 else f"{len(others)} trials"
-            text = f"{what} begun in the {others[0]} path will go on there, one at a time"
-            if self._is_news(text):
-                records.append(notice(text))
-
-    def _is_news(self, message: str) -> bool:
-        """Whether no worker said this before when it started."""
-        is_known = message in self._greetings
-        self._greetings.add(message)
-        return not is_known
+        text = of_other_paths(begun, worker.trainer)
+        if text and self._greetings.are_news(text):
+            records.append(notice(text))
 
     def recall(self, study_dir: Path) -> None:
         """Record trials that were trained to the end when their driver died at hand-over.
@@ -221,10 +224,12 @@ class Driver:
             raise ConfigError(must_be_one_of("--metric", metric, known))
         if report.epoch in trial.metrics:
             return  # a retried trial repeats itself; each point is kept once
-        if not trial.metrics and report.start_epoch != (trial.spec.start_epoch or 0):
+        if not trial.metrics and report.start_epoch != trial.noted_start_epoch:
             # Before any point is recorded: a restart must see the same minibatches.
             self._ledger.note_start_epoch(report.number, report.start_epoch)
-        trial.start_epoch = report.start_epoch
+        trial.start_epoch = trial.noted_start_epoch = report.start_epoch
+        if self._trainer == "fused" and not report.is_replay:
+            self._epoch = report.start_epoch + report.epoch
         trial.metrics[report.epoch] = report.metrics
         records.append(report)
         value = report.metrics[metric]
@@ -282,10 +287,10 @@ class Driver:
         failure: Failure | None,
         records: list[Record],
     ) -> None:
-        number, metric = result.number, self._config.metric
+        number = result.number
         best_epoch = result.best_epoch or trial.best_epoch or None
         best_metrics = trial.metrics.get(best_epoch or 0, {})
-        value = best_metrics.get(metric)
+        value = best_metrics.get(self._config.metric)
         record, drops = self._retention.finish(
             TrialFinished(
                 number, state, now_ms(), value, best_epoch, best_metrics, result.n_epochs,
@@ -293,7 +298,7 @@ class Driver:
             )
         )  # fmt: skip
         attrs = self._proposals.tell(number, told_of(state), value)
-        curve = {epoch: m[metric] for epoch, m in trial.metrics.items()}
+        curve = {epoch: m[self._config.metric] for epoch, m in trial.metrics.items()}
         is_scored = state in (TrialState.COMPLETE, TrialState.PRUNED)
         self._closings.append(
             functools.partial(
@@ -312,17 +317,10 @@ class Driver:
         self._retention.closed(number)
 
     def _count_failure(self, failure: Failure | None) -> None:
-        if failure is None or failure.kind in ("nan", "timeout"):
-            self._failures_in_a_row = ("", 0)
-            return
-        last, n = self._failures_in_a_row
-        what = f"{failure.kind}: {failure.message}"
-        self._failures_in_a_row = (what, n + 1 if what == last else 1)
-        if self._failures_in_a_row[1] >= self._config.max_failures:
-            self.failure_message = (
-                f"the search stopped after {self._failures_in_a_row[1]} identical failures in a "
-                f"row: {failure.message}"
-            )
+        n_failures = self._failures.count(failure)
+        if failure is not None and n_failures >= self._config.max_failures:
+            what = f"{n_failures} identical failures in a row: {failure.message}"
+            self.failure_message = f"the search stopped after {what}"
             self.request_stop("failed")
 
     def _hand_out(self, n_slots: int, records: list[Record]) -> list[TrialSpec]:
@@ -360,10 +358,10 @@ class Driver:
             proposal = self._proposals.adopt(number, planned.hyperparameters, planned.params)
         if proposal is None:
             return None
-        self._ledger.open_trial(number, proposal.frozen, self._trainer)
+        self._ledger.open_trial(number, proposal.frozen, self._trainer, self._epoch)
         self._next_number += 1
         spec = self._spec(number, proposal.hyperparameters, self._trainer)
-        return self._start(spec, proposal, records)
+        return self._start(spec, proposal, records, self._epoch)
 
     def _adopt(self, planned: Planned, number: int, records: list[Record]) -> TrialSpec:
         """An interrupted trial under its own number, from its checkpoint where it has one."""
@@ -371,7 +369,7 @@ class Driver:
         self._ledger.reopen_trial(number)
         spec = self._spec(number, proposal.hyperparameters, planned.trainer)
         spec = self._from_checkpoint(spec, planned.start_epoch)
-        return self._start(spec, proposal, records)
+        return self._start(spec, proposal, records, spec.start_epoch or 0)
 
     def _spec(
         self, number: int, hyperparameters: Mapping[str, Any], trainer: TrainerName | None
@@ -384,10 +382,12 @@ class Driver:
         resume_from = str(kept.resolve()) if kept is not None else None
         return dataclasses.replace(spec, start_epoch=start_epoch, resume_from=resume_from)
 
-    def _start(self, spec: TrialSpec, proposal: Proposal, records: list[Record]) -> TrialSpec:
+    def _start(
+        self, spec: TrialSpec, proposal: Proposal, records: list[Record], noted: int
+    ) -> TrialSpec:
         number = spec.number
         name = run_name(number, proposal.hyperparameters)
-        self._running[number] = Running(spec, name)
+        self._running[number] = Running(spec, name, noted_start_epoch=noted)
         records.append(
             TrialStarted(
                 number, name, proposal.hyperparameters, proposal.params, now_ms(),

@@ -143,9 +143,13 @@ class Ledger:
         return [_from_frozen(t) for t in sorted(frozen, key=lambda t: t.number)]
 
     def open_trial(
-        self, number: int, frozen: FrozenTrial, trainer: TrainerName | None = None
+        self,
+        number: int,
+        frozen: FrozenTrial,
+        trainer: TrainerName | None = None,
+        start_epoch: int = 0,
     ) -> None:
-        """Record a RUNNING trial and the path it is begun in.
+        """Record a RUNNING trial, the path and the population epoch that it is to begin in.
 
         Raises StoreError where its number is not the next one, StudyLockedError where `confirm`
         does.
@@ -153,6 +157,8 @@ class Ledger:
         self.confirm()
         if trainer is not None:
             frozen.set_user_attr(TRAINER, trainer)
+        if start_epoch:
+            frozen.set_user_attr(START_EPOCH, start_epoch)
         with self._writing:
             trial_id = self._storage.create_new_trial(self._study_id, template_trial=frozen)
             got = self._storage.get_trial_number_from_id(trial_id)

@@ -13,13 +13,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from sweep import datasets, options
+from sweep import options
 from sweep.config import DEFAULT_MODULE, RunConfig, identity_changes, vocabulary
 from sweep.driver import Driver
 from sweep.endings import now_ms
 from sweep.errors import ConfigError, StudyFailedError, SweepError
-from sweep.executors import make_executor
-from sweep.imports import collector_paused
+from sweep.executors import begin_loading, make_task
+from sweep.imports import collector_paused, libraries_set_aside
 from sweep.ledger import Ledger, LedgerTrial, best_trial, create_study
 from sweep.proposals import Proposals
 from sweep.provenance import provenance
@@ -28,7 +28,8 @@ from sweep.recovery import lock_folder, owned_study, store_lock
 from sweep.redact import redacted
 from sweep.retention import KeepEverything, Retention
 from sweep.space import Space, parse_space
-from sweep.trial import EndReason, Executor, Listener, Record, StudyFinished, StudyInfo, Task
+from sweep.training import most_slots, path_of
+from sweep.trial import EndReason, Executor, Listener, Record, StudyFinished, StudyInfo
 from sweep.warmstart import as_history, differences
 
 VOLATILE = ("storage", "study")
@@ -92,6 +93,8 @@ class Extras:
     """Numbers of failed trials whose configurations are to be tried again."""
     retention: Retention = KeepEverything()
     """Says whose checkpoints stay."""
+    executor: Executor | None = None
+    """Whose workers load already (see `sweep.executors.begin_loading`)."""
     before_open: Hook = _nothing
     """Called under the study's lock before the listeners open, whether there is work or not."""
     after_open: Hook = _nothing
@@ -108,14 +111,15 @@ def search(
     Workers load torch while the driver opens the stores. Raises ConfigError for a study made
     with other settings, StudyLockedError, StoreError, DataError, StudyFailedError.
     """
-    datasets.prepare(config.data, config.data_dir)
+    executor, task = extras.executor or begin_loading(config), make_task(config)
     listener = Listeners(listeners)
     work_dir = Path(config.work_dir)
-    with owned_study(work_dir, config.study_name, config.storage) as confirm:
-        executor = make_executor(config.executor, config.workers)
+    with contextlib.ExitStack() as held:
+        held.callback(executor.kill)
+        confirm = held.enter_context(owned_study(work_dir, config.study_name, config.storage))
         ledger: Ledger | None = None
         try:
-            executor.warm_up(make_task(config))
+            executor.warm_up(task)
             proposals = _proposals(config, space)  # a wrong sampler is said before a store is made
             with store_lock(lock_folder(work_dir, config.storage)):
                 ledger = _open_ledger(config, space)
@@ -128,13 +132,14 @@ def search(
                     return _outcome(config, ledger, info, "done")
                 ledger.settle(False)
                 listener.open(info)
-            driver = Driver(config, ledger, proposals, listener, extras.retention)
-            with _closing(executor, driver, listener):
+            driver = Driver(config, ledger, proposals, listener, extras.retention, path_of(task))
+            with libraries_set_aside(), _closing(executor, driver, listener):
                 if trials:
                     extras.after_open(ledger)
                 proposals.remember(as_history(space, ledger.carried()))
                 driver.plan(trials, first_configurations(config, space), extras.again)
                 driver.recall(config.study_dir)
+                driver.prepare(config.workers * most_slots(task))
                 with _stop_on_signals(driver):
                     executor.run(driver.exchange)
                 driver.settle()
@@ -166,31 +171,6 @@ def _closing(executor: Executor, driver: Driver, listener: Listener) -> Iterator
         raise
     executor.kill()
     listener.close()
-
-
-def make_task(config: RunConfig) -> Task:
-    """What the workers of this search have to know."""
-    return Task(
-        study=config.study_name,
-        seed=config.seed,
-        data=config.data,
-        data_dir=config.data_dir,
-        module=config.module,
-        epochs=config.epochs,
-        batch_size=config.batch_size,
-        metric=config.metric,
-        direction=config.resolved_direction,
-        work_dir=str(config.study_dir.resolve()),
-        log_file=str((config.study_dir / "sweep.log").resolve()),
-        accelerator=config.accelerator,
-        devices=config.devices,
-        precision=config.precision,
-        n_threads=config.threads,
-        population=config.population,
-        checkpoint_interval_s=config.checkpoint_interval_s,
-        trial_timeout_s=config.trial_timeout_s,
-        worker_memory_gb=config.worker_memory_gb,
-    )
 
 
 def first_configurations(

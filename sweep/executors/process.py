@@ -196,9 +196,11 @@ def _failed(number: int, failure: Failure) -> TrialResult:
 
 
 def _start(task: Task) -> _Worker:
-    ours, theirs = socket.socketpair()
     Path(task.log_file).parent.mkdir(parents=True, exist_ok=True)
-    with theirs, Path(task.log_file).open("ab") as log:
+    with contextlib.ExitStack() as open_here:
+        log = open_here.enter_context(Path(task.log_file).open("ab"))
+        ours, theirs = socket.socketpair()
+        open_here.enter_context(theirs)
         process = subprocess.Popen(
             [sys.executable, "-m", "sweep.executors.worker", str(theirs.fileno())],
             stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=[theirs.fileno()],

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from sweep.datasets import is_custom
+from sweep.training.choice import most_slots, path_of, why_plain
 from sweep.trial import Task, Trainer
+
+if TYPE_CHECKING:
+    from sweep.training.data import SearchData
+
+__all__ = ["make_trainer", "most_slots", "path_of", "why_plain"]
 
 
 def make_trainer(task: Task) -> Trainer:
@@ -10,16 +20,31 @@ def make_trainer(task: Task) -> Trainer:
 
     A population of 1 asks for the plain path, unless it is what is left of a larger one. A plain
     trainer that was not asked for says why in its first report. A trial that was begun in the
-    other path goes on there.
+    other path goes on there. Raises what `sweep.training.data.load_search_data` lists.
     """
-    from sweep.training.paths import BothPaths
-    from sweep.training.single import PlainTrainer
+    with ThreadPoolExecutor(1, thread_name_prefix="data") as beside:
+        # Unpacking MNIST takes 0.4 s, in which Python's lock is mostly free for the imports.
+        loading = None if is_custom(task.data) else beside.submit(_load, task)
+        from sweep.training.paths import BothPaths
 
-    if task.population == 1 and not task.was_larger:
-        return BothPaths(task, "plain", PlainTrainer(task))
-    from sweep.training.fused import FusedTrainer, why_plain
+        if path_of(task) == "fused":
+            from sweep.training.fused import FusedTrainer
 
-    reason = why_plain(task)
-    if reason is None:
-        return BothPaths(task, "fused", FusedTrainer(task))
-    return PlainTrainer(task, notice=f"one trial at a time, in the plain path: {reason}")
+            return BothPaths(task, "fused", FusedTrainer(task, _loaded(loading)))
+        from sweep.training.single import PlainTrainer
+
+        if task.population == 1 and not task.was_larger:
+            return BothPaths(task, "plain", PlainTrainer(task, _loaded(loading)))
+        notice = f"one trial at a time, in the plain path: {why_plain(task)}"
+        return PlainTrainer(task, _loaded(loading), notice=notice)
+
+
+def _load(task: Task) -> SearchData:
+    from sweep.training.data import load_search_data
+
+    return load_search_data(task.data, task.data_dir, task.seed)
+
+
+def _loaded(loading: Future[SearchData] | None) -> SearchData | None:
+    """None: data of the user's own, which a trainer loads in the main thread."""
+    return None if loading is None else loading.result()

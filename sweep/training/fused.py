@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from sweep import options
-from sweep.config import DEFAULT_MODULE
 from sweep.errors import ConfigError, must_be_one_of
+from sweep.training.choice import FUSED_PRECISIONS, MOST_SLOTS, precision_of, why_plain
 from sweep.training.data import SearchData, epoch_order, load_search_data
 from sweep.training.devices import lightning_devices, ready
 from sweep.training.failures import classify
@@ -42,11 +42,7 @@ from sweep.trial import (
 )
 
 METRICS = ("val_acc", "val_loss", "train_loss")
-DTYPES = {"32-true": torch.float32, "64-true": torch.float64}
-"""Precisions that the hand-written backward pass knows."""
-MOST_SLOTS = 32
-"""A judgement, not a measurement: more proposals at a time teach a sampler too little, and past
-16 slots a model-step gets no cheaper (benchmarks/NOTES.md)."""
+DTYPES = dict(zip(FUSED_PRECISIONS, (torch.float32, torch.float64), strict=True))
 MEMORY_SHARE = 0.5
 """Of the free memory: layouts are copied when trials change, and others use the device too."""
 UNKNOWN_MEMORY = 4 << 30
@@ -71,17 +67,6 @@ def why_not_fused(spec: TrialSpec, task: Task) -> str | None:
     return None
 
 
-def why_plain(task: Task) -> str | None:
-    """Why no trial of `task` can be fused, in a few words; None: they can."""
-    if task.module != DEFAULT_MODULE:
-        return f"{task.module} is not {DEFAULT_MODULE}"
-    if _precision(task) not in DTYPES:
-        return f"precision {task.precision} is not one of {', '.join(DTYPES)}"
-    if task.devices.isdigit() and int(task.devices) > 1:
-        return f"{task.devices} devices for one trial"
-    return None
-
-
 def population_size(task: Task, data: SearchData | Samples, device: torch.device) -> int:
     """How many trials to train at a time on `device`.
 
@@ -92,7 +77,7 @@ def population_size(task: Task, data: SearchData | Samples, device: torch.device
     if task.population is not None:
         return max(1, task.population)
     x = data.x if isinstance(data, Samples) else data.train.x
-    size = 8 if _precision(task) == "64-true" else 4
+    size = 8 if precision_of(task) == "64-true" else 4
     n_weights = 512 * (x[0].numel() + 2 * 512 + 16)
     n_activations = 6 * 3 * 512 * max(task.batch_size, 512)
     per_trial = size * (6 * n_weights + n_activations)
@@ -116,7 +101,7 @@ class FusedTrainer:
         faults = []
         if task.metric not in METRICS:
             faults.append(must_be_one_of("metric", task.metric, METRICS))
-        if _precision(task) not in DTYPES:
+        if precision_of(task) not in DTYPES:
             faults.append(must_be_one_of("precision", task.precision, DTYPES))
         if faults:
             raise ConfigError(faults)
@@ -161,7 +146,7 @@ class FusedTrainer:
             max_epochs=-1,
             accelerator=self._task.accelerator,
             devices=lightning_devices(self._task.devices),
-            precision=_precision(self._task),
+            precision=precision_of(self._task),
         )
         trainer.fit(populations, _OneStepEpochs())
 
@@ -294,7 +279,7 @@ class Populations(lightning.LightningModule):
     def _new_population(self, batch_size: int, epoch: int) -> Population:
         return Population(
             self._samples, batch_size, self._task.epochs, self._order, epoch,
-            DTYPES[_precision(self._task)],
+            DTYPES[precision_of(self._task)],
         )  # fmt: skip
 
     def _finish(self, number: int, outcome: str, reason: str = "") -> list[Report]:
@@ -318,10 +303,6 @@ class _OneStepEpochs:
 
     def __iter__(self) -> Iterator[Tensor]:
         yield torch.zeros(1)
-
-
-def _precision(task: Task) -> Any:
-    return {"32": "32-true", "64": "64-true"}.get(str(task.precision), str(task.precision))
 
 
 def _free_memory(device: torch.device) -> int:
