@@ -1,0 +1,158 @@
+"""What is done while workers load: the first trials are proposed and recorded."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from searches import SIX_SPACE, ScriptedStudy, rising
+
+from sweep.imports import libraries_set_aside
+from sweep.ledger import open_study
+from sweep.testing import DATASET, ScriptedTrainer
+from sweep.trial import (
+    EpochReport,
+    Notice,
+    Orders,
+    TrainerName,
+    TrialFinished,
+    TrialResult,
+    WorkerReady,
+)
+from sweep.trial import TrialStarted as Started
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> ScriptedStudy:
+    """A study with an endless space."""
+    return ScriptedStudy(tmp_path)
+
+
+def ready(trainer: TrainerName = "fused") -> WorkerReady:
+    """A worker's first words."""
+    return WorkerReady(DATASET, "cpu", 2, 0, trainer)
+
+
+def numbers(orders: Orders) -> list[int]:
+    """Of the trials to start."""
+    return [spec.number for spec in orders.start]
+
+
+def test_the_first_trials_wait_for_a_worker(study: ScriptedStudy) -> None:
+    """They are in the ledger before it comes, are told of after it; no more than are wanted."""
+    search = study.prepare(study.config(trials=3))
+    search.driver.prepare(4)
+    assert search.states() == ["RUNNING"] * 3
+    assert not search.listener.records
+    orders = search.driver.exchange([ready()], 2)
+    assert (numbers(orders), orders.is_last) == ([0, 1], False)
+    first, *others = search.listener.records
+    assert isinstance(first, WorkerReady)
+    assert [r.number for r in others if isinstance(r, Started)] == [0, 1, 2]
+    reports = [EpochReport(0, 1, {"val_acc": 0.5}, 0), TrialResult(0, "finished", 1)]
+    orders = search.driver.exchange(reports, 1)
+    assert (numbers(orders), orders.is_last) == ([2], True)
+
+
+def test_they_are_the_trials_that_would_have_come_anyway(
+    study: ScriptedStudy, tmp_path: Path
+) -> None:
+    """A head start changes neither configurations nor seeds."""
+    early, late = study.prepare(study.config()), ScriptedStudy(tmp_path / "late")
+    (tmp_path / "late").mkdir()
+    early.driver.prepare(5)
+    same = late.prepare(late.config())
+    first, second = (s.driver.exchange([ready()], 5).start for s in (early, same))
+    assert [(t.number, t.hyperparameters, t.seed) for t in first] == [
+        (t.number, t.hyperparameters, t.seed) for t in second
+    ]
+
+
+def test_a_stop_before_the_first_worker_leaves_them_waiting(study: ScriptedStudy) -> None:
+    """Nothing starts; the next run has the same trials under their numbers, and no more."""
+    search = study.prepare(study.config(trials=2))
+    search.driver.prepare(2)
+    search.driver.request_stop("interrupted")
+    orders = search.driver.exchange([ready()], 2)
+    assert (orders.start, orders.is_last) == ((), True)
+    search.driver.settle()
+    assert search.states() == ["WAITING"] * 2
+    kinds = [type(r) for r in search.listener.records if not isinstance(r, Notice)]
+    assert kinds == [WorkerReady, Started, Started, TrialFinished, TrialFinished]
+    search.ledger.close()
+    assert study.run(trials=2).states() == ["COMPLETE"] * 2
+
+
+def test_a_driver_killed_while_workers_load_loses_nothing(study: ScriptedStudy) -> None:
+    """Trials that nobody trained go on under their numbers."""
+    search = study.prepare(study.config(trials=3))
+    search.driver.prepare(3)
+    before = [t.hyperparameters for t in search.trials]
+    search.ledger.close()  # the driver is gone
+    again = study.prepare(study.config(trials=3))
+    again.driver.prepare(3)
+    ScriptedTrainer(rising, 2).train(again.driver.exchange)
+    assert again.states() == ["COMPLETE"] * 3
+    assert [t.hyperparameters for t in again.trials] == before
+
+
+def test_a_space_that_ends_early(tmp_path: Path) -> None:
+    """Six configurations are all there are: the search ends with them."""
+    study = ScriptedStudy(tmp_path, SIX_SPACE)
+    search = study.prepare(study.config(trials=10))
+    search.driver.prepare(10)
+    assert len(search.trials) == 6
+    ScriptedTrainer(rising, 4).train(search.driver.exchange)
+    assert search.states() == ["COMPLETE"] * 6
+    assert search.driver.reason == "exhausted"
+
+
+def test_the_epoch_in_which_a_trial_begins_is_foreseen(study: ScriptedStudy) -> None:
+    """It is written with the trial; what a worker says otherwise is what counts."""
+    search = study.prepare(study.config(trials=3))
+    exchange = search.driver.exchange
+    exchange([ready()], 1)
+    exchange([EpochReport(0, 3, {"val_acc": 0.5}, 0), TrialResult(0, "finished", 3)], 1)
+    assert search.trials[1].start_epoch == 3
+    exchange([EpochReport(1, 1, {"val_acc": 0.5}, 0, start_epoch=8)], 0)
+    assert search.trials[1].start_epoch == 8
+    exchange([TrialResult(1, "finished", 1)], 1)
+    assert search.trials[2].start_epoch == 9
+
+
+def test_the_plain_path_begins_at_its_beginning(study: ScriptedStudy) -> None:
+    """There every trial has its own epochs."""
+    search = study.prepare(study.config(trials=2))
+    search.driver.exchange([ready("plain")], 1)
+    reports = [EpochReport(0, 3, {"val_acc": 0.5}, 0), TrialResult(0, "finished", 3)]
+    search.driver.exchange(reports, 1)
+    search.ledger.close()
+    assert open_study(search.config.storage, "scripted").trials()[1].start_epoch == 0
+
+
+def test_workers_load_before_optuna_does(tmp_path: Path) -> None:
+    """A new search has its workers started by the time that Optuna is imported."""
+    program = (
+        "import sys, sweep.api as api\n"
+        "from sweep.executors import begin_loading\n"
+        "resolved, _ = api.prepare({'study': 'new', 'executor': 'inline'}, None)\n"
+        "begin_loading(resolved.config)\n"
+        "print([name for name in ('optuna', 'sqlalchemy', 'mlflow') if name in sys.modules])\n"
+    )
+    command = [sys.executable, "-c", program]
+    said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == "[]"
+
+
+def test_the_collector_gets_back_what_it_had() -> None:
+    """Set aside within, and as before after; what somebody else set aside stays."""
+    assert gc.get_freeze_count() == 0
+    with libraries_set_aside():
+        assert gc.get_freeze_count() > 0
+        with libraries_set_aside():
+            pass
+        assert gc.get_freeze_count() > 0
+    assert gc.get_freeze_count() == 0
