@@ -5,9 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sweep.trial import Failure, Stop, TrainerName, TrialSpec
+
+if TYPE_CHECKING:
+    from sweep.proposals import Proposal
 
 
 @dataclass
@@ -40,6 +43,8 @@ class Planned:
     """Population epoch that it first started in, where it trained at all."""
     trainer: TrainerName | None = None
     """The path that it was begun in, where that is known."""
+    proposal: Proposal | None = None
+    """Set where it was thought of ahead, with the number that it is going to have."""
 
 
 class Streak:

@@ -63,8 +63,7 @@ class Driver:
         self._running: dict[int, Running] = {}
         self._planned: collections.deque[Planned] = collections.deque()
         self._again: collections.deque[Running] = collections.deque()
-        """Trials whose worker died or gave them back, or that wait for the first one."""
-        self._unsaid: list[Record] = []  # of trials prepared before a worker said what data it has
+        """Trials whose worker died or gave them back."""
         self._n_finished = 0
         self._next_number = 0
         self._deadline = time.monotonic() + config.timeout_s if config.timeout_s else None
@@ -110,10 +109,11 @@ class Driver:
                 self._planned.append(Planned(hyperparameters, params))
 
     def prepare(self, n: int) -> None:
-        """Propose and record the first `n` trials, while workers load their libraries."""
+        """Think of the first `n` trials while workers load. Nothing is recorded or told yet."""
         n_wanted = min(n, self._config.trials - self._n_finished)
-        while len(self._again) < n_wanted and (spec := self._next(self._unsaid)) is not None:
-            self._again.append(self._running.pop(spec.number))
+        self._proposals.think_ahead(
+            self._planned, self._next_number, n_wanted, lambda: self._is_stopping
+        )
 
     def request_stop(self, reason: EndReason) -> None:
         """End the search at the next epoch boundary of each worker."""
@@ -137,7 +137,6 @@ class Driver:
                 self._note(report, records)
             else:
                 self._finish(report, records)
-        records, self._unsaid = [*records, *self._unsaid], []
         if self._deadline is not None and time.monotonic() > self._deadline:
             self.request_stop("timeout")
         while self._is_stopping and self._again:
@@ -355,7 +354,7 @@ class Driver:
         if planned is None:
             proposal = self._proposals.ask(number)
         else:
-            proposal = self._proposals.adopt(number, planned.hyperparameters, planned.params)
+            proposal = self._proposals.of(planned, number)
         if proposal is None:
             return None
         self._ledger.open_trial(number, proposal.frozen, self._trainer, self._epoch)
@@ -365,7 +364,7 @@ class Driver:
 
     def _adopt(self, planned: Planned, number: int, records: list[Record]) -> TrialSpec:
         """An interrupted trial under its own number, from its checkpoint where it has one."""
-        proposal = self._proposals.adopt(number, planned.hyperparameters, planned.params)
+        proposal = self._proposals.of(planned, number)
         self._ledger.reopen_trial(number)
         spec = self._spec(number, proposal.hyperparameters, planned.trainer)
         spec = self._from_checkpoint(spec, planned.start_epoch)

@@ -6,9 +6,10 @@ resumed never repeats its first suggestions.
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableSequence, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial
 
+from sweep.agenda import Planned
 from sweep.errors import ConfigError
 from sweep.imports import import_object
 from sweep.ledger import HYPERPARAMETERS
@@ -105,6 +107,36 @@ class Proposals:
                 return self._accept(number, trial, hyperparameters, key)
             self._tell_duplicate(trial, self._values[key])
         return None
+
+    def think_ahead(
+        self,
+        agenda: MutableSequence[Planned],
+        number: int,
+        n_wanted: int,
+        is_stopping: Callable[[], bool],
+    ) -> None:
+        """Give what is on `agenda` its proposals, and append new ones until it has `n_wanted`.
+
+        Args:
+            agenda: In the order in which it will be handed out.
+            number: Of the next trial that has none yet.
+            n_wanted: Trials, at most.
+            is_stopping: Asked before each new proposal; one takes up to 80 ms.
+        """
+        for place, planned in enumerate(agenda):
+            own = number if planned.number is None else planned.number
+            agenda[place] = dataclasses.replace(planned, proposal=self.of(planned, own))
+            number += planned.number is None
+        while len(agenda) < n_wanted and not is_stopping():
+            if (found := self.ask(number)) is None:
+                return
+            agenda.append(Planned(found.hyperparameters, found.params, proposal=found))
+            number += 1
+
+    def of(self, planned: Planned, number: int) -> Proposal:
+        """What was thought of ahead for `planned`, else its configuration, adopted."""
+        ahead = planned.proposal
+        return ahead or self.adopt(number, planned.hyperparameters, planned.params)
 
     def adopt(
         self, number: int, hyperparameters: Mapping[str, Any], params: Mapping[str, Any] | None

@@ -28,7 +28,7 @@ from sweep.recovery import lock_folder, owned_study, store_lock
 from sweep.redact import redacted
 from sweep.retention import KeepEverything, Retention
 from sweep.space import Space, parse_space
-from sweep.training import most_slots, path_of
+from sweep.training import foreseen_slots, path_of
 from sweep.trial import EndReason, Executor, Listener, Record, StudyFinished, StudyInfo
 from sweep.warmstart import as_history, differences
 
@@ -133,14 +133,14 @@ def search(
                 ledger.settle(False)
                 listener.open(info)
             driver = Driver(config, ledger, proposals, listener, extras.retention, path_of(task))
-            with libraries_set_aside(), _closing(executor, driver, listener):
+            with _set_aside(config), _closing(executor, driver, listener):
                 if trials:
                     extras.after_open(ledger)
                 proposals.remember(as_history(space, ledger.carried()))
                 driver.plan(trials, first_configurations(config, space), extras.again)
                 driver.recall(config.study_dir)
-                driver.prepare(config.workers * most_slots(task))
                 with _stop_on_signals(driver):
+                    driver.prepare(foreseen_slots(task))
                     executor.run(driver.exchange)
                 driver.settle()
                 outcome = _outcome(config, ledger, info, driver.reason)
@@ -153,6 +153,11 @@ def search(
             executor.kill()
             if ledger is not None:
                 ledger.close()
+
+
+def _set_aside(config: RunConfig) -> contextlib.AbstractContextManager[None]:
+    """Inline, the collector has to see what an earlier search left on the device."""
+    return contextlib.nullcontext() if config.executor == "inline" else libraries_set_aside()
 
 
 @contextlib.contextmanager

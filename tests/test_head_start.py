@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import gc
+import stat
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from searches import SIX_SPACE, ScriptedStudy, rising
+from searches import SIX_SPACE, Call, ScriptedStudy, rising
 
 from sweep.imports import libraries_set_aside
 from sweep.ledger import open_study
 from sweep.testing import DATASET, ScriptedTrainer
 from sweep.trial import (
     EpochReport,
-    Notice,
     Orders,
     TrainerName,
-    TrialFinished,
     TrialResult,
     WorkerReady,
 )
@@ -42,16 +41,17 @@ def numbers(orders: Orders) -> list[int]:
 
 
 def test_the_first_trials_wait_for_a_worker(study: ScriptedStudy) -> None:
-    """They are in the ledger before it comes, are told of after it; no more than are wanted."""
+    """Thought of ahead, but recorded and told only when handed out; no more than are wanted."""
     search = study.prepare(study.config(trials=3))
     search.driver.prepare(4)
-    assert search.states() == ["RUNNING"] * 3
+    assert not search.trials
     assert not search.listener.records
     orders = search.driver.exchange([ready()], 2)
     assert (numbers(orders), orders.is_last) == ([0, 1], False)
+    assert search.states() == ["RUNNING"] * 2
     first, *others = search.listener.records
     assert isinstance(first, WorkerReady)
-    assert [r.number for r in others if isinstance(r, Started)] == [0, 1, 2]
+    assert [r.number for r in others if isinstance(r, Started)] == [0, 1]
     reports = [EpochReport(0, 1, {"val_acc": 0.5}, 0), TrialResult(0, "finished", 1)]
     orders = search.driver.exchange(reports, 1)
     assert (numbers(orders), orders.is_last) == ([2], True)
@@ -71,32 +71,30 @@ def test_they_are_the_trials_that_would_have_come_anyway(
     ]
 
 
-def test_a_stop_before_the_first_worker_leaves_them_waiting(study: ScriptedStudy) -> None:
-    """Nothing starts; the next run has the same trials under their numbers, and no more."""
+def test_a_stop_before_the_first_worker_leaves_nothing(study: ScriptedStudy) -> None:
+    """No trial was begun, so none is recorded, told or proposed any more."""
     search = study.prepare(study.config(trials=2))
     search.driver.prepare(2)
     search.driver.request_stop("interrupted")
+    search.driver.prepare(2)
     orders = search.driver.exchange([ready()], 2)
     assert (orders.start, orders.is_last) == ((), True)
-    search.driver.settle()
-    assert search.states() == ["WAITING"] * 2
-    kinds = [type(r) for r in search.listener.records if not isinstance(r, Notice)]
-    assert kinds == [WorkerReady, Started, Started, TrialFinished, TrialFinished]
-    search.ledger.close()
-    assert study.run(trials=2).states() == ["COMPLETE"] * 2
+    assert [type(r) for r in search.listener.records] == [WorkerReady]
+    assert not search.trials
 
 
-def test_a_driver_killed_while_workers_load_loses_nothing(study: ScriptedStudy) -> None:
-    """Trials that nobody trained go on under their numbers."""
-    search = study.prepare(study.config(trials=3))
-    search.driver.prepare(3)
-    before = [t.hyperparameters for t in search.trials]
-    search.ledger.close()  # the driver is gone
-    again = study.prepare(study.config(trials=3))
-    again.driver.prepare(3)
-    ScriptedTrainer(rising, 2).train(again.driver.exchange)
-    assert again.states() == ["COMPLETE"] * 3
-    assert [t.hyperparameters for t in again.trials] == before
+def test_interrupted_trials_come_before_new_ones(study: ScriptedStudy) -> None:
+    """Under their numbers and with their configurations, however many are thought of ahead."""
+    first = study.prepare(study.config(trials=4))
+    before = first.driver.exchange([ready()], 2).start
+    first.ledger.close()  # the driver is gone
+    again = study.prepare(study.config(trials=4))
+    again.driver.prepare(4)
+    orders = again.driver.exchange([ready()], 4)
+    assert numbers(orders) == [0, 1, 2, 3]
+    assert [t.hyperparameters for t in orders.start[:2]] == [t.hyperparameters for t in before]
+    again.ledger.close()
+    assert study.run(trials=4).states() == ["COMPLETE"] * 4
 
 
 def test_a_space_that_ends_early(tmp_path: Path) -> None:
@@ -104,7 +102,6 @@ def test_a_space_that_ends_early(tmp_path: Path) -> None:
     study = ScriptedStudy(tmp_path, SIX_SPACE)
     search = study.prepare(study.config(trials=10))
     search.driver.prepare(10)
-    assert len(search.trials) == 6
     ScriptedTrainer(rising, 4).train(search.driver.exchange)
     assert search.states() == ["COMPLETE"] * 6
     assert search.driver.reason == "exhausted"
@@ -131,6 +128,20 @@ def test_the_plain_path_begins_at_its_beginning(study: ScriptedStudy) -> None:
     search.driver.exchange(reports, 1)
     search.ledger.close()
     assert open_study(search.config.storage, "scripted").trials()[1].start_epoch == 0
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_worker_that_cannot_load_binds_nobody(tmp_path: Path, call: Call) -> None:
+    """A wrong module is said by the worker, when all else stands ready; then another is taken."""
+    Path("space.yaml").write_text("parameters:\n  lr: {float: [0.001, 0.1]}\n")
+    (tmp_path / "mine.py").write_text("")
+    wrong = ("--study", "one", "--space", "space.yaml", "--trials", 1, "--epochs", 1)
+    code, _, errors = call("run", *wrong, "--module", "mine:Modell")
+    assert (code, len(errors)) == (2, 1), errors
+    code, out, errors = call("run", *wrong[:4], "--trials", 1, "--epochs", 2)
+    assert (code, errors) == (0, []), (out, errors)
+    folder = tmp_path / "mlruns" / ".sweep" / "one"
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
 def test_workers_load_before_optuna_does(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from sweep.errors import StudyFailedError
 from sweep.executors.memory import MemoryLimit
 from sweep.executors.messages import Crash
 from sweep.trial import Exchange, Failure, Notice, Orders, Report, Stop, Task, TrialResult
+from sweep.trial_files import make_private_folder
 
 TICK_S = 0.5
 HANG_GRACE_S = 5.0
@@ -196,7 +197,7 @@ def _failed(number: int, failure: Failure) -> TrialResult:
 
 
 def _start(task: Task) -> _Worker:
-    Path(task.log_file).parent.mkdir(parents=True, exist_ok=True)
+    make_private_folder(Path(task.log_file).parent)
     with contextlib.ExitStack() as open_here:
         log = open_here.enter_context(Path(task.log_file).open("ab"))
         ours, theirs = socket.socketpair()

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from sweep.datasets import is_custom
-from sweep.training.choice import most_slots, path_of, why_plain
+from sweep.training.choice import foreseen_slots, path_of, why_plain
 from sweep.trial import Task, Trainer
 
 if TYPE_CHECKING:
     from sweep.training.data import SearchData
 
-__all__ = ["make_trainer", "most_slots", "path_of", "why_plain"]
+__all__ = ["foreseen_slots", "make_trainer", "path_of", "why_plain"]
 
 
 def make_trainer(task: Task) -> Trainer:
@@ -24,27 +24,23 @@ def make_trainer(task: Task) -> Trainer:
     """
     with ThreadPoolExecutor(1, thread_name_prefix="data") as beside:
         # Unpacking MNIST takes 0.4 s, in which Python's lock is mostly free for the imports.
-        loading = None if is_custom(task.data) else beside.submit(_load, task)
+        # Data of the user's own are a program, which runs in the main thread.
+        data = None if is_custom(task.data) else beside.submit(_load, task).result
         from sweep.training.paths import BothPaths
 
         if path_of(task) == "fused":
             from sweep.training.fused import FusedTrainer
 
-            return BothPaths(task, "fused", FusedTrainer(task, _loaded(loading)))
+            return BothPaths(task, "fused", FusedTrainer(task, data))
         from sweep.training.single import PlainTrainer
 
         if task.population == 1 and not task.was_larger:
-            return BothPaths(task, "plain", PlainTrainer(task, _loaded(loading)))
+            return BothPaths(task, "plain", PlainTrainer(task, data))
         notice = f"one trial at a time, in the plain path: {why_plain(task)}"
-        return PlainTrainer(task, _loaded(loading), notice=notice)
+        return PlainTrainer(task, data, notice=notice)
 
 
 def _load(task: Task) -> SearchData:
     from sweep.training.data import load_search_data
 
     return load_search_data(task.data, task.data_dir, task.seed)
-
-
-def _loaded(loading: Future[SearchData] | None) -> SearchData | None:
-    """None: data of the user's own, which a trainer loads in the main thread."""
-    return None if loading is None else loading.result()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sweep.config import DEFAULT_MODULE
+from sweep.datasets import is_custom
 from sweep.trial import Task, TrainerName
 
 FUSED_PRECISIONS = ("32-true", "64-true")
@@ -10,6 +11,9 @@ FUSED_PRECISIONS = ("32-true", "64-true")
 MOST_SLOTS = 32
 """A judgement, not a measurement: more proposals at a time teach a sampler too little, and past
 16 slots a model-step gets no cheaper (benchmarks/NOTES.md)."""
+
+N_RANDOM = 10
+"""Trials that TPE and GP propose at random at first (Optuna's `n_startup_trials`)."""
 
 
 def path_of(task: Task) -> TrainerName:
@@ -40,6 +44,12 @@ def precision_of(task: Task) -> str:
     return {"32": "32-true", "64": "64-true"}.get(str(task.precision), str(task.precision))
 
 
-def most_slots(task: Task) -> int:
-    """How many trials one worker trains at a time at most; memory may leave room for fewer."""
-    return 1 if path_of(task) == "plain" else task.population or MOST_SLOTS
+def foreseen_slots(task: Task) -> int:
+    """How many trials a worker will most likely ask for first.
+
+    Data of the user's own may be so large that memory has room for few of the most slots: then
+    not more than Optuna's samplers choose at random anyway before they learn.
+    """
+    if path_of(task) == "plain":
+        return 1
+    return task.population or (N_RANDOM if is_custom(task.data) else MOST_SLOTS)

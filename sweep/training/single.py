@@ -6,7 +6,7 @@ For any LightningModule, and the reference that the fused path is tested against
 from __future__ import annotations
 
 import collections
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning
@@ -42,7 +42,11 @@ class PlainTrainer:
     """Trains what is ordered, one trial after the other."""
 
     def __init__(
-        self, task: Task, data: SearchData | None = None, *, notice: str | None = None
+        self,
+        task: Task,
+        data: SearchData | Callable[[], SearchData] | None = None,
+        *,
+        notice: str | None = None,
     ) -> None:
         hush_lightning()
         self._notice = notice
@@ -50,7 +54,8 @@ class PlainTrainer:
             torch.set_num_threads(task.n_threads)
         import_object(task.module, "--module")  # a wrong name is said before the first trial
         self._task = task
-        self._data = data or load_search_data(task.data, task.data_dir, task.seed)
+        given = data() if callable(data) else data
+        self._data = given or load_search_data(task.data, task.data_dir, task.seed)
         n_features = self._data.train.x[0].numel()
         if task.module == DEFAULT_MODULE and n_features <= SMALL_FEATURES:
             torch.set_num_threads(1)
