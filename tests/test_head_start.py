@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 from searches import SIX_SPACE, Call, ScriptedStudy, rising
 
+from sweep.agenda import Planned
 from sweep.imports import libraries_set_aside
 from sweep.ledger import open_study
+from sweep.proposals import Proposals
 from sweep.testing import DATASET, ScriptedTrainer
 from sweep.trial import (
     EpochReport,
@@ -81,6 +83,15 @@ def test_a_stop_before_the_first_worker_leaves_nothing(study: ScriptedStudy) -> 
     assert (orders.start, orders.is_last) == ((), True)
     assert [type(r) for r in search.listener.records] == [WorkerReady]
     assert not search.trials
+
+
+def test_thinking_ahead_ends_when_the_search_does(study: ScriptedStudy) -> None:
+    """A stop is heeded between two proposals, which may take long."""
+    config = study.config()
+    proposals = Proposals(study.space, config.sampler, config.pruner, "maximize", 0, 3)
+    agenda: list[Planned] = []
+    proposals.think_ahead(agenda, 0, 9, lambda: len(agenda) == 2)
+    assert len(agenda) == 2
 
 
 def test_interrupted_trials_come_before_new_ones(study: ScriptedStudy) -> None:

@@ -1,4 +1,4 @@
-"""Where trials are trained: one table of executors."""
+"""Where trials are trained: the table of executors, and how their workers are started."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which path trains a task's trials, said without loading torch: the driver asks, too."""
+"""Which path trains a task's trials, and how many at once: the driver asks, too, so no torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ FUSED_PRECISIONS = ("32-true", "64-true")
 MOST_SLOTS = 32
 """A judgement, not a measurement: more proposals at a time teach a sampler too little, and past
 16 slots a model-step gets no cheaper (benchmarks/NOTES.md)."""
-
 N_RANDOM = 10
 """Trials that TPE and GP propose at random at first (Optuna's `n_startup_trials`)."""
 

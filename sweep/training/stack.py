@@ -117,25 +117,30 @@ class Buffers:
         """Of each bucket, its layers after the first; empty for linear classifiers."""
         row, d_row = 0, 0
         for bucket in layout.buckets:
-            n, logits = bucket.n, self.logits[bucket.start : bucket.stop]
             if not bucket.widths:
-                begin = layout.row_starts[bucket.start]
-                rows = slice(begin, begin + n * layout.n_classes)
-                shape = logits.shape
-                self.linear.append((self.z[rows].view(shape), logits, self.d[rows].view(shape)))
-                self.layers.append([])
+                self._add_linear(layout, bucket)
                 continue
-            first = bucket.widths[0]
+            n, first = bucket.n, bucket.widths[0]
             x = self.padded[row : row + n * (first + 1)].view(n, first + 1, n_samples)
             d_x = self.d_padded[d_row : d_row + n * first].view(n, first, n_samples)
             row, d_row = row + n * (first + 1), d_row + n * first
             weights = layout.deeper(params, bucket)
             own_grads = layout.deeper(grads, bucket) if grads is not None else None
+            logits = self.logits[bucket.start : bucket.stop]
             layers = _layers(bucket, weights, own_grads, x, d_x, logits)
             for layer in layers[:-1] if has_dropout else ():
                 assert layer.a is not None
                 layer.mask = torch.ones_like(layer.a)
             self.layers.append(layers)
+
+    def _add_linear(self, layout: Layout, bucket: Bucket) -> None:
+        """Classifiers without a hidden layer: layer 1 gives their logits."""
+        logits = self.logits[bucket.start : bucket.stop]
+        begin = layout.row_starts[bucket.start]
+        rows = slice(begin, begin + bucket.n * layout.n_classes)
+        shape = logits.shape
+        self.linear.append((self.z[rows].view(shape), logits, self.d[rows].view(shape)))
+        self.layers.append([])
 
 
 def _layers(
