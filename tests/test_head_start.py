@@ -12,15 +12,17 @@ import pytest
 from searches import SIX_SPACE, Call, ScriptedStudy, rising
 
 from sweep.agenda import Planned
+from sweep.driver import Driver
 from sweep.imports import libraries_set_aside
-from sweep.ledger import open_study
+from sweep.ledger import create_study, open_study
 from sweep.proposals import Proposals
-from sweep.testing import DATASET, ScriptedTrainer
+from sweep.testing import DATASET, RecordingListener, ScriptedTrainer
 from sweep.trial import (
     EpochReport,
     Orders,
     TrainerName,
     TrialResult,
+    TrialSpec,
     WorkerReady,
 )
 from sweep.trial import TrialStarted as Started
@@ -92,6 +94,21 @@ def test_thinking_ahead_ends_when_the_search_does(study: ScriptedStudy) -> None:
     agenda: list[Planned] = []
     proposals.think_ahead(agenda, 0, 9, lambda: len(agenda) == 2)
     assert len(agenda) == 2
+    assert proposals.of(agenda[1], 1) is agenda[1].proposal  # not made a second time
+
+
+def test_a_driver_thinks_before_a_worker_comes(study: ScriptedStudy, tmp_path: Path) -> None:
+    """What it then hands out is what it proposed: as many as are wanted, and no more."""
+    (tmp_path / "other").mkdir()
+    other = ScriptedStudy(tmp_path / "other")
+    same = other.prepare(other.config(trials=3)).driver.exchange([ready()], 3).start
+    config = study.config(trials=3)
+    ledger, _ = create_study(config.storage, config.study_name, "maximize")
+    proposals = Proposals(study.space, config.sampler, config.pruner, "maximize", 0, 3)
+    driver = Driver(config, ledger, proposals, RecordingListener())
+    driver.plan([], [])
+    driver.prepare(2)
+    assert [proposals.is_known(t.hyperparameters) for t in same] == [True, True, False]
 
 
 def test_interrupted_trials_come_before_new_ones(study: ScriptedStudy) -> None:
@@ -101,11 +118,13 @@ def test_interrupted_trials_come_before_new_ones(study: ScriptedStudy) -> None:
     first.ledger.close()  # the driver is gone
     again = study.prepare(study.config(trials=4))
     again.driver.prepare(4)
-    orders = again.driver.exchange([ready()], 4)
-    assert numbers(orders) == [0, 1, 2, 3]
-    assert [t.hyperparameters for t in orders.start[:2]] == [t.hyperparameters for t in before]
-    again.ledger.close()
-    assert study.run(trials=4).states() == ["COMPLETE"] * 4
+    started: list[TrialSpec] = []
+    ScriptedTrainer(lambda spec: started.append(spec) or rising(spec), 4).train(
+        again.driver.exchange
+    )
+    assert [t.number for t in started] == [0, 1, 2, 3]
+    assert [t.hyperparameters for t in started[:2]] == [t.hyperparameters for t in before]
+    assert again.states() == ["COMPLETE"] * 4
 
 
 def test_a_space_that_ends_early(tmp_path: Path) -> None:
