@@ -15,9 +15,10 @@ from sweep.config import RunConfig
 from sweep.provenance import provenance
 from sweep.reuse.recipe import Recipe
 from sweep.tracking import TrainingInfo, TrainingOutcome, TrainingRun
-from sweep.training.checkpoints import export_model, write_checkpoint
+from sweep.training.checkpoints import write_checkpoint
 from sweep.training.data import Batches, FinalData, load_final_data
 from sweep.training.devices import lightning_devices
+from sweep.training.exports import export_model
 from sweep.training.modules import build_module
 from sweep.training.quiet import hush_lightning, quiet_trainer
 from sweep.training.single import EVALUATION_BATCH

@@ -12,8 +12,9 @@ import torch
 
 from sweep.config import DEFAULT_MODULE
 from sweep.errors import DiskError
-from sweep.training.checkpoints import export_model, write_checkpoint
+from sweep.training.checkpoints import write_checkpoint
 from sweep.training.data import Batches, SearchData
+from sweep.training.exports import export_model
 from sweep.training.failures import not_finite
 from sweep.training.resuming import (
     RESUME_KEY,

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from sweep.config import DEFAULT_MODULE
-from sweep.training.checkpoints import export_model, prepare_export, write_checkpoint
+from sweep.training.checkpoints import write_checkpoint
 from sweep.training.data import SearchData
+from sweep.training.exports import export_model, prepare_export
 from sweep.training.failures import not_finite
 from sweep.training.layout import Shape
 from sweep.training.mlp import MLPClassifier

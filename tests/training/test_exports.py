@@ -1,0 +1,118 @@
+"""torch.export archives of trials."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+
+import pytest
+import torch
+
+from sweep.options import ACTIVATIONS
+from sweep.training import exports
+from sweep.training.exports import Template, export_model
+from sweep.training.mlp import MLPClassifier
+
+SHAPE = (1, 8, 8)
+
+
+def build(seed=0, hidden=(12, 9), **given):
+    return MLPClassifier(
+        64, 10, hidden=hidden, seed=seed, input_mean=0.3, input_std=0.4, **given
+    ).eval()
+
+
+def by_torch(path, model):
+    """What `export_model` would write, traced and saved by torch for this model alone."""
+    torch.export.save(exports._export(model, SHAPE), path)
+    return path
+
+
+def records(path):
+    """An archive's records; JSON as values."""
+    with zipfile.ZipFile(path) as archive:
+        found = {name.partition("/")[2]: archive.read(name) for name in archive.namelist()}
+    del found[".data/serialization_id"]  # a hash over the order in which records were written
+    return {n: json.loads(c) if n.endswith(".json") else c for n, c in found.items()}
+
+
+@pytest.mark.parametrize(
+    ("hidden", "given"),
+    [
+        ((), {}),
+        ((1,), {}),
+        ((2, 8), {}),
+        ((64, 10), {"activation": "gelu"}),
+        ((101, 103, 107), {}),  # the widths that templates are made with
+        ((40, 40, 40), {"dropout": 0.3}),
+        ((9, 500, 3, 7), {"activation": "tanh", "dropout": 0.1}),
+    ],
+)
+def test_archives_are_what_torch_writes(tmp_path, hidden, given):
+    """Record for record, what tracing and saving the very model gives."""
+    export_model(tmp_path / "other.pt2", build(5, [w + 4 for w in hidden], **given), SHAPE)
+    model = build(1, hidden, **given)
+    ours = records(export_model(tmp_path / "ours.pt2", model, SHAPE))
+    torchs = records(by_torch(tmp_path / "torchs.pt2", model))
+    # Not where it was traced: these lines name this test's helper and not export_model.
+    for archive in (ours, torchs):
+        for node in archive[exports.PROGRAM]["graph_module"]["graph"]["nodes"]:
+            node["metadata"].pop("stack_trace", None)
+    assert ours == torchs
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_exported_models_of_one_structure(tmp_path, activation):
+    """Archives made from one trace hold each model's own widths and weights, for any batch."""
+    models = [
+        build(seed, hidden, activation=activation, dropout=0.1 + 0.2 * seed)
+        for seed, hidden in enumerate([(12, 9), (40, 3), (1, 2)])
+    ]
+    before = len(exports._templates)
+    paths = [export_model(tmp_path / f"{k}.pt2", model, SHAPE) for k, model in enumerate(models)]
+    assert len(exports._templates) == before + 1
+    for model, path in zip(models, paths, strict=True):
+        program = torch.export.load(path)
+        for n in (1, 2, 5):
+            x = torch.rand(n, *SHAPE)
+            torch.testing.assert_close(program.module()(x), model(x))
+
+
+def test_float64(tmp_path):
+    """A model of another precision has a template of its own."""
+    for model in (build(0), build(1).double(), build(2)):
+        program = torch.export.load(export_model(tmp_path / "a.pt2", model, SHAPE))
+        x = torch.rand(3, *SHAPE, dtype=next(model.parameters()).dtype)
+        torch.testing.assert_close(program.module()(x), model(x))
+
+
+def test_a_network_of_one_s_own(tmp_path):
+    """A subclass that computes something else is traced itself."""
+
+    class Doubled(MLPClassifier):
+        def forward(self, x):
+            return 2.0 * super().forward(x)
+
+    export_model(tmp_path / "plain.pt2", build(), SHAPE)
+    model = Doubled(64, 10, hidden=(12, 9)).eval()
+    program = torch.export.load(export_model(tmp_path / "own.pt2", model, SHAPE))
+    x = torch.rand(3, *SHAPE)
+    torch.testing.assert_close(program.module()(x), model(x))
+
+
+def test_a_number_that_may_be_no_width(tmp_path):
+    """A width that is also something else makes no template: it would be filled in wrongly."""
+    archive = by_torch(tmp_path / "a.pt2", build(0, (12, 9))).read_bytes()
+    Template(archive, (12, 9))
+    with pytest.raises(ValueError, match="no width"):
+        Template(archive, (12, 1))  # flatten's first dimension, among others
+
+
+def test_exporting_leaves_an_earlier_file_alone(tmp_path):
+    """A later export with other weights does not change an archive on the disk."""
+    path = export_model(tmp_path / "a.pt2", build(0), (64,))
+    before = (tmp_path / "a.pt2").read_bytes()
+    export_model(tmp_path / "b.pt2", build(1), (64,))
+    assert (tmp_path / "a.pt2").read_bytes() == before
+    x = torch.rand(3, 64)
+    torch.testing.assert_close(torch.export.load(path).module()(x), build(0)(x))
