@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import shutil
 import sqlite3
@@ -147,6 +148,19 @@ def test_a_trial_has_params_curves_data_and_times(uri: str, model: records.Train
     assert contexts == {"toy-train": "training", "toy-val": "validation"}
 
 
+def test_tags_of_a_start_are_in_its_run(uri: str) -> None:
+    """Also where the run is there already, made by a report or by an earlier start."""
+    begun, reported = records.started(0), records.started(1)
+    again = dataclasses.replace(begun, tags={"sweep.seed": "9"})
+    found = []
+    for written in ([begun], [begun, again], [again, begun, again]):
+        written = [*records.epochs(1, 1, 1), *written, reported]
+        track(uri, written)
+        runs = runs_of(uri)
+        found.append([runs[number].data.tags["sweep.seed"] for number in "01"])
+    assert found == [["70", "71"], ["9", "71"], ["9", "71"]]
+
+
 def test_a_failure_is_kept_with_its_traceback(uri: str) -> None:
     """A failed trial has the class of its failure as a tag and the traceback as a file."""
     track(uri, records.search(None))
@@ -215,7 +229,8 @@ def test_model_folders_are_what_mlflow_itself_writes(
 
     dtype = np.dtype("float32")
     pins = [f"{n}=={v.partition('+')[0]}" for n, v in _versions("torch", "mlflow", "numpy")]
-    ModelFolders(records.DATASET).write(tmp_path / "ours", Path(model.model_file), {})
+    ids = {key: key for key in ("artifact_path", "model_id", "model_uuid", "run_id")}
+    ModelFolders(records.DATASET).write(tmp_path / "ours", Path(model.model_file), ids)
     mlflow.pytorch.save_model(
         MLPClassifier(4, 3, hidden=(5,)).eval(),
         str(tmp_path / "theirs"),
@@ -240,8 +255,14 @@ def _folder(folder: Path) -> dict[str, Any]:
     """What must be the same in two model folders."""
     files = sorted(str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file())
     mlmodel = yaml.safe_load((folder / "MLmodel").read_text())
-    for varies in ("model_uuid", "utc_time_created", "model_size_bytes"):
-        assert mlmodel.pop(varies)
+    for varies, kind in (
+        ("model_uuid", str),
+        ("utc_time_created", str),
+        ("model_size_bytes", int),
+    ):
+        assert isinstance(mlmodel.pop(varies), kind)
+    for of_a_logged_model in ("artifact_path", "model_id", "run_id"):
+        mlmodel.pop(of_a_logged_model, None)
     conda = yaml.safe_load((folder / "conda.yaml").read_text())
     conda["dependencies"] = [
         d.partition("<")[0] if isinstance(d, str) else d for d in conda["dependencies"]

@@ -89,6 +89,7 @@ def started(number: int) -> TrialStarted:
         {"optimizer": "Adam", "lr": 0.0012, "hidden": (256, 64)},
         {"optimizer": "Adam", "lr": 0.0012, "n_layers": 2, "hidden.0": 256, "hidden.1": 64},
         START_MS + 1000 * number,
+        {"sweep.seed": str(70 + number)},
     )
 
 

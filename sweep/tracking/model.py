@@ -16,6 +16,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,12 @@ dependencies:
 """
 
 
+OWN = (
+    "artifact_path", "model_id", "model_size_bytes", "model_uuid", "run_id", "utc_time_created",
+)  # fmt: skip
+"""What each model's MLmodel file has of its own."""
+
+
 class ModelFolders:
     """Writes model folders; what all models of a study share is worked out once."""
 
@@ -79,6 +86,8 @@ class ModelFolders:
         }
         self.n_bytes = sum(map(len, self._files.values()))
         """What a model takes beside its archive, but for its MLmodel file of some 2 kB."""
+        # Once: putting it together and writing it as YAML takes as long as storing the archive.
+        self._description = self._describe()
 
     def write(self, folder: Path, archive: Path, ids: Mapping[str, Any]) -> None:
         """Fill `folder` with the model of `archive` (.pt2).
@@ -86,14 +95,28 @@ class ModelFolders:
         Args:
             folder: Made where it is missing; files of the same names are replaced.
             archive: What `torch.export.save` wrote.
-            ids: Further arguments of `mlflow.models.Model`: model_id, run_id, ...
+            ids: The arguments of `mlflow.models.Model` that are named in `OWN`, but for time and
+                size.
         """
         data = folder / "data"
         data.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(archive, data / "model.pt2")
         for name, text in self._files.items():
             (folder / name).write_text(text, encoding="utf-8")
-        model = Model(signature=self._signature, **ids)
+        values = {
+            **ids,
+            "utc_time_created": str(datetime.now(UTC).replace(tzinfo=None)),
+            "model_size_bytes": archive.stat().st_size + self.n_bytes,
+        }
+        text = self._description
+        for key in OWN:
+            text = text.replace(_gap(key), json.dumps(values[key]))
+        (folder / "MLmodel").write_text(text, encoding="utf-8")
+
+    def _describe(self) -> str:
+        """The MLmodel file, with gaps for what each model has of its own."""
+        gaps: dict[str, Any] = {key: _gap(key) for key in OWN}
+        model = Model(signature=self._signature, **gaps)
         model.saved_input_example_info = {
             "artifact_path": "input_example.json",
             "serving_input_path": "serving_input_example.json",
@@ -111,8 +134,7 @@ class ModelFolders:
             config={"device": None},
             env={"conda": "conda.yaml", "virtualenv": "python_env.yaml"},
         )
-        model.model_size_bytes = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
-        model.save(str(folder / "MLmodel"))
+        return str(model.to_yaml())
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +200,10 @@ def _upload(
     with tempfile.TemporaryDirectory() as scratch:
         folders.write(Path(scratch), archive, ids)
         artifacts.log_artifacts(scratch)  # type: ignore[no-untyped-call]
+
+
+def _gap(key: str) -> str:
+    return f"<{key}>"
 
 
 def _public_version(package: str) -> str:

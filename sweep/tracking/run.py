@@ -47,6 +47,7 @@ class RunLog:
         self.status: str = run.info.status
         self.end_time: int | None = run.info.end_time
         self.params: Mapping[str, str] = dict(run.data.params)
+        self._tags: dict[str, str] = dict(run.data.tags)
         self.may_have_model = not is_new
         self._artifacts = get_artifact_repository(run.info.artifact_uri, tracking_uri=store.uri)
         self._last_epoch: int | None = 0 if is_new else None  # None: not asked for yet
@@ -65,6 +66,11 @@ class RunLog:
                 self.run_id, metrics[:_N_METRICS], rows[:_N_PARAMS], marks[:_N_PARAMS]
             )
             metrics, rows, marks = metrics[_N_METRICS:], rows[_N_PARAMS:], marks[_N_PARAMS:]
+        self._tags |= tags or {}
+
+    def new_tags(self, tags: Mapping[str, str]) -> dict[str, str]:
+        """Those of `tags` that the run does not have yet."""
+        return {key: value for key, value in tags.items() if self._tags.get(key) != value}
 
     def new_points(self, reports: Sequence[EpochReport], metric: str) -> list[Metric]:
         """Metrics of the epochs among `reports` that the run does not have yet.

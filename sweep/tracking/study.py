@@ -191,11 +191,11 @@ class StudyRuns:
     def _start(self, record: TrialStarted) -> None:
         params = flat_params(record.hyperparameters, record.params)
         self._params[record.number] = params
-        run = self._run_of(record.number, record.name, record.time_ms)
+        run = self._run_of(record.number, record.name, record.time_ms, record.tags)
         if self._is_old(run, record):
             return
         run.reopen()
-        run.log(params=params, tags=record.tags)
+        run.log(params=params, tags=run.new_tags(record.tags))
         if not run.params:
             run.log_datasets(self._inputs)
 
@@ -206,13 +206,16 @@ class StudyRuns:
         """
         return self._is_catching_up and run.ended_by(record.time_ms)
 
-    def _run_of(self, number: int, name: str, time_ms: int) -> RunLog:
-        """The run of a trial: the one there is, else a new one."""
+    def _run_of(
+        self, number: int, name: str, time_ms: int, tags: Mapping[str, str] | None = None
+    ) -> RunLog:
+        """The run of a trial: the one there is, else a new one, with `tags` among its own."""
         if number not in self._trials and number in self._tried:
             self._load()  # an earlier attempt failed half-way and may have made it
         if number not in self._trials:
             self._tried.add(number)
             tags = {
+                **(tags or {}),
                 **_tags(self._study, "trial"),
                 **source_tags(),
                 "sweep.trial": str(number),
