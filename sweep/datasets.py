@@ -174,9 +174,9 @@ def resolve_data_dir(data_dir: str | os.PathLike[str] | None) -> Path | None:
 
 def default_cache_dir() -> Path:
     """The platform's cache folder of this user, e.g. ~/.cache/sweep."""
-    import pooch
+    import platformdirs
 
-    return Path(pooch.os_cache("sweep"))
+    return platformdirs.user_cache_path("sweep")
 
 
 def status(

@@ -1,37 +1,27 @@
-"""A trained model as a torch.export archive (.pt2): no class of ours is needed to load it.
-
-torch.export takes 70 ms to trace a network and 9 ms to serialise it. Networks that differ in their
-widths alone have archives that differ in a few numbers and in the weights, so one network of each
-structure is traced and serialised, and the archives of the others are filled in: 1-2 ms.
-"""
+"""A trained model as a torch.export archive (.pt2): no class of ours is needed to load it."""
 
 from __future__ import annotations
 
-import io
-import json
-import math
-from collections.abc import Hashable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
-from torch.export.pt2_archive import PT2ArchiveReader, PT2ArchiveWriter
 
+from sweep.training import mlp
 from sweep.training.mlp import MLPClassifier
 from sweep.training.resuming import saved_bytes
+from sweep.training.templates import UNUSABLE, Template, cache_file, keep, kept, primes
 from sweep.trial_files import replace_file
 
-PROGRAM = "models/model.json"
-WEIGHTS = "data/weights/"
-WEIGHTS_TABLE = f"{WEIGHTS}model_weights_config.json"
-OF_THE_WRITER = (".data/", "byteorder")
-"""Records that torch's writer adds by itself."""
-SHAPES = ("tensor_values", "tensor_meta")
-"""Keys in an archive's JSON below which the sizes and strides of all tensors are."""
-STRUCTURE = ("in_features", "n_classes", "activation", "input_mean", "input_std")
-"""What decides an MLP's archive, beside its layers, their widths and weights."""
+STATISTICS = (0.30719, 0.48611)
+"""Mean and standard deviation that a template is made with: numbers that are nothing else."""
+STRUCTURE = ("in_features", "n_classes", "activation")
+"""What decides an MLP's template, beside its layers: what they are, not how wide they are."""
 
 
 def export_model(path: str | Path, model: nn.Module, feature_shape: tuple[int, ...]) -> str:
@@ -41,11 +31,14 @@ def export_model(path: str | Path, model: nn.Module, feature_shape: tuple[int, .
     (B, *feature_shape). Leaves the model in evaluation mode. Returns the path. Raises DiskError.
     """
     model.eval()
-    template = _template_of(model, feature_shape) if type(model) is MLPClassifier else None
+    template = None
+    if type(model) is MLPClassifier:
+        template = _template_of(model, feature_shape)
+        numbers = (float(model.input_mean), float(model.input_std), *model.hidden)
     if template is None:
         content = saved_bytes(_export(model, feature_shape), torch.export.save)
     else:
-        content = saved_bytes(model, template.fill)
+        content = saved_bytes(model.state_dict(), partial(template.fill, numbers=numbers))
     replace_file(Path(path), content)
     return str(path)
 
@@ -53,52 +46,6 @@ def export_model(path: str | Path, model: nn.Module, feature_shape: tuple[int, .
 def prepare_export(model: MLPClassifier, feature_shape: tuple[int, ...]) -> None:
     """Do now what the first `export_model` of a model like this one would take long for."""
     _template_of(model, feature_shape)
-
-
-class Template:
-    """The archive of one structure, with gaps where widths and weights go.
-
-    Args:
-        archive: What `torch.export.save` wrote for a network of that structure.
-        widths: Of its hidden layers: no two alike, and none of them also something else's size.
-
-    Raises:
-        ValueError: A width is where none was expected.
-        KeyError: A record or an entry is not where it was expected.
-    """
-
-    def __init__(self, archive: bytes | bytearray, widths: Sequence[int]) -> None:
-        gaps = {width: f"<width {k}>" for k, width in enumerate(widths)}
-        self._gaps = [json.dumps(gap) for gap in gaps.values()]
-        reader = PT2ArchiveReader(io.BytesIO(archive))
-        self._texts = {
-            record: json.dumps(_with_gaps(json.loads(reader.read_string(record)), gaps))
-            for record in (WEIGHTS_TABLE, PROGRAM)
-        }
-        table = json.loads(reader.read_string(WEIGHTS_TABLE))["config"]
-        self._weights = {
-            WEIGHTS + meta["path_name"]: name.removeprefix(f"{_Inference.MODEL}.")
-            for name, meta in table.items()
-        }
-        self._others = {
-            record: reader.read_bytes(record)
-            for record in reader.get_file_names()
-            if record not in {*self._texts, *self._weights}
-            and not record.startswith(OF_THE_WRITER)
-        }
-
-    def fill(self, model: MLPClassifier, file: Any) -> None:
-        """Write the archive of `model`, a network of this structure, to `file`."""
-        weights = model.state_dict()
-        with PT2ArchiveWriter(file) as writer:
-            for record, name in self._weights.items():
-                writer.write_bytes(record, _bytes(weights[name]))
-            for record, text in self._texts.items():
-                for gap, width in zip(self._gaps, model.hidden, strict=True):
-                    text = text.replace(gap, str(width))
-                writer.write_string(record, text)
-            for record, content in self._others.items():
-                writer.write_bytes(record, content)
 
 
 _templates: dict[Hashable, Template | None] = {}
@@ -112,45 +59,40 @@ def _template_of(model: MLPClassifier, feature_shape: tuple[int, ...]) -> Templa
     dtype = next(model.parameters()).dtype
     key = (len(model.hidden), *given.values(), feature_shape, dtype)
     if key not in _templates:
-        # A prime above all other sizes: no product of those, as strides are, is equal to it.
-        widths = _primes(len(model.hidden), max(*feature_shape, model.n_classes, 100))
-        like = MLPClassifier(**given, hidden=widths).to(dtype).eval()
-        archive = saved_bytes(_export(like, feature_shape), torch.export.save)
-        try:
-            _templates[key] = Template(archive, widths)
-        except (KeyError, ValueError):
-            _templates[key] = None
+        sizes = max(*feature_shape, model.n_classes, 100)
+        numbers = (*STATISTICS, *primes(len(model.hidden), sizes))
+        _templates[key] = _load_or_make(
+            key, numbers, partial(_make, given, numbers, feature_shape, dtype)
+        )
     return _templates[key]
 
 
-def _primes(n: int, above: int) -> list[int]:
-    found: list[int] = []
-    number = above
-    while len(found) < n:
-        number += 1
-        if all(number % divisor for divisor in range(2, math.isqrt(number) + 1)):
-            found.append(number)
-    return found
+def _load_or_make(
+    key: Hashable, numbers: Sequence[float], make: Callable[[], bytearray]
+) -> Template | None:
+    """From the user's cache, where an earlier search needed it, too."""
+    file = cache_file(key, [Path(__file__), Path(mlp.__file__)])
+    with contextlib.suppress(OSError, *UNUSABLE):
+        return Template(kept(file), numbers, f"{_Inference.MODEL}.")
+    archive = make()
+    keep(file, archive)
+    with contextlib.suppress(*UNUSABLE):
+        return Template(archive, numbers, f"{_Inference.MODEL}.")
+    return None
 
 
-def _with_gaps(content: Any, gaps: Mapping[int, str], *, is_shape: bool = False) -> Any:
-    """JSON with the numbers of `gaps` in tensors' shapes replaced."""
-    if isinstance(content, dict):
-        return {
-            key: _with_gaps(value, gaps, is_shape=is_shape or key in SHAPES)
-            for key, value in content.items()
-        }
-    if isinstance(content, list):
-        return [_with_gaps(item, gaps, is_shape=is_shape) for item in content]
-    if isinstance(content, int) and content in gaps:
-        if not is_shape:
-            raise ValueError(f"{content} is no width here")
-        return gaps[content]
-    return content
-
-
-def _bytes(value: Tensor) -> bytes:
-    return value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+def _make(
+    given: Mapping[str, Any],
+    numbers: Sequence[float],
+    feature_shape: tuple[int, ...],
+    dtype: torch.dtype,
+) -> bytearray:
+    """The archive that a template is made of."""
+    mean, std, *widths = numbers
+    like = MLPClassifier(
+        **given, hidden=[int(width) for width in widths], input_mean=mean, input_std=std
+    )
+    return saved_bytes(_export(like.to(dtype).eval(), feature_shape), torch.export.save)
 
 
 def _export(model: nn.Module, feature_shape: tuple[int, ...]) -> ExportedProgram:

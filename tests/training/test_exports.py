@@ -10,8 +10,9 @@ import torch
 
 from sweep.options import ACTIVATIONS
 from sweep.training import exports
-from sweep.training.exports import Template, export_model
+from sweep.training.exports import export_model
 from sweep.training.mlp import MLPClassifier
+from sweep.training.templates import PROGRAM, Template, kept
 
 SHAPE = (1, 8, 8)
 
@@ -56,7 +57,7 @@ def test_archives_are_what_torch_writes(tmp_path, hidden, given):
     torchs = records(by_torch(tmp_path / "torchs.pt2", model))
     # Not where it was traced: these lines name this test's helper and not export_model.
     for archive in (ours, torchs):
-        for node in archive[exports.PROGRAM]["graph_module"]["graph"]["nodes"]:
+        for node in archive[PROGRAM]["graph_module"]["graph"]["nodes"]:
             node["metadata"].pop("stack_trace", None)
     assert ours == torchs
 
@@ -103,9 +104,45 @@ def test_a_network_of_one_s_own(tmp_path):
 def test_a_number_that_may_be_no_width(tmp_path):
     """A width that is also something else makes no template: it would be filled in wrongly."""
     archive = by_torch(tmp_path / "a.pt2", build(0, (12, 9))).read_bytes()
-    Template(archive, (12, 9))
-    with pytest.raises(ValueError, match="no width"):
-        Template(archive, (12, 1))  # flatten's first dimension, among others
+    Template(archive, (12, 9), "model.")
+    with pytest.raises(ValueError, match="no size"):
+        Template(archive, (12, 1), "model.")  # flatten's first dimension, among others
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """The user's cache, empty, and a process that remembers nothing."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    exports._templates.clear()
+    return tmp_path / "cache" / "sweep" / "templates"
+
+
+def test_a_template_is_kept_for_the_next_search(tmp_path, cache):
+    """It serves networks of any widths and data; a damaged or a missing file is made again."""
+    export_model(tmp_path / "first.pt2", build(0), SHAPE)
+    (file,) = cache.iterdir()
+    assert (cache.stat().st_mode & 0o777, file.stat().st_mode & 0o777) == (0o700, 0o600)
+    whole = file.read_bytes()
+    for content in (whole, whole[: len(whole) // 2], whole.replace(b"linear", b"nilear"), b""):
+        file.write_bytes(content)
+        written_ns = file.stat().st_mtime_ns
+        exports._templates.clear()
+        model = MLPClassifier(64, 10, hidden=(3, 40), input_mean=0.1, input_std=0.9).eval()
+        ours = export_model(tmp_path / "later.pt2", model, SHAPE)
+        x = torch.rand(3, *SHAPE)
+        torch.testing.assert_close(torch.export.load(ours).module()(x), model(x))
+        assert list(cache.iterdir()) == [file]
+        assert (file.stat().st_mtime_ns == written_ns) is (content == whole)
+        assert kept(file) == whole[-len(kept(file)) :]
+
+
+def test_a_cache_that_cannot_be_written_is_no_matter(tmp_path, cache):
+    """The template is made anew, then."""
+    cache.parent.mkdir(parents=True)
+    cache.write_text("a file where the folder should be")
+    program = torch.export.load(export_model(tmp_path / "a.pt2", build(), SHAPE))
+    x = torch.rand(3, *SHAPE)
+    torch.testing.assert_close(program.module()(x), build()(x))
 
 
 def test_exporting_leaves_an_earlier_file_alone(tmp_path):
