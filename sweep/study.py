@@ -133,7 +133,8 @@ def search(
                 ledger.settle(False)
                 listener.open(info)
             driver = Driver(config, ledger, proposals, listener, extras.retention, path_of(task))
-            with _set_aside(config), _closing(executor, driver, listener):
+            held.enter_context(_set_aside(config))
+            with _closing(executor, driver, listener):
                 if trials:
                     extras.after_open(ledger)
                 proposals.remember(as_history(space, ledger.carried()))
