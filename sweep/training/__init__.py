@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from sweep.datasets import is_custom
+from sweep.imports import deferred
 from sweep.training.choice import foreseen_slots, path_of, why_plain
 from sweep.trial import Task, Trainer
 
@@ -26,6 +27,8 @@ def make_trainer(task: Task) -> Trainer:
         # Unpacking MNIST takes 0.4 s, in which Python's lock is mostly free for the imports.
         # Data of the user's own are a program, which runs in the main thread.
         data = None if is_custom(task.data) else beside.submit(_load, task).result
+        with deferred("scipy.signal", "hamming"):
+            import lightning  # noqa: F401
         from sweep.training.paths import BothPaths
 
         if path_of(task) == "fused":
