@@ -191,6 +191,8 @@ class Delivery:
         if self._held.takes(number, entry):
             return True
         if isinstance(entry, EpochReport):
+            if not self._gathered:
+                self._flush_at = max(self._flush_at, time.monotonic() + self._pace.flush_s)
             self._gathered.setdefault(number, []).append(entry)
             return True
         return self._apply(sink, entry, number)

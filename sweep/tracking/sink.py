@@ -14,7 +14,7 @@ from sweep.trial import EpochReport
 class Pace:
     """How often the store is asked, in seconds, and how much may wait for it."""
 
-    flush_s: float = 2.0
+    flush_s: float = 5.0
     """Epoch metrics are gathered for at least this long."""
     first_retry_s: float = 0.5
     """A store that did not answer is asked again after this long, then after twice this, ..."""

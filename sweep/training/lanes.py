@@ -105,6 +105,8 @@ class Lanes:
         if alone is not None and alone is not self._alone:
             alone.before_step = ThreadTuner(self._n_threads).step
         elif alone is None:
+            # What is done between epochs is small; a thread that helped would spin afterwards.
+            torch.set_num_threads(max(1, self._n_threads // max(1, len(self._populations))))
             for population in self._populations:
                 population.before_step = nothing
         self._alone = alone
