@@ -19,9 +19,8 @@ import lightning
 import torch
 from torch import Tensor
 
-from sweep import options
 from sweep.errors import ConfigError, must_be_one_of
-from sweep.training.choice import FUSED_PRECISIONS, MOST_SLOTS, precision_of, why_plain
+from sweep.training.choice import FUSED_PRECISIONS, MOST_SLOTS, precision_of
 from sweep.training.data import SearchData, epoch_order, load_search_data
 from sweep.training.devices import lightning_devices, ready
 from sweep.training.failures import classify
@@ -48,23 +47,6 @@ MEMORY_SHARE = 0.5
 UNKNOWN_MEMORY = 4 << 30
 """Bytes taken to be free where the system does not say (not Linux, not CUDA)."""
 IDLE_S = 0.01
-
-
-def can_fuse(spec: TrialSpec, task: Task) -> bool:
-    """Whether `FusedTrainer` can train this trial."""
-    return why_not_fused(spec, task) is None
-
-
-def why_not_fused(spec: TrialSpec, task: Task) -> str | None:
-    """Why a trial has to take the plain path, in a few words; None: it can be fused."""
-    if reason := why_plain(task):
-        return reason
-    known = {*options.MODEL_ARGUMENTS, *options.TRAINING_ARGUMENTS}
-    if unknown := sorted(set(spec.hyperparameters) - known):
-        return f"unknown hyperparameters {', '.join(unknown)}"
-    if spec.hyperparameters.get("eps") == 0.0:
-        return "eps 0 divides padding by zero"
-    return None
 
 
 def population_size(task: Task, data: SearchData | Samples, device: torch.device) -> int:

@@ -10,8 +10,9 @@ import torch
 
 from sweep.config import DEFAULT_MODULE
 from sweep.errors import ConfigError
+from sweep.training.choice import why_plain
 from sweep.training.data import SearchData, Split, load_search_data
-from sweep.training.fused import FusedTrainer, can_fuse, population_size, why_not_fused
+from sweep.training.fused import FusedTrainer, population_size
 from sweep.training.mlp import MLPClassifier
 from sweep.training.single import PlainTrainer
 from sweep.trial import (
@@ -194,8 +195,8 @@ def test_a_trial_trained_again_alone_gives_the_same_curve(task, data):
 )
 def test_what_cannot_be_fused_is_said(task, change, reason):
     """A task that the fused trainer does not know is refused with a reason."""
-    assert can_fuse(SPECS[0], task)
-    assert reason in why_not_fused(SPECS[0], dataclasses.replace(task, **change))
+    assert why_plain(task) is None
+    assert reason in why_plain(dataclasses.replace(task, **change))
 
 
 def test_unknown_metric_is_a_config_error(task, data):
