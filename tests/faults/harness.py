@@ -37,7 +37,8 @@ class Plan:
     keep: int | None = None
     """Best trials that keep their files."""
     span_s: float = 8.0
-    """Kills fall into the first so many seconds of a run: start-up, training, hand-over, end."""
+    """Kills fall into the first so many seconds of a run: start-up, training, hand-over, end; into
+    fewer where a whole run is known to take less."""
 
 
 @dataclass
@@ -54,15 +55,18 @@ def soak(plan: Plan, folder: Path) -> Soak:
     """Kill and continue until `n_kills` hit something, run to the end, check."""
     rng = random.Random(plan.seed)
     done = Soak(folder)
-    study = 0
+    study, span_s = 0, plan.span_s
     while len(done.kills) < plan.n_kills:
-        name = f"soak{study}"
+        name, is_begun = f"soak{study}", False
         study += 1
         while len(done.kills) < plan.n_kills:
-            after_s, victim = rng.uniform(0.0, plan.span_s), rng.choice(VICTIMS)
-            code = _run_and_kill(plan, folder, name, after_s, victim, done)
-            if code == 0:
-                break  # it came to its end before the kill: check it, begin another
+            after_s, victim = rng.random() * span_s, rng.choice(VICTIMS)
+            began, is_whole = time.monotonic(), not is_begun
+            code, is_begun = _run_and_kill(plan, folder, name, after_s, victim, done), True
+            if code == 0:  # it came to its end before the kill: check it, begin another
+                if is_whole and time.monotonic() - began < after_s:
+                    span_s = min(span_s, 1.05 * (time.monotonic() - began))
+                break
             if code > 0 and code not in (1, 6):
                 done.violations.append(f"{name}: exit code {code} after a kill")
         _finish(plan, folder, name, done)
