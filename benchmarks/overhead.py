@@ -119,7 +119,10 @@ def tracked(args: argparse.Namespace) -> float:
     except EOFError:
         worker.join()
     tracker.close()
-    return time.perf_counter() - began
+    work_s = time.perf_counter() - began
+    if worker.exitcode:
+        sys.exit(f"the worker left with {worker.exitcode}")
+    return work_s
 
 
 def tell(args: argparse.Namespace, there: Connection) -> None:

@@ -229,7 +229,8 @@ def test_model_folders_are_what_mlflow_itself_writes(
 
     dtype = np.dtype("float32")
     pins = [f"{n}=={v.partition('+')[0]}" for n, v in _versions("torch", "mlflow", "numpy")]
-    ids = {key: key for key in ("artifact_path", "model_id", "model_uuid", "run_id")}
+    ids = {key: f"the {key}: \U0001f9ea" for key in ("model_id", "model_uuid", "run_id")}
+    ids["artifact_path"] = "/some where/m-1"
     ModelFolders(records.DATASET).write(tmp_path / "ours", Path(model.model_file), ids)
     mlflow.pytorch.save_model(
         MLPClassifier(4, 3, hidden=(5,)).eval(),
@@ -241,6 +242,8 @@ def test_model_folders_are_what_mlflow_itself_writes(
         pip_requirements=pins,
         serialization_format="pt2",
     )
+    written = yaml.safe_load((tmp_path / "ours" / "MLmodel").read_text())
+    assert {key: written[key] for key in ids} == ids
     ours, theirs = (_folder(tmp_path / name) for name in ("ours", "theirs"))
     assert ours == theirs
 

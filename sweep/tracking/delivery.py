@@ -144,9 +144,7 @@ class Delivery:
 
     def _wait(self) -> None:
         """Until records come, or the next flush or try is due."""
-        due = max(self._flush_at, self._retry_at)
-        if not self._away_since:
-            due = min(due, self._held.due())
+        due = self._retry_at if self._away_since else min(self._flush_at, self._held.due())
         wait_s = max(0.0, due - time.monotonic())
         self._wake.wait(wait_s if self._n_waiting() or self._sink is None else None)
         self._wake.clear()

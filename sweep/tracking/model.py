@@ -110,7 +110,7 @@ class ModelFolders:
         }
         text = self._description
         for key in OWN:
-            text = text.replace(_gap(key), json.dumps(values[key]))
+            text = text.replace(_gap(key), json.dumps(values[key], ensure_ascii=False))
         (folder / "MLmodel").write_text(text, encoding="utf-8")
 
     def _describe(self) -> str:

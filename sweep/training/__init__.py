@@ -5,6 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+from sweep.config import DEFAULT_MODULE
 from sweep.datasets import is_custom
 from sweep.imports import deferred
 from sweep.training.choice import foreseen_slots, path_of, why_plain
@@ -27,8 +28,9 @@ def make_trainer(task: Task) -> Trainer:
         # Unpacking MNIST takes 0.4 s, in which Python's lock is mostly free for the imports.
         # Data of the user's own are a program, which runs in the main thread.
         data = None if is_custom(task.data) else beside.submit(_load, task).result
-        with deferred("scipy.signal", "hamming"):
-            import lightning  # noqa: F401
+        if data is not None and task.module == DEFAULT_MODULE:  # nothing of the user's runs here
+            with deferred("scipy.signal", "hamming"):
+                import lightning  # noqa: F401
         from sweep.training.paths import BothPaths
 
         if path_of(task) == "fused":

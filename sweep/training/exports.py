@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,13 @@ from torch.export import ExportedProgram
 from sweep.training import mlp
 from sweep.training.mlp import MLPClassifier
 from sweep.training.resuming import saved_bytes
-from sweep.training.templates import UNUSABLE, Template, cache_file, keep, kept, primes
+from sweep.training.templates import (
+    Template,
+    UnknownFormatError,
+    cache_file,
+    sources_digest,
+    unmistakable,
+)
 from sweep.trial_files import replace_file
 
 STATISTICS = (0.30719, 0.48611)
@@ -48,6 +54,8 @@ def prepare_export(model: MLPClassifier, feature_shape: tuple[int, ...]) -> None
     _template_of(model, feature_shape)
 
 
+_CODE = sources_digest([__file__, mlp.__file__])
+"""Now: what is traced is what was loaded, whatever becomes of the files."""
 _templates: dict[Hashable, Template | None] = {}
 
 
@@ -59,26 +67,18 @@ def _template_of(model: MLPClassifier, feature_shape: tuple[int, ...]) -> Templa
     dtype = next(model.parameters()).dtype
     key = (len(model.hidden), *given.values(), feature_shape, dtype)
     if key not in _templates:
-        sizes = max(*feature_shape, model.n_classes, 100)
-        numbers = (*STATISTICS, *primes(len(model.hidden), sizes))
-        _templates[key] = _load_or_make(
-            key, numbers, partial(_make, given, numbers, feature_shape, dtype)
-        )
+        widths = unmistakable(len(model.hidden), {*feature_shape, model.n_classes})
+        numbers = (*STATISTICS, *widths)
+        file = cache_file(_CODE, key)
+        template = Template.kept(file) if file else None
+        if template is None:
+            archive = _make(given, numbers, feature_shape, dtype)
+            with contextlib.suppress(UnknownFormatError):
+                template = Template.of(archive, numbers, f"{_Inference.MODEL}.")
+            if template is not None and file is not None:
+                template.keep(file)
+        _templates[key] = template
     return _templates[key]
-
-
-def _load_or_make(
-    key: Hashable, numbers: Sequence[float], make: Callable[[], bytearray]
-) -> Template | None:
-    """From the user's cache, where an earlier search needed it, too."""
-    file = cache_file(key, [Path(__file__), Path(mlp.__file__)])
-    with contextlib.suppress(OSError, *UNUSABLE):
-        return Template(kept(file), numbers, f"{_Inference.MODEL}.")
-    archive = make()
-    keep(file, archive)
-    with contextlib.suppress(*UNUSABLE):
-        return Template(archive, numbers, f"{_Inference.MODEL}.")
-    return None
 
 
 def _make(

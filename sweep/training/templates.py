@@ -8,13 +8,16 @@ the others are filled in: 1 ms.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 import io
 import json
 import math
+import os
 import platform
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +27,7 @@ from torch.export.pt2_archive import PT2ArchiveReader, PT2ArchiveWriter
 
 from sweep.datasets import default_cache_dir
 from sweep.errors import DiskError
-from sweep.trial_files import make_private_folder, replace_file
+from sweep.trial_files import replace_file
 
 PROGRAM = "models/model.json"
 WEIGHTS = "data/weights/"
@@ -33,43 +36,59 @@ OF_THE_WRITER = (".data/", "byteorder")
 """Records that torch's writer adds by itself."""
 SHAPES = ("tensor_values", "tensor_meta")
 """Keys in an archive's JSON below which the sizes and strides of all tensors are."""
-UNUSABLE = (ValueError, KeyError, RuntimeError)
-"""What `Template` raises."""
 
 
+class UnknownFormatError(Exception):
+    """What torch wrote is not as it was when this was written."""
+
+
+@dataclass(frozen=True, slots=True)
 class Template:
-    """The archive of one structure, with gaps where its numbers and weights go.
+    """The archive of one structure, with gaps where its numbers and weights go."""
 
-    Args:
-        archive: What `torch.export.save` wrote for a network of that structure.
-        numbers: Those of this network that others have otherwise: integers, which are sizes, and
-            floats. No two alike, and none of them also something else's.
-        prefix: What the names of weights in the archive begin with.
+    texts: Mapping[str, str]
+    """Records that have gaps."""
+    weights: Mapping[str, str]
+    """Records that are weights: their names in a state_dict."""
+    others: Mapping[str, bytes]
+    """Records that are the same for all."""
 
-    Raises:
-        ValueError: A number is where none was expected.
-        KeyError: An entry is not where it was expected.
-        RuntimeError: A record is missing, or `archive` is damaged.
-    """
+    @classmethod
+    def of(cls, archive: bytes | bytearray, numbers: Sequence[float], prefix: str) -> Template:
+        """What is left of `archive`, which `torch.export.save` wrote for one network.
 
-    def __init__(self, archive: bytes | bytearray, numbers: Sequence[float], prefix: str) -> None:
-        gaps = {number: f"<number {k}>" for k, number in enumerate(numbers)}
-        self._gaps = [json.dumps(gap) for gap in gaps.values()]
-        reader = PT2ArchiveReader(io.BytesIO(archive))
-        self._texts = {
-            record: json.dumps(_with_gaps(json.loads(reader.read_string(record)), gaps))
-            for record in (WEIGHTS_TABLE, PROGRAM)
-        }
-        table = json.loads(reader.read_string(WEIGHTS_TABLE))["config"]
-        self._weights = {
-            WEIGHTS + meta["path_name"]: name.removeprefix(prefix) for name, meta in table.items()
-        }
-        self._others = {
-            record: reader.read_bytes(record)
-            for record in reader.get_file_names()
-            if record not in {*self._texts, *self._weights}
-            and not record.startswith(OF_THE_WRITER)
-        }
+        Args:
+            archive: Of a network of that structure.
+            numbers: Those of this network that others have otherwise: integers, which are sizes,
+                and floats. No two alike, and none of them also something else's.
+            prefix: What the names of weights in the archive begin with.
+
+        Raises:
+            UnknownFormatError: A number is nowhere, or where none was expected; a record is
+                missing.
+        """
+        gaps = {number: _gap(k) for k, number in enumerate(numbers)}
+        try:
+            reader = PT2ArchiveReader(io.BytesIO(archive))
+            contents = {
+                record: json.loads(reader.read_string(record))
+                for record in (WEIGHTS_TABLE, PROGRAM)
+            }
+            texts = {name: json.dumps(_with_gaps(c, gaps)) for name, c in contents.items()}
+            weights = {
+                WEIGHTS + meta["path_name"]: name.removeprefix(prefix)
+                for name, meta in contents[WEIGHTS_TABLE]["config"].items()
+            }
+            others = {
+                record: reader.read_bytes(record)
+                for record in reader.get_file_names()
+                if record not in {*texts, *weights} and not record.startswith(OF_THE_WRITER)
+            }
+        except (AssertionError, KeyError, RuntimeError, ValueError) as error:
+            raise UnknownFormatError(str(error)) from error
+        if not all(json.dumps(gap) in texts[PROGRAM] for gap in gaps.values()):
+            raise UnknownFormatError("a number is not in the program")
+        return cls(texts, weights, others)
 
     def fill(self, weights: Mapping[str, Tensor], file: Any, numbers: Sequence[float]) -> None:
         """Write the archive of a network of this structure to `file`.
@@ -80,64 +99,76 @@ class Template:
             numbers: In the order of those that the template was made with.
         """
         with PT2ArchiveWriter(file) as writer:
-            for record, name in self._weights.items():
+            for record, name in self.weights.items():
                 writer.write_bytes(record, _bytes(weights[name]))
-            for record, text in self._texts.items():
-                for gap, number in zip(self._gaps, numbers, strict=True):
-                    text = text.replace(gap, json.dumps(number))
+            for record, text in self.texts.items():
+                for k, number in enumerate(numbers):
+                    text = text.replace(json.dumps(_gap(k)), json.dumps(number))
                 writer.write_string(record, text)
-            for record, content in self._others.items():
+            for record, content in self.others.items():
                 writer.write_bytes(record, content)
 
+    def keep(self, file: Path) -> None:
+        """Write it to `file` in the user's cache, where that can be written."""
+        others = {
+            name: base64.b85encode(content).decode() for name, content in self.others.items()
+        }
+        content = json.dumps([self.texts, self.weights, others]).encode()
+        with contextlib.suppress(OSError, DiskError):
+            file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            replace_file(file, _checksum(content) + content, mode=0o600)
 
-def primes(n: int, above: int) -> list[int]:
-    """The first `n` primes above `above`.
+    @classmethod
+    def kept(cls, file: Path) -> Template | None:
+        """What `keep` wrote there; None where that is missing, damaged or somebody else's."""
+        try:
+            content = file.read_bytes()
+            if file.stat().st_uid != os.geteuid():
+                return None
+        except OSError:
+            return None
+        n = len(_checksum(b""))
+        if content[:n] != _checksum(content[n:]):
+            return None
+        texts, weights, others = json.loads(content[n:])
+        return cls(texts, weights, {name: base64.b85decode(text) for name, text in others.items()})
 
-    As widths they are unmistakable where all other sizes are at most `above`: no product of those,
-    as strides are, is equal to one.
-    """
+
+def unmistakable(n: int, others: Collection[int]) -> list[int]:
+    """`n` primes above 100 that are none of `others`, nor a product of them, as strides are."""
     found: list[int] = []
-    number = above
+    number = 100
     while len(found) < n:
         number += 1
-        if all(number % divisor for divisor in range(2, math.isqrt(number) + 1)):
+        is_prime = all(number % divisor for divisor in range(2, math.isqrt(number) + 1))
+        if is_prime and number not in others:
             found.append(number)
     return found
 
 
-def cache_file(key: Hashable, sources: Sequence[Path]) -> Path:
-    """Where the user's cache has, or is to have, what depends on all this.
+def sources_digest(sources: Sequence[str]) -> str | None:
+    """A digest of files of code, as they are now; None where they cannot be read."""
+    try:
+        return hashlib.blake2b(b"".join(Path(s).read_bytes() for s in sources)).hexdigest()
+    except OSError:
+        return None
 
-    Args:
-        key: Whatever it depends on, beside the versions of Python and torch.
-        sources: Files of code that it depends on.
+
+def cache_file(code: str | None, key: Hashable) -> Path | None:
+    """Where the user's cache has, or is to have, what depends on `code` and `key`.
+
+    None where `code` is, and where nobody knows the user's folders.
     """
-    made_by = (platform.python_version(), torch.__version__, key)
-    digest = hashlib.blake2b(repr(made_by).encode(), digest_size=16)
-    for source in sources:
-        digest.update(source.read_bytes())
-    return default_cache_dir() / "templates" / digest.hexdigest()
+    made_by = (platform.python_version(), torch.__version__, code, key)
+    digest = hashlib.blake2b(repr(made_by).encode(), digest_size=16).hexdigest()
+    try:
+        return default_cache_dir() / "templates" / digest if code else None
+    except RuntimeError:  # platformdirs: no home directory
+        return None
 
 
-def keep(file: Path, archive: bytes | bytearray) -> None:
-    """Put `archive` into the cache, where that can be written."""
-    with contextlib.suppress(OSError, DiskError):
-        make_private_folder(file.parent)
-        replace_file(file, _checksum(archive) + archive, mode=0o600)
-
-
-def kept(file: Path) -> bytes:
-    """What `keep` put there. Raises OSError, ValueError where the file is damaged."""
-    content = file.read_bytes()
-    n = len(_checksum(b""))
-    if content[:n] != _checksum(content[n:]):
-        raise ValueError(f"{file} is damaged")
-    return content[n:]
-
-
-def _checksum(content: bytes | bytearray) -> bytes:
-    """torch reads archives without looking at their checksums."""
-    return hashlib.blake2b(content, digest_size=16).digest()
+def _gap(k: int) -> str:
+    return f"<number {k}>"
 
 
 def _with_gaps(content: Any, gaps: Mapping[float, str], *, is_shape: bool = False) -> Any:
@@ -154,6 +185,10 @@ def _with_gaps(content: Any, gaps: Mapping[float, str], *, is_shape: bool = Fals
             raise ValueError(f"{content} is no size here")
         return gaps[content]
     return content
+
+
+def _checksum(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=16).digest()
 
 
 def _bytes(value: Tensor) -> bytes:

@@ -55,17 +55,18 @@ def soak(plan: Plan, folder: Path) -> Soak:
     """Kill and continue until `n_kills` hit something, run to the end, check."""
     rng = random.Random(plan.seed)
     done = Soak(folder)
-    study, span_s = 0, plan.span_s
+    study, whole_s = 0, [0.0]
     while len(done.kills) < plan.n_kills:
         name, is_begun = f"soak{study}", False
         study += 1
         while len(done.kills) < plan.n_kills:
+            span_s = min(plan.span_s, 1.1 * max(whole_s)) or plan.span_s
             after_s, victim = rng.random() * span_s, rng.choice(VICTIMS)
             began, is_whole = time.monotonic(), not is_begun
             code, is_begun = _run_and_kill(plan, folder, name, after_s, victim, done), True
             if code == 0:  # it came to its end before the kill: check it, begin another
                 if is_whole and time.monotonic() - began < after_s:
-                    span_s = min(span_s, 1.05 * (time.monotonic() - began))
+                    whole_s.append(time.monotonic() - began)
                 break
             if code > 0 and code not in (1, 6):
                 done.violations.append(f"{name}: exit code {code} after a kill")

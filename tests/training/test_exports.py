@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import zipfile
 
 import pytest
 import torch
 
+from sweep.datasets import default_cache_dir
 from sweep.options import ACTIVATIONS
 from sweep.training import exports
 from sweep.training.exports import export_model
 from sweep.training.mlp import MLPClassifier
-from sweep.training.templates import PROGRAM, Template, kept
+from sweep.training.templates import PROGRAM, Template, UnknownFormatError
 
 SHAPE = (1, 8, 8)
 
@@ -101,12 +103,31 @@ def test_a_network_of_one_s_own(tmp_path):
     torch.testing.assert_close(program.module()(x), model(x))
 
 
-def test_a_number_that_may_be_no_width(tmp_path):
-    """A width that is also something else makes no template: it would be filled in wrongly."""
+@pytest.mark.parametrize("numbers", [(12, 1), (12, 99991), (12, 9, 0.123456)])
+def test_numbers_that_are_not_where_they_should_be(tmp_path, numbers):
+    """One that is also something else's, or nowhere, makes no template: it would be wrong."""
     archive = by_torch(tmp_path / "a.pt2", build(0, (12, 9))).read_bytes()
-    Template(archive, (12, 9), "model.")
-    with pytest.raises(ValueError, match="no size"):
-        Template(archive, (12, 1), "model.")  # flatten's first dimension, among others
+    Template.of(archive, (12, 9), "model.")
+    with pytest.raises(UnknownFormatError):
+        Template.of(archive, numbers, "model.")
+
+
+def test_what_is_no_archive(tmp_path):
+    """Nor is a damaged one a template."""
+    whole = by_torch(tmp_path / "a.pt2", build(0)).read_bytes()
+    for archive in (b"", b"something else", whole[: len(whole) // 2]):
+        with pytest.raises(UnknownFormatError):
+            Template.of(archive, (12, 9), "model.")
+
+
+def test_a_template_takes_no_more_room_with_many_features(tmp_path, cache):
+    """It is made with narrow layers, and its weights are not kept."""
+    model = MLPClassifier(20_000, 3_001, hidden=(4,)).eval()
+    program = torch.export.load(export_model(tmp_path / "a.pt2", model, (20_000,)))
+    x = torch.rand(2, 20_000)
+    torch.testing.assert_close(program.module()(x), model(x))
+    (file,) = cache.iterdir()
+    assert file.stat().st_size < 500_000
 
 
 @pytest.fixture
@@ -133,16 +154,34 @@ def test_a_template_is_kept_for_the_next_search(tmp_path, cache):
         torch.testing.assert_close(torch.export.load(ours).module()(x), model(x))
         assert list(cache.iterdir()) == [file]
         assert (file.stat().st_mtime_ns == written_ns) is (content == whole)
-        assert kept(file) == whole[-len(kept(file)) :]
+        assert Template.kept(file)
 
 
-def test_a_cache_that_cannot_be_written_is_no_matter(tmp_path, cache):
+@pytest.mark.parametrize("what", ["a file in its place", "no home"])
+def test_a_cache_that_cannot_be_written_is_no_matter(tmp_path, cache, monkeypatch, what):
     """The template is made anew, then."""
-    cache.parent.mkdir(parents=True)
-    cache.write_text("a file where the folder should be")
+    if what == "no home":
+        for name in ("XDG_CACHE_HOME", "HOME"):
+            monkeypatch.delenv(name)
+        monkeypatch.setattr(os, "getuid", lambda: 4_000_000_000)  # as in a container
+        with pytest.raises(RuntimeError):
+            default_cache_dir()
+    else:
+        cache.parent.mkdir(parents=True)
+        cache.write_text("a file where the folder should be")
     program = torch.export.load(export_model(tmp_path / "a.pt2", build(), SHAPE))
     x = torch.rand(3, *SHAPE)
     torch.testing.assert_close(program.module()(x), build()(x))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_somebody_else_s_template_is_not_taken(tmp_path, cache):
+    """What it says would end up in the user's models."""
+    export_model(tmp_path / "first.pt2", build(), SHAPE)
+    (file,) = cache.iterdir()
+    assert Template.kept(file)
+    os.chown(file, 12345, 12345)
+    assert Template.kept(file) is None
 
 
 def test_exporting_leaves_an_earlier_file_alone(tmp_path):
