@@ -1,4 +1,4 @@
-"""What is done while workers load: the first trials are proposed and recorded."""
+"""What is done while workers load: the first trials are thought of; nothing is recorded yet."""
 
 from __future__ import annotations
 

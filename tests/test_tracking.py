@@ -481,6 +481,32 @@ def test_a_store_that_does_not_answer_is_asked_again() -> None:
     delivery.close()
 
 
+def test_reports_are_gathered_from_the_first_on() -> None:
+    """However long nothing came before; the end of its trial or of the search takes it along."""
+    sink = Flaky(0)
+    delivery = Delivery(lambda: sink, MemoryBacklog(), Pace(flush_s=1.0))
+    time.sleep(1.1)
+    first, second = records.epochs(0, 1, 1), records.epochs(1, 1, 1)
+    delivery.put([records.started(0), *first])
+    time.sleep(0.2)
+    assert sink.taken == [records.started(0)]
+    delivery.put([*second, end := records.finished(0, TrialState.PRUNED)])
+    delivery.close()
+    assert sink.taken == [records.started(0), *first, end, *second]
+
+
+def test_a_second_try_does_not_wait_for_a_flush() -> None:
+    """However long reports are gathered."""
+    sink = Flaky(2)
+    delivery = Delivery(lambda: sink, MemoryBacklog(), Pace(flush_s=60.0, first_retry_s=0.01))
+    delivery.put([*records.epochs(0, 1, 1), start := records.started(0)])
+    deadline = time.monotonic() + 10
+    while not sink.taken and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert sink.taken[-1] == start
+    delivery.close()
+
+
 def test_a_store_that_never_answers_is_given_up_after_the_grace() -> None:
     """close() asks for the grace time, then says how many records are left and why."""
     pace = Pace(first_retry_s=0.01, retry_s=0.05, grace_s=0.3)

@@ -28,6 +28,8 @@ WORTH_MOVING = 0.1
 class Lanes:
     """All populations of a worker; trials join, leave and change lanes between epochs.
 
+    Sets how many threads torch uses in the thread that calls it; who made it sets them back.
+
     Args:
         make: (minibatch size, population epoch) -> an empty population.
         n_threads: Threads that may train; 1 where the device is not a CPU.
@@ -92,12 +94,17 @@ class Lanes:
         """
         if self._n_lanes == 1 or len(self._populations) == 1:
             return [(p, _train(p, None)) for p in self._populations]
-        n_threads = max(1, self._n_threads // len(self._populations))
+        n_threads = self._n_threads_each
         longest_first = sorted(self._populations, key=self._cost, reverse=True)
         jobs = [self._pool.submit(_train, p, n_threads) for p in longest_first]
         meanwhile()
         wait(jobs)
         return [(p, job.result()) for p, job in zip(longest_first, jobs, strict=True)]
+
+    @property
+    def _n_threads_each(self) -> int:
+        """Threads for each of several populations."""
+        return max(1, self._n_threads // len(self._populations))
 
     def _share_threads(self) -> None:
         """A population alone uses all threads where that pays."""
@@ -105,8 +112,9 @@ class Lanes:
         if alone is not None and alone is not self._alone:
             alone.before_step = ThreadTuner(self._n_threads).step
         elif alone is None:
-            # What is done between epochs is small; a thread that helped would spin afterwards.
-            torch.set_num_threads(max(1, self._n_threads // max(1, len(self._populations))))
+            if self._n_lanes > 1 and self._populations:
+                # What is done between epochs is small: a thread that helped would spin afterwards.
+                torch.set_num_threads(self._n_threads_each)
             for population in self._populations:
                 population.before_step = nothing
         self._alone = alone

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
@@ -57,6 +57,23 @@ def _curves(lanes: Lanes, n_epochs: int) -> dict[int, list[Scores]]:
             for number, score in scores.items():
                 curves.setdefault(number, []).append(score)
     return curves
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def test_nothing_helps_between_epochs() -> None:
+    """With a population a thread, what is done between them gets one, too."""
+    torch.set_num_threads(2)
+    lanes = _lanes(n_threads=2)
+    for k in range(4):
+        lanes.place(_member(k), BATCH, None)
+    lanes.change()
+    assert torch.get_num_threads() == 1
 
 
 def test_trials_share_the_lanes() -> None:
