@@ -264,7 +264,6 @@ class Population:
         # all gradients to memory first would make the optimizer wait for it.
         most = VALUES_AT_ONCE.get(self.tuned_for, VALUES_AT_ONCE["other"]) // layout.n_columns
         self._blocks = _blocks(layout.row_starts, most)
-        self._nothing = grads.new_empty(0)
         self._slices = []
         for k, member in enumerate(self.members):
             own = layout.chunks(grads, k)
@@ -292,12 +291,15 @@ class Population:
             grads = product(at.d[starts[start] : starts[stop]], at.x_t).split_with_sizes(sizes)
             for k, own in zip(range(start, stop), grads, strict=True):
                 recipe, slices = self.members[k].recipe, self._slices[k]
-                slices.grads[0] = own
+                kept = slices.grads
+                slices.grads = [own, *kept[1:]]
+                for layer, differentiate in at.late[k]:
+                    slices.grads[layer] = differentiate()
                 if recipe.clip_norm is not None:
                     clip(slices.grads, recipe.clip_norm)
                 recipe.rule.update(slices, rates[k], is_first and self.members[k].epoch == 0)
-                slices.grads[0] = self._nothing
-            del grads, own  # the next block is to find their memory in the cache
+                slices.grads = kept  # what was made is let go: its memory is in the cache
+            del grads, own
 
 
 def _blocks(row_starts: Sequence[int], most: int) -> list[tuple[int, int]]:

@@ -7,15 +7,17 @@ backward into kept buffers costs a fifth less than autograd.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sweep.training.activations import BACKWARD, FORWARD
+from sweep.training.layers import Layer, Part, Run
 from sweep.training.layout import Bucket, Layout
-from sweep.training.products import BatchedProduct
+from sweep.training.products import Product, is_for_onednn
 from sweep.trial import derive_seed
 
 
@@ -25,53 +27,6 @@ class Dropout:
 
     p: float
     seed: int
-
-
-class _Layer:
-    """One layer of a bucket after the first, with everything that a step does there.
-
-    All views are made here, once: in a step each would cost a call, and where populations are
-    trained side by side a fight for Python's lock.
-
-    Args:
-        weights: (n, H_out, H_in + 1), and `grads` alike; `grads` None: only forward.
-        x: (n, H_in + 1, B) inputs; the last row is 1, for the bias.
-        z: (n, H_out, B) pre-activations, or the logits.
-        d: (n, H_out, B) gradients of `z`.
-        d_x: (n, H_in, B) gradients of the inputs.
-    """
-
-    def __init__(
-        self, weights: Tensor, grads: Tensor | None, x: Tensor, z: Tensor, d: Tensor, d_x: Tensor
-    ) -> None:
-        self.forward = BatchedProduct(weights, x.transpose(1, 2), z)
-        self.mask: Tensor | None = None
-        """(n, H_out, B), where trials have dropout."""
-        self.parts: list[_Part] = []
-        """Of a hidden layer: its activations."""
-        self.a: Tensor | None = None
-        """(n, H_out, B) activations of a hidden layer, in the next one's inputs."""
-        self.d = d
-        if grads is not None:
-            self.differentiate = BatchedProduct(d, x, grads)
-            backwards = weights[:, :, :-1].transpose(1, 2)
-            self.backward = BatchedProduct(backwards, d.transpose(1, 2), d_x)
-
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """A range of units with one activation."""
-
-    activation: str
-    z: Tensor
-    a: Tensor
-    d: Tensor
-
-    def forward(self) -> None:
-        FORWARD[self.activation](self.z, self.a)
-
-    def backward(self) -> None:
-        BACKWARD[self.activation](self.d, self.z, self.d)
 
 
 class Buffers:
@@ -94,12 +49,13 @@ class Buffers:
         self.x[:, layout.n_features] = 1.0
         self.x_t = self.x.t()
         self.features = self.x[:, : layout.n_features]  # (B, F)
-        self.z = like.new_empty(n_rows, n_samples)  # (R, B) pre-activations
         self.a = like.new_zeros(n_rows + 2, n_samples)  # (R + 2, B): then a row of 0, one of 1
         self.a[n_rows + 1] = 1.0
         self.d = like.new_empty(n_rows, n_samples)  # (R, B) gradients
         self.logits = like.new_empty(n_trials, layout.n_classes, n_samples)  # (N, C, B)
-        self.first = BatchedProduct(layout.first(params)[None], self.x[None], self.z[None])
+        self.first = Product(layout.first(params), self.x, like.new_empty(n_rows, n_samples))
+        self.z = like.new_empty(0)
+        """(R, B) pre-activations, between forward and backward."""
         deep = [bucket for bucket in layout.buckets if bucket.widths]
         n_padded = sum(bucket.n * bucket.widths[0] for bucket in deep)
         n_biases = sum(bucket.n for bucket in deep)
@@ -108,13 +64,19 @@ class Buffers:
         self.mask = like.new_ones(n_rows if has_dropout else 0, n_samples)
         self.hidden = self.a[:n_rows]
         self.parts = [
-            _Part(activation, self.z[begin:end], self.a[begin:end], self.d[begin:end])
+            Part((activation, slice(begin, end)), self.a, self.d)
             for activation, begin, end in layout.first_segments()
         ]
-        self.linear: list[tuple[Tensor, Tensor, Tensor]] = []
-        """(pre-activations, logits, gradients) (n, C, B) of classifiers without a hidden layer."""
-        self.layers: list[list[_Layer]] = []
-        """Of each bucket, its layers after the first; empty for linear classifiers."""
+        self.linear: list[tuple[slice, Tensor, Tensor]] = []
+        """Of linear classifiers, (their rows of layer 1, logits and gradients (n C, B))."""
+        self.layers: list[Layer] = []
+        """All layers after the first, those of a trial in their order."""
+        self.late: list[list[tuple[int, Product]]] = [[] for _ in range(n_trials)]
+        """Of each trial, the gradients that are made only when they are wanted, by layer."""
+        self.masks: dict[tuple[int, int], Tensor] = {}
+        """(position, hidden layer) -> (H, B): the trial's own units, where trials have dropout."""
+        for k, (begin, end) in enumerate(itertools.pairwise(layout.row_starts)):
+            self.masks[k, 0] = self.mask[begin:end]
         row, d_row = 0, 0
         for bucket in layout.buckets:
             if not bucket.widths:
@@ -126,48 +88,51 @@ class Buffers:
             row, d_row = row + n * (first + 1), d_row + n * first
             weights = layout.deeper(params, bucket)
             own_grads = layout.deeper(grads, bucket) if grads is not None else None
-            logits = self.logits[bucket.start : bucket.stop]
-            layers = _layers(bucket, weights, own_grads, x, d_x, logits)
-            for layer in layers[:-1] if has_dropout else ():
-                assert layer.a is not None
-                layer.mask = torch.ones_like(layer.a)
-            self.layers.append(layers)
+            self._add_layers(layout, bucket, weights, own_grads, x, d_x, has_dropout)
 
     def _add_linear(self, layout: Layout, bucket: Bucket) -> None:
         """Classifiers without a hidden layer: layer 1 gives their logits."""
-        logits = self.logits[bucket.start : bucket.stop]
+        logits = self.logits[bucket.start : bucket.stop].flatten(0, 1)
         begin = layout.row_starts[bucket.start]
-        rows = slice(begin, begin + bucket.n * layout.n_classes)
-        shape = logits.shape
-        self.linear.append((self.z[rows].view(shape), logits, self.d[rows].view(shape)))
-        self.layers.append([])
+        rows = slice(begin, begin + len(logits))
+        self.linear.append((rows, logits, self.d[rows]))
+
+    def _add_layers(
+        self, layout: Layout, bucket: Bucket, weights: Sequence[Tensor],
+        grads: Sequence[Tensor] | None, x: Tensor, d_x: Tensor, has_dropout: bool,
+    ) -> None:  # fmt: skip
+        """The layers of a bucket after the first, from the inputs `x` to the logits."""
+        for index, weight in enumerate(weights, 1):
+            is_last, own_grads = index == len(weights), grads[index - 1] if grads else None
+            shape = (bucket.n, weight.shape[1], x.shape[-1])
+            out = self.logits[bucket.start : bucket.stop] if is_last else x.new_empty(shape)
+            d = out if is_last else x.new_ones(shape)
+            next_x = x.new_ones(0 if is_last else shape[0], shape[1] + 1, shape[2])
+            a = next_x[:, :-1]
+            mask = torch.ones_like(a) if has_dropout and not is_last else None
+            for which, runs in _shares(layout, bucket, is_for_onednn(weight[0], x[0].mT)):
+                layer = Layer(
+                    weight[which], None if own_grads is None else own_grads[which],
+                    x[which], out[which], d[which], d_x[which],
+                )  # fmt: skip
+                if not is_last:
+                    layer.hide(a[which], None if mask is None else mask[which], runs)
+                if layer.is_late:
+                    self.late[bucket.start + which].append((index, layer.differentiate))
+                self.layers.append(layer)
+            for k in range(bucket.n) if mask is not None else ():
+                width = layout.shapes[bucket.start + k].hidden[index]
+                self.masks[bucket.start + k, index] = mask[k, :width]  # type: ignore[index]
+            x, d_x = next_x, d
 
 
-def _layers(
-    bucket: Bucket, weights: Sequence[Tensor], grads: Sequence[Tensor] | None, x: Tensor,
-    d_x: Tensor, logits: Tensor,
-) -> list[_Layer]:  # fmt: skip
-    """The layers of a bucket after the first, from the inputs `x` to the logits."""
-    n, b, layers = bucket.n, x.shape[-1], []
-    for index, weight in enumerate(weights):
-        own_grads = grads[index] if grads is not None else None
-        if index == len(weights) - 1:
-            layers.append(_Layer(weight, own_grads, x, logits, logits, d_x))
-            break
-        width = bucket.widths[index + 1]
-        z, d, next_x = (
-            x.new_ones(n, width, b),
-            x.new_ones(n, width, b),
-            x.new_ones(n, width + 1, b),
-        )
-        layer = _Layer(weight, own_grads, x, z, d, d_x)
-        layer.a = next_x[:, :-1]
-        for part in bucket.segments:
-            run = slice(part.start, part.stop)
-            layer.parts.append(_Part(part.activation, z[run], layer.a[run], d[run]))
-        layers.append(layer)
-        x, d_x = next_x, d
-    return layers
+def _shares(layout: Layout, bucket: Bucket, is_for_one: bool) -> list[tuple[Any, list[Run]]]:
+    """(index into the bucket's tensors, activations): one for each trial, or one for them all."""
+    if bucket.n == 1 or is_for_one:
+        shapes = layout.shapes[bucket.start : bucket.stop]
+        return [(k, [(shape.activation, None)]) for k, shape in enumerate(shapes)]
+    runs: list[Run] = [(part.activation, slice(part.start, part.stop)) for part in bucket.segments]
+    return [(slice(None), runs)]
 
 
 class Stack:
@@ -219,64 +184,45 @@ class Stack:
         has_masks = is_training and self.has_dropout
         if has_masks:
             self._draw_masks(at)
-        at.first()
+        z = at.first()
         for part in at.parts:
-            part.forward()
+            part.forward(z)
         if has_masks:
             at.hidden.mul_(at.mask)
         torch.index_select(at.a, 0, self._to_padded, out=at.padded)
-        for z, logits, _ in at.linear:
-            logits.copy_(z)
-        for layers in at.layers:
-            for layer in layers:
-                layer.forward()
-                for part in layer.parts:
-                    part.forward()
-                if layer.mask is not None and layer.a is not None:
-                    layer.a.mul_(layer.mask)
+        for rows, logits, _ in at.linear:
+            logits.copy_(z[rows])
+        for layer in at.layers:
+            layer.forward()
+        if is_training:
+            at.z = z
 
     def backward(self, at: Buffers) -> None:
         """From the gradient in `at.logits` to `at.d` (R, B) and the deeper layers' gradients.
 
-        The gradient of layer 1 is `at.d @ at.x`: whoever updates it asks for it.
+        The gradient of layer 1 is `at.d @ at.x`, and some deeper ones are in `at.late`: whoever
+        updates their weights asks for them.
         """
-        for layers in at.layers:
-            for layer in reversed(layers):
-                if layer.mask is not None:
-                    layer.d.mul_(layer.mask)
-                for part in layer.parts:
-                    part.backward()
-                layer.differentiate()
-                layer.backward()
+        for layer in reversed(at.layers):
+            layer.backward()
         if len(at.d_padded):
             torch.index_select(at.d_padded, 0, self._from_padded, out=at.d)
         if self.has_dropout:
             at.d.mul_(at.mask)
         for part in at.parts:
-            part.backward()
+            part.backward(at.z)
+        at.z = at.d[:0]
         for _, logits, d in at.linear:
             d.copy_(logits)
 
     def _draw_masks(self, at: Buffers) -> None:
         """Masks as SeededDropout draws them, (H, B) of each trial from its own stream."""
-        starts = self.layout.row_starts
-        buckets = [
-            (bucket, layers)
-            for bucket, layers in zip(self.layout.buckets, at.layers, strict=True)
-            for _ in range(bucket.n)
-        ]
         for position, streams in self._generators:
             p = self._dropouts[position].p
-            bucket, layers = buckets[position]
-            targets = [at.mask[starts[position] : starts[position + 1]]]
-            for layer, width in zip(
-                layers[:-1], self.layout.shapes[position].hidden[1:], strict=True
-            ):
-                assert layer.mask is not None
-                targets.append(layer.mask[position - bucket.start, :width])
-            for target, stream in zip(targets, streams, strict=True):
-                draws = torch.rand(target.shape, generator=stream, device=target.device)
-                torch.mul(draws >= p, 1.0 / (1.0 - p), out=target)
+            for index, stream in enumerate(streams):
+                mask = at.masks[position, index]
+                draws = torch.rand(mask.shape, generator=stream, device=mask.device)
+                torch.mul(draws >= p, 1.0 / (1.0 - p), out=mask)
 
 
 def _maps(layout: Layout) -> tuple[Tensor, Tensor]:
