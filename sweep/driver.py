@@ -7,12 +7,10 @@ retries, and which configuration takes a free slot.
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,6 +20,7 @@ from sweep.endings import notice, now_ms, summary_of, told_of, verdict_of
 from sweep.errors import ConfigError, must_be_one_of
 from sweep.ledger import Ledger, LedgerTrial
 from sweep.proposals import Proposal, Proposals
+from sweep.recorder import Recorder, Step
 from sweep.retention import KeepEverything, Retention
 from sweep.space import run_name
 from sweep.trial import (
@@ -68,10 +67,9 @@ class Driver:
         self._next_number = 0
         self._deadline = time.monotonic() + config.timeout_s if config.timeout_s else None
         self._failures = Streak()
-        self._closings: list[Callable[[], None]] = []
-        # Closing a trial takes 7 ms, for which a worker need not wait.
-        self._closer = ThreadPoolExecutor(1, thread_name_prefix="ledger")
-        self._pending: list[Future[None]] = []
+        self._openings: list[Step] = []
+        self._closings: list[Step] = []
+        self._recorder = Recorder()
         self.reason: EndReason = "done"
         self._is_stopping = False
         self._trainer = trainer
@@ -121,10 +119,12 @@ class Driver:
             self.reason, self._is_stopping = reason, True
 
     def exchange(self, reports: Sequence[Report], n_free: int) -> Orders:
-        """Take reports, decide, answer. Raises ConfigError for a metric that is not reported."""
+        """Take reports, decide, answer. Raises ConfigError for a metric that is not reported.
+
+        What was handed out with the last answer is in the ledger before a report is taken.
+        """
         records: list[Record] = []
-        if self._pending and self._pending[-1].done():
-            self.settle()
+        self._recorder.catch_up()
         for report in reports:
             if isinstance(report, WorkerReady):
                 self._welcome(report, records)
@@ -184,28 +184,25 @@ class Driver:
         self._record(records)
 
     def _record(self, records: list[Record]) -> None:
-        """Tell the listeners, then close trials in the ledger.
+        """Open trials in the ledger, tell the listeners, then close trials in the ledger.
 
-        In this order: a trial that the ledger calls finished is in the tracker's spool, so a
-        kill in between costs a second look at its verdict and no record.
+        In this order: a trial that a listener hears of exists, and one that the ledger calls
+        finished is in the tracker's spool, so a kill in between costs a second look at its
+        verdict and no record.
         """
-        self._listener.write(records)
-        closings, self._closings = self._closings, []
-        self._pending += [self._closer.submit(close) for close in closings]
+        tell = [functools.partial(self._listener.write, records)] if records else []
+        self._recorder.record(self._openings, [*tell, *self._closings])
+        self._openings, self._closings = [], []
         if self._is_last() and not self._running:
             self.settle()
 
     def settle(self) -> None:
-        """Wait until all ended trials are in the ledger. Raises what went wrong with it."""
-        pending, self._pending = self._pending, []
-        for closing in pending:
-            closing.result()
+        """Wait until all is recorded and told. Raises what went wrong with it."""
+        self._recorder.settle()
 
     def abandon(self) -> None:
-        """The search broke off: close in the ledger what can be closed at once."""
-        with contextlib.suppress(Exception):
-            self.settle()
-        self._closer.shutdown(wait=False, cancel_futures=True)
+        """The search broke off: record what can be recorded at once."""
+        self._recorder.abandon()
 
     def _is_last(self) -> bool:
         if self._is_stopping:
@@ -225,7 +222,10 @@ class Driver:
             return  # a retried trial repeats itself; each point is kept once
         if not trial.metrics and report.start_epoch != trial.noted_start_epoch:
             # Before any point is recorded: a restart must see the same minibatches.
-            self._ledger.note_start_epoch(report.number, report.start_epoch)
+            note = functools.partial(
+                self._ledger.note_start_epoch, report.number, report.start_epoch
+            )
+            self._openings.append(note)
         trial.start_epoch = trial.noted_start_epoch = report.start_epoch
         if self._trainer == "fused" and not report.is_replay:
             self._epoch = report.start_epoch + report.epoch
@@ -311,7 +311,7 @@ class Driver:
             self._count_failure(failure)
 
     def _write_end(self, number: int, *end: Any) -> None:
-        """In the thread that closes trials: the ledger first, then the trial's files may go."""
+        """In the recorder's thread: the ledger first, then the trial's files may go."""
         self._ledger.close_trial(number, *end)
         self._retention.closed(number)
 
@@ -357,7 +357,8 @@ class Driver:
             proposal = self._proposals.of(planned, number)
         if proposal is None:
             return None
-        self._ledger.open_trial(number, proposal.frozen, self._trainer, self._epoch)
+        opening = (number, proposal.frozen, self._trainer, self._epoch)
+        self._openings.append(functools.partial(self._ledger.open_trial, *opening))
         self._next_number += 1
         spec = self._spec(number, proposal.hyperparameters, self._trainer)
         return self._start(spec, proposal, records, self._epoch)
@@ -365,7 +366,7 @@ class Driver:
     def _adopt(self, planned: Planned, number: int, records: list[Record]) -> TrialSpec:
         """An interrupted trial under its own number, from its checkpoint where it has one."""
         proposal = self._proposals.of(planned, number)
-        self._ledger.reopen_trial(number)
+        self._openings.append(functools.partial(self._ledger.reopen_trial, number))
         spec = self._spec(number, proposal.hyperparameters, planned.trainer)
         spec = self._from_checkpoint(spec, planned.start_epoch)
         return self._start(spec, proposal, records, spec.start_epoch or 0)

@@ -59,10 +59,16 @@ class Search:
 
     @property
     def trials(self) -> list[LedgerTrial]:
+        self.driver.settle()
         return self.ledger.trials()
 
     def states(self) -> list[str]:
         return [str(trial.state) for trial in self.trials]
+
+    def leave(self) -> None:
+        """Record what is decided, and let go of the stores."""
+        self.driver.settle()
+        self.ledger.close()
 
 
 class ScriptedStudy:
@@ -79,13 +85,13 @@ class ScriptedStudy:
         }  # fmt: skip
         return RunConfig(**(given | settings))
 
-    def prepare(self, config: RunConfig) -> Search:
+    def prepare(self, config: RunConfig, listener: RecordingListener | None = None) -> Search:
         ledger, _ = create_study(config.storage, config.study_name, config.resolved_direction)
         proposals = Proposals(
             self.space, config.sampler, config.pruner, config.resolved_direction, config.seed,
             config.epochs,
         )  # fmt: skip
-        listener = RecordingListener()
+        listener = listener or RecordingListener()
         driver = Driver(config, ledger, proposals, listener)
         driver.plan(ledger.trials(), first_configurations(config, self.space))
         return Search(config, driver, ledger, listener)
@@ -93,7 +99,7 @@ class ScriptedStudy:
     def run(self, script: Script = rising, *, n_slots: int = 1, **settings: Any) -> Search:
         search = self.prepare(self.config(**settings))
         ScriptedTrainer(script, n_slots).train(search.driver.exchange)
-        search.ledger.close()
+        search.leave()
         return search
 
 

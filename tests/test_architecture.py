@@ -68,6 +68,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     (
         "sweep.trial",
         "sweep.agenda",
+        "sweep.recorder",
         "sweep.trial_files",
         "sweep.endings",
         "sweep.options",

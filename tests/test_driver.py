@@ -59,7 +59,7 @@ def interrupt_at(study: ScriptedStudy, number: int, epoch: int, **settings: obje
             yield metrics
 
     ScriptedTrainer(script).train(search.driver.exchange)
-    search.ledger.close()
+    search.leave()
     return search
 
 
@@ -327,7 +327,7 @@ def test_a_death_before_the_first_report_keeps_the_data_order(study: ScriptedStu
     first = study.prepare(study.config(trials=1))
     first.driver.exchange([], 1)
     first.driver.exchange([EpochReport(0, 1, {"val_acc": 0.1}, 0, start_epoch=7)], 0)
-    first.ledger.close()  # the driver is gone
+    first.leave()  # the driver is gone
     second = study.prepare(study.config(trials=1))
     (spec,) = second.driver.exchange([], 1).start
     killed = Failure("killed", "its worker was ended by SIGKILL")
@@ -377,6 +377,7 @@ def test_what_workers_say_as_they_start_is_said_once(study: ScriptedStudy) -> No
     for _ in range(2):
         search.driver.exchange([ready, Notice(0, "one at a time")], 0)
         search.driver.exchange([Notice(0, "no room")], 0)
+    search.driver.settle()
     said = [r.message for r in search.listener.of(Notice)]
     assert said == ["one at a time", "no room", "no room"]
 
@@ -389,9 +390,10 @@ def test_a_trial_keeps_the_path_that_it_was_begun_in(study: ScriptedStudy) -> No
 
     first = study.prepare(study.config(trials=4))
     first.driver.exchange([ready("fused")], 2)
-    first.ledger.close()  # the driver is gone
+    first.leave()  # the driver is gone
     second = study.prepare(study.config(trials=4))
     starts = second.driver.exchange([ready("plain")], 4).start
+    second.driver.settle()
     assert [spec.trainer for spec in starts] == ["fused", "fused", "plain", "plain"]
     assert [r.message for r in second.listener.of(Notice)] == [
         "2 trials begun in the fused path will go on there, one at a time"
@@ -513,7 +515,7 @@ def test_a_verdict_that_nobody_heard_is_recorded_without_training(study: Scripte
     ]
     result = TrialResult(spec.number, "finished", 3, best_epoch=2)
     write_verdict(folder, reports, result, spec)
-    first.ledger.close()  # the driver is gone; nobody was told
+    first.leave()  # the driver is gone; nobody was told
 
     second = study.prepare(study.config(trials=2))
     second.driver.recall(second.config.study_dir)
@@ -535,7 +537,7 @@ def test_a_pruned_verdict_is_pruned(study: ScriptedStudy) -> None:
     result = TrialResult(spec.number, "stopped", 1, best_epoch=1, notes={"sweep.stop": "pruned"})
     report = EpochReport(spec.number, 1, {"train_loss": 1.0, "val_acc": 0.3}, 1_000)
     write_verdict(trial_folder(first.config.study_dir, spec.number), [report], result, spec)
-    first.ledger.close()
+    first.leave()
 
     second = study.prepare(study.config(trials=1))
     second.driver.recall(second.config.study_dir)

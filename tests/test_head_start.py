@@ -115,7 +115,7 @@ def test_interrupted_trials_come_before_new_ones(study: ScriptedStudy) -> None:
     """Under their numbers and with their configurations, however many are thought of ahead."""
     first = study.prepare(study.config(trials=4))
     before = first.driver.exchange([ready()], 2).start
-    first.ledger.close()  # the driver is gone
+    first.leave()  # the driver is gone
     again = study.prepare(study.config(trials=4))
     again.driver.prepare(4)
     started: list[TrialSpec] = []
@@ -156,7 +156,7 @@ def test_the_plain_path_begins_at_its_beginning(study: ScriptedStudy) -> None:
     search.driver.exchange([ready("plain")], 1)
     reports = [EpochReport(0, 3, {"val_acc": 0.5}, 0), TrialResult(0, "finished", 3)]
     search.driver.exchange(reports, 1)
-    search.ledger.close()
+    search.leave()
     assert open_study(search.config.storage, "scripted").trials()[1].start_epoch == 0
 
 
