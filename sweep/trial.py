@@ -331,7 +331,10 @@ class Listener(Protocol):
         ...
 
     def write(self, records: Sequence[Record]) -> None:
-        """Take records, in order. Must return at once; slow work belongs behind a queue."""
+        """Take records, in order. Must return at once; slow work belongs behind a queue.
+
+        Called by one thread at a time, in a search not by the one that called `sweep.run`.
+        """
         ...
 
     def close(self) -> None:
