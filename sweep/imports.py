@@ -53,22 +53,20 @@ def collector_paused() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def deferred(name: str, *known: str) -> Iterator[None]:
+def deferred(name: str, **known: object) -> Iterator[None]:
     """Within, `import name` waits until something of the module is asked for.
 
-    torchmetrics imports scipy.signal to give it `hamming`, which a package for sound misses there:
-    0.5 s of the 2.2 s that Lightning takes. Afterwards nothing stands in for the module any more.
+    Afterwards nothing stands in for the module any more; who took a name of `known` keeps that.
 
     Args:
-        name: A module.
-        known: What it has for those who only look whether it does.
+        name: A module. Modules below it cannot be imported meanwhile where something is `known`.
+        known: Names that it has without being loaded, and what they stand for.
     """
     if name in sys.modules:
         yield
         return
-    stand_in = _Deferred(name)
-    for attribute in known:
-        setattr(stand_in, attribute, None)
+    stand_in = _Deferred(name, has_known=bool(known))
+    vars(stand_in).update(known)
     sys.modules[name] = stand_in
     try:
         yield
@@ -79,9 +77,14 @@ def deferred(name: str, *known: str) -> Iterator[None]:
 class _Deferred(ModuleType):
     """Stands for a module until something of it is asked for."""
 
+    def __init__(self, name: str, *, has_known: bool) -> None:
+        super().__init__(name)
+        self._has_known = has_known
+
     def __getattr__(self, attribute: str) -> Any:
-        # Whoever walks through sys.modules asks each for its __file__: that loads nothing.
-        if attribute.startswith("__") and attribute != "__path__":
+        # That loads nothing: whoever walks through sys.modules asks each module for its __file__,
+        # and whoever imports a known name for its __path__.
+        if attribute.startswith("__") and (attribute != "__path__" or self._has_known):
             raise AttributeError(attribute)
         self._leave()
         return getattr(importlib.import_module(self.__name__), attribute)

@@ -56,7 +56,7 @@ def main() -> None:
         from sweep.training import make_trainer
 
         with collector_paused():
-            trainer = make_trainer(task)
+            trainer = make_trainer(task, is_own_process=True)
         gc.freeze()  # the libraries stay: 0.4 s less for the first export, and a fast exit
         trainer.train(PipeExchange(pipe))
     except Exception as error:  # noqa: BLE001 - whatever it is, the driver has to know

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from sweep.config import DEFAULT_MODULE
 from sweep.datasets import is_custom
@@ -14,23 +15,28 @@ from sweep.trial import Task, Trainer
 if TYPE_CHECKING:
     from sweep.training.data import SearchData
 
+T = TypeVar("T")
+
 __all__ = ["foreseen_slots", "make_trainer", "path_of", "why_plain"]
 
 
-def make_trainer(task: Task) -> Trainer:
+def make_trainer(task: Task, *, is_own_process: bool = False) -> Trainer:
     """The trainer for `task`: fused where it can be, else plain. Loads torch and Lightning.
 
     A population of 1 asks for the plain path, unless it is what is left of a larger one. A plain
     trainer that was not asked for says why in its first report. A trial that was begun in the
     other path goes on there. Raises what `sweep.training.data.load_search_data` lists.
+
+    Args:
+        task: What all trials share.
+        is_own_process: Nobody else will ever use torch and Lightning in this process.
     """
     with ThreadPoolExecutor(1, thread_name_prefix="data") as beside:
         # Unpacking MNIST takes 0.4 s, in which Python's lock is mostly free for the imports.
         # Data of the user's own are a program, which runs in the main thread.
         data = None if is_custom(task.data) else beside.submit(_load, task).result
         if data is not None and task.module == DEFAULT_MODULE:  # nothing of the user's runs here
-            with deferred("scipy.signal", "hamming"):
-                import lightning  # noqa: F401
+            _load_lightning(is_own_process=is_own_process)
         from sweep.training.paths import BothPaths
 
         if path_of(task) == "fused":
@@ -43,6 +49,32 @@ def make_trainer(task: Task) -> Trainer:
             return BothPaths(task, "plain", PlainTrainer(task, data))
         notice = f"one trial at a time, in the plain path: {why_plain(task)}"
         return PlainTrainer(task, data, notice=notice)
+
+
+def _load_lightning(*, is_own_process: bool) -> None:
+    """Import it without what it does not need to train modules of ours, 1 of 2.2 s.
+
+    torchmetrics imports scipy.signal to give it `hamming`, which a package for sound misses there.
+    Lightning imports torch's compiler for two names: what compiled modules are instances of, and a
+    mark on functions that it is to leave alone. In a process that compiles nothing, no module is
+    one and no function needs the mark.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(deferred("scipy.signal", hamming=None))
+        if is_own_process:
+            compiler = deferred("torch._dynamo", OptimizedModule=_Compiled, disable=_unmarked)
+            stack.enter_context(compiler)
+        with contextlib.suppress(ImportError):  # of a version that wants more of it
+            import lightning
+    import lightning  # noqa: F401
+
+
+class _Compiled:
+    """Has no instances."""
+
+
+def _unmarked(function: T, *args: object, **more: object) -> T:
+    return function
 
 
 def _load(task: Task) -> SearchData:
