@@ -1,8 +1,8 @@
 """The Optuna storage as sweep keeps it: a plain Optuna study, written by the driver alone.
 
 Samplers work on a copy in memory (`sweep.proposals`); this is the record that lasts. A trial is
-written when it is handed out, before it trains, and again when it has its final state: two
-short visits instead of one commit for each parameter.
+written when it is handed out, before a word of it is taken, and again when it has its final
+state: two short visits instead of one commit for each parameter.
 """
 
 from __future__ import annotations

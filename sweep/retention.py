@@ -41,7 +41,7 @@ class Retention(Protocol):
         ...
 
     def closed(self, number: int) -> None:
-        """The ledger has the trial's final state. Called by the thread that closes trials."""
+        """The ledger has the trial's final state. Called by the driver's recorder."""
         ...
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -206,11 +207,11 @@ class ListenerContract:
         raise NotImplementedError
 
     def test_takes_every_record_of_a_search(self, tmp_path: Path) -> None:
-        """A whole search, with a trial in every final state, goes through without an error."""
+        """A whole search goes through without an error, told by another thread."""
         listener = self.make_listener(tmp_path)
         listener.open(example_study())
-        for records in example_records():
-            listener.write(records)
+        with ThreadPoolExecutor(1) as recorder:
+            list(recorder.map(listener.write, example_records()))
         listener.close()
 
     def test_write_returns_at_once(self, tmp_path: Path) -> None:
@@ -221,9 +222,8 @@ class ListenerContract:
         began = time.perf_counter()
         for epoch in range(1, 1001):
             listener.write([example_epoch(0, epoch)])
-        seconds = time.perf_counter() - began
+        assert time.perf_counter() - began < 2.0
         listener.close()
-        assert seconds < 2.0
 
     def test_a_search_may_end_with_trials_running(self, tmp_path: Path) -> None:
         """Closing in the midst of a search loses nothing and raises nothing."""

@@ -333,7 +333,8 @@ class Listener(Protocol):
     def write(self, records: Sequence[Record]) -> None:
         """Take records, in order. Must return at once; slow work belongs behind a queue.
 
-        Called by one thread at a time, in a search not by the one that called `sweep.run`.
+        In a search a thread of the driver's calls it, except for the last time; `open` and `close`
+        are called by the thread that called `sweep.run`. Never two of them at once.
         """
         ...
 

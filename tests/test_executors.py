@@ -15,7 +15,7 @@ from searches import children_of
 from user_code import SPACE
 
 from sweep.config import RunConfig
-from sweep.errors import ConfigError, DataError, StudyFailedError, SweepError
+from sweep.errors import ConfigError, DataError, StoreError, StudyFailedError, SweepError
 from sweep.executors import make_executor
 from sweep.executors.inline import InlineExecutor
 from sweep.executors.memory import MemoryLimit
@@ -27,7 +27,9 @@ from sweep.trial import (
     EpochReport,
     Executor,
     Notice,
+    Orders,
     Record,
+    Report,
     TrialFinished,
     TrialSpec,
     TrialStarted,
@@ -76,6 +78,19 @@ def test_damaged_data_is_the_users_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="idx"):
         executor.run(ScriptedExchange(()))
     assert workers_of(os.getpid()) == []
+
+
+def test_the_driver_is_asked_while_no_worker_speaks(tmp_path: Path) -> None:
+    """What it cannot record ends the search at once, not at the end of a long epoch."""
+    executor = ProcessExecutor(1)
+    executor.warm_up(example_task(tmp_path, population=1))
+
+    def exchange(reports: Sequence[Report], n_free: int) -> Orders:
+        assert (reports, n_free) == ((), 0)
+        raise StoreError("the disk is full")
+
+    with pytest.raises(StoreError, match="full"):
+        executor.run(exchange)
 
 
 def test_a_worker_that_dies_before_its_first_trial_is_one_line(

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import shutil
+import signal
+import sqlite3
 import threading
 import time
 from collections.abc import Sequence
@@ -13,9 +17,10 @@ from searches import ScriptedStudy
 
 from sweep.errors import StoreError
 from sweep.ledger import open_study
-from sweep.recorder import Recorder, Step
+from sweep.recorder import MOST_BEHIND, Recorder, Step
 from sweep.testing import RecordingListener
 from sweep.trial import EpochReport, Record, TrialFinished, TrialResult, TrialStarted
+from sweep.trial_files import trial_folder, write_verdict
 
 
 def noting(done: list[str], *names: str) -> list[Step]:
@@ -63,6 +68,87 @@ def test_nothing_is_done_after_what_failed() -> None:
             wait()
     recorder.abandon()
     assert not done
+
+
+def test_what_waits_is_bounded() -> None:
+    """Whoever decides faster than is written has to wait."""
+    recorder, may_go_on = Recorder(), threading.Event()
+    for _ in range(MOST_BEHIND):
+        recorder.record([], [may_go_on.wait])
+    recorder.catch_up()
+    recorder.record([], [may_go_on.wait])
+    threading.Timer(0.2, may_go_on.set).start()
+    recorder.catch_up()
+    assert may_go_on.is_set()
+    recorder.settle()
+
+
+def test_whoever_does_not_want_to_wait_ends_it() -> None:
+    """A second Ctrl-C: what is being done is done, and nothing after it."""
+    done: list[str] = []
+    recorder, may_go_on = Recorder(), threading.Event()
+    recorder.record([], [may_go_on.wait, *noting(done, "same batch")])
+    recorder.record([], noting(done, "next batch"))
+    before = signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with pytest.raises(KeyboardInterrupt):
+            recorder.abandon()
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    may_go_on.set()
+    time.sleep(0.1)
+    assert not done
+
+
+class Held:
+    """The way to a storage that can be closed for a while: SQLite's own lock."""
+
+    def __init__(self, study: ScriptedStudy) -> None:
+        self._connection = sqlite3.connect(study.folder / "optuna.db", check_same_thread=False)
+        self._connection.execute("BEGIN IMMEDIATE")
+
+    def let_go(self) -> None:
+        """Others may write."""
+        self._connection.rollback()
+        self._connection.close()
+
+
+def test_a_report_waits_until_what_was_handed_out_exists(tmp_path: Path) -> None:
+    """The answer does not."""
+    study = ScriptedStudy(tmp_path)
+    search = study.prepare(study.config(trials=1))
+    held = Held(study)
+    assert search.driver.exchange([], 1).start
+    assert not search.listener.records
+    threading.Timer(0.3, held.let_go).start()
+    began = time.monotonic()
+    search.driver.exchange([EpochReport(0, 1, {"val_acc": 0.5}, 0)], 0)
+    assert time.monotonic() - began > 0.2
+    search.leave()
+
+
+def test_a_number_that_was_never_opened_is_given_anew(tmp_path: Path) -> None:
+    """Its driver was killed before; what the trial left is another configuration's."""
+    study = ScriptedStudy(tmp_path)
+    search = study.prepare(study.config(trials=1))
+    held = Held(study)
+    (lost,) = search.driver.exchange([], 1).start
+    folder = trial_folder(search.config.study_dir, 0)
+    folder.mkdir(parents=True)
+    other = dataclasses.replace(lost, hyperparameters={**lost.hyperparameters, "lr": 0.5})
+    write_verdict(folder, [], TrialResult(0, "finished", 3), other)
+    (folder / "last.ckpt").write_bytes(b"of another configuration")
+    again = ScriptedStudy(tmp_path / "copy")
+    shutil.copytree(tmp_path, again.folder, ignore=shutil.ignore_patterns("copy"))
+    second = again.prepare(again.config(trials=1))
+    second.driver.recall(second.config.study_dir)
+    (spec,) = second.driver.exchange([], 1).start
+    assert (spec.number, spec.resume_from) == (0, None)
+    assert second.states() == ["RUNNING"]
+    second.leave()
+    held.let_go()
+    search.leave()
 
 
 class Watching(RecordingListener):

@@ -68,7 +68,10 @@ class ProcessExecutor:
         """Carry reports and orders until every worker was told that nothing more will come."""
         try:
             while self._workers:
-                self._serve(exchange, wait([w.pipe for w in self._workers], TICK_S))
+                ready = wait([w.pipe for w in self._workers], TICK_S)
+                self._serve(exchange, ready)
+                if not ready:
+                    exchange((), 0)  # what cannot be recorded, or is too late, is to be noticed
                 self._end_hung(exchange)
         finally:
             self.kill()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from sweep.config import DEFAULT_MODULE
 from sweep.datasets import is_custom
@@ -14,8 +14,6 @@ from sweep.trial import Task, Trainer
 
 if TYPE_CHECKING:
     from sweep.training.data import SearchData
-
-T = TypeVar("T")
 
 __all__ = ["foreseen_slots", "make_trainer", "path_of", "why_plain"]
 
@@ -64,7 +62,7 @@ def _load_lightning(*, is_own_process: bool) -> None:
         if is_own_process:
             compiler = deferred("torch._dynamo", OptimizedModule=_Compiled, disable=_unmarked)
             stack.enter_context(compiler)
-        with contextlib.suppress(ImportError):  # of a version that wants more of it
+        with contextlib.suppress(ImportError, TypeError):  # of a version that wants more of it
             import lightning
     import lightning  # noqa: F401
 
@@ -73,8 +71,9 @@ class _Compiled:
     """Has no instances."""
 
 
-def _unmarked(function: T, *args: object, **more: object) -> T:
-    return function
+def _unmarked(function: Any = None, *args: object, **more: object) -> Any:
+    """The mark itself, or, without a function, what would set it."""
+    return _unmarked if function is None else function
 
 
 def _load(task: Task) -> SearchData:

@@ -154,8 +154,10 @@ def clear_folder(spec: TrialSpec, task: Task) -> None:
         if part.suffix != f".{os.getpid()}":  # of a worker that was killed in the middle of it
             part.unlink(missing_ok=True)
     if spec.resume_from is None:
-        with contextlib.suppress(OSError):
-            (folder / RESUME_STATE).unlink()
+        # The number may have been another configuration's, which was never heard of.
+        for name in (RESUME_STATE, "best.ckpt", "model.pt2"):
+            with contextlib.suppress(OSError):
+                (folder / name).unlink()
 
 
 def conclude(

@@ -105,13 +105,18 @@ class Template:
         # torch's compiler, 0.5 s.
         writer = torch._C.PyTorchFileWriter(file)
         writer.set_min_version(ZIP_VERSION)
-        contents = {record: _bytes(weights[name]) for record, name in self.weights.items()}
+
+        def write(record: str, content: bytes) -> None:
+            writer.write_record(record, content, len(content))
+
+        for record, name in self.weights.items():
+            write(record, _bytes(weights[name]))
         for record, text in self.texts.items():
             for k, number in enumerate(numbers):
                 text = text.replace(json.dumps(_gap(k)), json.dumps(number))
-            contents[record] = text.encode()
-        for record, content in (contents | dict(self.others)).items():
-            writer.write_record(record, content, len(content))
+            write(record, text.encode())
+        for record, content in self.others.items():
+            write(record, content)
         writer.write_end_of_file()
 
     def keep(self, file: Path) -> None:
