@@ -333,8 +333,8 @@ class Listener(Protocol):
     def write(self, records: Sequence[Record]) -> None:
         """Take records, in order. Must return at once; slow work belongs behind a queue.
 
-        In a search a thread of the driver's calls it, except for the last time; `open` and `close`
-        are called by the thread that called `sweep.run`. Never two of them at once.
+        A thread of the driver's calls it, or the one that called `sweep.run`; that one calls
+        `open` and `close`. Never two of them at once.
         """
         ...
 
