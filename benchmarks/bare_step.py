@@ -18,8 +18,9 @@ import time
 import torch
 
 from sweep.training.layout import Shape
+from sweep.training.members import Member, Recipe, Samples
 from sweep.training.optimizers import make_rule
-from sweep.training.population import Member, Population, Recipe, Samples
+from sweep.training.population import Population
 from sweep.training.products import product
 
 BATCH, N_CLASSES = 64, 10

@@ -138,9 +138,10 @@ def load(args: argparse.Namespace, greet: Tell | None = None) -> Callable[[Tell 
     from sweep.training.data import epoch_order, load_search_data
     from sweep.training.lanes import Lanes
     from sweep.training.layout import Shape
+    from sweep.training.members import Member, Recipe, Samples
     from sweep.training.mlp import MLPClassifier
     from sweep.training.optimizers import make_rule
-    from sweep.training.population import Member, Population, Recipe, Samples, nothing
+    from sweep.training.population import Population, nothing
     from sweep.training.products import fastest_linear
     from sweep.trial import EpochReport, TrialFinished, TrialStarted, TrialState, WorkerReady
 

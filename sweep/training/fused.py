@@ -25,7 +25,8 @@ from sweep.training.data import SearchData, epoch_order, load_search_data
 from sweep.training.devices import lightning_devices, ready
 from sweep.training.failures import classify
 from sweep.training.lanes import Lanes
-from sweep.training.population import Population, Samples, Scores
+from sweep.training.members import Samples, Scores
+from sweep.training.population import Population
 from sweep.training.products import fastest_linear
 from sweep.training.quiet import hush_lightning, quiet_trainer
 from sweep.training.resuming import Keeper, conclude, now_ms

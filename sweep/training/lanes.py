@@ -13,7 +13,8 @@ from concurrent.futures import ThreadPoolExecutor, wait
 
 import torch
 
-from sweep.training.population import Member, Population, Scores, nothing
+from sweep.training.members import Member, Scores
+from sweep.training.population import Population, nothing
 from sweep.training.threads import ThreadTuner
 
 MOST_LANES = 4

@@ -16,10 +16,11 @@ from sweep.training.data import SearchData
 from sweep.training.exports import export_model, prepare_export
 from sweep.training.failures import not_finite
 from sweep.training.layout import Shape
+from sweep.training.members import Linears, Member, Recipe, Scores
 from sweep.training.mlp import MLPClassifier
 from sweep.training.modules import build_module
 from sweep.training.optimizers import make_rule
-from sweep.training.population import Linears, Member, Population, Recipe, Scores
+from sweep.training.population import Population
 from sweep.training.resuming import (
     RESUME_KEY,
     clear_folder,

@@ -10,8 +10,9 @@ import torch
 
 from sweep.training.lanes import Lanes
 from sweep.training.layout import Shape
+from sweep.training.members import Member, Recipe, Samples, Scores
 from sweep.training.optimizers import make_rule
-from sweep.training.population import Member, Population, Recipe, Samples, Scores, nothing
+from sweep.training.population import Population, nothing
 
 N_FEATURES, N_CLASSES, N_EPOCHS, BATCH = 6, 3, 8, 8
 

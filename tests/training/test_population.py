@@ -15,9 +15,10 @@ from torch.nn import functional
 from sweep.options import ACTIVATIONS, SCHEDULES
 from sweep.training.data import epoch_order
 from sweep.training.layout import Layout, Shape
+from sweep.training.members import Member, Recipe, Samples
 from sweep.training.mlp import OPTIMIZERS, MLPClassifier, SeededDropout
 from sweep.training.optimizers import learning_rates, make_rule
-from sweep.training.population import Member, Population, Recipe, Samples
+from sweep.training.population import Population
 from sweep.training.products import fastest_linear, is_for_onednn
 from sweep.training.stack import Dropout
 
@@ -34,6 +35,8 @@ MIX = [
     {"hidden": (7, 9, 11), "optimizer": "Adam", "lr": 1e-2, "activation": "gelu"},
     {"hidden": (24, 8, 24), "optimizer": "AdamW", "lr": 1e-2, "dropout": 0.2, "clip_norm": 0.5},
 ]
+MIX_BYTES = 500_000
+"""About what they have of weights and optimizer states in float64."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -144,8 +147,15 @@ def weight_distance(weights, model):
     return max(((a - b).norm() / b.norm().clamp_min(1e-12)).item() for a, b in pairs)
 
 
-def assert_equals_plain(samples, trials, tolerance=1e-7, dtype=torch.float64):
-    curves, population = train_fused(samples, trials, dtype)
+def in_shards(samples, shard_bytes, dtype=torch.float64):
+    """A population that is trained in shards of about so many bytes."""
+    population = Population(samples, BATCH, N_EPOCHS, order, dtype=dtype)
+    population.shard_bytes = shard_bytes
+    return population
+
+
+def assert_equals_plain(samples, trials, tolerance=1e-7, dtype=torch.float64, population=None):
+    curves, population = train_fused(samples, trials, dtype, population)
     for number, hyperparameters in trials.items():
         rows, model = train_plain(samples, number, hyperparameters, dtype)
         assert distance(curves[number], rows) < tolerance, hyperparameters
@@ -205,6 +215,40 @@ def test_mixed_population_in_float64(samples):
     assert_equals_plain(samples, dict(enumerate(MIX)))
 
 
+@pytest.mark.parametrize("shard_bytes", [MIX_BYTES // 3, 1])
+def test_shards_change_no_result(samples, shard_bytes):
+    """Trials that are trained one shard after the other equal the plain path, too."""
+    population = in_shards(samples, shard_bytes)
+    assert_equals_plain(samples, dict(enumerate(MIX)), population=population)
+    assert len(population.parameters) > 1
+
+
+def test_shards_are_of_about_one_size(samples):
+    """None is left with a single narrow trial beside a full one."""
+    population = in_shards(samples, 500_000)
+    trials = {k: {"hidden": (20 + k, 16), "optimizer": "Adam"} for k in range(32)}
+    population.change(joining=[member(k, given) for k, given in trials.items()])
+    sizes = [values.nbytes * 3 for values in population.parameters]
+    assert len(sizes) == 5
+    assert max(sizes) < 1.2 * min(sizes)
+    assert max(sizes) < 700_000  # with padding
+
+
+def test_a_trial_that_comes_back_at_once_begins_anew(samples):
+    """It leaves and joins under its number at one boundary: what it brings along counts."""
+    population = in_shards(samples, 1)
+    first = {"hidden": (12,), "optimizer": "Adam"}
+    population.change(joining=[member(0, first), member(1, first)])
+    population.train_epoch()
+    population.change([0], [member(0, first)])
+    for (weight, bias), (w, b) in zip(
+        population.weights(0), member(0, first).initial, strict=True
+    ):
+        assert torch.equal(weight, w)
+        assert torch.equal(bias, b)
+    assert not any(torch.count_nonzero(w) for state in population.states(0) for w, _ in state)
+
+
 def test_choices_for_a_gpu_change_no_result(samples):
     """Wide buckets and whole gradients, as on a GPU, equal the plain path too."""
     population = Population(samples, BATCH, N_EPOCHS, order, dtype=torch.float64)
@@ -228,14 +272,16 @@ def test_a_swapped_scalar_is_seen(samples, field, value):
     assert distance(curves[0], rows) > 1e-7
 
 
-def test_padding_stays_zero(samples):
+@pytest.mark.parametrize("shard_bytes", [MIX_BYTES, MIX_BYTES // 3])
+def test_padding_stays_zero(samples, shard_bytes):
     """After training, every value that belongs to no trial is exactly zero."""
-    _, population = train_fused(samples, dict(enumerate(MIX)))
+    population = in_shards(samples, shard_bytes)
+    train_fused(samples, dict(enumerate(MIX)), population=population)
     for number in range(len(MIX)):
         for weight, bias in population.weights(number):
             weight.zero_()
             bias.zero_()
-    assert torch.count_nonzero(population.parameters) == 0
+    assert not any(torch.count_nonzero(values) for values in population.parameters)
 
 
 def test_neighbours_do_not_matter(samples):
@@ -249,9 +295,10 @@ def test_neighbours_do_not_matter(samples):
         assert distance(together[number], alone[number]) < 1e-10
 
 
-def test_leaving_and_joining_change_nothing(samples):
+@pytest.mark.parametrize("shard_bytes", [MIX_BYTES, MIX_BYTES // 3, 1])
+def test_leaving_and_joining_change_nothing(samples, shard_bytes):
     """Trials that stay keep their curve when others leave and slots are filled again."""
-    population = Population(samples, BATCH, N_EPOCHS, order, dtype=torch.float64)
+    population = in_shards(samples, shard_bytes)
     population.change(joining=[member(k, given) for k, given in enumerate(MIX)])
     curves = {k: [] for k in range(12)}
     newcomers = {8: {"hidden": (90, 40), "optimizer": "Adam"}, 9: {"hidden": (5,), "lr": 0.1}}
