@@ -17,6 +17,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
+from sweep.cache import default_cache_dir
 from sweep.download import download
 from sweep.errors import ConfigError, DataError, must_be_one_of
 from sweep.idx import damaged, read_bytes, read_idx
@@ -170,13 +171,6 @@ def resolve_data_dir(data_dir: str | os.PathLike[str] | None) -> Path | None:
     """`data_dir`, else what SWEEP_DATA_DIR names, else None (the user's cache)."""
     chosen = data_dir or os.environ.get(DATA_DIR_VARIABLE)
     return Path(chosen).expanduser() if chosen else None
-
-
-def default_cache_dir() -> Path:
-    """The platform's cache folder of this user, e.g. ~/.cache/sweep."""
-    import platformdirs
-
-    return platformdirs.user_cache_path("sweep")
 
 
 def status(

@@ -75,6 +75,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "sweep.errors",
         "sweep.idx",
         "sweep.download",
+        "sweep.cache",
     ),
 )
 """Arrows point down or stay on a level."""

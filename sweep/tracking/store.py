@@ -10,7 +10,6 @@ import errno
 import getpass
 import logging
 import os
-import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sweep import postgres, sqlite
 from sweep.errors import DiskError, StoreError, SweepError
 from sweep.redact import redacted
+from sweep.tracking.blank import latest_revision, make_sqlite_store
 from sweep.tracking.uri import one_line, resolve, without_credentials
 
 _LOGGERS = (
@@ -81,7 +81,7 @@ def connect(uri: str) -> Store:
         if sqlite.has_tables(uri, "experiments", "an MLflow store"):
             _refuse_other_version(uri)
         sqlite.listen(uri)
-        _make_sqlite_store(uri)
+        make_sqlite_store(uri)
         # It also finds out at once whether PostgreSQL answers: MLflow tries for 100 s.
         with postgres.making_tables(uri, "mlflow"):
             client = MlflowClient(tracking_uri=uri)
@@ -247,10 +247,7 @@ def _refuse_other_version(uri: str) -> None:
     MLflow would migrate it as it opens it, step by step: a kill in between leaves a file that
     neither version opens.
     """
-    from mlflow.store.db.utils import _get_latest_schema_revision
-
-    found = sqlite.revisions(uri)
-    wanted = str(_get_latest_schema_revision())  # type: ignore[no-untyped-call]
+    found, wanted = sqlite.revisions(uri), latest_revision()
     if found != [wanted]:
         shown = " and ".join(found) or "none"
         raise StoreError(
@@ -258,37 +255,3 @@ def _refuse_other_version(uri: str) -> None:
             f"one has {wanted}): keep a copy of it, then run `mlflow db upgrade {redacted(uri)}`; "
             "where that fails, move it away, and `sweep doctor STUDY --fix` makes its runs again"
         )
-
-
-def _make_sqlite_store(uri: str) -> None:
-    """Make a missing SQLite store aside, with all its tables, then link it into place.
-
-    MLflow fills a new file by some fifty migrations in 1-3 s. A driver that is killed meanwhile,
-    or a second one that starts in the same second, would leave a file that never opens again.
-    """
-    path = sqlite.path_of(uri)
-    if path is None or path.exists():
-        return
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
-    aside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
-    aside_uri = f"sqlite:///{aside}"
-    sqlite.listen(aside_uri)
-    try:
-        aside_store = SqlAlchemyStore(aside_uri, "./mlruns")  # type: ignore[no-untyped-call]
-        aside_store.engine.dispose()
-        _put_in_place(aside, path)
-    finally:
-        for suffix in ("", "-wal", "-shm"):
-            aside.with_name(aside.name + suffix).unlink(missing_ok=True)
-
-
-def _put_in_place(aside: Path, path: Path) -> None:
-    """Name the finished file `path`, unless another process made one first."""
-    try:
-        os.link(aside, path)
-    except FileExistsError:
-        return
-    except OSError:  # a file system without hard links
-        if not path.exists():
-            aside.rename(path)

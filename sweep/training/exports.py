@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import platform
 from collections.abc import Hashable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from sweep.cache import cache_file
 from sweep.training import mlp
 from sweep.training.mlp import MLPClassifier
 from sweep.training.resuming import saved_bytes
 from sweep.training.templates import (
     Template,
     UnknownFormatError,
-    cache_file,
     sources_digest,
     unmistakable,
 )
@@ -69,13 +70,14 @@ def _template_of(model: MLPClassifier, feature_shape: tuple[int, ...]) -> Templa
     if key not in _templates:
         widths = unmistakable(len(model.hidden), {*feature_shape, model.n_classes})
         numbers = (*STATISTICS, *widths)
-        file = cache_file(_CODE, key)
-        template = Template.kept(file) if file else None
+        made_by = (platform.python_version(), torch.__version__, _CODE, key)
+        file = cache_file("templates", *made_by) if _CODE else None
+        template = Template.kept(file)
         if template is None:
             archive = _make(given, numbers, feature_shape, dtype)
             with contextlib.suppress(UnknownFormatError):
                 template = Template.of(archive, numbers, f"{_Inference.MODEL}.")
-            if template is not None and file is not None:
+            if template is not None:
                 template.keep(file)
         _templates[key] = template
     return _templates[key]

@@ -9,14 +9,11 @@ the others are filled in: 1 ms.
 from __future__ import annotations
 
 import base64
-import contextlib
 import hashlib
 import io
 import json
 import math
-import os
-import platform
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sweep.datasets import default_cache_dir
-from sweep.errors import DiskError
-from sweep.trial_files import replace_file
+from sweep import cache
 
 PROGRAM = "models/model.json"
 WEIGHTS = "data/weights/"
@@ -119,29 +114,20 @@ class Template:
             write(record, content)
         writer.write_end_of_file()
 
-    def keep(self, file: Path) -> None:
+    def keep(self, file: Path | None) -> None:
         """Write it to `file` in the user's cache, where that can be written."""
         others = {
             name: base64.b85encode(content).decode() for name, content in self.others.items()
         }
-        content = json.dumps([self.texts, self.weights, others]).encode()
-        with contextlib.suppress(OSError, DiskError):
-            file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            replace_file(file, _checksum(content) + content, mode=0o600)
+        cache.keep(file, json.dumps([self.texts, self.weights, others]).encode())
 
     @classmethod
-    def kept(cls, file: Path) -> Template | None:
+    def kept(cls, file: Path | None) -> Template | None:
         """What `keep` wrote there; None where that is missing, damaged or somebody else's."""
-        try:
-            content = file.read_bytes()
-            if file.stat().st_uid != os.geteuid():
-                return None
-        except OSError:
+        content = cache.kept(file)
+        if content is None:
             return None
-        n = len(_checksum(b""))
-        if content[:n] != _checksum(content[n:]):
-            return None
-        texts, weights, others = json.loads(content[n:])
+        texts, weights, others = json.loads(content)
         return cls(texts, weights, {name: base64.b85decode(text) for name, text in others.items()})
 
 
@@ -165,19 +151,6 @@ def sources_digest(sources: Sequence[str]) -> str | None:
         return None
 
 
-def cache_file(code: str | None, key: Hashable) -> Path | None:
-    """Where the user's cache has, or is to have, what depends on `code` and `key`.
-
-    None where `code` is, and where nobody knows the user's folders.
-    """
-    made_by = (platform.python_version(), torch.__version__, code, key)
-    digest = hashlib.blake2b(repr(made_by).encode(), digest_size=16).hexdigest()
-    try:
-        return default_cache_dir() / "templates" / digest if code else None
-    except RuntimeError:  # platformdirs: no home directory
-        return None
-
-
 def _gap(k: int) -> str:
     return f"<number {k}>"
 
@@ -196,10 +169,6 @@ def _with_gaps(content: Any, gaps: Mapping[float, str], *, is_shape: bool = Fals
             raise ValueError(f"{content} is no size here")
         return gaps[content]
     return content
-
-
-def _checksum(content: bytes) -> bytes:
-    return hashlib.blake2b(content, digest_size=16).digest()
 
 
 def _bytes(value: Tensor) -> bytes:

@@ -9,7 +9,7 @@ import zipfile
 import pytest
 import torch
 
-from sweep.datasets import default_cache_dir
+from sweep.cache import default_cache_dir
 from sweep.options import ACTIVATIONS
 from sweep.training import exports
 from sweep.training.exports import export_model
