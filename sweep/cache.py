@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import stat
 from pathlib import Path
 
 from sweep.errors import DiskError
@@ -48,9 +49,13 @@ def kept(file: Path | None) -> bytes | None:
     if file is None:
         return None
     try:
-        content = file.read_bytes()
-        if file.stat().st_uid != os.geteuid():
-            return None
+        # Not through a link, and not for a pipe's writer: what is looked at is what is read.
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        with os.fdopen(os.open(file, flags), "rb") as opened:
+            status = os.fstat(opened.fileno())
+            if status.st_uid != os.geteuid() or not stat.S_ISREG(status.st_mode):
+                return None
+            content = opened.read()
     except OSError:
         return None
     n = len(_checksum(b""))

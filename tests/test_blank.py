@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sweep.cache import default_cache_dir
+from sweep.cache import default_cache_dir, kept
 from sweep.tracking import uri
 
 with uri.quiet():
@@ -91,16 +91,46 @@ def test_a_damaged_blank_is_made_anew(tmp_path, cache, monkeypatch, damage):
     first = made(tmp_path / "first", monkeypatch)
     (blank,) = cache.iterdir()
     whole = blank.read_bytes()
+    assert kept(blank) == whole[16:]
     if damage == "torn":
         blank.write_bytes(whole[: len(whole) // 2])
     elif damage == "other bytes":
-        blank.write_bytes(whole[:5000] + b"x" + whole[5001:])
+        blank.write_bytes(whole[:5000] + bytes([whole[5000] ^ 0xFF]) + whole[5001:])
     else:
         blank.unlink()
         blank.mkdir()
+    assert kept(blank) is None
     assert content(made(tmp_path / "second", monkeypatch)) == content(first)
     if damage != "a folder in its place":
+        assert kept(blank)
         assert content(made(tmp_path / "third", monkeypatch)) == content(first)
+
+
+@pytest.mark.parametrize("umask", [0, 0o002, 0o077])
+def test_a_copy_has_the_rights_that_sqlite_gives(tmp_path, cache, monkeypatch, umask):
+    """Whoever may not write the first store may not write a later one."""
+    before = os.umask(umask)
+    try:
+        first, second = (made(tmp_path / name, monkeypatch) for name in ("first", "second"))
+    finally:
+        os.umask(before)
+    assert first.stat().st_mode == second.stat().st_mode
+    assert second.stat().st_mode & 0o777 == 0o644 & ~umask
+
+
+@pytest.mark.parametrize("what", ["a link", "a pipe"])
+def test_only_a_file_in_its_place_is_read(tmp_path, cache, monkeypatch, what):
+    """Another file that a name leads to is not the user's word for what is in it."""
+    made(tmp_path / "first", monkeypatch)
+    (blank,) = cache.iterdir()
+    moved = blank.rename(tmp_path / "moved")
+    if what == "a link":
+        blank.symlink_to(moved)
+    else:
+        os.mkfifo(blank)
+    assert kept(moved)
+    assert kept(blank) is None
+    assert made(tmp_path / "second", monkeypatch).is_file()
 
 
 def test_without_a_home_a_store_is_made_all_the_same(tmp_path, monkeypatch):

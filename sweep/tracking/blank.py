@@ -1,8 +1,8 @@
-"""A new SQLite store for MLflow: complete or not there at all, and in no time but once a user.
+"""A new SQLite store for MLflow: complete or not there at all, and soon.
 
 MLflow fills a new file by some fifty migrations, 0.7 s and more. What they leave behind is the
-same for everybody, so it is kept in the user's cache and copied (25 ms, MLflow's own check of it
-and its first rows included).
+same for everybody, so it is kept in the user's cache and copied next time (25 ms, MLflow's own
+check of it and its first rows included).
 
 Imports mlflow: only the driver may load this module, within `uri.quiet()`.
 """
@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sqlite3
-import threading
+import secrets
+import sqlite3 as _sqlite
 from pathlib import Path
 
 import mlflow
@@ -31,14 +31,24 @@ def make_sqlite_store(uri: str) -> None:
         return
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-    aside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    aside = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(8)}")
     aside_uri = f"sqlite:///{aside}"
+    file = cache.cache_file(
+        "stores", mlflow.__version__, latest_revision(), _sqlite.sqlite_version
+    )
     sqlite.listen(aside_uri)
     try:
-        _make_tables(aside, aside_uri)
+        blank = cache.kept(file)
+        made = None
+        if blank is None:
+            made = _migrated(aside, aside_uri)
+        else:
+            _copy(blank, aside)
         aside_store = SqlAlchemyStore(aside_uri, "./mlruns")  # type: ignore[no-untyped-call]
         aside_store.engine.dispose()
         _put_in_place(aside, path)
+        if made is not None:
+            cache.keep(file, made)
     finally:
         for suffix in ("", "-wal", "-shm"):
             aside.with_name(aside.name + suffix).unlink(missing_ok=True)
@@ -51,24 +61,33 @@ def latest_revision() -> str:
     return str(_get_latest_schema_revision())  # type: ignore[no-untyped-call]
 
 
-def _make_tables(path: Path, uri: str) -> None:
-    """Tables and what migrations put into them, before anything of a folder or a user is there."""
-    from mlflow.store.db.utils import _initialize_tables, create_sqlalchemy_engine_with_retry
+def _copy(blank: bytes, path: Path) -> None:
+    """Write a new file, with the rights that SQLite would give it."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    with os.fdopen(os.open(path, flags, 0o644), "wb") as file:
+        file.write(blank)
 
-    file = cache.cache_file("stores", mlflow.__version__, latest_revision())
-    blank = cache.kept(file)
-    if blank is not None:
-        path.write_bytes(blank)
-        return
+
+def _migrated(path: Path, uri: str) -> bytes | None:
+    """Make tables, and what migrations put into them: what may be kept, for nothing of a folder or
+    a user is there yet. None where this MLflow does it otherwise, as it opens the file."""
+    try:
+        from mlflow.store.db.utils import _initialize_tables, create_sqlalchemy_engine_with_retry
+    except ImportError:
+        return None
     engine = create_sqlalchemy_engine_with_retry(uri)  # type: ignore[no-untyped-call]
     try:
         _initialize_tables(engine)  # type: ignore[no-untyped-call]
     finally:
         engine.dispose()
     # A write-ahead log is for a disk to allow, so the copy does without until it is opened there.
-    with contextlib.closing(sqlite3.connect(path)) as connection:
-        connection.execute("PRAGMA journal_mode = DELETE")
-    cache.keep(file, path.read_bytes())
+    with (
+        contextlib.suppress(_sqlite.Error),
+        contextlib.closing(_sqlite.connect(path)) as connection,
+    ):
+        if connection.execute("PRAGMA journal_mode = DELETE").fetchone() == ("delete",):
+            return path.read_bytes()
+    return None
 
 
 def _put_in_place(aside: Path, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""One layer of a population after the first, for a bucket's trials at once or for one trial.
+"""One layer of a shard after the first, for a bucket's trials at once or for one trial.
 
 Axes as in `layout`: n trials of a bucket, B samples, H units.
 """

@@ -1,4 +1,4 @@
-"""Where each trial's parameters lie in a population's flat buffers.
+"""Where each trial's parameters lie in a shard's flat buffers.
 
 Axes: N trials, R rows of layer 1 over all trials, B samples of a minibatch, F input features,
 H units of a hidden layer, C classes. Every layer carries its bias as one more input column
@@ -68,8 +68,7 @@ class Layout:
         self, shapes: Sequence[Shape], n_features: int, n_classes: int, device_type: str
     ) -> None:
         self.n_features, self.n_classes = n_features, n_classes
-        # Rows start on a cache line (16 float32); zero columns cost at most 2 % at 784 features.
-        self.n_columns = -(-(n_features + 1) // 16) * 16
+        self.n_columns = n_columns(n_features)
         padding = PADDING_WORTH_A_BUCKET.get(device_type, PADDING_WORTH_A_BUCKET["other"])
         groups = _group(shapes, n_classes, padding)
         self.order = [index for group in groups for index in group]
@@ -140,6 +139,12 @@ class Layout:
             self.n_values += (stop - start) * n_out * (n_in + 1)
         activations = [self.shapes[k].activation for k in range(start, stop)]
         return Bucket(start, stop, widths, tuple(layers), _segments(activations))
+
+
+def n_columns(n_features: int) -> int:
+    """Columns of layer 1: the features, the bias, and zeros up to a whole cache line (16 float32);
+    those cost at most 2 % at 784 features."""
+    return -(-(n_features + 1) // 16) * 16
 
 
 def transfer(

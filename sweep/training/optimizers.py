@@ -1,6 +1,6 @@
-"""Optimizers, schedules and clipping for the trials of a population, one trial at a time.
+"""Optimizers, schedules and clipping for the trials of a shard, one trial at a time.
 
-A trial's parameters are a few large contiguous slices of the population's buffers, so one call
+A trial's parameters are a few large contiguous slices of the shard's buffers, so one call
 of a fused kernel (one pass over memory) updates a trial with its own scalars. Each rule equals
 the optimizer of the same name in `torch.optim` to rounding; zero parameters with zero
 gradients stay exactly zero, which padding relies on.
@@ -24,7 +24,7 @@ _ENDLESS_STEP = 1e30
 
 @dataclass(slots=True)
 class Slices:
-    """One trial's share of the population's buffers; lists run over its layers."""
+    """One trial's share of the shard's buffers; lists run over its layers."""
 
     params: Tensors
     grads: Tensors

@@ -15,6 +15,7 @@ from torch import Tensor
 from sweep.training.layout import Layout
 from sweep.training.members import Linears, Member, Samples, Scores
 from sweep.training.shard import Shard
+from sweep.training.stack import Inputs
 
 SHARD_BYTES = {"cpu": 8_000_000, "other": 1 << 62}
 """Weights and optimizer states of a shard: measured on a core that has 16 MB of the last cache
@@ -36,8 +37,9 @@ class Population:
         epoch: Population epoch to start with.
         dtype: Of weights and activations.
 
-    `tuned_for` is the device type that buckets and batches are chosen for, `shard_bytes` what a
-    shard may have of weights and optimizer states; results do not depend on them.
+    `tuned_for` is the device type that shards, buckets and batches are chosen for; `shard_bytes`
+    (None: as for that type) is what a shard may have of weights and optimizer states. Results do
+    not depend on them but for rounding.
     `before_step` is called before every minibatch.
     """
 
@@ -53,9 +55,11 @@ class Population:
         self.samples, self.batch_size, self.n_epochs = samples, batch_size, n_epochs
         self.epoch = epoch
         self.tuned_for = samples.x.device.type
-        self.shard_bytes = SHARD_BYTES.get(self.tuned_for, SHARD_BYTES["other"])
+        self.shard_bytes: int | None = None
         self.before_step: Callable[[], None] = nothing
         self._order, self._dtype = order, dtype
+        like = torch.empty(0, dtype=dtype, device=samples.x.device)
+        self._inputs = Inputs(samples.n_features, like)
         self._shards: list[Shard] = []
         self._shard_of: dict[int, Shard] = {}
 
@@ -132,7 +136,7 @@ class Population:
         for which in range(max((shard.n_buffers for shard in made), default=0)):
             for shard in made:
                 if which < shard.n_buffers:
-                    shard.fill(which, sources)
+                    shard.fill(sources)
             for shard in old.values():
                 shard.let_go(which)  # both layouts at once: one buffer only
         for shard in made:
@@ -142,8 +146,9 @@ class Population:
 
     def _new_shard(self, members: Sequence[Member]) -> Shard:
         return Shard(
-            self.samples, members, self.batch_size, self.n_epochs, self._dtype, self.tuned_for
-        )
+            self.samples, self._inputs, members, self.batch_size, self.n_epochs, self._dtype,
+            self.tuned_for,
+        )  # fmt: skip
 
     def _shares(self, members: Sequence[Member]) -> list[list[Member]]:
         """Trials by shard, alike ones together: shards of about the same number of bytes."""
@@ -153,7 +158,8 @@ class Population:
         )  # fmt: skip
         alike = [members[index] for index in layout.order]
         ends = list(itertools.accumulate(map(self._n_bytes, alike)))
-        n_shards = max(1, min(len(ends), round(ends[-1] / self.shard_bytes))) if ends else 0
+        most = self.shard_bytes or SHARD_BYTES.get(self.tuned_for, SHARD_BYTES["other"])
+        n_shards = max(1, min(len(ends), round(ends[-1] / most))) if ends else 0
         shares: list[list[Member]] = [[] for _ in range(n_shards)]
         for member, begin, end in zip(alike, [0, *ends], ends, strict=False):
             shares[int((begin + end) / 2 / ends[-1] * n_shards)].append(member)

@@ -15,7 +15,7 @@ from sweep.training.layout import Layout, transfer
 from sweep.training.members import Linears, Member, Samples, Scores
 from sweep.training.optimizers import Slices, clip, learning_rates
 from sweep.training.products import product
-from sweep.training.stack import Buffers, Stack
+from sweep.training.stack import Buffers, Inputs, Stack
 
 VALIDATION_BATCH = {"cpu": 512, "other": 4096}
 """Samples that are validated at a time: large products, bounded memory."""
@@ -28,10 +28,11 @@ N_OWN_BUFFERS = 2
 class Shard:
     """Trials that are trained together, in one layout for as long as it exists.
 
-    A new one is filled buffer by buffer (`fill`), then made ready (`prepare`).
+    A new one is filled buffer by buffer (`fill`), then made ready to train (`prepare`).
 
     Args:
         samples: Training and validation data; its device is the shard's.
+        inputs: What its minibatches are written into.
         members: The trials; `self.members` has them in the order of the layout.
         batch_size: B; the last minibatch of an epoch may be smaller.
         n_epochs: Epochs of a whole trial, what schedules run over.
@@ -40,10 +41,11 @@ class Shard:
     """
 
     def __init__(
-        self, samples: Samples, members: Sequence[Member], batch_size: int, n_epochs: int,
-        dtype: torch.dtype, tuned_for: str,
+        self, samples: Samples, inputs: Inputs, members: Sequence[Member], batch_size: int,
+        n_epochs: int, dtype: torch.dtype, tuned_for: str,
     ) -> None:  # fmt: skip
-        self._samples, self._batch_size, self._n_epochs = samples, batch_size, n_epochs
+        self._samples, self._inputs = samples, inputs
+        self._batch_size, self._n_epochs = batch_size, n_epochs
         self._dtype, self._device, self._tuned_for = dtype, samples.x.device, tuned_for
         self._layout = Layout(
             [m.recipe.shape for m in members], samples.n_features, samples.n_classes, tuned_for
@@ -60,10 +62,10 @@ class Shard:
         """Flat buffers that it keeps."""
         return N_OWN_BUFFERS + max(m.recipe.rule.n_states for m in self.members)
 
-    def fill(self, which: int, sources: Mapping[int, Shard]) -> None:
-        """Make the next buffer, `which`, from those of the shards where trials were before, or
-        from what a trial has brought along (it is not in `sources`)."""
-        layout = self._layout
+    def fill(self, sources: Mapping[int, Shard]) -> None:
+        """Make the next buffer from those of the shards where trials were before, or from what a
+        trial has brought along (it is not in `sources`)."""
+        layout, which = self._layout, len(self._values)
         values = torch.zeros(layout.n_values, dtype=self._dtype, device=self._device)
         for k, member in enumerate(self.members):
             if which >= N_OWN_BUFFERS + member.recipe.rule.n_states:
@@ -77,7 +79,7 @@ class Shard:
         self._values.append(values)
 
     def retire(self) -> None:
-        """Train no more: everything but the buffers is let go."""
+        """Train no more: gradients and activations are let go, buffers one by one (`let_go`)."""
         del self._stack
         self._slices.clear()
 
@@ -90,9 +92,8 @@ class Shard:
         """Make everything that a step needs."""
         layout = self._layout
         grads = torch.zeros_like(self._values[0])
-        self._stack = Stack(
-            layout, self._values[0], grads, [m.recipe.dropout for m in self.members]
-        )
+        dropouts = [m.recipe.dropout for m in self.members]
+        self._stack = Stack(layout, self._inputs, self._values[0], grads, dropouts)
         self._loss_sum = torch.zeros(len(self.members), dtype=self._dtype, device=self._device)
         self._steps = torch.tensor(
             [float(m.epoch * len(self._starts)) for m in self.members], device=self._device,
@@ -228,11 +229,9 @@ def _cross_entropies(log_p: Tensor, y: Tensor) -> Tensor:
 
 
 def _initial(member: Member, which: int) -> Linears:
-    if which == 0:
-        return member.initial
-    if which == 1:
-        return member.best
-    return member.states[which - 2] if member.states else []
+    if which < N_OWN_BUFFERS:
+        return (member.initial, member.best)[which]
+    return member.states[which - N_OWN_BUFFERS] if member.states else []
 
 
 def _write(layout: Layout, values: Tensor, position: int, linears: Linears) -> None:

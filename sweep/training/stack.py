@@ -1,4 +1,4 @@
-"""Forward and backward of all trials of a population at once, written into kept buffers.
+"""Forward and backward of all trials of a shard at once, written into kept buffers.
 
 Axes as in `layout`: N trials, R rows of layer 1, B samples, F features, H units, C classes.
 Activations lie as (unit, B), so that no product needs a transpose in memory; a hand-written
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sweep.training.layers import Layer, Part, Run
-from sweep.training.layout import Bucket, Layout
+from sweep.training.layout import Bucket, Layout, n_columns
 from sweep.training.products import Product, is_for_onednn
 from sweep.trial import derive_seed
 
@@ -29,25 +29,44 @@ class Dropout:
     seed: int
 
 
+class Inputs:
+    """What minibatches are written into: one matrix for each of their sizes B, which all shards of
+    a population read, one after the other.
+
+    Args:
+        n_features: F.
+        like: A tensor of the type and on the device that it is to have.
+    """
+
+    def __init__(self, n_features: int, like: Tensor) -> None:
+        self._n_features, self._like = n_features, like.new_empty(0)
+        self._matrices: dict[int, Tensor] = {}
+
+    def of(self, n_samples: int) -> Tensor:
+        """(B, columns): column F is 1, for the bias, those after it are 0."""
+        if n_samples not in self._matrices:
+            x = self._like.new_zeros(n_samples, n_columns(self._n_features))
+            x[:, self._n_features] = 1.0
+            self._matrices[n_samples] = x
+        return self._matrices[n_samples]
+
+
 class Buffers:
     """Everything between minibatch and logits, for one minibatch size B.
 
     Args:
         layout: Where everything lies.
-        n_samples: B.
+        x: (B, columns) inputs.
         params: Flat parameters, and `grads` flat gradients; `grads` None: only forward.
         has_dropout: Whether there are masks.
     """
 
     def __init__(
-        self, layout: Layout, n_samples: int, params: Tensor, grads: Tensor | None,
-        has_dropout: bool,
-    ) -> None:  # fmt: skip
-        n_rows, n_trials = layout.n_rows, len(layout.shapes)
+        self, layout: Layout, x: Tensor, params: Tensor, grads: Tensor | None, has_dropout: bool
+    ) -> None:
+        n_rows, n_trials, n_samples = layout.n_rows, len(layout.shapes), len(x)
         self.n_samples, like = n_samples, params
-        self.x = like.new_zeros(n_samples, layout.n_columns)  # (B, columns)
-        self.x[:, layout.n_features] = 1.0
-        self.x_t = self.x.t()
+        self.x, self.x_t = x, x.t()
         self.features = self.x[:, : layout.n_features]  # (B, F)
         self.a = like.new_zeros(n_rows + 2, n_samples)  # (R + 2, B): then a row of 0, one of 1
         self.a[n_rows + 1] = 1.0
@@ -83,12 +102,12 @@ class Buffers:
                 self._add_linear(layout, bucket)
                 continue
             n, first = bucket.n, bucket.widths[0]
-            x = self.padded[row : row + n * (first + 1)].view(n, first + 1, n_samples)
-            d_x = self.d_padded[d_row : d_row + n * first].view(n, first, n_samples)
+            a = self.padded[row : row + n * (first + 1)].view(n, first + 1, n_samples)
+            d_a = self.d_padded[d_row : d_row + n * first].view(n, first, n_samples)
             row, d_row = row + n * (first + 1), d_row + n * first
             weights = layout.deeper(params, bucket)
             own_grads = layout.deeper(grads, bucket) if grads is not None else None
-            self._add_layers(layout, bucket, weights, own_grads, x, d_x, has_dropout)
+            self._add_layers(layout, bucket, weights, own_grads, a, d_a, has_dropout)
 
     def _add_linear(self, layout: Layout, bucket: Bucket) -> None:
         """Classifiers without a hidden layer: layer 1 gives their logits."""
@@ -136,19 +155,21 @@ def _shares(layout: Layout, bucket: Bucket, is_for_one: bool) -> list[tuple[Any,
 
 
 class Stack:
-    """The networks of a population over one flat parameter buffer.
+    """The networks of a shard over one flat parameter buffer.
 
     Args:
         layout: Where everything lies.
+        inputs: Where its minibatches will be.
         params: Flat parameters (layout.n_values,).
         grads: Flat gradients of the same size; `backward` fills the layers after the first.
         dropouts: One per trial in layout order.
     """
 
     def __init__(
-        self, layout: Layout, params: Tensor, grads: Tensor, dropouts: Sequence[Dropout]
-    ) -> None:
-        self.layout, self._params, self._grads = layout, params, grads
+        self, layout: Layout, inputs: Inputs, params: Tensor, grads: Tensor,
+        dropouts: Sequence[Dropout],
+    ) -> None:  # fmt: skip
+        self.layout, self._inputs, self._params, self._grads = layout, inputs, params, grads
         self.has_dropout = any(dropout.p > 0.0 for dropout in dropouts)
         self._buffers: dict[tuple[int, bool], Buffers] = {}
         device = params.device
@@ -162,7 +183,8 @@ class Stack:
         if key not in self._buffers:
             grads = self._grads if is_training else None
             has_masks = is_training and self.has_dropout
-            self._buffers[key] = Buffers(self.layout, n_samples, self._params, grads, has_masks)
+            x = self._inputs.of(n_samples)
+            self._buffers[key] = Buffers(self.layout, x, self._params, grads, has_masks)
         return self._buffers[key]
 
     def start_epoch(self, epochs: Sequence[int]) -> None:

@@ -24,6 +24,8 @@ SMALL_FEATURES = 256
 class ThreadTuner:
     """Switches torch between `most` threads and one, whichever makes the faster step.
 
+    Steps should be alike, as they are while one trial is alone.
+
     Args:
         most: Threads that may be used; with 1 nothing is ever measured.
     """

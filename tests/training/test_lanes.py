@@ -17,6 +17,10 @@ from sweep.training.population import Population, nothing
 N_FEATURES, N_CLASSES, N_EPOCHS, BATCH = 6, 3, 8, 8
 
 
+SHARD_BYTES = 10_000
+"""A few of these small trials in each shard."""
+
+
 def _samples() -> Samples:
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(40, N_FEATURES, generator=generator, dtype=torch.float64)
@@ -31,7 +35,9 @@ def _lanes(n_threads: int) -> Lanes:
         return torch.randperm(40, generator=torch.Generator().manual_seed(epoch))
 
     def make(batch_size: int, epoch: int) -> Population:
-        return Population(samples, batch_size, N_EPOCHS, order, epoch, torch.float64)
+        population = Population(samples, batch_size, N_EPOCHS, order, epoch, torch.float64)
+        population.shard_bytes = SHARD_BYTES
+        return population
 
     return Lanes(make, n_threads)
 

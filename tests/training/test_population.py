@@ -259,6 +259,16 @@ def test_choices_for_a_gpu_change_no_result(samples):
         assert distance(curves[number], rows) < 1e-7
 
 
+@pytest.mark.parametrize(("device_type", "is_cut"), [("cpu", True), ("cuda", False)])
+def test_only_a_cpu_wants_shards(samples, device_type, is_cut):
+    """A GPU has no cache that would hold a trial, and wants wide launches."""
+    population = Population(samples, BATCH, N_EPOCHS, order)
+    population.tuned_for = device_type
+    wide = {"hidden": (512, 512, 512), "optimizer": "Adam"}  # 7 MB in float32
+    population.change(joining=[member(number, wide) for number in range(3)])
+    assert (len(population.parameters) > 1) is is_cut
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [("lr", 1.001e-2), ("weight_decay", 2e-3), ("beta1", 0.91), ("eps", 2e-8), ("dropout", 0.31)],
@@ -324,9 +334,10 @@ def test_leaving_and_joining_change_nothing(samples, shard_bytes):
         assert weight_distance(population.weights(number), model) < 1e-7
 
 
-def test_best_weights_are_those_of_the_kept_epoch(samples):
+@pytest.mark.parametrize("shard_bytes", [MIX_BYTES, MIX_BYTES // 3, 1])
+def test_best_weights_are_those_of_the_kept_epoch(samples, shard_bytes):
     """keep_best keeps one epoch's weights through later epochs and a new layout."""
-    population = Population(samples, BATCH, N_EPOCHS, order)
+    population = in_shards(samples, shard_bytes, torch.float32)
     population.change(joining=[member(k, given) for k, given in enumerate(MIX)])
     population.train_epoch()
     population.keep_best([4])
