@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import stat
 from pathlib import Path
 
 from sweep.errors import DiskError
@@ -52,8 +51,7 @@ def kept(file: Path | None) -> bytes | None:
         # Not through a link, and not for a pipe's writer: what is looked at is what is read.
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         with os.fdopen(os.open(file, flags), "rb") as opened:
-            status = os.fstat(opened.fileno())
-            if status.st_uid != os.geteuid() or not stat.S_ISREG(status.st_mode):
+            if os.fstat(opened.fileno()).st_uid != os.geteuid():
                 return None
             content = opened.read()
     except OSError:
