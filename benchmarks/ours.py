@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 
-BEGAN = time.perf_counter()
+BEGAN = time.time()
 
 import argparse  # noqa: E402
 import json  # noqa: E402
@@ -31,7 +31,8 @@ class Clock:
         """Note the worker."""
         for record in records:
             if isinstance(record, WorkerReady) and not self.ready_at:
-                self.ready_at, self.n_slots = time.perf_counter(), record.n_slots
+                # Not now: listeners are told behind the driver's answers.
+                self.ready_at, self.n_slots = record.time_ms / 1e3, record.n_slots
 
     def close(self) -> None:
         """Nothing to close."""
@@ -49,7 +50,7 @@ def main() -> None:
         space="ours.yaml", population=args.population, baseline=False, study="ours",
         checkpoint_interval_s=args.checkpoint_interval,
     )  # fmt: skip
-    ended = time.perf_counter()
+    ended = time.time()
     print(json.dumps({"import_s": clock.ready_at - BEGAN, "work_s": ended - clock.ready_at,
                       "best": outcome.end.best_value, "n_slots": clock.n_slots}))  # fmt: skip
 

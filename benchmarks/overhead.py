@@ -111,15 +111,15 @@ def tracked(args: argparse.Namespace) -> float:
         "tracked", n_trials, "val_acc", "maximize", args.epochs, {}, "", "", now_ms()
     )
     tracker.open(study)
-    tracker.write(here.recv())
-    began = time.perf_counter()
+    (ready,) = here.recv()
+    tracker.write([ready])
     try:
         while True:
             tracker.write(here.recv())
     except EOFError:
         worker.join()
     tracker.close()
-    work_s = time.perf_counter() - began
+    work_s = time.time() - ready.time_ms / 1e3
     if worker.exitcode:
         sys.exit(f"the worker left with {worker.exitcode}")
     return work_s
