@@ -547,9 +547,10 @@ def test_nothing_is_printed_and_logs_go_to_the_file(tmp_path: Path) -> None:
         "assert 'torch' not in sys.modules\n"
     )
     here = Path(__file__).parent
+    env = {"PYTHONPATH": str(here.parent), "XDG_CACHE_HOME": str(tmp_path / "sub")}  # an empty one
     done = subprocess.run(
         [sys.executable, "-c", code, str(here)],
-        cwd=tmp_path, env={"PYTHONPATH": str(here.parent)}, capture_output=True, text=True,
+        cwd=tmp_path, env=env, capture_output=True, text=True,
     )  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mlflow.db", "mlruns", "sub"]
