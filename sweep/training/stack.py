@@ -35,11 +35,11 @@ class Inputs:
 
     Args:
         n_features: F.
-        like: A tensor of the type and on the device that it is to have.
+        like: An empty tensor of the type and on the device that they are to have.
     """
 
     def __init__(self, n_features: int, like: Tensor) -> None:
-        self._n_features, self._like = n_features, like.new_empty(0)
+        self._n_features, self._like = n_features, like
         self._matrices: dict[int, Tensor] = {}
 
     def of(self, n_samples: int) -> Tensor:
@@ -65,8 +65,7 @@ class Buffers:
         self, layout: Layout, x: Tensor, params: Tensor, grads: Tensor | None, has_dropout: bool
     ) -> None:
         n_rows, n_trials, n_samples = layout.n_rows, len(layout.shapes), len(x)
-        self.n_samples, like = n_samples, params
-        self.x, self.x_t = x, x.t()
+        like, self.x, self.x_t = params, x, x.t()
         self.features = self.x[:, : layout.n_features]  # (B, F)
         self.a = like.new_zeros(n_rows + 2, n_samples)  # (R + 2, B): then a row of 0, one of 1
         self.a[n_rows + 1] = 1.0
