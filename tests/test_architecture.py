@@ -22,6 +22,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "sweep.proposals",
         "sweep.ledger",
         "sweep.storage",
+        "sweep.tpe",
         "sweep.warmstart",
     ),
     "torch": ("sweep.training", "sweep.reuse", "sweep.tracking.model"),
@@ -54,7 +55,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "sweep.reporting",
     ),
     ("sweep.executors", "sweep.proposals", "sweep.ledger"),
-    ("sweep.storage",),
+    ("sweep.storage", "sweep.tpe"),
     ("sweep.training", "sweep.space"),
     ("sweep.config", "sweep.parsers"),
     (
