@@ -21,7 +21,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
 from sweep.errors import NotFoundError, StoreError, must_be_one_of
-from sweep.storage import close_storage, open_storage
+from sweep.storage import close_storage, open_storage, rows_of
 from sweep.trial import DatasetInfo, Direction, TrainerName, TrialState
 
 HYPERPARAMETERS = "sweep:hyperparameters"
@@ -79,6 +79,7 @@ class Ledger:
             known = sorted(s.study_name for s in storage.get_all_studies())
             hint = must_be_one_of("study", name, known) if known else f"no study {name!r}"
             raise NotFoundError(f"{hint}: `sweep list` shows the studies there are") from None
+        self._rows = rows_of(storage)
         self._ids: dict[int, int] = {}
         self.confirm: Callable[[], object] = lambda: None
         """Called before a trial is opened: raises where this driver is the owner no more."""
@@ -160,8 +161,7 @@ class Ledger:
         if start_epoch:
             frozen.set_user_attr(START_EPOCH, start_epoch)
         with self._writing:
-            trial_id = self._storage.create_new_trial(self._study_id, template_trial=frozen)
-            got = self._storage.get_trial_number_from_id(trial_id)
+            trial_id, got = self._rows.open(self._study_id, frozen)
             if got != number:
                 raise StoreError(
                     f"study {self.name!r} has another writer: trial {number} became {got}. "
@@ -205,14 +205,10 @@ class Ledger:
     ) -> None:
         """Record a trial's curve, result and final state (WAITING: interrupted, to go on)."""
         with self._writing:
-            trial_id, storage = self._ids[number], self._storage
-            for epoch, metric in curve.items():
-                storage.set_trial_intermediate_value(trial_id, epoch, metric)
-            for key, attr in system_attrs.items():
-                storage.set_trial_system_attr(trial_id, key, attr)
-            storage.set_trial_user_attr(trial_id, RESULT, dict(result))
-            values = None if value is None else [value]
-            storage.set_trial_state_values(trial_id, optuna.trial.TrialState[state], values)
+            self._rows.close(
+                self._ids[number], optuna.trial.TrialState[state], value, curve,
+                {RESULT: dict(result)}, system_attrs,
+            )  # fmt: skip
 
     def summary(self) -> StudySummary:
         """Counts, best trial and configuration."""

@@ -16,9 +16,10 @@ from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, RDBStorage
 from sqlalchemy.exc import SQLAlchemyError
 
-from sweep import postgres, sqlite
+from sweep import postgres, sqlite, trial_rows
 from sweep.errors import DiskError, NotFoundError, StoreError
 from sweep.redact import redacted
+from sweep.trial_rows import TrialRows
 
 _NOWHERE = logging.NullHandler()
 _OPENING = (SQLAlchemyError, StorageInternalError, ValueError, LookupError)
@@ -89,9 +90,9 @@ def in_one_line(
 
 
 class _Guarded:
-    """A storage whose methods raise StoreErrors."""
+    """A storage, or what writes to it, whose methods raise StoreErrors."""
 
-    def __init__(self, storage: RDBStorage, url: str) -> None:
+    def __init__(self, storage: Any, url: str) -> None:
         self._storage, self._url = storage, url
 
     def __getattr__(self, name: str) -> Any:
@@ -105,6 +106,14 @@ class _Guarded:
                 return found(*args, **kwargs)
 
         return guarded
+
+
+def rows_of(storage: BaseStorage) -> TrialRows:
+    """What writes whole trials: to a storage of `open_storage`, whatever fails is a StoreError."""
+    if not isinstance(storage, _Guarded):
+        return trial_rows.OneByOne(storage)
+    inner, url = storage._storage, storage._url
+    return cast(TrialRows, _Guarded(trial_rows.rows_of(inner, inner.engine), url))
 
 
 def close_storage(storage: BaseStorage, *, settle: bool = False) -> None:

@@ -89,6 +89,16 @@ def test_another_writer_is_noticed(url: str, ledger: Ledger) -> None:
         ledger.open_trial(0, running())
 
 
+def test_a_storage_in_memory_will_do() -> None:
+    """Any storage of Optuna's, not only one that was opened here."""
+    storage = optuna.storages.InMemoryStorage()
+    storage.create_new_study([optuna.study.StudyDirection.MAXIMIZE], "mine")
+    ledger = Ledger(storage, "mine")
+    ledger.open_trial(0, running())
+    close(ledger, 0, TrialState.COMPLETE, 0.2)
+    assert [(t.state, t.value) for t in ledger.trials()] == [(TrialState.COMPLETE, 0.2)]
+
+
 def test_plain_optuna_reads_it(url: str, ledger: Ledger) -> None:
     """A study is an ordinary Optuna study: best trial, parameters, intermediate values."""
     for number, value in enumerate((0.2, 0.9)):
