@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sweep.config import DEFAULT_MODULE
 from sweep.datasets import is_custom
 from sweep.imports import deferred
-from sweep.training.choice import foreseen_slots, path_of, why_plain
+from sweep.training.choice import foreseen_slots, path_of, precision_of, why_plain
 from sweep.trial import Task, Trainer
 
 if TYPE_CHECKING:
@@ -29,10 +29,12 @@ def make_trainer(task: Task, *, is_own_process: bool = False) -> Trainer:
         task: What all trials share.
         is_own_process: Nobody else will ever use torch and Lightning in this process.
     """
-    with ThreadPoolExecutor(1, thread_name_prefix="data") as beside:
+    with ThreadPoolExecutor(2, thread_name_prefix="beside") as beside:
         # Unpacking MNIST takes 0.4 s, in which Python's lock is mostly free for the imports.
         # Data of the user's own are a program, which runs in the main thread.
         data = None if is_custom(task.data) else beside.submit(_load, task).result
+        if path_of(task) == "fused" and task.accelerator in ("auto", "cpu"):
+            beside.submit(_compile, task)
         if data is not None and task.module == DEFAULT_MODULE:  # nothing of the user's runs here
             _load_lightning(is_own_process=is_own_process)
         from sweep.training.paths import BothPaths
@@ -74,6 +76,13 @@ class _Compiled:
 def _unmarked(function: Any = None, *args: object, **more: object) -> Any:
     """The mark itself, or, without a function, what would set it."""
     return _unmarked if function is None else function
+
+
+def _compile(task: Task) -> None:
+    """Have the kernel ready, which takes a second where the user's cache does not have it."""
+    from sweep.training.kernel import load_kernel
+
+    load_kernel(8 if precision_of(task) == "64-true" else 4)
 
 
 def _load(task: Task) -> SearchData:

@@ -24,7 +24,8 @@ from sweep.training.choice import FUSED_PRECISIONS, MOST_SLOTS, precision_of
 from sweep.training.data import SearchData, epoch_order, load_search_data
 from sweep.training.devices import lightning_devices, ready
 from sweep.training.failures import classify
-from sweep.training.lanes import Lanes
+from sweep.training.kernel import Kernel, load_kernel
+from sweep.training.lanes import MOST_LANES, Lanes
 from sweep.training.members import Samples, Scores
 from sweep.training.population import Population
 from sweep.training.products import fastest_linear
@@ -48,6 +49,7 @@ MEMORY_SHARE = 0.5
 UNKNOWN_MEMORY = 4 << 30
 """Bytes taken to be free where the system does not say (not Linux, not CUDA)."""
 IDLE_S = 0.01
+SLOWER = "torch trains instead of the compiled kernel, in two to three times the time"
 
 
 def population_size(task: Task, data: SearchData | Samples, device: torch.device) -> int:
@@ -152,6 +154,7 @@ class Populations(lightning.LightningModule):
         self._scored: list[tuple[Population, dict[int, Scores]]] = []
         self._epoch_s = 0.0
         self._keeper = Keeper(task.checkpoint_interval_s)
+        self._kernel: Kernel | None = None
 
     def configure_optimizers(self) -> list[Any]:
         """None: each trial has its own inside the populations."""
@@ -164,14 +167,24 @@ class Populations(lightning.LightningModule):
             data.train.x, data.train.y, data.val.x, data.val.y,
             data.mean, data.std, data.info.n_classes,
         )  # fmt: skip
-        n_threads = 1
+        self._size = self._n_slots or population_size(self._task, self._samples, self.device)
+        is_first, n_threads = not self._reports, 1
+        if is_first:
+            self._reports = [ready(self._task, data, self._size, "fused")]
         if self.device.type == "cpu":
             n_threads = torch.get_num_threads()
-            fastest_linear()  # now: it should be measured before anything competes
-        self._lanes = Lanes(self._new_population, n_threads)
-        self._size = self._n_slots or population_size(self._task, self._samples, self.device)
-        self._reports = self._reports or [ready(self._task, data, self._size, "fused")]
+            self._load_kernel(is_first)
+        most = MOST_LANES if self._kernel is None else MOST_SLOTS
+        self._lanes = Lanes(self._new_population, n_threads, most)
         self._settle()
+
+    def _load_kernel(self, is_first: bool) -> None:
+        loaded = load_kernel(DTYPES[precision_of(self._task)].itemsize)
+        self._kernel = loaded.kernel
+        if self._kernel is None:
+            fastest_linear()  # now: it should be measured before anything competes
+        if is_first and loaded.why_not:
+            self._reports.append(Notice(now_ms(), f"{SLOWER}: {loaded.why_not}"))
 
     def halved(self, failure: Failure) -> Populations:
         """Half as many slots, with the trials of these populations still to be trained.
@@ -260,10 +273,12 @@ class Populations(lightning.LightningModule):
         return run.first_reports
 
     def _new_population(self, batch_size: int, epoch: int) -> Population:
-        return Population(
+        population = Population(
             self._samples, batch_size, self._task.epochs, self._order, epoch,
             DTYPES[precision_of(self._task)],
         )  # fmt: skip
+        population.kernel = self._kernel
+        return population
 
     def _finish(self, number: int, outcome: str, reason: str = "") -> list[Report]:
         """The trial's last word, after what is to be kept is kept. Raises DiskError."""

@@ -18,12 +18,11 @@ from sweep.training.population import Population, nothing
 from sweep.training.threads import ThreadTuner
 
 MOST_LANES = 4
-"""A judgement: past it, threads would wait for Python's lock rather than for each other."""
-COST_OF_A_TRIAL, COST_OF_A_DEEP_WEIGHT = 40_000, 3
-"""In weights of layer 1, which cost 1.5 ns a step each: fitted on 28 populations on a CPU, with a
-mean error of 7 % (benchmarks/NOTES.md)."""
-WORTH_MOVING = 0.1
-"""A trial changes lanes where that makes the longest lane shorter by this share."""
+"""Of stacked trials, a judgement: past it, threads would wait for Python's lock rather than for
+each other. The compiled kernel does without that lock."""
+WORTH_MOVING, WORTH_MOVING_COMPILED = 0.1, 0.01
+"""A trial changes lanes where that makes the longest lane shorter by this share. Stacks are laid
+out anew for it; compiled trials are not."""
 
 
 class Lanes:
@@ -34,11 +33,14 @@ class Lanes:
     Args:
         make: (minibatch size, population epoch) -> an empty population.
         n_threads: Threads that may train; 1 where the device is not a CPU.
+        most: Lanes at most.
     """
 
-    def __init__(self, make: Callable[[int, int], Population], n_threads: int) -> None:
+    def __init__(
+        self, make: Callable[[int, int], Population], n_threads: int, most: int = MOST_LANES
+    ) -> None:
         self._make, self._n_threads = make, n_threads
-        self._n_lanes = max(1, min(n_threads, MOST_LANES))
+        self._n_lanes = max(1, min(n_threads, most))
         self._pool = ThreadPoolExecutor(self._n_lanes, "lane")
         self._populations: list[Population] = []
         self._leaving: dict[Population, set[int]] = {}
@@ -143,7 +145,8 @@ class Lanes:
         costs = {m: _cost(longest, [m]) for m in self._members(longest)}
         becomes = {m: max(long - cost, short + cost) for m, cost in costs.items()}
         best = min(becomes, key=becomes.__getitem__, default=None)
-        if best is None or becomes[best] > (1.0 - WORTH_MOVING) * long:
+        worth = WORTH_MOVING if longest.kernel is None else WORTH_MOVING_COMPILED
+        if best is None or becomes[best] > (1.0 - worth) * long:
             return None
         return best, longest, shortest
 
@@ -158,15 +161,8 @@ class Lanes:
 
 
 def _cost(population: Population, members: Iterable[Member]) -> int:
-    """What a step of these trials costs, in weights of layer 1."""
-    n_in, n_out = population.samples.n_features, population.samples.n_classes
-    total = 0
-    for member in members:
-        first, *deep = (
-            a * b for a, b in itertools.pairwise((n_in, *member.recipe.shape.hidden, n_out))
-        )
-        total += COST_OF_A_TRIAL + first + COST_OF_A_DEEP_WEIGHT * sum(deep)
-    return total
+    """What a step of these trials costs."""
+    return sum(population.cost(member) for member in members)
 
 
 def _train(population: Population, n_threads: int | None) -> dict[int, Scores]:

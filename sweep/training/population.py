@@ -1,7 +1,8 @@
 """A population: trials that see the same minibatches.
 
-On a CPU they are trained in shards, one after the other for an epoch each: as many trials as
-leave their weights and optimizer states in the cache from one step to the next.
+On a CPU the compiled kernel trains them where there is one (`compiled`). Others are stacked, in
+shards on a CPU, one after the other for an epoch each: as many trials as leave their weights and
+optimizer states in the cache from one step to the next.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
+from sweep.training.compiled import CompiledTrials, is_for_kernel
+from sweep.training.kernel import Kernel
 from sweep.training.layout import Layout
 from sweep.training.members import Linears, Member, Samples, Scores
 from sweep.training.shard import Shard
@@ -20,6 +23,11 @@ from sweep.training.stack import Inputs
 SHARD_BYTES = {"cpu": 8_000_000, "other": 1 << 62}
 """Weights and optimizer states of a shard: measured on a core that has 16 MB of the last cache
 to itself (benchmarks/NOTES.md)."""
+COST_OF_A_TRIAL, COST_OF_A_DEEP_WEIGHT = 40_000, 3
+"""Of a stacked trial, in weights of layer 1, which cost 1.5 ns a step each: fitted on 28
+populations on a CPU, with a mean error of 7 % (benchmarks/NOTES.md)."""
+COST_OF_A_COMPILED_TRIAL = 10_000
+"""In weights, which cost the kernel about the same in all layers (benchmarks/NOTES.md)."""
 
 
 def nothing() -> None:
@@ -40,7 +48,8 @@ class Population:
     `tuned_for` is the device type that shards, buckets and batches are chosen for; `shard_bytes`
     (None: as for that type) is what a shard may have of weights and optimizer states. Results do
     not depend on them but for rounding.
-    `before_step` is called before every minibatch.
+    `before_step` is called before every minibatch of stacked trials. `kernel` trains what it
+    knows, from when it is set; None: everything is stacked.
     """
 
     def __init__(
@@ -57,61 +66,84 @@ class Population:
         self.tuned_for = samples.x.device.type
         self.shard_bytes: int | None = None
         self.before_step: Callable[[], None] = nothing
+        self.kernel: Kernel | None = None
         self._order, self._dtype = order, dtype
         like = torch.empty(0, dtype=dtype, device=samples.x.device)
         self._inputs = Inputs(samples.n_features, like)
         self._shards: list[Shard] = []
         self._shard_of: dict[int, Shard] = {}
+        self._compiled: CompiledTrials | None = None
+        self._home_of: dict[int, Shard | CompiledTrials] = {}
 
     @property
     def members(self) -> list[Member]:
         """All trials."""
-        return [member for shard in self._shards for member in shard.members]
+        stacked = [member for shard in self._shards for member in shard.members]
+        return [*(self._compiled.members if self._compiled else ()), *stacked]
 
     def change(self, leaving: Iterable[int] = (), joining: Sequence[Member] = ()) -> None:
         """Let trials leave (by number) and join; the others keep their exact state."""
         gone = set(leaving)
-        before = self.members
-        staying = [m for m in before if m.recipe.number not in gone]
-        if joining or len(staying) != len(before):
-            self._arrange([*staying, *joining], {m.recipe.number for m in joining})
+        for_kernel = [m for m in joining if self._is_for_kernel(m)]
+        if self.kernel is not None and self._compiled is None:
+            self._compiled = CompiledTrials(
+                self.kernel, self.samples, self.batch_size, self.n_epochs, self._dtype
+            )
+        if self._compiled is not None:
+            self._compiled.change(gone, for_kernel)
+        self._change_stacked(gone, [m for m in joining if not self._is_for_kernel(m)])
+        self._home_of = dict(self._shard_of)
+        if self._compiled is not None:
+            self._home_of.update({m.recipe.number: self._compiled for m in self._compiled.members})
 
     def train_epoch(self) -> None:
         """One epoch of every trial; their losses stay on the device until `evaluate`."""
         order = self._order(self.epoch).to(self.samples.x.device)
+        if self._compiled is not None:
+            self._compiled.train_epoch(order)
         for shard in self._shards:
             shard.train_epoch(order, self.before_step)
         self.epoch += 1
 
     def evaluate(self) -> dict[int, Scores]:
         """Metrics of the epoch just trained by trial number: one host read a shard."""
-        return {n: scores for shard in self._shards for n, scores in shard.evaluate().items()}
+        scores = self._compiled.evaluate() if self._compiled is not None else {}
+        for shard in self._shards:
+            scores.update(shard.evaluate())
+        return scores
 
     def keep_best(self, numbers: Iterable[int]) -> None:
         """Remember the weights that these trials have now."""
         for number in numbers:
-            self._shard_of[number].keep_best(number)
+            self._home_of[number].keep_best(number)
+
+    def cost(self, member: Member) -> int:
+        """What a step of the trial costs, in weights of layer 1."""
+        first, *deep = (n_in * n_out for n_in, n_out in self._pairs(member))
+        if self._is_for_kernel(member):
+            return COST_OF_A_COMPILED_TRIAL + first + sum(deep)
+        return COST_OF_A_TRIAL + first + COST_OF_A_DEEP_WEIGHT * sum(deep)
 
     @property
     def parameters(self) -> list[Tensor]:
-        """All trials' weights and biases with their padding, flat, of each shard."""
+        """Stacked trials' weights and biases with their padding, flat, of each shard."""
         return [shard.parameters for shard in self._shards]
 
     def has(self, number: int) -> bool:
         """Whether the trial has a place here (one that joins has it after `change`)."""
-        return number in self._shard_of
+        return number in self._home_of
 
     def weights(self, number: int) -> Linears:
         """Views of a trial's weights, which the next epoch overwrites."""
-        return self._shard_of[number].weights(number)
+        return self._home_of[number].weights(number)
 
     def best_weights(self, number: int) -> Linears:
         """Views of what `keep_best` kept last (zeros before)."""
-        return self._shard_of[number].best_weights(number)
+        return self._home_of[number].best_weights(number)
 
     def states(self, number: int) -> list[Linears]:
         """Views of a trial's optimizer state."""
-        return self._shard_of[number].states(number)
+        return self._home_of[number].states(number)
 
     def save(self, member: Member) -> None:
         """Give a trial that is to leave its weights and optimizer state to take along."""
@@ -119,6 +151,16 @@ class Population:
         member.initial = _copies(self.weights(number))
         member.best = _copies(self.best_weights(number))
         member.states = [_copies(linears) for linears in self.states(number)]
+
+    def _is_for_kernel(self, member: Member) -> bool:
+        sizes = self.samples.n_features, self.samples.n_classes, self.batch_size
+        return self.kernel is not None and is_for_kernel(member.recipe, *sizes)
+
+    def _change_stacked(self, gone: set[int], joining: Sequence[Member]) -> None:
+        before = [member for shard in self._shards for member in shard.members]
+        staying = [m for m in before if m.recipe.number not in gone]
+        if joining or len(staying) != len(before):
+            self._arrange([*staying, *joining], {m.recipe.number for m in joining})
 
     def _arrange(self, members: Sequence[Member], joining: set[int]) -> None:
         """Lay out anew: what stays is copied on the device, what joins is written."""
@@ -167,9 +209,13 @@ class Population:
 
     def _n_bytes(self, member: Member) -> int:
         """What a step of the trial reads and writes again in the next."""
-        widths = (self.samples.n_features, *member.recipe.shape.hidden, self.samples.n_classes)
-        n_weights = sum((a + 1) * b for a, b in itertools.pairwise(widths))
+        n_weights = sum((n_in + 1) * n_out for n_in, n_out in self._pairs(member))
         return n_weights * (1 + member.recipe.rule.n_states) * self._dtype.itemsize
+
+    def _pairs(self, member: Member) -> list[tuple[int, int]]:
+        """(inputs, outputs) of each layer."""
+        widths = (self.samples.n_features, *member.recipe.shape.hidden, self.samples.n_classes)
+        return list(itertools.pairwise(widths))
 
 
 def _copies(linears: Linears) -> Linears:

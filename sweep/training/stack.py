@@ -29,6 +29,17 @@ class Dropout:
     seed: int
 
 
+def dropout_stream(
+    dropout: Dropout, index: int, epoch: int, device: torch.device | str = "cpu"
+) -> torch.Generator:
+    """The stream that masks of hidden layer `index` are drawn from in a trial's epoch `epoch`
+    (from 0), as SeededDropout has it."""
+    stream = torch.Generator(device)
+    layer_seed = derive_seed(dropout.seed, "layer", index)
+    stream.manual_seed(derive_seed(layer_seed, "dropout", epoch))
+    return stream
+
+
 class Inputs:
     """What minibatches are written into: one matrix for each of their sizes B, which all shards of
     a population read, one after the other.
@@ -193,11 +204,9 @@ class Stack:
             hidden = self.layout.shapes[position].hidden
             if dropout.p == 0.0 or not hidden:
                 continue
-            streams = []
-            for index in range(len(hidden)):
-                streams.append(torch.Generator(self._device))
-                layer_seed = derive_seed(dropout.seed, "layer", index)
-                streams[-1].manual_seed(derive_seed(layer_seed, "dropout", epoch))
+            streams = [
+                dropout_stream(dropout, index, epoch, self._device) for index in range(len(hidden))
+            ]
             self._generators.append((position, streams))
 
     def forward(self, at: Buffers, is_training: bool) -> None:

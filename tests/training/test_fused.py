@@ -13,6 +13,7 @@ from sweep.errors import ConfigError
 from sweep.training.choice import why_plain
 from sweep.training.data import SearchData, Split, load_search_data
 from sweep.training.fused import FusedTrainer, population_size
+from sweep.training.kernel import SWITCH
 from sweep.training.mlp import MLPClassifier
 from sweep.training.single import PlainTrainer
 from sweep.trial import (
@@ -112,8 +113,10 @@ SPECS = [
 ]
 
 
-def test_equals_lightning_in_float64(task, data):
+@pytest.mark.parametrize("kernel", ["on", "off"])
+def test_equals_lightning_in_float64(task, data, kernel, monkeypatch):
     """Each trial of a search equals the plain path, which starts where the fused one started."""
+    monkeypatch.setenv(SWITCH, kernel)
     task = dataclasses.replace(task, precision="64-true")
     fused = train(FusedTrainer(task, data), SPECS, stops={1: 1})
     again = [

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 import pytest
 import torch
 
-from sweep.training.lanes import Lanes
+from sweep.training.kernel import Kernel, load_kernel
+from sweep.training.lanes import MOST_LANES, Lanes
 from sweep.training.layout import Shape
 from sweep.training.members import Member, Recipe, Samples, Scores
 from sweep.training.optimizers import make_rule
@@ -28,7 +29,7 @@ def _samples() -> Samples:
     return Samples(x, y, x[:16], y[:16], 0.5, 0.3, N_CLASSES)
 
 
-def _lanes(n_threads: int) -> Lanes:
+def _lanes(n_threads: int, kernel: Kernel | None = None, most: int = MOST_LANES) -> Lanes:
     samples = _samples()
 
     def order(epoch: int) -> torch.Tensor:
@@ -37,9 +38,10 @@ def _lanes(n_threads: int) -> Lanes:
     def make(batch_size: int, epoch: int) -> Population:
         population = Population(samples, batch_size, N_EPOCHS, order, epoch, torch.float64)
         population.shard_bytes = SHARD_BYTES
+        population.kernel = kernel
         return population
 
-    return Lanes(make, n_threads)
+    return Lanes(make, n_threads, most)
 
 
 def _member(number: int, hidden: Sequence[int] = (16,)) -> Member:
@@ -113,14 +115,18 @@ def test_a_trial_that_never_joined_is_forgotten() -> None:
     assert set(_curves(lanes, 1)) == {0}
 
 
-def test_trials_move_to_a_lane_that_others_left_and_their_curves_stay() -> None:
-    alone = _lanes(n_threads=1)
+@pytest.mark.parametrize("is_compiled", [False, True])
+def test_trials_move_to_a_lane_that_others_left_and_their_curves_stay(is_compiled: bool) -> None:
+    kernel = load_kernel(8).kernel if is_compiled else None
+    if is_compiled and kernel is None:
+        pytest.skip("no kernel here")
+    alone = _lanes(1, kernel)
     for k in (0, 2, 4):
         alone.place(_member(k), BATCH, None)
     alone.change()
     expected = _curves(alone, N_EPOCHS)
 
-    lanes = _lanes(n_threads=2)
+    lanes = _lanes(2, kernel)
     places = {k: lanes.place(_member(k), BATCH, None) for k in range(6)}
     assert len({id(places[k]) for k in (0, 2, 4)}) == 1  # else there is nothing to move
     lanes.change()
@@ -137,6 +143,16 @@ def test_trials_move_to_a_lane_that_others_left_and_their_curves_stay() -> None:
     for k in (0, 2, 4):
         found = [s.train_loss for s in curves[k] + rest[k]]
         assert found == pytest.approx([s.train_loss for s in expected[k]], rel=1e-9)
+
+
+@pytest.mark.parametrize(("most", "n_lanes"), [(MOST_LANES, MOST_LANES), (12, 10)])
+def test_as_many_lanes_as_threads_up_to_a_limit(most: int, n_lanes: int) -> None:
+    lanes = _lanes(n_threads=10, most=most)
+    for k in range(20):
+        lanes.place(_member(k), BATCH, None)
+    lanes.change()
+    assert len(lanes.populations) == n_lanes
+    assert set(_curves(lanes, 1)) == set(range(20))
 
 
 def test_what_a_lane_raises_is_raised() -> None:

@@ -5,7 +5,9 @@ Axes: E epochs.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import math
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from torch.nn import functional
 
 from sweep.options import ACTIVATIONS, SCHEDULES
 from sweep.training.data import epoch_order
+from sweep.training.kernel import load_kernel
 from sweep.training.layout import Layout, Shape
 from sweep.training.members import Member, Recipe, Samples
 from sweep.training.mlp import OPTIMIZERS, MLPClassifier, SeededDropout
@@ -48,14 +51,52 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-@pytest.fixture(scope="module")
-def samples():
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """Data, and who trains: stacked tensors or the compiled kernel."""
+
+    samples: Samples
+    is_compiled: bool
+
+    def population(self, dtype=torch.float64, shard_bytes=None, batch=BATCH):
+        """An empty one; stacked trials are trained in shards of about so many bytes."""
+        population = Population(self.samples, batch, N_EPOCHS, order, dtype=dtype)
+        population.shard_bytes = shard_bytes
+        if self.is_compiled:
+            population.kernel = load_kernel(dtype.itemsize).kernel
+            assert population.kernel is not None
+        return population
+
+
+def make_samples():
     generator = torch.Generator().manual_seed(0)
     y = torch.randint(0, 10, (N_TRAIN + N_VAL,), generator=generator)
     # Classes that can be learnt, so that losses move.
     centers = torch.rand(10, 8, 8, generator=generator)
     x = (centers[y] + 0.3 * torch.randn(len(y), 8, 8, generator=generator)).clamp(0, 1)
     return Samples(x[:N_TRAIN], y[:N_TRAIN], x[N_TRAIN:], y[N_TRAIN:], MEAN, STD, n_classes=10)
+
+
+def need_kernel():
+    """Skip where there cannot be one; where it is made and wrong, fail."""
+    loaded = load_kernel(8)
+    may_be_missing = not loaded.why_not or "no C compiler" in loaded.why_not
+    if loaded.kernel is None and may_be_missing:
+        pytest.skip(loaded.why_not or "the kernel is switched off")
+    assert loaded.kernel is not None, loaded.why_not
+
+
+@pytest.fixture(scope="module")
+def stacked():
+    return Setting(make_samples(), False)
+
+
+@pytest.fixture(scope="module", params=["stacked", "compiled"])
+def setting(request):
+    is_compiled = request.param == "compiled"
+    if is_compiled:
+        need_kernel()
+    return Setting(make_samples(), is_compiled)
 
 
 def order(epoch):
@@ -89,7 +130,7 @@ def member(number, hyperparameters):
     return Member(recipe, linears(model))
 
 
-def train_plain(samples, number, hyperparameters, dtype, first_epoch=0, batch=BATCH):
+def train_plain(setting, number, hyperparameters, dtype, first_epoch=0, batch=BATCH):
     """Metrics of each epoch (E, 3) and the model, by autograd and torch.optim alone."""
     model = build(number, hyperparameters).to(dtype)
     optimizer = OPTIMIZERS[model.optimizer_name](model.parameters(), **model.optimizer_arguments)
@@ -106,7 +147,9 @@ def train_plain(samples, number, hyperparameters, dtype, first_epoch=0, batch=BA
         total = 0.0
         for lr, index in zip(rates, order(first_epoch + epoch).split(batch), strict=True):
             optimizer.param_groups[0]["lr"] = lr
-            loss = functional.cross_entropy(model(samples.x[index].to(dtype)), samples.y[index])
+            loss = functional.cross_entropy(
+                model(setting.samples.x[index].to(dtype)), setting.samples.y[index]
+            )
             optimizer.zero_grad()
             loss.backward()
             if model.clip_norm is not None:
@@ -115,17 +158,17 @@ def train_plain(samples, number, hyperparameters, dtype, first_epoch=0, batch=BA
             total += loss.item() * len(index)
         model.eval()
         with torch.no_grad():
-            logits = model(samples.x_val.to(dtype))
-            val_loss = functional.cross_entropy(logits, samples.y_val).item()
-            val_acc = (logits.argmax(1) == samples.y_val).float().mean().item()
+            logits = model(setting.samples.x_val.to(dtype))
+            val_loss = functional.cross_entropy(logits, setting.samples.y_val).item()
+            val_acc = (logits.argmax(1) == setting.samples.y_val).float().mean().item()
         rows.append((total / N_TRAIN, val_loss, val_acc))
     return rows, model
 
 
-def train_fused(samples, trials, dtype=torch.float64, population=None):
+def train_fused(setting, trials, dtype=torch.float64, population=None):
     """Metrics of each epoch by number, and the population."""
     if population is None:
-        population = Population(samples, BATCH, N_EPOCHS, order, dtype=dtype)
+        population = setting.population(dtype)
     population.change(joining=[member(number, given) for number, given in trials.items()])
     curves = {number: [] for number in trials}
     for _ in range(N_EPOCHS):
@@ -147,24 +190,17 @@ def weight_distance(weights, model):
     return max(((a - b).norm() / b.norm().clamp_min(1e-12)).item() for a, b in pairs)
 
 
-def in_shards(samples, shard_bytes, dtype=torch.float64):
-    """A population that is trained in shards of about so many bytes."""
-    population = Population(samples, BATCH, N_EPOCHS, order, dtype=dtype)
-    population.shard_bytes = shard_bytes
-    return population
-
-
-def assert_equals_plain(samples, trials, tolerance=1e-7, dtype=torch.float64, population=None):
-    curves, population = train_fused(samples, trials, dtype, population)
+def assert_equals_plain(setting, trials, tolerance=1e-7, dtype=torch.float64, population=None):
+    curves, population = train_fused(setting, trials, dtype, population)
     for number, hyperparameters in trials.items():
-        rows, model = train_plain(samples, number, hyperparameters, dtype)
+        rows, model = train_plain(setting, number, hyperparameters, dtype)
         assert distance(curves[number], rows) < tolerance, hyperparameters
         assert weight_distance(population.weights(number), model) < tolerance, hyperparameters
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("hidden", [(), (20,), (24, 12), (18, 30, 9)])
-def test_optimizers_by_schedule_and_depth(samples, schedule, hidden):
+def test_optimizers_by_schedule_and_depth(setting, schedule, hidden):
     """Every optimizer under every schedule at every depth equals the plain path in float64."""
     base = {"hidden": hidden, "schedule": schedule}
     optimizers = [
@@ -177,24 +213,24 @@ def test_optimizers_by_schedule_and_depth(samples, schedule, hidden):
         {"optimizer": "RMSprop", "lr": 1e-3, "momentum": 0.9, "alpha": 0.9},
         {"optimizer": "RMSprop", "lr": 1e-3, "centered": True, "weight_decay": 1e-3},
     ]
-    assert_equals_plain(samples, {k: base | given for k, given in enumerate(optimizers)})
+    assert_equals_plain(setting, {k: base | given for k, given in enumerate(optimizers)})
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_activations_with_dropout_and_clipping(samples, activation):
+def test_activations_with_dropout_and_clipping(setting, activation):
     """Every activation, alone, with dropout and with clipping, equals the plain path."""
     base = {"hidden": (20, 14), "activation": activation, "optimizer": "Adam", "lr": 3e-3}
     given = [{}, {"dropout": 0.3}, {"clip_norm": 0.3}, {"dropout": 0.6, "clip_norm": 0.1}]
-    assert_equals_plain(samples, {k: base | extra for k, extra in enumerate(given)})
+    assert_equals_plain(setting, {k: base | extra for k, extra in enumerate(given)})
 
 
-def test_mixed_population_in_float32(samples):
+def test_mixed_population_in_float32(setting):
     """In float32 a mixed population stays within 1e-3 of the plain path."""
-    assert_equals_plain(samples, dict(enumerate(MIX)), tolerance=1e-3, dtype=torch.float32)
+    assert_equals_plain(setting, dict(enumerate(MIX)), tolerance=1e-3, dtype=torch.float32)
 
 
 @pytest.mark.skipif(fastest_linear() is None, reason="oneDNN is not faster on this machine")
-def test_layers_wide_enough_for_onednn(samples):
+def test_layers_wide_enough_for_onednn(stacked):
     """Some of their gradients are made only when the optimizer takes them."""
     wide = [
         {"hidden": (300, 320), "optimizer": "Adam", "lr": 1e-3},
@@ -207,25 +243,25 @@ def test_layers_wide_enough_for_onednn(samples):
     ]
     assert is_for_onednn(torch.empty(320, 301), torch.empty(BATCH, 301))
     trials = dict(enumerate(wide))
-    assert_equals_plain(samples, trials, tolerance=1e-3, dtype=torch.float32)
+    assert_equals_plain(stacked, trials, tolerance=1e-3, dtype=torch.float32)
 
 
-def test_mixed_population_in_float64(samples):
+def test_mixed_population_in_float64(setting):
     """Depths, widths, activations, optimizers and dropout may differ between neighbours."""
-    assert_equals_plain(samples, dict(enumerate(MIX)))
+    assert_equals_plain(setting, dict(enumerate(MIX)))
 
 
 @pytest.mark.parametrize("shard_bytes", [MIX_BYTES // 3, 1])
-def test_shards_change_no_result(samples, shard_bytes):
+def test_shards_change_no_result(stacked, shard_bytes):
     """Trials that are trained one shard after the other equal the plain path, too."""
-    population = in_shards(samples, shard_bytes)
-    assert_equals_plain(samples, dict(enumerate(MIX)), population=population)
+    population = stacked.population(shard_bytes=shard_bytes)
+    assert_equals_plain(stacked, dict(enumerate(MIX)), population=population)
     assert len(population.parameters) > 1
 
 
-def test_shards_are_of_about_one_size(samples):
+def test_shards_are_of_about_one_size(stacked):
     """None is left with a single narrow trial beside a full one."""
-    population = in_shards(samples, 500_000)
+    population = stacked.population(shard_bytes=500_000)
     trials = {k: {"hidden": (20 + k, 16), "optimizer": "Adam"} for k in range(32)}
     population.change(joining=[member(k, given) for k, given in trials.items()])
     sizes = [values.nbytes * 3 for values in population.parameters]
@@ -234,9 +270,9 @@ def test_shards_are_of_about_one_size(samples):
     assert max(sizes) < 700_000  # with padding
 
 
-def test_a_trial_that_comes_back_at_once_begins_anew(samples):
+def test_a_trial_that_comes_back_at_once_begins_anew(setting):
     """It leaves and joins under its number at one boundary: what it brings along counts."""
-    population = in_shards(samples, 1)
+    population = setting.population(shard_bytes=1)
     first = {"hidden": (12,), "optimizer": "Adam"}
     population.change(joining=[member(0, first), member(1, first)])
     population.train_epoch()
@@ -249,20 +285,20 @@ def test_a_trial_that_comes_back_at_once_begins_anew(samples):
     assert not any(torch.count_nonzero(w) for state in population.states(0) for w, _ in state)
 
 
-def test_choices_for_a_gpu_change_no_result(samples):
+def test_choices_for_a_gpu_change_no_result(stacked):
     """Wide buckets and whole gradients, as on a GPU, equal the plain path too."""
-    population = Population(samples, BATCH, N_EPOCHS, order, dtype=torch.float64)
+    population = stacked.population()
     population.tuned_for = "cuda"
-    curves, _ = train_fused(samples, dict(enumerate(MIX)), population=population)
+    curves, _ = train_fused(stacked, dict(enumerate(MIX)), population=population)
     for number, hyperparameters in enumerate(MIX):
-        rows, _ = train_plain(samples, number, hyperparameters, torch.float64)
+        rows, _ = train_plain(stacked, number, hyperparameters, torch.float64)
         assert distance(curves[number], rows) < 1e-7
 
 
 @pytest.mark.parametrize(("device_type", "is_cut"), [("cpu", True), ("cuda", False)])
-def test_only_a_cpu_wants_shards(samples, device_type, is_cut):
+def test_only_a_cpu_wants_shards(stacked, device_type, is_cut):
     """A GPU has no cache that would hold a trial, and wants wide launches."""
-    population = Population(samples, BATCH, N_EPOCHS, order)
+    population = stacked.population(torch.float32)
     population.tuned_for = device_type
     wide = {"hidden": (512, 512, 512), "optimizer": "Adam"}  # 7 MB in float32
     population.change(joining=[member(number, wide) for number in range(3)])
@@ -273,20 +309,20 @@ def test_only_a_cpu_wants_shards(samples, device_type, is_cut):
     ("field", "value"),
     [("lr", 1.001e-2), ("weight_decay", 2e-3), ("beta1", 0.91), ("eps", 2e-8), ("dropout", 0.31)],
 )
-def test_a_swapped_scalar_is_seen(samples, field, value):
+def test_a_swapped_scalar_is_seen(setting, field, value):
     """The comparison is sharp: one scalar a little off breaks the 1e-7 bound."""
     right = {"hidden": (16, 8), "optimizer": "Adam", "lr": 1e-2, "beta1": 0.9, "eps": 1e-8}
     right |= {"weight_decay": 1e-3, "dropout": 0.3}
-    curves, _ = train_fused(samples, {0: right | {field: value}})
-    rows, _ = train_plain(samples, 0, right, torch.float64)
+    curves, _ = train_fused(setting, {0: right | {field: value}})
+    rows, _ = train_plain(setting, 0, right, torch.float64)
     assert distance(curves[0], rows) > 1e-7
 
 
 @pytest.mark.parametrize("shard_bytes", [MIX_BYTES, MIX_BYTES // 3])
-def test_padding_stays_zero(samples, shard_bytes):
+def test_padding_stays_zero(stacked, shard_bytes):
     """After training, every value that belongs to no trial is exactly zero."""
-    population = in_shards(samples, shard_bytes)
-    train_fused(samples, dict(enumerate(MIX)), population=population)
+    population = stacked.population(shard_bytes=shard_bytes)
+    train_fused(stacked, dict(enumerate(MIX)), population=population)
     for number in range(len(MIX)):
         for weight, bias in population.weights(number):
             weight.zero_()
@@ -294,21 +330,38 @@ def test_padding_stays_zero(samples, shard_bytes):
     assert not any(torch.count_nonzero(values) for values in population.parameters)
 
 
-def test_neighbours_do_not_matter(samples):
+def test_neighbours_do_not_matter(setting):
     """A trial alone and the same trial among others, one diverging, give the same curve."""
     trials = {k: MIX[k] for k in (4, 6, 7)}
     poison = {20: {"hidden": (40, 40), "lr": 1e30}, 21: {"hidden": (), "lr": float("inf")}}
-    together, _ = train_fused(samples, trials | poison)
+    together, _ = train_fused(setting, trials | poison)
     assert any(value != value for value in together[20][-1])
     for number, hyperparameters in trials.items():
-        alone, _ = train_fused(samples, {number: hyperparameters})
+        alone, _ = train_fused(setting, {number: hyperparameters})
         assert distance(together[number], alone[number]) < 1e-10
 
 
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("layer", [0, 1, 2])
+def test_what_is_not_a_number_is_seen(setting, activation, layer):
+    """No activation hides a NaN weight from the losses."""
+    given = {"hidden": (8, 6), "activation": activation}
+    broken = member(0, given)
+    weight, bias = broken.initial[layer]
+    broken.initial[layer] = weight.clone().index_fill_(0, torch.tensor([1]), float("nan")), bias
+    population = setting.population()
+    population.change(joining=[broken, member(1, given)])
+    population.train_epoch()
+    scores = population.evaluate()
+    assert math.isnan(scores[0].train_loss)
+    assert math.isnan(scores[0].val_loss)
+    assert math.isfinite(scores[1].train_loss + scores[1].val_loss)
+
+
 @pytest.mark.parametrize("shard_bytes", [MIX_BYTES, MIX_BYTES // 3, 1])
-def test_leaving_and_joining_change_nothing(samples, shard_bytes):
+def test_leaving_and_joining_change_nothing(setting, shard_bytes):
     """Trials that stay keep their curve when others leave and slots are filled again."""
-    population = in_shards(samples, shard_bytes)
+    population = setting.population(shard_bytes=shard_bytes)
     population.change(joining=[member(k, given) for k, given in enumerate(MIX)])
     curves = {k: [] for k in range(12)}
     newcomers = {8: {"hidden": (90, 40), "optimizer": "Adam"}, 9: {"hidden": (5,), "lr": 0.1}}
@@ -326,18 +379,18 @@ def test_leaving_and_joining_change_nothing(samples, shard_bytes):
     population.change([1, 3, 5, 7])
     epoch()
     for number in (1, 3, 5, 7):
-        rows, _ = train_plain(samples, number, MIX[number], torch.float64)
+        rows, _ = train_plain(setting, number, MIX[number], torch.float64)
         assert distance(curves[number], rows) < 1e-7
     for number, hyperparameters in newcomers.items():
-        rows, model = train_plain(samples, number, hyperparameters, torch.float64, first_epoch=1)
+        rows, model = train_plain(setting, number, hyperparameters, torch.float64, first_epoch=1)
         assert distance(curves[number], rows) < 1e-7
         assert weight_distance(population.weights(number), model) < 1e-7
 
 
 @pytest.mark.parametrize("shard_bytes", [MIX_BYTES, MIX_BYTES // 3, 1])
-def test_best_weights_are_those_of_the_kept_epoch(samples, shard_bytes):
+def test_best_weights_are_those_of_the_kept_epoch(setting, shard_bytes):
     """keep_best keeps one epoch's weights through later epochs and a new layout."""
-    population = in_shards(samples, shard_bytes, torch.float32)
+    population = setting.population(torch.float32, shard_bytes)
     population.change(joining=[member(k, given) for k, given in enumerate(MIX)])
     population.train_epoch()
     population.keep_best([4])

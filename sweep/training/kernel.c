@@ -1,0 +1,648 @@
+/* Trains small networks on a CPU core: whole minibatches in one call, one trial at a time.
+ *
+ * Compiled on the user's machine by kernel.py, once with REAL float and once with REAL double
+ * (INDEX is an integer of its size); compiled.py says what it is given. Axes: B samples of a
+ * minibatch, F features, H units, C classes. Three things make it fast where a library's products
+ * of this size are not:
+ *
+ * - One tile does all products: MR rows by NV vectors of results stay in registers.
+ * - Activations lie as (unit, sample) in panels of PANEL samples for the forward pass, and as
+ *   (sample, unit) for the gradients of the weights, so that every product reads whole vectors.
+ * - A gradient is used up while it is in the cache: it is never written to memory as a whole,
+ *   unless it is to be clipped.
+ *
+ * A layer's parameters are its weights (H_out, stride(H_in)), padded with zeros, then its biases.
+ */
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#ifndef REAL
+#define REAL float
+#define INDEX int32_t
+#endif
+typedef REAL real;
+
+#if defined(__AVX512F__) /* 32 registers of 64 bytes: 24 results, 4 inputs, 1 factor */
+#define VECTOR_BYTES 64
+#define NV 4
+#define MR 6
+#elif defined(__AVX__) /* 16 of 32 bytes: 12 results, 2 inputs, 1 factor */
+#define VECTOR_BYTES 32
+#define NV 2
+#define MR 6
+#elif defined(__aarch64__) /* 32 of 16 bytes */
+#define VECTOR_BYTES 16
+#define NV 4
+#define MR 6
+#else
+#define VECTOR_BYTES 16
+#define NV 2
+#define MR 6
+#endif
+
+#define VL ((int)(VECTOR_BYTES / sizeof(real))) /* values of a vector */
+#define PANEL (NV * VL)                         /* samples side by side */
+#define STRIDE 16     /* rows of weights begin at multiples of it: whole vectors, whatever VL */
+#define MOST_LAYERS 8 /* as compiled.py has it */
+#define CHUNK 1024    /* features at a time: 64 samples of them fit the second cache */
+
+typedef real vec __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias));
+#define INLINE static inline __attribute__((always_inline))
+
+enum { RELU, LEAKY_RELU, TANH, SILU, ELU, GELU };
+enum { SGD, ADAM, ADAMW, RMSPROP };
+enum { UINT8, FLOAT32, FLOAT64 };
+
+/* compiled.Trial has the same fields in the same order. */
+typedef struct {
+    const int64_t *widths;    /* F, units of the hidden layers, C: (n_layers + 1,) */
+    real *params, *states[3]; /* as at the top; states alike */
+    const double *rates;      /* learning rate of each step of this call */
+    const uint8_t *const *kept; /* dropout: (step, unit, sample) of each hidden layer, or NULL */
+    int64_t n_layers, activation, rule, is_nesterov, is_centered;
+    int64_t n_steps; /* taken before this call, in all epochs */
+    double weight_decay, momentum, dampening, beta1, beta2, eps;
+    double clip_norm; /* infinite: gradients are used up as they are */
+    double dropout;
+    double loss;       /* out: summed over samples */
+    int64_t n_correct; /* out */
+} trial;
+
+/* compiled.Batches */
+typedef struct {
+    const void *x;        /* (n, F) of `kind` */
+    const int64_t *y;     /* (n,), each in [0, C) */
+    const int64_t *order; /* rows of x by position, or NULL: as they lie */
+    int64_t kind, n_samples, n_features, n_classes, batch_size;
+    double mean, std;
+} batches;
+
+static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+static int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+static int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+static int64_t stride(int64_t n) { return up(n, STRIDE); }
+
+static real exp_of(real x) { return sizeof(real) == 4 ? (real)expf((float)x) : (real)exp(x); }
+static real log_of(real x) { return sizeof(real) == 4 ? (real)logf((float)x) : (real)log(x); }
+static real erf_of(real x) { return sizeof(real) == 4 ? (real)erff((float)x) : (real)erf(x); }
+static real tanh_of(real x) { return sizeof(real) == 4 ? (real)tanhf((float)x) : (real)tanh(x); }
+static real expm1_of(real x) { return sizeof(real) == 4 ? (real)expm1f((float)x) : (real)expm1(x); }
+static inline real sqrt_of(real x) {
+    return sizeof(real) == 4 ? (real)__builtin_sqrtf((float)x) : (real)__builtin_sqrt(x);
+}
+
+/* ---- products ------------------------------------------------------------------------------ */
+
+/* c (mr, nv vectors) = sum over k < n_k of a[row, k] b[k, :], on top of what `is_added` says is
+ * in c, and of bias[row], if any. */
+INLINE void tile(const int mr, const int nv, int64_t n_k, const real *restrict a, int64_t a_row,
+                 int64_t a_k, const real *restrict b, int64_t b_k, real *restrict c, int64_t c_row,
+                 int is_added, const real *restrict bias) {
+    vec sum[MR][NV];
+    for (int r = 0; r < mr; r++)
+        for (int v = 0; v < nv; v++) {
+            sum[r][v] = (vec){0};
+            if (is_added) sum[r][v] = *(const vec *)(c + r * c_row + v * VL);
+            if (bias) sum[r][v] += bias[r];
+        }
+    for (int64_t k = 0; k < n_k; k++) {
+        vec in[NV];
+        for (int v = 0; v < nv; v++) in[v] = *(const vec *)(b + k * b_k + v * VL);
+        for (int r = 0; r < mr; r++) {
+            const vec factor = (vec){0} + a[r * a_row + k * a_k];
+            for (int v = 0; v < nv; v++) sum[r][v] += factor * in[v];
+        }
+    }
+    for (int r = 0; r < mr; r++)
+        for (int v = 0; v < nv; v++) *(vec *)(c + r * c_row + v * VL) = sum[r][v];
+}
+
+#define CASE(rows, vectors) \
+    case (rows): tile(rows, vectors, n_k, a, a_row, a_k, b, b_k, c, c_row, is_added, bias); return;
+#define ROWS(vectors)                                                                        \
+    switch (mr) {                                                                            \
+        CASE(1, vectors) CASE(2, vectors) CASE(3, vectors) CASE(4, vectors) CASE(5, vectors) \
+        CASE(6, vectors)                                                                     \
+    }
+/* The compiler makes a tile for each size, whose loops over rows and vectors are unrolled. */
+INLINE void tile_of(int mr, int nv, int64_t n_k, const real *a, int64_t a_row, int64_t a_k,
+                    const real *b, int64_t b_k, real *c, int64_t c_row, int is_added,
+                    const real *bias) {
+    switch (nv) {
+    case 1: ROWS(1) return;
+    case 2: ROWS(2) return;
+#if NV > 2
+    case 3: ROWS(3) return;
+    case 4: ROWS(4) return;
+#endif
+    }
+}
+
+/* `a` with its rows a_row apart: forward pass and gradients of weights. */
+static __attribute__((noinline)) void multiply(int mr, int nv, int64_t n_k, const real *a,
+                                               int64_t a_row, const real *b, int64_t b_k, real *c,
+                                               int64_t c_row, int is_added, const real *bias) {
+    tile_of(mr, nv, n_k, a, a_row, 1, b, b_k, c, c_row, is_added, bias);
+}
+
+/* `a` transposed, with its columns a_k apart: gradients of inputs. */
+static __attribute__((noinline)) void multiply_t(int mr, int nv, int64_t n_k, const real *a,
+                                                 int64_t a_k, const real *b, int64_t b_k, real *c,
+                                                 int64_t c_row) {
+    tile_of(mr, nv, n_k, a, 1, a_k, b, b_k, c, c_row, 0, NULL);
+}
+
+#if defined(__GNUC__) && !defined(__clang__) && !defined(PLAIN)
+typedef INDEX mask __attribute__((vector_size(VECTOR_BYTES)));
+
+/* One stage of a transposition in registers: pairs of rows `half` apart swap their off-diagonal
+ * halves. */
+INLINE void swap_halves(vec *rows, const int half) {
+    if (half >= VL) return;
+    mask low, high;
+    for (int j = 0; j < VL; j++) {
+        low[j] = (INDEX)(j & half ? VL + j - half : j);
+        high[j] = (INDEX)(j & half ? VL + j : j + half);
+    }
+    for (int i = 0; i < VL; i++) {
+        if (i & half) continue;
+        const vec a = rows[i], b = rows[i + half];
+        rows[i] = __builtin_shuffle(a, b, low);
+        rows[i + half] = __builtin_shuffle(a, b, high);
+    }
+}
+
+/* A square of VL by VL values. */
+static void transpose_square(const real *in, int64_t in_row, real *out, int64_t out_row) {
+    vec rows[VL];
+    for (int i = 0; i < VL; i++) rows[i] = *(const vec *)(in + i * in_row);
+    swap_halves(rows, 8), swap_halves(rows, 4), swap_halves(rows, 2), swap_halves(rows, 1);
+    for (int i = 0; i < VL; i++) *(vec *)(out + i * out_row) = rows[i];
+}
+#else
+static void transpose_square(const real *in, int64_t in_row, real *out, int64_t out_row) {
+    for (int64_t i = 0; i < VL; i++)
+        for (int64_t j = 0; j < VL; j++) out[i * out_row + j] = in[j * in_row + i];
+}
+#endif
+
+/* out (n_columns, n_to) = in (n_rows, n_columns) transposed; columns from n_rows on are 0. */
+static void transpose(const real *in, int64_t in_row, int64_t n_rows, int64_t n_columns,
+                      real *out, int64_t out_row, int64_t n_to) {
+    for (int64_t i = 0; i < n_to; i += VL)
+        for (int64_t j = 0; j < n_columns; j += VL) {
+            if (i + VL <= n_rows && j + VL <= n_columns) {
+                transpose_square(in + i * in_row + j, in_row, out + j * out_row + i, out_row);
+                continue;
+            }
+            for (int64_t k = j; k < least(j + VL, n_columns); k++)
+                for (int64_t r = i; r < least(i + VL, n_to); r++)
+                    out[k * out_row + r] = r < n_rows ? in[r * in_row + k] : 0;
+        }
+}
+
+/* ---- activations --------------------------------------------------------------------------- */
+
+/* z becomes the activation, `slope` its derivative where that does not follow from its sign.
+ * A NaN stays one. */
+static void activate(int64_t activation, real *restrict z, real *restrict slope, int64_t n) {
+    switch (activation) {
+    case RELU:
+        for (int64_t i = 0; i < n; i++) z[i] = z[i] < 0 ? 0 : z[i];
+        return;
+    case LEAKY_RELU:
+        for (int64_t i = 0; i < n; i++) z[i] = z[i] < 0 ? z[i] * (real)0.01 : z[i];
+        return;
+    case TANH:
+        for (int64_t i = 0; i < n; i++) {
+            z[i] = tanh_of(z[i]);
+            slope[i] = 1 - z[i] * z[i];
+        }
+        return;
+    case SILU:
+        for (int64_t i = 0; i < n; i++) {
+            const real share = 1 / (1 + exp_of(-z[i]));
+            slope[i] = share * (1 + z[i] * (1 - share));
+            z[i] *= share;
+        }
+        return;
+    case ELU:
+        for (int64_t i = 0; i < n; i++) {
+            const real below = expm1_of(z[i] < 0 ? z[i] : 0);
+            slope[i] = z[i] > 0 ? 1 : below + 1;
+            z[i] = z[i] > 0 ? z[i] : z[i] < 0 ? below : z[i];
+        }
+        return;
+    case GELU:
+        for (int64_t i = 0; i < n; i++) {
+            const real below = (real)0.5 * (1 + erf_of(z[i] * (real)0.70710678118654752440));
+            const real density =
+                (real)0.39894228040143267794 * exp_of((real)-0.5 * z[i] * z[i]);
+            slope[i] = below + z[i] * density;
+            z[i] *= below;
+        }
+    }
+}
+
+/* d times the derivative at the activations `a`. */
+static void differentiate(int64_t activation, const real *restrict a, const real *restrict slope,
+                          real *restrict d, int64_t n) {
+    if (activation == RELU)
+        for (int64_t i = 0; i < n; i++) d[i] = a[i] <= 0 ? 0 : d[i];
+    else if (activation == LEAKY_RELU)
+        for (int64_t i = 0; i < n; i++) d[i] = a[i] <= 0 ? d[i] * (real)0.01 : d[i];
+    else
+        for (int64_t i = 0; i < n; i++) d[i] *= slope[i];
+}
+
+/* ---- optimizers ---------------------------------------------------------------------------- */
+
+/* What all values of a trial have in common in one step. */
+typedef struct {
+    const trial *of;
+    real lr, decay, unit_scale; /* unit_scale: 1 / sqrt(Adam's correction of second moments) */
+    int is_first;
+} pace;
+
+static pace pace_of(const trial *t, int64_t step) {
+    const double n = (double)(t->n_steps + step + 1), lr = t->rates[step];
+    pace p = {t, (real)lr, (real)t->weight_decay, 1, t->n_steps + step == 0};
+    if (t->rule == ADAM || t->rule == ADAMW) {
+        p.lr = (real)(lr / (1 - pow(t->beta1, n)));
+        p.unit_scale = (real)(1 / sqrt(1 - pow(t->beta2, n)));
+    }
+    if (t->rule == ADAMW) p.decay = (real)(1 - lr * t->weight_decay);
+    return p;
+}
+
+static void take_sgd_step(const pace *p, real *restrict w, real *restrict buffer,
+                          const real *restrict grads, int64_t n) {
+    const trial *t = p->of;
+    const real momentum = (real)t->momentum, fresh = p->is_first ? 1 : (real)(1 - t->dampening);
+    const real kept = p->is_first ? 0 : momentum;
+    if (t->momentum == 0) {
+        for (int64_t i = 0; i < n; i++) w[i] -= p->lr * (grads[i] + p->decay * w[i]);
+        return;
+    }
+    const int is_nesterov = t->is_nesterov != 0;
+    for (int64_t i = 0; i < n; i++) {
+        const real g = grads[i] + p->decay * w[i];
+        buffer[i] = kept * buffer[i] + fresh * g;
+        w[i] -= p->lr * (is_nesterov ? g + momentum * buffer[i] : buffer[i]);
+    }
+}
+
+static void take_adam_step(const pace *p, real *restrict w, real *restrict m, real *restrict v,
+                           const real *restrict grads, int64_t n) {
+    const trial *t = p->of;
+    const real fresh = (real)(1 - t->beta1), kept2 = (real)t->beta2, fresh2 = (real)(1 - t->beta2);
+    const real eps = (real)t->eps, scale = t->rule == ADAMW ? p->decay : 1;
+    const real decay = t->rule == ADAMW ? 0 : p->decay;
+    for (int64_t i = 0; i < n; i++) {
+        const real g = grads[i] + decay * w[i];
+        m[i] += fresh * (g - m[i]);
+        v[i] = kept2 * v[i] + fresh2 * g * g;
+        w[i] = scale * w[i] - p->lr * m[i] / (sqrt_of(v[i]) * p->unit_scale + eps);
+    }
+}
+
+/* States: squares, momentum buffer, means, as optimizers.py has them. */
+static void take_rmsprop_step(const pace *p, real *restrict w, real *restrict squares,
+                              real *restrict buffer, real *restrict means,
+                              const real *restrict grads, int64_t n) {
+    const trial *t = p->of;
+    const real kept = (real)t->beta2, fresh = (real)(1 - t->beta2), eps = (real)t->eps;
+    const real momentum = (real)t->momentum;
+    if (t->momentum == 0 && !t->is_centered) {
+        for (int64_t i = 0; i < n; i++) {
+            const real g = grads[i] + p->decay * w[i];
+            squares[i] = kept * squares[i] + fresh * g * g;
+            w[i] -= p->lr * g / (sqrt_of(squares[i]) + eps);
+        }
+        return;
+    }
+    for (int64_t i = 0; i < n; i++) {
+        const real g = grads[i] + p->decay * w[i];
+        squares[i] = kept * squares[i] + fresh * g * g;
+        real spread = squares[i];
+        if (t->is_centered) {
+            means[i] += fresh * (g - means[i]);
+            spread -= means[i] * means[i];
+        }
+        real change = g / (sqrt_of(spread) + eps);
+        if (t->momentum != 0) change = buffer[i] = momentum * buffer[i] + change;
+        w[i] -= p->lr * change;
+    }
+}
+
+/* One step of `n` parameters that begin at `offset`. */
+static void take_step(const pace *p, int64_t offset, const real *grads, int64_t n) {
+    const trial *t = p->of;
+    real *w = t->params + offset, *s[3];
+    for (int k = 0; k < 3; k++) s[k] = t->states[k] ? t->states[k] + offset : NULL;
+    if (t->rule == SGD) take_sgd_step(p, w, s[0], grads, n);
+    else if (t->rule == RMSPROP) take_rmsprop_step(p, w, s[0], s[1], s[2], grads, n);
+    else take_adam_step(p, w, s[0], s[1], grads, n);
+}
+
+/* ---- one trial's pass over a minibatch ----------------------------------------------------- */
+
+/* Memory that all trials of a call use one after the other. */
+typedef struct {
+    real *x, *x_t; /* inputs (B, stride(F)) and by panel (F, PANEL) */
+    real *a, *slope, *a_t, *d, *d_next, *g, *all_g;
+} space;
+
+/* Where the layers of one trial lie; index 0 are the inputs. */
+typedef struct {
+    const trial *of;
+    int64_t n_samples, n_panels;
+    int64_t widths[MOST_LAYERS + 1], offsets[MOST_LAYERS + 1], n_params;
+    real *a[MOST_LAYERS + 1];     /* by panel (H, PANEL) */
+    real *slope[MOST_LAYERS + 1]; /* alike */
+    real *a_t[MOST_LAYERS + 1];   /* (B, stride(H)) */
+} net;
+
+static int64_t width_of(const net *at, int64_t panel) {
+    return least(PANEL, at->n_samples - panel * PANEL);
+}
+
+static net lay_out(const trial *t, const space *s, int64_t n_samples) {
+    net at = {.of = t, .n_samples = n_samples, .n_panels = up(n_samples, PANEL) / PANEL};
+    const int64_t n_rows = at.n_panels * PANEL;
+    at.a[0] = s->x_t, at.a_t[0] = s->x, at.widths[0] = t->widths[0];
+    int64_t n_units = 0, n_columns = 0;
+    for (int64_t l = 1; l <= t->n_layers; l++) {
+        at.widths[l] = t->widths[l];
+        at.offsets[l] = at.n_params;
+        at.n_params += at.widths[l] * stride(at.widths[l - 1]) + stride(at.widths[l]);
+        at.a[l] = s->a + n_units * n_rows, at.slope[l] = s->slope + n_units * n_rows;
+        at.a_t[l] = s->a_t + n_columns * n_rows;
+        n_units += at.widths[l], n_columns += stride(at.widths[l]);
+    }
+    return at;
+}
+
+/* Activations times dropout's mask: 1 / (1 - p) where a unit is kept, else 0. */
+static void drop(const trial *t, const uint8_t *kept, int64_t n_samples, int64_t panel,
+                 int64_t n_units, real *values) {
+    const real scale = (real)(1 / (1 - t->dropout));
+    const int64_t begin = panel * PANEL, n = least(PANEL, n_samples - begin);
+    for (int64_t u = 0; u < n_units; u++)
+        for (int64_t i = 0; i < n; i++)
+            values[u * PANEL + i] *= kept[u * n_samples + begin + i] ? scale : 0;
+}
+
+/* What dropout keeps of hidden layer `l` (from 1) in one step; NULL: there is none. */
+static const uint8_t *kept_of(const net *at, int64_t l, int64_t step, int64_t batch_size) {
+    if (!at->of->kept) return NULL;
+    return at->of->kept[l - 1] + step * at->widths[l] * batch_size;
+}
+
+static void forward(const net *at, const real *params, int64_t step, int64_t batch_size) {
+    const int64_t n_layers = at->of->n_layers;
+    for (int64_t l = 1; l <= n_layers; l++) {
+        const int64_t n_in = at->widths[l - 1], n_out = at->widths[l], row = stride(n_in);
+        const real *w = params + at->offsets[l], *bias = w + n_out * row;
+        for (int64_t p = 0; p < at->n_panels; p++) {
+            const int64_t width = width_of(at, p);
+            const int nv = (int)(up(width, VL) / VL);
+            const real *in = at->a[l - 1] + p * n_in * PANEL;
+            real *out = at->a[l] + p * n_out * PANEL;
+            for (int64_t k = 0; k < n_in; k += CHUNK)
+                for (int64_t i = 0; i < n_out; i += MR)
+                    multiply((int)least(MR, n_out - i), nv, least(CHUNK, n_in - k),
+                             w + i * row + k, row, in + k * PANEL, PANEL, out + i * PANEL, PANEL,
+                             k > 0, k ? NULL : bias + i);
+            if (l == n_layers) continue;
+            activate(at->of->activation, out, at->slope[l] + p * n_out * PANEL, n_out * PANEL);
+            const uint8_t *kept = step < 0 ? NULL : kept_of(at, l, step, batch_size);
+            if (kept) drop(at->of, kept, at->n_samples, p, n_out, out);
+            if (step >= 0)
+                transpose(out, PANEL, n_out, width, at->a_t[l] + p * PANEL * stride(n_out),
+                          stride(n_out), stride(n_out));
+        }
+    }
+}
+
+/* Cross entropy and hits of the logits; `d` (by panel (C, PANEL)), if any, becomes the gradient
+ * of their mean. */
+static void judge(const net *at, const int64_t *y, const int64_t *rows, trial *t, real *d) {
+    const int64_t n_classes = at->widths[t->n_layers];
+    for (int64_t p = 0; p < at->n_panels; p++) {
+        const real *z = at->a[t->n_layers] + p * n_classes * PANEL;
+        real *own = d ? d + p * n_classes * PANEL : NULL;
+        const int64_t width = width_of(at, p);
+        for (int64_t i = 0; i < width; i++) {
+            const int64_t sample = p * PANEL + i, label = y[rows ? rows[sample] : sample];
+            real highest = z[i], sum = 0;
+            int64_t chosen = 0;
+            for (int64_t c = 1; c < n_classes; c++)
+                if (z[c * PANEL + i] > highest) highest = z[c * PANEL + i], chosen = c;
+            for (int64_t c = 0; c < n_classes; c++) {
+                const real e = exp_of(z[c * PANEL + i] - highest);
+                if (own) own[c * PANEL + i] = e;
+                sum += e;
+            }
+            t->loss -= (double)(z[label * PANEL + i] - highest - log_of(sum));
+            t->n_correct += chosen == label;
+            if (!own) continue;
+            for (int64_t c = 0; c < n_classes; c++)
+                own[c * PANEL + i] =
+                    (own[c * PANEL + i] / sum - (c == label)) / (real)at->n_samples;
+        }
+        for (int64_t c = 0; own && c < n_classes; c++)
+            for (int64_t i = width; i < PANEL; i++) own[c * PANEL + i] = 0;
+    }
+}
+
+/* Gradients of layer `l`'s inputs: before its weights change. */
+static void differentiate_inputs(const net *at, int64_t l, const space *s, int64_t step,
+                                 int64_t batch_size) {
+    const int64_t n_in = at->widths[l - 1], n_out = at->widths[l], row = stride(n_in);
+    const real *w = at->of->params + at->offsets[l];
+    const uint8_t *kept = kept_of(at, l - 1, step, batch_size);
+    for (int64_t p = 0; p < at->n_panels; p++) {
+        const int nv = (int)(up(width_of(at, p), VL) / VL);
+        real *out = s->d_next + p * n_in * PANEL;
+        for (int64_t i = 0; i < n_in; i += MR)
+            multiply_t((int)least(MR, n_in - i), nv, n_out, w + i, row,
+                       s->d + p * n_out * PANEL, PANEL, out + i * PANEL, PANEL);
+        if (kept) drop(at->of, kept, at->n_samples, p, n_in, out);
+        const int64_t begin = p * n_in * PANEL;
+        differentiate(at->of->activation, at->a[l - 1] + begin, at->slope[l - 1] + begin, out,
+                      n_in * PANEL);
+    }
+}
+
+/* Gradients of `mr` rows and `n` columns of layer `l`'s weights, from row `i`, column `k` on. */
+static void differentiate_rows(const net *at, int64_t l, const space *s, int64_t i, int mr,
+                               int64_t k, int64_t n, real *g, int64_t g_row) {
+    const int64_t n_out = at->widths[l], row = stride(at->widths[l - 1]);
+    for (int64_t c = 0; c < n; c += PANEL)
+        for (int64_t p = 0; p < at->n_panels; p++)
+            multiply(mr, (int)(least(PANEL, n - c) / VL), width_of(at, p),
+                     s->d + p * n_out * PANEL + i * PANEL, PANEL,
+                     at->a_t[l - 1] + p * PANEL * row + k + c, row, g + c, g_row,
+                     p > 0, NULL);
+}
+
+/* Gradients of layer `l`, used up at once or, with `all_g`, kept there. */
+static void train_layer(const net *at, int64_t l, const space *s, const pace *p, real *all_g) {
+    const int64_t n_out = at->widths[l], row = stride(at->widths[l - 1]), offset = at->offsets[l];
+    for (int64_t k = 0; k < row; k += CHUNK)
+        for (int64_t i = 0; i < n_out; i += MR) {
+            const int mr = (int)least(MR, n_out - i);
+            const int64_t n = least(CHUNK, row - k), begin = offset + i * row + k;
+            real *g = all_g ? all_g + begin : s->g;
+            const int64_t g_row = all_g ? row : n;
+            differentiate_rows(at, l, s, i, mr, k, n, g, g_row);
+            if (all_g) continue;
+            if (n == row) take_step(p, begin, g, mr * row);
+            else
+                for (int r = 0; r < mr; r++) take_step(p, begin + r * row, g + r * n, n);
+        }
+    real *g = all_g ? all_g + offset + n_out * row : s->g;
+    for (int64_t i = 0; i < n_out; i++) {
+        vec sums = {0}; /* whole vectors: what is past the last sample is 0 */
+        for (int64_t q = 0; q < at->n_panels; q++)
+            for (int64_t b = 0; b < width_of(at, q); b += VL)
+                sums += *(const vec *)(s->d + (q * n_out + i) * PANEL + b);
+        g[i] = 0;
+        for (int v = 0; v < VL; v++) g[i] += sums[v];
+    }
+    if (!all_g) take_step(p, offset + n_out * row, g, n_out);
+}
+
+static int is_clipped(const trial *t) { return t->clip_norm < INFINITY; }
+
+/* The formula of torch.nn.utils.clip_grad_norm_; padding is 0. */
+static void clip(real *g, int64_t n, double most_norm) {
+    double squares = 0;
+    for (int64_t i = 0; i < n; i++) squares += (double)g[i] * (double)g[i];
+    const double factor = most_norm / (sqrt(squares) + 1e-6);
+    if (!(factor >= 1)) /* a NaN, too */
+        for (int64_t i = 0; i < n; i++) g[i] *= (real)factor;
+}
+
+static void train_step(trial *t, const batches *data, space *s, const int64_t *rows,
+                       int64_t n_samples, int64_t step) {
+    const net at = lay_out(t, s, n_samples);
+    const pace p = pace_of(t, step);
+    real *all_g = is_clipped(t) ? s->all_g : NULL;
+    if (all_g) memset(all_g, 0, sizeof(real) * (size_t)at.n_params);
+    forward(&at, t->params, step, data->batch_size);
+    judge(&at, data->y, rows, t, s->d);
+    for (int64_t l = t->n_layers; l >= 1; l--) {
+        if (l > 1) differentiate_inputs(&at, l, s, step, data->batch_size);
+        train_layer(&at, l, s, &p, all_g);
+        real *done = s->d;
+        s->d = s->d_next, s->d_next = done;
+    }
+    if (!all_g) return;
+    clip(all_g, at.n_params, t->clip_norm);
+    take_step(&p, 0, all_g, at.n_params);
+}
+
+/* ---- calls --------------------------------------------------------------------------------- */
+
+static void *values(int64_t n) {
+    const size_t n_bytes = (size_t)up(most(n, 1) * (int64_t)sizeof(real), 64);
+    void *memory = aligned_alloc(64, n_bytes);
+    return memory ? memset(memory, 0, n_bytes) : NULL;
+}
+
+static void let_go(space *s) {
+    real *all[] = {s->x, s->x_t, s->a, s->slope, s->a_t, s->d, s->d_next, s->g, s->all_g};
+    for (size_t k = 0; k < sizeof all / sizeof *all; k++) free(all[k]);
+}
+
+/* Memory for minibatches of `n_samples`; 0: there is not enough. */
+static int take(space *s, const trial *trials, int64_t n_trials, int64_t n_features,
+                int64_t n_samples) {
+    int64_t n_units = 1, n_columns = 1, widest = 1, n_clipped = 1;
+    for (int64_t k = 0; k < n_trials; k++) {
+        int64_t units = 0, columns = 0, params = 0;
+        for (int64_t l = 1; l <= trials[k].n_layers; l++) {
+            const int64_t n = trials[k].widths[l];
+            units += n, columns += stride(n), widest = most(widest, n);
+            params += n * stride(trials[k].widths[l - 1]) + stride(n);
+        }
+        n_units = most(n_units, units), n_columns = most(n_columns, columns);
+        if (is_clipped(trials + k)) n_clipped = most(n_clipped, params);
+    }
+    const int64_t n = up(n_samples, PANEL);
+    const int64_t n_g = MR * least(CHUNK, stride(most(n_features, widest)));
+    s->x = values(n * stride(n_features)), s->x_t = values(n * n_features);
+    s->a = values(n * n_units), s->slope = values(n * n_units), s->a_t = values(n * n_columns);
+    s->d = values(n * widest), s->d_next = values(n * widest);
+    s->g = values(most(n_g, stride(widest))), s->all_g = values(n_clipped);
+    return s->x && s->x_t && s->a && s->slope && s->a_t && s->d && s->d_next && s->g && s->all_g;
+}
+
+#define NORMALISE(type)                                                            \
+    for (int64_t f = 0; f < n; f++)                                                \
+        out[f] = ((real)((const type *)data->x + row * n)[f] - mean) / deviation;
+
+/* Normalised inputs of minibatch `rows`, both ways round. */
+static void load(const batches *data, const int64_t *rows, int64_t first, int64_t n_samples,
+                 space *s) {
+    const int64_t n = data->n_features, to = up(n_samples, VL);
+    const real mean = (real)data->mean, deviation = (real)data->std;
+    for (int64_t i = 0; i < n_samples; i++) {
+        const int64_t row = rows ? rows[i] : first + i;
+        real *restrict out = s->x + i * stride(n);
+        if (data->kind == UINT8) NORMALISE(uint8_t)
+        else if (data->kind == FLOAT32) NORMALISE(float)
+        else NORMALISE(double)
+    }
+    for (int64_t i = n_samples; i < to; i++)
+        memset(s->x + i * stride(n), 0, sizeof(real) * (size_t)n);
+    for (int64_t begin = 0; begin < n_samples; begin += PANEL) {
+        const int64_t width = least(PANEL, to - begin);
+        transpose(s->x + begin * stride(n), stride(n), width, n, s->x_t + begin * n, PANEL, width);
+    }
+}
+
+/* `n_steps` minibatches from number `first` on. 0: done; 1: not enough memory, nothing done. */
+int sweep_train(trial *trials, int64_t n_trials, const batches *data, int64_t first,
+                int64_t n_steps) {
+    space s = {0};
+    const int64_t widest = least(data->batch_size, data->n_samples);
+    if (!take(&s, trials, n_trials, data->n_features, widest)) {
+        let_go(&s);
+        return 1;
+    }
+    for (int64_t step = 0; step < n_steps; step++) {
+        const int64_t begin = (first + step) * data->batch_size;
+        const int64_t n = least(data->batch_size, data->n_samples - begin);
+        load(data, data->order + begin, 0, n, &s);
+        for (int64_t k = 0; k < n_trials; k++)
+            train_step(trials + k, data, &s, data->order + begin, n, step);
+    }
+    let_go(&s);
+    return 0;
+}
+
+/* Loss and hits of `n_samples` from number `first` on, as they lie. Returns as sweep_train. */
+int sweep_evaluate(trial *trials, int64_t n_trials, const batches *data, int64_t first,
+                   int64_t n_samples) {
+    space s = {0};
+    if (!take(&s, trials, n_trials, data->n_features, PANEL)) {
+        let_go(&s);
+        return 1;
+    }
+    for (int64_t begin = first; begin < first + n_samples; begin += PANEL) {
+        const int64_t n = least(PANEL, first + n_samples - begin);
+        load(data, NULL, begin, n, &s);
+        for (int64_t k = 0; k < n_trials; k++) {
+            const net at = lay_out(trials + k, &s, n);
+            forward(&at, trials[k].params, -1, 0);
+            judge(&at, data->y + begin, NULL, trials + k, NULL);
+        }
+    }
+    let_go(&s);
+    return 0;
+}

@@ -1,0 +1,257 @@
+"""The compiled kernel where it differs from small cases of `test_population`: sizes, types, order.
+
+Its results are compared with a bare loop by autograd and torch.optim.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from test_population import (
+    BATCH,
+    MEAN,
+    MIX,
+    N_EPOCHS,
+    STD,
+    Setting,
+    distance,
+    linears,
+    make_samples,
+    member,
+    need_kernel,
+    order,
+    train_fused,
+    train_plain,
+    weight_distance,
+)
+
+from sweep.training.compiled import CompiledTrials
+from sweep.training.kernel import load_kernel
+from sweep.training.members import Samples
+from sweep.training.mlp import MLPClassifier
+
+HERE = Path(__file__).resolve().parent
+
+
+@pytest.fixture(scope="module", autouse=True)
+def setting():
+    need_kernel()
+    return Setting(make_samples(), True)
+
+
+class Counting:
+    """A kernel that says how often it was called."""
+
+    def __init__(self, kernel):
+        self._kernel, self.n = kernel, 0
+        self.evaluate = kernel.evaluate
+
+    def train(self, *given):
+        self.n += 1
+        self._kernel.train(*given)
+
+
+def assert_equals_plain(setting, trials, batch, tolerance=1e-7, dtype=torch.float64):
+    population = setting.population(dtype, batch=batch)
+    curves, population = train_fused(setting, trials, dtype, population)
+    for number, given in trials.items():
+        rows, model = train_plain(setting, number, given, dtype, batch=batch)
+        assert distance(curves[number], rows) < tolerance, given
+        assert weight_distance(population.weights(number), model) < tolerance, given
+
+
+@pytest.mark.parametrize("batch", [1, 7, 64, 100, 149, 150])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_any_minibatch(setting, batch, dtype):
+    """Of less than a vector, of several panels, with a last one of a single sample."""
+    tolerance = 1e-7 if dtype == torch.float64 else 1e-3
+    assert_equals_plain(setting, {k: MIX[k] for k in (1, 3, 5, 7)}, batch, tolerance, dtype)
+
+
+@pytest.mark.parametrize("width", [1, 5, 6, 7, 15, 16, 17, 64, 65])
+def test_any_width(setting, width):
+    """Every remainder of rows and of vectors, in every product."""
+    trials = {
+        0: {"hidden": (width, width + 1), "optimizer": "Adam", "lr": 1e-3},
+        1: {"hidden": (width,), "lr": 0.05, "momentum": 0.9, "clip_norm": 0.2},
+    }
+    assert_equals_plain(setting, trials, BATCH)
+
+
+@pytest.mark.parametrize("clip_norm", [None, 0.1])
+def test_more_features_than_a_chunk(clip_norm):
+    """Wide data are multiplied in parts, and a row's gradient is used up in parts."""
+    small = make_samples()
+    generator = torch.Generator().manual_seed(1)
+    mix = torch.rand(64, 2500, generator=generator) / 8
+    samples = dataclasses.replace(
+        small, x=small.x.flatten(1) @ mix, x_val=small.x_val.flatten(1) @ mix
+    )
+    setting = Setting(samples, True)
+    population = setting.population()
+    model = MLPClassifier(
+        2500, 10, seed=0, input_mean=MEAN, input_std=STD, hidden=(9,), optimizer="Adam", lr=1e-3
+    )
+    joining = member(0, {"hidden": (9,), "optimizer": "Adam", "lr": 1e-3})
+    joining.recipe = dataclasses.replace(joining.recipe, clip_norm=clip_norm)
+    joining.initial = linears(model)
+    population.change(joining=[joining])
+    stacked = Setting(samples, False).population()
+    again = member(0, {"hidden": (9,), "optimizer": "Adam", "lr": 1e-3})
+    again.recipe, again.initial = joining.recipe, linears(model)
+    stacked.change(joining=[again])
+    for _ in range(2):
+        population.train_epoch()
+        stacked.train_epoch()
+        ours, theirs = population.evaluate()[0], stacked.evaluate()[0]
+        assert ours.train_loss == pytest.approx(theirs.train_loss, rel=1e-9)
+        assert ours.val_loss == pytest.approx(theirs.val_loss, rel=1e-9)
+    for (w, _), (right, _) in zip(population.weights(0), stacked.weights(0), strict=True):
+        torch.testing.assert_close(w, right, rtol=1e-7, atol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.float64, torch.int32])
+def test_types_of_inputs(dtype):
+    """Pixels are read as they are stored; what the kernel does not read is converted once."""
+    small = make_samples()
+    x, x_val = ((255 * values).to(dtype) for values in (small.x, small.x_val))
+    mean, std = 255 * MEAN, 255 * STD
+    samples = Samples(x, small.y, x_val, small.y_val, mean, std, n_classes=10)
+    curves = []
+    for is_compiled in (True, False):
+        curve, _ = train_fused(Setting(samples, is_compiled), {0: MIX[3]})
+        curves.append(curve[0])
+    assert distance(*curves) < 1e-7
+
+
+def test_neighbours_do_not_matter_to_the_last_bit(setting):
+    """In float32, alone and among others: not near, equal."""
+    trials = dict(enumerate(MIX))
+    together, population = train_fused(setting, trials, torch.float32)
+    for number, given in trials.items():
+        alone, own = train_fused(setting, {number: given}, torch.float32)
+        assert together[number] == alone[number]
+        for pair, other in zip(population.weights(number), own.weights(number), strict=True):
+            assert all(map(torch.equal, pair, other))
+
+
+def test_an_epoch_in_several_calls(setting):
+    """Learning rates, steps taken and dropout's stream go on from one call to the next."""
+    given = {"hidden": (40, 30), "optimizer": "Adam", "lr": 1e-2, "schedule": "one_cycle"}
+    trials = {0: given, 1: given | {"dropout": 0.4}}
+    kernel = Counting(load_kernel(8).kernel)
+    several = CompiledTrials(kernel, setting.samples, BATCH, N_EPOCHS, torch.float64)
+    several.work_a_call = 2.5 * 6 * BATCH * 2 * (64 * 40 + 40 * 30 + 30 * 10)
+    several.change(set(), [member(number, own) for number, own in trials.items()])
+    curves = {number: [] for number in trials}
+    for epoch in range(N_EPOCHS):
+        several.train_epoch(order(epoch))
+        for number, s in several.evaluate().items():
+            curves[number].append((s.train_loss, s.val_loss, s.val_acc))
+    assert kernel.n == 3 * N_EPOCHS  # of 5 minibatches, 2 a call
+    for number, own in trials.items():
+        rows, model = train_plain(setting, number, own, torch.float64)
+        assert distance(curves[number], rows) < 1e-7
+        assert weight_distance(several.weights(number), model) < 1e-7
+
+
+def test_an_integer_learning_rate(setting):
+    """A space may offer lr: {choices: [0.1, 1]}."""
+    assert_equals_plain(setting, {0: {"hidden": (8,), "lr": 1}}, BATCH)
+
+
+@pytest.mark.parametrize("clip_norm", [0, 1e-3, 1e9])
+def test_any_norm_to_clip_to(setting, clip_norm):
+    """Clipping to 0 stops a trial, as in torch; it does not switch clipping off."""
+    assert_equals_plain(setting, {0: {"hidden": (8,), "lr": 0.1, "clip_norm": clip_norm}}, BATCH)
+
+
+def test_what_is_large_is_left_to_torch(setting):
+    """Its threads and products of many rows are as fast there."""
+    population = setting.population(torch.float32)
+    sizes = ((20, 20), (3500, 3500))
+    population.change(joining=[member(k, {"hidden": hidden}) for k, hidden in enumerate(sizes)])
+    assert len(population.parameters) == 1
+    assert population.parameters[0].numel() > 3500 * 3500
+    assert [m.recipe.number for m in population.members] == [0, 1]
+
+
+def test_a_class_that_does_not_exist():
+    """It is an index in the kernel, and must not be one past the end."""
+    small = make_samples()
+    for wrong in (10, -1):
+        y = small.y.clone()
+        y[7] = wrong
+        population = Setting(dataclasses.replace(small, y=y), True).population()
+        with pytest.raises(IndexError, match="classes must be 0 to 9"):
+            population.change(joining=[member(0, MIX[0])])
+
+
+def test_too_deep_for_the_kernel(setting):
+    """A network of more layers than it has room for is stacked, beside others that are not."""
+    deep = {"hidden": (6,) * 9, "optimizer": "Adam", "lr": 1e-2}
+    curves, population = train_fused(setting, {0: deep, 1: MIX[0]})
+    assert [m.recipe.number for m in population.members] == [1, 0]
+    assert len(population.parameters) == 1
+    for number, given in ((0, deep), (1, MIX[0])):
+        rows, _ = train_plain(setting, number, given, torch.float64)
+        assert distance(curves[number], rows) < 1e-7
+
+
+def test_a_state_goes_on_elsewhere(setting):
+    """What a trial takes along to another population is all that it needs."""
+    trials = {k: MIX[k] for k in (3, 4, 5, 7)}
+    whole, _ = train_fused(setting, trials)
+    first, second = setting.population(), setting.population()
+    members = [member(number, given) for number, given in trials.items()]
+    first.change(joining=members)
+    first.train_epoch()
+    for each in members:
+        first.save(each)
+    first.change(leaving=trials)
+    assert not first.members
+    second.change(joining=members)
+    second.epoch = 1
+    for epoch in (1, 2):
+        second.train_epoch()
+        for number, score in second.evaluate().items():
+            got = score.train_loss, score.val_loss, score.val_acc
+            assert got == whole[number][epoch]
+
+
+NARROWER = ["-mno-avx512f", "-mno-avx -mno-avx2 -mno-avx512f -mno-fma", "-DPLAIN"]
+
+
+@pytest.mark.parametrize("flags", NARROWER)
+def test_narrower_vectors(flags, tmp_path):
+    """Processors without AVX-512, or without AVX, get another tile and the same results."""
+    if os.uname().machine != "x86_64":
+        pytest.skip("these are flags of x86-64")
+    code = f"""
+        import sys
+        sys.path.insert(0, {str(HERE)!r})
+        import torch
+        import test_population as t
+        from sweep.training.kernel import load_kernel
+        assert load_kernel(8).kernel, load_kernel(8).why_not
+        setting = t.Setting(t.make_samples(), True)
+        for dtype, near in ((torch.float64, 1e-7), (torch.float32, 1e-3)):
+            population = setting.population(dtype, batch=50)
+            curves, _ = t.train_fused(setting, dict(enumerate(t.MIX)), None, population)
+            for number, given in enumerate(t.MIX):
+                rows, _ = t.train_plain(setting, number, given, dtype, batch=50)
+                assert t.distance(curves[number], rows) < near, (dtype, given)
+    """
+    environment = os.environ | {"CC": f"cc {flags}", "XDG_CACHE_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True, text=True, env=environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
