@@ -39,6 +39,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "sweep.storage",
         "sweep.table_rows",
         "sweep.trial_rows",
+        "sweep.tracking.at_once",
         "sweep.tracking.store",
     ),
     "psycopg": (),

@@ -173,7 +173,7 @@ def test_a_failure_is_kept_with_its_traceback(uri: str) -> None:
 
 @MLFLOWS_OWN
 def test_the_logged_model_predicts_what_the_checkpoint_predicts(
-    uri: str, model: records.Trained
+    uri: str, model: records.Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """mlflow.pytorch and mlflow.pyfunc load the model; for 1 and 7 rows both equal the
     checkpoint to float32 rounding (1e-6)."""
@@ -184,7 +184,7 @@ def test_the_logged_model_predicts_what_the_checkpoint_predicts(
     assert run_id is not None
     model_uri = model_uri_of(uri, run_id)
     assert model_uri is not None
-    mlflow.set_tracking_uri(uri)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     loaded = mlflow.pytorch.load_model(model_uri)
     served = mlflow.pyfunc.load_model(model_uri)
     kept = MLPClassifier.load_from_checkpoint(
@@ -321,6 +321,19 @@ def test_a_continued_trial_goes_on_under_its_run(uri: str) -> None:
     track(uri, [records.finished(0, TrialState.FAIL)])
     track(uri, [records.started(0)])
     assert runs_of(uri)["0"].info.status == "RUNNING"
+
+
+def test_a_study_run_that_was_cut_short_is_completed(uri: str) -> None:
+    """Its driver died after making it on a server: params and data come with the next one."""
+    client = MlflowClient(uri)
+    experiment_id = client.create_experiment("toy-study")
+    tags = {"sweep.study": "toy-study", "sweep.role": "study"}
+    made = client.create_run(experiment_id, tags=tags, run_name="toy-study")
+    track(uri, [records.started(0)])
+    parent = runs_of(uri)["parent"]
+    assert parent.info.run_id == made.info.run_id
+    assert parent.data.params == {"seed": "3", "data.name": "toy", "data.split": "80-20"}
+    assert [i.dataset.name for i in parent.inputs.dataset_inputs] == ["toy-train", "toy-val"]
 
 
 @pytest.mark.parametrize(
@@ -580,7 +593,7 @@ def test_a_server_keeps_everything_too(
     assert kept.read_bytes() == Path(model.checkpoint).read_bytes()
     with pytest.raises(NotFoundError, match="has no artifact"):
         artifact_of(server, run_id, "checkpoint/other.ckpt", tmp_path / "download")
-    mlflow.set_tracking_uri(server)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
     model_uri = model_uri_of(server, run_id)
     assert model_uri is not None
     loaded = mlflow.pytorch.load_model(model_uri)

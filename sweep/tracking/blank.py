@@ -10,6 +10,7 @@ Imports mlflow: only the driver may load this module, within `uri.quiet()`.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import secrets
 import sqlite3 as _sqlite
@@ -54,8 +55,9 @@ def make_sqlite_store(uri: str) -> None:
             aside.with_name(aside.name + suffix).unlink(missing_ok=True)
 
 
+@functools.cache
 def latest_revision() -> str:
-    """Of the tables that the installed MLflow makes."""
+    """Of the tables that the installed MLflow makes. It reads all of its migrations: 13 ms."""
     from mlflow.store.db.utils import _get_latest_schema_revision
 
     return str(_get_latest_schema_revision())  # type: ignore[no-untyped-call]

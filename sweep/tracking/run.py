@@ -14,10 +14,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Run
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from sweep.tracking.disposal import Place
+from sweep.tracking.run_rows import Ending
 from sweep.tracking.store import Store
 from sweep.trial import DatasetInfo, EpochReport, HyperValue, TrialState
 
@@ -29,9 +30,6 @@ STATUS = {
 """A trial's final state -> the status of its run."""
 
 _FINAL = frozenset(STATUS.values())
-
-_N_METRICS, _N_PARAMS = 800, 90
-"""What one log_batch call may hold: MLflow allows 1000 in all, 100 params and 100 tags."""
 
 _NOT_IN_KEYS = re.compile(r"[^\w./ -]")
 
@@ -58,14 +56,8 @@ class RunLog:
         params: Mapping[str, str] | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> None:
-        """Log all of it, in one call where MLflow's limits allow."""
-        rows = [Param(key, value) for key, value in (params or {}).items()]
-        marks = [RunTag(key, str(value)) for key, value in (tags or {}).items()]
-        while metrics or rows or marks:
-            self._store.client.log_batch(
-                self.run_id, metrics[:_N_METRICS], rows[:_N_PARAMS], marks[:_N_PARAMS]
-            )
-            metrics, rows, marks = metrics[_N_METRICS:], rows[_N_PARAMS:], marks[_N_PARAMS:]
+        """Log all of it."""
+        self._store.rows.log(self.run_id, metrics, params or {}, tags or {})
         self._tags |= tags or {}
 
     def new_tags(self, tags: Mapping[str, str]) -> dict[str, str]:
@@ -144,10 +136,15 @@ class RunLog:
         self._store.client.update_run(self.run_id, status="SCHEDULED")
         self.status = "SCHEDULED"
 
-    def end(self, status: str, time_ms: int) -> None:
-        """Set the final status; the last call, so that a run with it lacks nothing."""
-        self._store.client.set_terminated(self.run_id, status, time_ms)
-        self.status, self.end_time = status, time_ms
+    def finish(self, metrics: Sequence[Metric], tags: Mapping[str, str], ending: Ending) -> None:
+        """Log all of it and set the final status, last: a run that has it lacks nothing."""
+        self._store.rows.finish(self.run_id, metrics, tags, ending)
+        self.status, self.end_time = ending.status, ending.time_ms
+        self._tags |= tags
+
+    def forget(self) -> None:
+        """Params and tags are not asked for any more: a kilobyte a trial."""
+        self.params, self._tags = {}, {}
 
 
 def metric_key(name: str) -> str:

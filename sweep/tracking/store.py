@@ -18,12 +18,14 @@ import requests
 from mlflow import MlflowClient
 from mlflow.entities import Experiment, LifecycleStage, Run, ViewType
 from mlflow.exceptions import MlflowException
+from mlflow.store.db.db_types import DATABASE_ENGINES
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from sweep import postgres, sqlite
 from sweep.errors import DiskError, StoreError, SweepError
 from sweep.redact import redacted
 from sweep.tracking.blank import latest_revision, make_sqlite_store
+from sweep.tracking.run_rows import OneByOne, RunRows
 from sweep.tracking.uri import one_line, resolve, without_credentials
 
 _LOGGERS = (
@@ -55,6 +57,8 @@ class Store:
 
     uri: str
     client: MlflowClient
+    rows: RunRows
+    """What runs are written by."""
 
     @property
     def shown(self) -> str:
@@ -86,7 +90,7 @@ def connect(uri: str) -> Store:
         with postgres.making_tables(uri, "mlflow"):
             client = MlflowClient(tracking_uri=uri)
             client.search_experiments(max_results=1, view_type=ViewType.ALL)
-    return Store(uri, client)
+    return Store(uri, client, _rows_of(uri, client))
 
 
 @contextlib.contextmanager
@@ -112,6 +116,14 @@ def in_one_line(what: str) -> Iterator[None]:
                 f"{what} cannot be reached: start that server, or name another with --tracking-uri"
             ) from error
         raise StoreError(f"{what}: {one_line(error)}") from error
+
+
+def _rows_of(uri: str, client: MlflowClient) -> RunRows:
+    if uri.partition(":")[0].partition("+")[0] not in DATABASE_ENGINES:
+        return OneByOne(client)
+    from sweep.tracking.at_once import rows_of  # what it imports, a server's client does not need
+
+    return rows_of(client)
 
 
 def is_wrong(error: Exception) -> bool:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from mlflow.entities import Metric
+from mlflow.entities import DatasetInput, Metric
 
 from sweep.redact import redacted
 from sweep.tracking.aside import STUDY
@@ -29,6 +29,7 @@ from sweep.tracking.run import (
     flat_params,
     metric_key,
 )
+from sweep.tracking.run_rows import Ending, NewRun, Output
 from sweep.tracking.store import (
     Store,
     find_or_make_experiment,
@@ -166,20 +167,20 @@ class StudyRuns:
             if not self._is_catching_up:
                 self._take_up(parent)
             return parent
-        run = self._store.client.create_run(
-            self.experiment_id, study.time_ms, {**_study_tags(study), **source_tags()}, study.name
-        )
-        parent = RunLog(self._store, run, is_new=True)
+        tags = {**_study_tags(study), **source_tags()}
         # A param can't be changed later (--trials 100 on a study of 50): those of the first
         # start stay, and config.yaml always shows the last one.
-        parent.log(params=flat_params(study.config))
-        parent.log_datasets(self._inputs)
+        params = flat_params(study.config)
+        parent = self._make_run(study.name, study.time_ms, tags, params, self._inputs)
         self._log_files(parent)
         return parent
 
     def _take_up(self, parent: RunLog) -> None:
         """The study goes on: its run says so, and with what."""
         parent.reopen()
+        if not parent.params:  # whoever made it was killed before it had them
+            parent.log_datasets(self._inputs)
+            parent.log(params=flat_params(self._study.config))
         parent.log(tags=_study_tags(self._study))
         self._log_files(parent)
 
@@ -191,13 +192,15 @@ class StudyRuns:
     def _start(self, record: TrialStarted) -> None:
         params = flat_params(record.hyperparameters, record.params)
         self._params[record.number] = params
-        run = self._run_of(record.number, record.name, record.time_ms, record.tags)
+        run = self._run_of(
+            record.number, record.name, record.time_ms, record.tags, params, self._inputs
+        )
         if self._is_old(run, record):
             return
         run.reopen()
-        run.log(params=params, tags=run.new_tags(record.tags))
         if not run.params:
             run.log_datasets(self._inputs)
+        run.log(params=params if params != run.params else None, tags=run.new_tags(record.tags))
 
     def _is_old(self, run: RunLog, record: TrialStarted | TrialFinished) -> bool:
         """Whether the run already went further than this record of an earlier process.
@@ -207,8 +210,9 @@ class StudyRuns:
         return self._is_catching_up and run.ended_by(record.time_ms)
 
     def _run_of(
-        self, number: int, name: str, time_ms: int, tags: Mapping[str, str] | None = None
-    ) -> RunLog:
+        self, number: int, name: str, time_ms: int, tags: Mapping[str, str] | None = None,
+        params: Mapping[str, str] | None = None, inputs: Sequence[DatasetInput] = (),
+    ) -> RunLog:  # fmt: skip
         """The run of a trial: the one there is, else a new one, with `tags` among its own."""
         if number not in self._trials and number in self._tried:
             self._load()  # an earlier attempt failed half-way and may have made it
@@ -221,47 +225,60 @@ class StudyRuns:
                 "sweep.trial": str(number),
                 "mlflow.parentRunId": self.parent.run_id,
             }
-            run = self._store.client.create_run(self.experiment_id, time_ms, tags, name)
-            self._trials[number] = RunLog(self._store, run, is_new=True)
+            self._trials[number] = self._make_run(name, time_ms, tags, params or {}, inputs)
         return self._trials[number]
+
+    def _make_run(
+        self, name: str, time_ms: int, tags: Mapping[str, str], params: Mapping[str, str],
+        inputs: Sequence[DatasetInput],
+    ) -> RunLog:  # fmt: skip
+        new = NewRun(self.experiment_id, name, time_ms, tags, params, inputs)
+        return RunLog(self._store, self._store.rows.make_run(new), is_new=True)
 
     def _finish(self, record: TrialFinished, reports: Sequence[EpochReport]) -> None:
         run = self._run_of(record.number, f"t{record.number:03d}", record.time_ms)
         if self._is_old(run, record):
             run.log_epochs(reports, self._study.metric)
-            self._on_stored(record.number, 0)
+            self._on_stored(record.number, self._bytes_of(record))
             return
         if not record.state.is_finished:
             run.log_epochs(reports, self._study.metric)
             run.pause()
             return
         missing = _store_files(run, record)
-        model_id, n_bytes = None, _bytes_of(record.checkpoint)
+        output, n_bytes = None, self._bytes_of(record)
         if self._folders and record.state is TrialState.COMPLETE and record.model_file:
             if Path(record.model_file).is_file():
                 label = self._label(record)
                 archive = Path(record.model_file)
-                model_id = log_model(self._store, run, self._folders, archive, label)
-                n_bytes += _bytes_of(record.model_file) + self._folders.n_bytes
+                output = log_model(self._store, run, self._folders, archive, label)
             else:
                 missing.append(record.model_file)
-        summary = _summary(record, self._study.metric, self._link(run, model_id))
-        tags = _outcome_tags(record)
-        run.log([*run.new_points(reports, self._study.metric), *summary], tags=tags)
+        summary = _summary(record, self._study.metric, self._link(run, output))
+        points = [*run.new_points(reports, self._study.metric), *summary]
+        ending = Ending(STATUS[record.state], record.time_ms, output)
+        run.finish(points, _outcome_tags(record), ending)
         run.remember(reports)
-        run.end(STATUS[record.state], record.time_ms)
         self._params.pop(record.number, None)
+        run.forget()
         if missing:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), missing[0])
         self._on_stored(record.number, n_bytes)
 
-    def _link(self, run: RunLog, model_id: str | None) -> dict[str, str]:
+    def _bytes_of(self, record: TrialFinished) -> int:
+        """What a trial's files take in MLflow, as long as its own are there."""
+        n_bytes = _size(record.checkpoint)
+        if self._folders and record.state is TrialState.COMPLETE and _size(record.model_file):
+            n_bytes += _size(record.model_file) + self._folders.n_bytes
+        return n_bytes
+
+    def _link(self, run: RunLog, output: Output | None) -> dict[str, str]:
         """What ties a metric to the model and to the validation data."""
-        if model_id is None or self._dataset is None:
+        if output is None or self._dataset is None:
             return {}
         name = dataset_name(self._dataset, "val")
         data = {"dataset_name": name, "dataset_digest": self._dataset.digest}
-        return {"model_id": model_id, "run_id": run.run_id, **data}
+        return {"model_id": output.model_id, "run_id": run.run_id, **data}
 
     def _label(self, record: TrialFinished) -> ModelLabel:
         return ModelLabel(
@@ -287,9 +304,8 @@ class StudyRuns:
         if record.best_number is not None:
             tags["sweep.best_trial"] = str(record.best_number)
             tags["sweep.best_run"] = self.run_id_of(record.best_number) or ""
-        self.parent.log(metrics, tags=tags)
         status = {"interrupted": "KILLED", "failed": "FAILED"}.get(record.reason, "FINISHED")
-        self.parent.end(status, record.time_ms)
+        self.parent.finish(metrics, tags, Ending(status, record.time_ms))
 
 
 def _tags(study: StudyInfo, role: str) -> dict[str, str]:
@@ -331,7 +347,7 @@ def _store_files(run: RunLog, record: TrialFinished) -> list[str]:
     return []
 
 
-def _bytes_of(file: str | None) -> int:
+def _size(file: str | None) -> int:
     return Path(file).stat().st_size if file is not None and Path(file).is_file() else 0
 
 

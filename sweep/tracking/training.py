@@ -64,19 +64,18 @@ class TrainingRun:
     def open(self, info: TrainingInfo) -> str:
         """Make the run; returns its id. Raises StoreError where that cannot be done."""
         with quiet():
-            from sweep.tracking import run, store
+            from sweep.tracking import run, run_rows, store
 
             store.route_logs(self._log_file)
             opened = store.connect(self._uri)
         with store.in_one_line(f"MLflow at {opened.shown}"):
             experiment, _ = store.find_or_make_experiment(opened, info.experiment)
             tags = {**info.tags, **store.source_tags(), **_origin(info)}
-            made = opened.client.create_run(
-                experiment.experiment_id, info.time_ms, tags, info.name
+            params, inputs = run.flat_params(info.params), run.dataset_inputs(info.dataset)
+            new = run_rows.NewRun(
+                experiment.experiment_id, info.name, info.time_ms, tags, params, inputs
             )
-            log = run.RunLog(opened, made, is_new=True)
-            log.log(params=run.flat_params(info.params))
-            log.log_datasets(run.dataset_inputs(info.dataset))
+            log = run.RunLog(opened, opened.rows.make_run(new), is_new=True)
         self._opened = opened, log, info
         return log.run_id
 
@@ -115,25 +114,24 @@ def _finish(store: Store, log: RunLog, info: TrainingInfo, outcome: TrainingOutc
 
     from sweep.tracking import model
     from sweep.tracking.run import STATUS, flat_params
+    from sweep.tracking.run_rows import Ending
 
     if outcome.checkpoint:
         log.log_file(outcome.checkpoint, "checkpoint/best.ckpt")
-    model_id = None
+    output = None
     if outcome.model_file and info.dataset:
         label = model.ModelLabel(
             "trained", outcome.n_epochs, flat_params(info.params), _origin(info)
         )
         folders = model.ModelFolders(info.dataset)
-        model_id = model.log_model(store, log, folders, Path(outcome.model_file), label)
-    link = {"model_id": model_id, "run_id": log.run_id} if model_id else {}
-    log.log(
-        [
-            Metric(name, float(value), outcome.time_ms, outcome.n_epochs, **link)
-            for name, value in outcome.metrics.items()
-        ]
-    )
-    log.end(STATUS[outcome.state], outcome.time_ms)
-    return model_id
+        output = model.log_model(store, log, folders, Path(outcome.model_file), label)
+    link = {"model_id": output.model_id, "run_id": log.run_id} if output else {}
+    metrics = [
+        Metric(name, float(value), outcome.time_ms, outcome.n_epochs, **link)
+        for name, value in outcome.metrics.items()
+    ]
+    log.finish(metrics, {}, Ending(STATUS[outcome.state], outcome.time_ms, output))
+    return output.model_id if output else None
 
 
 def _origin(info: TrainingInfo) -> dict[str, str]:
