@@ -3,7 +3,8 @@
 Ranks only ever fall: a trial that is not among the best K now never will be. So each is decided
 once and nothing is scanned. One that does not make it among the best K of `--keep` hands MLflow
 no checkpoint at all; one that another pushes out has its own dropped by a record that comes
-behind its own on the way to MLflow (`CheckpointDropped`).
+behind its own on the way to MLflow (`CheckpointDropped`). `--disk-limit` counts a trial's files
+from its end on, not once MLflow has them: what is to stay fits it, however far MLflow is behind.
 
 A trial's folder goes when nothing can need it any more: the ledger has its final state (else a
 kill would need its verdict), MLflow has its files or will not get any, and it is not among the
@@ -13,6 +14,7 @@ ledger or MLflow have not taken yet.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import heapq
 import math
@@ -60,11 +62,12 @@ class KeepBest:
     """Keeps what `--keep` and `--disk-limit` say, and few files in the work folder.
 
     Three threads call: the driver's `finish`, the ledger's `closed`, the tracker's `stored`. The
-    last two remove folders, so that training never waits for a disk.
+    last two remove folders, so that training never waits for that.
     """
 
     def __init__(self, config: RunConfig) -> None:
         self._direction = config.resolved_direction
+        self._log_models = config.log_models
         self._is_bounded = config.keep is not None
         self._lock = threading.Lock()
         self._here = Best(min(KEPT_IN_WORK_DIR, config.keep or KEPT_IN_WORK_DIR))
@@ -98,6 +101,8 @@ class KeepBest:
             if is_delivered:
                 return
             for trial in finished:
+                goodness = goodness_of(trial.state, trial.value, self._direction)
+                self._goodness[trial.number] = goodness
                 self._folders.hold(trial.number, "MLflow")
                 if trial.number not in self._here.numbers:
                     self._folders.leave(trial.number)
@@ -107,6 +112,7 @@ class KeepBest:
         number, drops = record.number, list[Record]()
         if not record.state.is_finished:
             return record, drops
+        sizes = self._sizes(record) if self._budget.is_bounded else (0, 0)
         with self._lock:
             goodness = goodness_of(record.state, record.value, self._direction)
             self._folders.hold(number, "ledger")
@@ -115,14 +121,18 @@ class KeepBest:
                 record = self._without_files(record)
             elif outdone is not None and outdone != number:
                 drops += self._drop(outdone)
+            if (outdone := self._here.add(goodness, number)) is not None:
+                self._leave(outdone)
+            self._count(record, goodness, *sizes)
+            for excess in self._budget.excess():
+                if excess == number:
+                    record = self._without_files(record)
+                else:
+                    drops += self._drop(excess)
+                self._leave(excess)
             if has_files(record):
                 self._folders.hold(number, "MLflow")
                 self._goodness[number] = goodness
-            if (outdone := self._here.add(goodness, number)) is not None:
-                self._leave(outdone)
-            for excess in self._budget.excess():
-                drops += self._drop(excess)
-                self._leave(excess)
         return record, drops
 
     def closed(self, number: int) -> None:
@@ -142,10 +152,26 @@ class KeepBest:
                 self._budget.add(goodness, number, n_bytes)
         self._remove_due()
 
+    def _sizes(self, record: TrialFinished) -> tuple[int, int]:
+        """Bytes that MLflow will take, but for what it adds of its own, and of the folder."""
+        has_model = self._log_models and record.state is TrialState.COMPLETE
+        files = [record.checkpoint, record.model_file if has_model else None]
+        return sum(map(_size, files)), self._folders.n_bytes(record.number)
+
+    def _count(
+        self, record: TrialFinished, goodness: float | None, n_stored: int, n_here: int
+    ) -> None:
+        """Trials may end faster than MLflow takes their files."""
+        if has_files(record):
+            self._budget.add(goodness, record.number, n_stored)
+        if record.number in self._here.numbers:
+            self._budget.add_here(record.number, n_here)
+
     def _without_files(self, record: TrialFinished) -> TrialFinished:
         if not has_files(record):
             return record
         self._dropped.add(record.number)
+        self._budget.remove(record.number)
         tags = {**record.tags, DROPPED_TAG: "true"}
         return dataclasses.replace(record, checkpoint=None, model_file=None, tags=tags)
 
@@ -173,6 +199,13 @@ def goodness_of(state: TrialState, value: float | None, direction: Direction) ->
     if state is not TrialState.COMPLETE or value is None or math.isnan(value):
         return None
     return value if direction == "maximize" else -value
+
+
+def _size(file: str | None) -> int:
+    """Bytes of a file; 0 where there is none."""
+    with contextlib.suppress(OSError):
+        return Path(file).stat().st_size if file is not None else 0
+    return 0
 
 
 def has_files(record: TrialFinished) -> bool:
@@ -256,13 +289,14 @@ class _Budget:
 
     def __init__(self, limit: float) -> None:
         self._limit = limit
+        self.is_bounded = limit < math.inf
         self._stored: dict[int, int] = {}
         self._here: dict[int, int] = {}
         self._n_bytes = 0
         self._worst_first: list[tuple[float, int]] = []
 
     def add(self, goodness: float | None, number: int, n_bytes: int) -> None:
-        """MLflow holds so many bytes of a trial."""
+        """MLflow holds so many bytes of a trial, or soon will."""
         if number not in self._stored:
             rank = -math.inf if goodness is None else goodness
             heapq.heappush(self._worst_first, (rank, -number))

@@ -28,21 +28,28 @@ TRACKING = "sqlite:///mlflow.db"
 class DiskWatch:
     """A listener that looks at the disk whenever a trial ends, and waits there for `is_within`.
 
-    It holds up the search but no thread behind it: what is on its way there has time to go.
+    It holds up the thread that closes trials, so it counts only what that thread is done with: in
+    the work folder, trials of which it was told before.
     """
 
     def __init__(self, study: str, is_within: Callable[[int, int, int], bool]) -> None:
         self.study, self._is_within = study, is_within
-        self.n_exceeded = 0
+        self._closed: set[str] = set()
+        self._told: set[str] = set()
+        self.n_looks = self.n_exceeded = 0
         self.seen: tuple[int, int, int] | None = None
-        """Folders in the work folder, checkpoints in MLflow, bytes in both."""
+        """Closed trials in the work folder, checkpoints in MLflow, bytes of both."""
 
     def open(self, study: StudyInfo) -> None:
         pass
 
     def write(self, records: Sequence[Record]) -> None:
-        if not any(isinstance(record, TrialFinished) for record in records):
+        ended = [r.number for r in records if isinstance(r, TrialFinished)]
+        self._closed |= self._told
+        self._told = {trial_folder("", number).name for number in ended}
+        if not ended:
             return
+        self.n_looks += 1
         deadline = time.monotonic() + 10
         while not self._is_within(*self._look()):
             if time.monotonic() > deadline:
@@ -55,9 +62,10 @@ class DiskWatch:
 
     def _look(self) -> tuple[int, int, int]:
         here, there = Path("mlruns/.sweep", self.study, "trials"), artifacts(self.study)
+        closed = [folder for folder in here.iterdir() if folder.name in self._closed]
         stored = [name for _, _, names in os.walk(there) for name in names]
-        n_bytes = folder_bytes(here) + model_bytes(there)
-        self.seen = len(list(here.iterdir())), stored.count("best.ckpt"), n_bytes
+        n_bytes = sum(map(folder_bytes, closed)) + model_bytes(there)
+        self.seen = len(closed), stored.count("best.ckpt"), n_bytes
         return self.seen
 
 
@@ -209,9 +217,10 @@ LONG: dict[str, Any] = {
 
 
 def test_a_long_search_never_holds_more_than_it_keeps(six: Path, call: Call) -> None:
-    """With --keep 2 the disk holds two, two that run, and two that just ended."""
-    watch = DiskWatch("long", lambda here, there, _: here <= 2 + 2 + 2 and there <= 2 + 2)
+    """With --keep 2 the disk holds two, beside those that run or just ended."""
+    watch = DiskWatch("long", lambda here, there, _: here <= 2 and there <= 2)
     sweep.run(keep=2, listeners=[watch], **LONG)
+    assert watch.n_looks > 5
     assert watch.n_exceeded == 0, watch.seen
     assert here("long") == there("long") == sorted(best_first("long")[:2])
     assert call("doctor", "long")[0] == 0
@@ -220,9 +229,10 @@ def test_a_long_search_never_holds_more_than_it_keeps(six: Path, call: Call) -> 
 
 
 def test_a_long_search_empties_its_work_folder_as_it_goes(six: Path, call: Call) -> None:
-    """Without --keep MLflow has all, the work folder five, two that run and two that ended."""
-    watch = DiskWatch("long", lambda here, _there, _: here <= 5 + 2 + 2)
+    """Without --keep MLflow has all, the work folder the best five."""
+    watch = DiskWatch("long", lambda here, _there, _: here <= 5)
     sweep.run(listeners=[watch], **LONG)
+    assert watch.n_looks > 5
     assert watch.n_exceeded == 0, watch.seen
     assert len(there("long")) == 24
     assert here("long") == sorted(best_first("long")[:5])
@@ -230,11 +240,12 @@ def test_a_long_search_empties_its_work_folder_as_it_goes(six: Path, call: Call)
 
 
 def test_a_long_search_stays_within_its_limit(six: Path, call: Call) -> None:
-    """Some eight of 24 trials' files fit: never more than that and a few on their way."""
+    """Some eight of 24 trials' files fit: never more than that, but for what MLflow adds."""
     one = max(stored_bytes(TRACKING, "six").values())
     limit = 8 * one
-    watch = DiskWatch("long", lambda _here, _there, n_bytes: n_bytes <= limit + 8 * one)
+    watch = DiskWatch("long", lambda _here, _there, n_bytes: n_bytes <= limit + one)
     sweep.run(disk_limit_gb=limit / 1e9, listeners=[watch], **LONG)
+    assert watch.n_looks > 5
     assert watch.n_exceeded == 0, watch.seen
     left = model_bytes(artifacts("long")) + folder_bytes(Path("mlruns/.sweep/long/trials"))
     assert limit / 3 < left <= limit

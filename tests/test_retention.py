@@ -124,17 +124,51 @@ def test_a_folder_goes_when_nobody_needs_it(tmp_path: Path, order: tuple[str, ..
 
 
 def test_a_limit_drops_the_worst_first_and_never_the_best(tmp_path: Path) -> None:
-    """2.5 kB hold one trial of 1 kB in both places; with 10 kB, one place less each."""
+    """2.5 kB hold one trial of 1 kB in both places: poorer ones hand nothing over."""
     shelf = Shelf(tmp_path, disk_limit_gb=2.5e-6)
-    for number, value in enumerate((0.5, 0.9, 0.4, 0.6, 0.7)):
-        shelf.done(number, value)
-    shelf.done(5, 0.1)
-    assert set(shelf.dropped) == {0, 2, 3, 4}
-    assert shelf.here() == [1, 5]
+    told = [shelf.done(n, value) for n, value in enumerate((0.5, 0.9, 0.4, 0.6, 0.7))]
+    assert [record.number for record in told if record.checkpoint is not None] == [0, 1]
+    assert shelf.dropped == [0]
+    assert shelf.here() == [1]
     tiny = Shelf(tmp_path / "tiny", disk_limit_gb=1e-9)
     for number, value in enumerate((0.5, 0.9, 0.4)):
         tiny.done(number, value)
     assert 1 not in tiny.dropped
+
+
+def test_a_limit_counts_what_is_on_its_way(tmp_path: Path) -> None:
+    """Of trials that end before MLflow has taken one of them, those fit the limit that stay."""
+    shelf = Shelf(tmp_path, disk_limit_gb=5.5e-6)
+    for number in range(8):
+        shelf.finish(number, number / 10)
+    for number in range(8):
+        shelf.retention.closed(number)
+        shelf.retention.stored(number, 1000)
+    left = set(range(8)) - set(shelf.dropped)
+    assert left == {6, 7}
+    assert shelf.here() == [6, 7]
+
+
+@pytest.mark.parametrize(("log_models", "n_kept"), [(True, 2), (False, 4)])
+def test_a_model_counts_where_mlflow_takes_it(
+    tmp_path: Path, log_models: bool, n_kept: int
+) -> None:
+    """Workers write one in any case; here it is as large as the checkpoint."""
+    retention = KeepBest(
+        RunConfig(
+            study="models", work_dir=str(tmp_path), disk_limit_gb=4.5e-6, log_models=log_models
+        )
+    )
+    files = [tmp_path / name for name in ("best.ckpt", "model.pt2")]
+    for file in files:
+        file.write_bytes(b"x" * 1000)
+    dropped = 0
+    for number in range(5):
+        ended = TrialFinished(
+            number, TrialState.COMPLETE, 1, number / 10, 1, {}, 1, *map(str, files)
+        )
+        dropped += len(retention.finish(ended)[1])
+    assert 5 - dropped == n_kept
 
 
 def test_pruned_trials_go_first_where_there_is_a_limit(tmp_path: Path) -> None:
@@ -165,6 +199,26 @@ def test_folders_of_an_earlier_run_wait_for_its_records(tmp_path: Path) -> None:
     for number in range(7):
         shelf.retention.stored(number, 0)
     assert shelf.here() == list(range(7, 12))
+
+
+def test_a_trial_of_an_earlier_run_keeps_its_rank(tmp_path: Path) -> None:
+    """The best one, delivered only now, is not the first to go."""
+    from searches import ScriptedStudy
+
+    study = ScriptedStudy(tmp_path)
+    trials = study.run(trials=3, sampler="random").trials
+    best = max(trials, key=lambda t: t.value or 0.0)
+    shelf = Shelf(tmp_path / "shelf", disk_limit_gb=4.5e-6)
+    for trial in trials:
+        shelf.folder(trial.number).mkdir(parents=True)
+        (shelf.folder(trial.number) / "best.ckpt").write_bytes(b"x" * 500)
+    shelf.retention.recall(trials, {}, is_delivered=False)
+    for trial in trials:
+        shelf.retention.stored(trial.number, 1000)
+    shelf.done(3, (best.value or 0.0) - 1e-6)
+    assert shelf.dropped
+    assert best.number not in shelf.dropped
+    assert best.number in shelf.here()
 
 
 def test_ten_thousand_trials_cost_milliseconds(tmp_path: Path) -> None:
