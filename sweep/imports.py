@@ -38,8 +38,9 @@ def collector_paused() -> Iterator[None]:
 
     An import makes hundreds of thousands of objects and next to no garbage, and the collector
     walks them again and again: `import lightning` takes 2.4 s instead of 3.1, MLflow with its
-    store 1.2 s instead of 1.5. At the exit Python walks them once more, which takes as long as
-    a third of the import; what is frozen then is left to the operating system.
+    store 1.2 s instead of 1.5. Afterwards they count as old, else it would begin with all of
+    them (0.1 s). At the exit Python walks them once more, which takes as long as a third of the
+    import; what is frozen then is left to the operating system.
     """
     was_enabled = gc.isenabled()
     gc.disable()
@@ -48,6 +49,9 @@ def collector_paused() -> Iterator[None]:
     try:
         yield
     finally:
+        if gc.get_freeze_count() == 0:
+            gc.freeze()
+            gc.unfreeze()  # everything is of the oldest generation now
         if was_enabled:
             gc.enable()
 

@@ -175,8 +175,8 @@ def _closing(executor: Executor, driver: Driver, listener: Listener) -> Iterator
         with contextlib.suppress(SweepError):
             listener.close()
         raise
+    listener.close()  # workers leave meanwhile
     executor.kill()
-    listener.close()
 
 
 def first_configurations(

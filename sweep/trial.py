@@ -356,6 +356,7 @@ class Executor(Protocol):
     def run(self, exchange: Exchange) -> None:
         """Let workers train until `exchange` told each that nothing more will come.
 
+        They may still be leaving when it returns.
         A worker that died is replaced; its trials come back as failed with kind "killed". A
         worker that has to go is told to interrupt its trials: they come back as stopped though
         the driver did not order it, and go on elsewhere.
@@ -363,7 +364,7 @@ class Executor(Protocol):
         ...
 
     def kill(self) -> None:
-        """End all workers now. Harmless when there are none."""
+        """End all workers now, and wait for those that are leaving. Harmless without any."""
         ...
 
 

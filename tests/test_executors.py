@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -154,6 +155,38 @@ def test_a_killed_worker_is_replaced_and_its_trial_tried_again(tmp_path: Path) -
     (notice,) = listener.of(Notice)
     assert "trial 1 is tried again" in notice.message
     assert "SIGKILL" in notice.message
+    assert workers_of(os.getpid()) == []
+
+
+class NoteWorkers(RecordingListener):
+    """Notes which workers there are as it is closed."""
+
+    workers: Sequence[int] = ()
+
+    def close(self) -> None:
+        super().close()
+        self.workers = workers_of(os.getpid())
+
+
+def test_a_worker_leaves_while_the_last_records_are_written(tmp_path: Path) -> None:
+    """What a user's module does at its exit is waited for, at the very end."""
+    (tmp_path / "slow_exit.py").write_text(
+        "import atexit, os, time\nfrom user_code import Model as Model\n"
+        "def leave() -> None:\n    time.sleep(1.5)\n    open('left', 'w').close()\n"
+        "if 'worker' in open('/proc/self/cmdline').read():\n    atexit.register(leave)\n"
+    )
+    config = RunConfig(
+        study="leave", trials=1, epochs=2, module="slow_exit:Model", metric="val_f1", threads=1,
+        population=1, storage=f"sqlite:///{tmp_path}/optuna.db", work_dir=str(tmp_path / "work"),
+    )  # fmt: skip
+    listener = NoteWorkers()
+    space = parse_space(
+        "# A line.\nparameters:\n  width: {choices: [4]}\n", "one", vocabulary=None
+    )
+    with contextlib.chdir(tmp_path):
+        search(config, space, [listener])
+        assert len(listener.workers) == 1
+        assert Path("left").is_file()
     assert workers_of(os.getpid()) == []
 
 

@@ -53,6 +53,8 @@ class ProcessExecutor:
     def __init__(self, n_workers: int) -> None:
         self._n_workers = n_workers
         self._workers: list[_Worker] = []
+        self._leaving: list[_Worker] = []
+        """Told that nothing more will come; with Lightning and torch that takes 0.2 s."""
         self._task: Task | None = None
         self._memory = MemoryLimit(None)
         self._n_deaths = 0
@@ -65,7 +67,10 @@ class ProcessExecutor:
             self._workers.append(_start(task))
 
     def run(self, exchange: Exchange) -> None:
-        """Carry reports and orders until every worker was told that nothing more will come."""
+        """Carry reports and orders until every worker was told that nothing more will come.
+
+        Workers leave while the caller goes on; `kill` waits for them.
+        """
         try:
             while self._workers:
                 ready = wait([w.pipe for w in self._workers], TICK_S)
@@ -73,14 +78,28 @@ class ProcessExecutor:
                 if not ready:
                     exchange((), 0)  # what cannot be recorded, or is too late, is to be noticed
                 self._end_hung(exchange)
-        finally:
+        except BaseException:
+            self._workers += self._leaving
+            self._leaving.clear()
             self.kill()
+            raise
 
     def kill(self) -> None:
-        """End all workers now."""
+        """End all workers now; those that are leaving by themselves are given a while."""
         for worker in self._workers:
             _end(worker)
         self._workers.clear()
+        self._see_off()
+
+    def _see_off(self) -> None:
+        while self._leaving:
+            worker = self._leaving.pop()
+            try:
+                worker.process.wait(timeout=LEAVE_S)
+            except subprocess.TimeoutExpired:
+                pass
+            finally:
+                _end(worker)
 
     def _serve(self, exchange: Exchange, ready: Iterable[Any]) -> None:
         is_ready = set(map(id, ready))
@@ -137,6 +156,7 @@ class ProcessExecutor:
         moved = [Stop(n, "interrupted") for n in worker.running if n not in stopped]
         self._send(worker, Orders((*orders.stop, *moved), is_last=True))
         if worker not in self._workers and not orders.is_last:
+            self._see_off()  # its memory is what the new one needs
             exchange([Notice(_now_ms(), worker.why_replaced)], 0)
             self._workers.append(_start(worker.task))
 
@@ -154,8 +174,8 @@ class ProcessExecutor:
         except OSError:
             return  # its death is seen at the next wait, with these trials among its running
         if orders.is_last and not worker.running:
-            _leave(worker)
             self._workers.remove(worker)
+            self._leaving.append(worker)
 
     def _bury(self, worker: _Worker, exchange: Exchange, failure: Failure) -> None:
         """Report a dead worker's trials and put a new worker in its place.
@@ -222,13 +242,6 @@ def _environment(task: Task) -> dict[str, str]:
     if task.n_threads:  # before torch is loaded, so that its pools have this size
         env["OMP_NUM_THREADS"] = str(task.n_threads)
     return env
-
-
-def _leave(worker: _Worker) -> None:
-    """Let a worker with nothing left to do go by itself, for a while."""
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        worker.process.wait(timeout=LEAVE_S)
-    _end(worker)
 
 
 def _end(worker: _Worker) -> None:
