@@ -17,6 +17,7 @@ import time
 
 import torch
 
+from sweep.training.kernel import load_kernel
 from sweep.training.layout import Shape
 from sweep.training.members import Member, Recipe, Samples
 from sweep.training.optimizers import make_rule
@@ -78,6 +79,7 @@ def make_population(
         members.append(Member(Recipe(number, Shape(hidden, "relu"), rule, 1e-3), weights))
     population = Population(samples, BATCH, 1, lambda epoch: torch.randperm(n))
     population.tuned_for = tuned_for
+    population.kernel = load_kernel(4).kernel if tuned_for == "cpu" else None
     population.change(joining=members)
     return population, n_operations
 

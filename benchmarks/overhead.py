@@ -136,6 +136,7 @@ def load(args: argparse.Namespace, greet: Tell | None = None) -> Callable[[Tell 
     import torch
 
     from sweep.training.data import epoch_order, load_search_data
+    from sweep.training.kernel import load_kernel
     from sweep.training.lanes import Lanes
     from sweep.training.layout import Shape
     from sweep.training.members import Member, Recipe, Samples
@@ -153,15 +154,19 @@ def load(args: argparse.Namespace, greet: Tell | None = None) -> Callable[[Tell 
     )  # fmt: skip
     n_train = len(samples.x)
     configurations = json.loads(Path(args.configurations).read_text())
-    fastest_linear()
+    kernel = load_kernel(4).kernel
+    if kernel is None:
+        fastest_linear()
     gc.freeze()  # as sweep's workers do
     if greet is not None:
         greet([WorkerReady(data.info, "cpu", SLOTS, now_ms())])
 
     def make(batch_size: int, epoch: int) -> Population:
-        return Population(
+        population = Population(
             samples, batch_size, args.epochs, lambda e: epoch_order(0, e, n_train), epoch
         )
+        population.kernel = kernel
+        return population
 
     def member(number: int, configuration: dict[str, Any]) -> Member:
         given = dict(configuration)
