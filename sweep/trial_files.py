@@ -111,10 +111,15 @@ def resume_point(folder: Path) -> Path | None:
 
 
 def is_whole_checkpoint(path: str | Path) -> bool:
-    """Whether the file is a zip archive, as torch writes it, whose every checksum is right."""
+    """Whether the file is a zip archive, as torch writes it, whose every checksum is right.
+
+    Raises MemoryError where there is no room to read it: that is no verdict on the file.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None
+    except MemoryError:
+        raise
     except Exception:  # noqa: BLE001 - zipfile raises a dozen kinds on garbage
         return False
 

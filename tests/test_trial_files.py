@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+import textwrap
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -155,6 +156,38 @@ def test_only_a_whole_file_is_a_resume_point(folder: Path) -> None:
     for damaged in (whole[:-10], whole[:500] + b"!" + whole[501:], b"", b"PK"):
         path.write_bytes(damaged)
         assert resume_point(folder) is None
+
+
+def test_where_memory_is_out_no_file_is_called_damaged(folder: Path) -> None:
+    """Whether it is whole cannot be said then: who calls it damaged trains everything again."""
+    folder.mkdir(parents=True)
+    with zipfile.ZipFile(folder / "last.ckpt", "w") as archive:
+        archive.writestr("archive/data/0", os.urandom(4 << 20))
+    code = f"""
+        import resource
+        from pathlib import Path
+        from sweep.trial_files import resume_point
+        folder = Path({str(folder)!r})
+        assert resume_point(folder) is not None
+        n_pages = int(Path("/proc/self/statm").read_text().split()[0])
+        limit = n_pages * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        taken = []
+        try:
+            while True:
+                taken.append(bytearray(1 << 16))
+        except MemoryError:
+            del taken[-2:]
+        try:
+            found = resume_point(folder)
+        except MemoryError:
+            found = "nobody knows"
+        taken.clear()
+        print(found)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("nobody knows\n", "")
 
 
 def test_a_full_disk_is_one_line(tmp_path: Path) -> None:

@@ -196,7 +196,10 @@ def resume_state(
 
 
 def load_resume_file(spec: TrialSpec, trainer: str) -> dict[str, Any]:
-    """The checkpoint that `spec` is to go on from. Raises UnusableError."""
+    """The checkpoint that `spec` is to go on from.
+
+    Raises UnusableError, and what stands for a lack of memory as it is: the file may be good.
+    """
     path = Path(spec.resume_from or "")
     if not path.is_file():
         raise UnusableError("it is missing")
@@ -207,6 +210,8 @@ def load_resume_file(spec: TrialSpec, trainer: str) -> dict[str, Any]:
         state = checkpoint[RESUME_KEY]
         written_by, digest = state["trainer"], state["spec"]
     except Exception as error:
+        if classify(error).kind == "oom":
+            raise
         raise UnusableError(f"it is no resume state ({type(error).__name__})") from error
     if written_by != trainer:
         raise UnusableError(f"it is of the {written_by} path, but this is the {trainer} one")

@@ -14,7 +14,7 @@ from sweep.config import DEFAULT_MODULE
 from sweep.training.checkpoints import write_checkpoint
 from sweep.training.data import SearchData
 from sweep.training.exports import export_model, prepare_export
-from sweep.training.failures import not_finite
+from sweep.training.failures import classify, not_finite
 from sweep.training.layout import Shape
 from sweep.training.members import Linears, Member, Recipe, Scores
 from sweep.training.mlp import MLPClassifier
@@ -33,7 +33,7 @@ from sweep.training.resuming import (
 )
 from sweep.training.stack import Dropout
 from sweep.trial import EpochReport, Failure, Report, Task, TrialResult, TrialSpec
-from sweep.trial_files import RESUME_STATE, resume_point, trial_folder
+from sweep.trial_files import RESUME_STATE, trial_folder
 
 
 class Run:
@@ -111,9 +111,12 @@ class Run:
             self.start_epoch = population.epoch
 
     def as_it_was_kept(self) -> TrialSpec:
-        """The trial from its last checkpoint, else from its beginning, in the same data order."""
-        kept = resume_point(self._folder)
-        resume_from = str(kept) if kept else None
+        """The trial from its last checkpoint, else from its beginning, in the same data order.
+
+        Whether the checkpoint is whole is seen as it is opened: there may be no memory now.
+        """
+        kept = self._folder / RESUME_STATE
+        resume_from = str(kept) if kept.is_file() else None
         return dataclasses.replace(
             self.spec, start_epoch=self.start_epoch, resume_from=resume_from
         )
@@ -196,7 +199,8 @@ def open_run(spec: TrialSpec, task: Task, data: SearchData) -> Run:
     """A run that is ready to join a population, from its resume state where it has one.
 
     One whose resume state cannot be used begins anew and says so in its first reports. Raises
-    ValueError or TypeError for hyperparameters that MLPClassifier does not take.
+    ValueError or TypeError for hyperparameters that MLPClassifier does not take, and what stands
+    for a lack of memory.
     """
     clear_folder(spec, task)
     run = _new_run(spec, task, data)
@@ -204,7 +208,9 @@ def open_run(spec: TrialSpec, task: Task, data: SearchData) -> Run:
         return run
     try:
         run.resume(load_resume_file(spec, "fused"))
-    except Exception as error:  # noqa: BLE001 - also values that only look like a resume state
+    except Exception as error:  # also values that only look like a resume state
+        if classify(error).kind == "oom":
+            raise
         run = _new_run(spec, task, data)
         run.first_reports = [unusable(spec, error)]
     return run

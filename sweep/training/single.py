@@ -84,13 +84,17 @@ class PlainTrainer:
         self, spec: TrialSpec, exchange: Exchange
     ) -> tuple[Sequence[Report], list[TrialSpec]]:
         """Last reports of the trial, and trials that were ordered while it trained."""
-        run = self._open(spec, exchange)
+        clear_folder(spec, self._task)
+        run = self._new_run(spec, exchange)
         try:
             try:
+                if spec.resume_from is not None:
+                    run.resume(load_resume_file(spec, "plain"))
                 self._fit(run)
             except Exception as error:
                 # What breaks before the first step is the file's fault, not the trial's.
-                if run.has_begun or not run.is_resumed or classify(error).kind == "oom":
+                is_resumed = spec.resume_from is not None
+                if run.has_begun or not is_resumed or classify(error).kind == "oom":
                     raise
                 run = self._new_run(spec, exchange, unusable(spec, error))
                 self._fit(run)
@@ -99,17 +103,6 @@ class PlainTrainer:
             if error is run.driver_error or isinstance(error, DiskError):
                 raise
             return run.failed(classify(error)), run.ordered
-
-    def _open(self, spec: TrialSpec, exchange: Exchange) -> PlainRun:
-        """A run, from its resume state where it has one that can be used."""
-        clear_folder(spec, self._task)
-        run = self._new_run(spec, exchange)
-        if spec.resume_from is not None:
-            try:
-                run.resume(load_resume_file(spec, "plain"))
-            except Exception as error:  # noqa: BLE001 - also values that only look like a state
-                run = self._new_run(spec, exchange, unusable(spec, error))
-        return run
 
     def _new_run(self, spec: TrialSpec, exchange: Exchange, *said: Report) -> PlainRun:
         return PlainRun(self._task, spec, exchange, self._keeper, said)
