@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 import random
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -221,23 +220,44 @@ def test_a_trial_of_an_earlier_run_keeps_its_rank(tmp_path: Path) -> None:
     assert best.number in shelf.here()
 
 
-def test_ten_thousand_trials_cost_milliseconds(tmp_path: Path) -> None:
-    """A decision costs the driver less than 50 us."""
-    retention = KeepBest(RunConfig(study="many", work_dir=str(tmp_path), keep=10, disk_limit_gb=1))
+class Counted(float):
+    """A score that counts how often one is compared with another."""
+
+    n_comparisons = 0
+
+    def __lt__(self, other: float) -> bool:
+        Counted.n_comparisons += 1
+        return float(self) < float(other)
+
+    def __eq__(self, other: object) -> bool:
+        Counted.n_comparisons += 1
+        return float(self) == other
+
+    def __hash__(self) -> int:
+        return float.__hash__(self)
+
+
+@pytest.mark.parametrize("are_rising", [False, True])
+@pytest.mark.parametrize("limits", [{"keep": 10}, {"disk_limit_gb": 0.001}, {}])
+def test_a_decision_looks_at_few_other_trials(
+    tmp_path: Path, limits: dict[str, Any], are_rising: bool
+) -> None:
+    """Each of 10,000 trials is compared with others fewer than 200 times, not 10,000 times."""
+    retention = KeepBest(RunConfig(study="many", work_dir=str(tmp_path), **limits))
     rng = random.Random(0)
-    ended = [
-        TrialFinished(n, TrialState.COMPLETE, 1, rng.random(), 1, {}, 1, "best.ckpt")
-        for n in range(10_000)
-    ]
-    spent = 0.0
-    for record in ended:
-        began = time.perf_counter()
-        told, _ = retention.finish(record)
-        spent += time.perf_counter() - began
-        retention.closed(record.number)
+    scores = [rng.random() for _ in range(10_000)]
+    first = Counted.n_comparisons
+    for number, score in enumerate(sorted(scores) if are_rising else scores):
+        ended = TrialFinished(
+            number, TrialState.COMPLETE, 1, Counted(score), 1, {}, 1, "best.ckpt"
+        )
+        before = Counted.n_comparisons
+        told, _ = retention.finish(ended)
+        assert Counted.n_comparisons - before < 200
+        retention.closed(number)
         if told.checkpoint is not None:
-            retention.stored(record.number, 1000)
-    assert spent < 0.5
+            retention.stored(number, 1000)
+    assert Counted.n_comparisons > first + 10_000  # they are counted
 
 
 def test_the_null_retention_keeps_everything() -> None:
