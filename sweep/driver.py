@@ -43,7 +43,7 @@ from sweep.trial import (
     WorkerReady,
     derive_seed,
 )
-from sweep.trial_files import remove_broken_off_writes, resume_point, trial_folder, usable_verdict
+from sweep.trial_files import remove_broken_off_writes, resume_file, trial_folder, usable_verdict
 
 MAX_RETRIES = 2
 """How often a trial is tried again after its worker died: the machine's fault, not the user's."""
@@ -252,12 +252,9 @@ class Driver:
 
     def _stops(self, numbers: Sequence[int]) -> tuple[Stop, ...]:
         stops = []
-        for number in numbers:
-            trial = self._running.get(number)
-            if trial is None:
-                continue
+        for trial in filter(None, map(self._running.get, numbers)):
             if self._is_stopping and trial.stop is None:
-                trial.stop = Stop(number, "interrupted")
+                trial.stop = Stop(trial.spec.number, "interrupted")
             if trial.stop is not None:
                 stops.append(trial.stop)
         return tuple(stops)
@@ -267,16 +264,18 @@ class Driver:
         if trial is None:
             return  # already ended, e.g. by its time limit
         state, failure = verdict_of(result, trial.stop)
-        may_retry = trial.n_retries < MAX_RETRIES and not self._is_stopping
-        if failure is not None and failure.kind in ("killed", "oom") and may_retry:
+        may_retry = failure is not None and failure.is_transient and trial.n_retries < MAX_RETRIES
+        if not may_retry and state is not TrialState.WAITING:
+            self._close(trial, result, state, failure, records)
+        elif self._is_stopping:
+            self._close(trial, result, TrialState.WAITING, None, records)
+        elif failure is not None:
             trial.n_retries += 1
             self._again.append(trial)
             records.append(notice(f"trial {result.number} is tried again: {failure.message}"))
-        elif state is TrialState.WAITING and not self._is_stopping:
+        else:
             trial.spent_s = time.monotonic() - trial.began
             self._again.append(trial)
-        else:
-            self._close(trial, result, state, failure, records)
 
     def _close(
         self,
@@ -378,8 +377,7 @@ class Driver:
         return TrialSpec(number, hyperparameters, seed, trainer=trainer)
 
     def _from_checkpoint(self, spec: TrialSpec, start_epoch: int | None) -> TrialSpec:
-        kept = resume_point(trial_folder(self._config.study_dir, spec.number))
-        resume_from = str(kept.resolve()) if kept is not None else None
+        resume_from = resume_file(trial_folder(self._config.study_dir, spec.number))
         return dataclasses.replace(spec, start_epoch=start_epoch, resume_from=resume_from)
 
     def _start(

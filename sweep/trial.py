@@ -110,6 +110,11 @@ class Failure:
     """One line."""
     traceback: str = ""
 
+    @property
+    def is_transient(self) -> bool:
+        """Whether it is no verdict on the trial, which is tried again."""
+        return self.kind in ("oom", "killed")
+
 
 @dataclass(frozen=True, slots=True)
 class TrialStarted:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import math
@@ -104,6 +105,12 @@ def forget_verdict(folder: Path) -> None:
         (folder / VERDICT).unlink()
 
 
+def resume_file(folder: Path) -> str | None:
+    """The trial's resume state where there is one. Whoever opens it sees whether it is whole."""
+    path = folder / RESUME_STATE
+    return str(path.resolve()) if path.is_file() else None
+
+
 def resume_point(folder: Path) -> Path | None:
     """The trial's resume state where there is one and the file is whole, else None."""
     path = folder / RESUME_STATE
@@ -120,7 +127,9 @@ def is_whole_checkpoint(path: str | Path) -> bool:
             return archive.testzip() is None
     except MemoryError:
         raise
-    except Exception:  # noqa: BLE001 - zipfile raises a dozen kinds on garbage
+    except Exception as error:  # zipfile raises a dozen kinds on garbage
+        if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+            raise MemoryError(str(error)) from error
         return False
 
 

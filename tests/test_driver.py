@@ -18,6 +18,7 @@ from sweep.testing import DATASET, ScriptedTrainer
 from sweep.trial import (
     EpochReport,
     Failure,
+    FailureKind,
     Notice,
     Orders,
     TrainerName,
@@ -193,6 +194,24 @@ def test_an_interrupted_trial_waits_and_goes_on_under_its_number(study: Scripted
     assert second.states() == ["COMPLETE"] * 5
     assert second.trials[2].hyperparameters == waiting.hyperparameters
     assert sorted(second.listener.finished()) == [2, 3, 4]
+
+
+@pytest.mark.parametrize("kind", ["killed", "oom"])
+def test_a_worker_that_dies_as_the_search_is_interrupted_fails_no_trial(
+    study: ScriptedStudy, kind: FailureKind
+) -> None:
+    """Its trial waits for the next run, as one does that could be interrupted."""
+    first = study.prepare(study.config(trials=1))
+    (spec,) = first.driver.exchange([], 1).start
+    first.driver.exchange([EpochReport(spec.number, 1, {"val_acc": 0.1}, 1)], 0)
+    first.driver.request_stop("interrupted")
+    died = TrialResult(spec.number, "failed", 1, failure=Failure(kind, "it is gone"))
+    assert first.driver.exchange([died], 1).is_last
+    first.leave()
+    assert study.prepare(study.config(trials=1)).states() == ["WAITING"]
+    again = study.run(trials=1)
+    assert again.states() == ["COMPLETE"]
+    assert again.trials[0].hyperparameters == spec.hyperparameters
 
 
 def test_a_killed_driver_leaves_a_running_trial_that_goes_on(study: ScriptedStudy) -> None:

@@ -116,7 +116,7 @@ class FusedTrainer:
             try:
                 self._fit(populations)
                 return
-            except (RuntimeError, MemoryError) as error:
+            except (RuntimeError, MemoryError, OSError) as error:
                 failure = classify(error)
                 if failure.kind != "oom":
                     raise
@@ -263,8 +263,12 @@ class Populations(lightning.LightningModule):
         """Give a trial its place; a faulty one is reported instead."""
         try:
             run = open_run(spec, self._task, self._data)
-        except Exception as error:  # noqa: BLE001 - whatever a configuration breaks is its own
-            failed = TrialResult(spec.number, "failed", 0, failure=classify(error))
+        except Exception as error:  # whatever a configuration breaks is its own
+            failure = classify(error)
+            if failure.kind == "oom" and spec.resume_from is not None and self._size > 1:
+                self._backlog.appendleft(spec)
+                raise  # it fitted before: fewer at a time will
+            failed = TrialResult(spec.number, "failed", 0, failure=failure)
             return [conclude(self._task, spec, (), failed)]
         if run.is_trained:
             return [*run.first_reports, run.close("finished", "", self._data.info.feature_shape)]

@@ -37,8 +37,6 @@ RESUME_KEY = "sweep"
 """Where a resume file keeps what Lightning has no key for."""
 MOST_SHARE = 0.02
 """Of a worker's time that writing resume state may take: a slow disk stretches the interval."""
-TRANSIENT = ("oom", "killed")
-"""Failures that are tried again: they are no verdict on the trial."""
 
 
 class UnusableError(Exception):
@@ -173,7 +171,7 @@ def conclude(
     """
     if reason:
         result = dataclasses.replace(result, notes={**result.notes, "sweep.stop": reason})
-    is_transient = result.failure is not None and result.failure.kind in TRANSIENT
+    is_transient = result.failure is not None and result.failure.is_transient
     if reason == "interrupted" or is_transient:
         return result
     folder = trial_folder(task.work_dir, spec.number)

@@ -33,7 +33,7 @@ from sweep.training.resuming import (
 )
 from sweep.training.stack import Dropout
 from sweep.trial import EpochReport, Failure, Report, Task, TrialResult, TrialSpec
-from sweep.trial_files import RESUME_STATE, trial_folder
+from sweep.trial_files import RESUME_STATE, resume_file, trial_folder
 
 
 class Run:
@@ -111,14 +111,9 @@ class Run:
             self.start_epoch = population.epoch
 
     def as_it_was_kept(self) -> TrialSpec:
-        """The trial from its last checkpoint, else from its beginning, in the same data order.
-
-        Whether the checkpoint is whole is seen as it is opened: there may be no memory now.
-        """
-        kept = self._folder / RESUME_STATE
-        resume_from = str(kept) if kept.is_file() else None
+        """The trial from its last checkpoint, else from its beginning, in the same data order."""
         return dataclasses.replace(
-            self.spec, start_epoch=self.start_epoch, resume_from=resume_from
+            self.spec, start_epoch=self.start_epoch, resume_from=resume_file(self._folder)
         )
 
     def report(self, scores: Scores, epoch_s: float) -> EpochReport:

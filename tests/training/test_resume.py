@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import pickle
@@ -579,74 +580,108 @@ def test_a_module_that_cannot_be_saved(tmp_path: Path, data: SearchData) -> None
 # --- memory
 
 
-def large(width: int) -> list[TrialSpec]:
-    """Eight trials of two hidden layers."""
+N_LARGE, N_FIRST = 16, 3
+WIDTH = 512
+"""Of two hidden layers: 2.4 MB of weights in float64, four times that with all that goes along."""
+
+
+def large() -> list[TrialSpec]:
+    """Sixteen trials of two hidden layers."""
     return [
-        TrialSpec(number, BASE | {"hidden": (width, width)}, derive_seed(0, "init", number))
-        for number in range(8)
+        TrialSpec(number, BASE | {"hidden": (WIDTH, WIDTH)}, derive_seed(0, "init", number))
+        for number in range(N_LARGE)
     ]
 
 
-ROOM_MB = {
-    "off": (512, 512, (220, 224, 216, 226, 212, 222, 218, 214)),
-    "on": (1000, 256, (180, 190, 170, 200, 160, 210)),
-}
-"""Kernel -> (width, minibatch, rooms to try until one has space for more than four such trials
-with what is written of them, and for less than eight): what torch and the allocator take beside
-them differs from machine to machine. In float64 a trial has 2.4 or 8.5 MB of weights."""
-OUT_OF_MEMORY = ["out of memory with 8 trials at a time: going on with 4"]
+ROOM_MB = (0, 600)
+"""Between them is a room that more than eight such trials have, with what is written of them, and
+sixteen do not: what torch and the allocator take beside them differs from machine to machine."""
+OUT_OF_MEMORY = ["out of memory with 16 trials at a time: going on with 8"]
+
+
+def limit_memory(room_mb: int) -> None:
+    """This process gets so much more and no more."""
+    n_pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = n_pages * resource.getpagesize() + (room_mb << 20)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
 class Narrowing(Driver):
-    """Three trials train for two epochs; then five more come, and memory is limited."""
+    """Three trials train for two epochs; then the others come, and memory is limited."""
 
     room_mb = 0
 
     def __call__(self, reports: Sequence[Report], n_free: int) -> Orders:
-        is_time = any(isinstance(r, EpochReport) and r.epoch == 2 for r in reports)
-        if is_time and len(self.waiting) == 5:
-            n_pages = int(Path("/proc/self/statm").read_text().split()[0])
-            limit = n_pages * resource.getpagesize() + (self.room_mb << 20)
-            resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-        elif len(self.waiting) == 5:
-            n_free = 0
-        return super().__call__(reports, min(n_free, 3) if len(self.waiting) == 8 else n_free)
+        if len(self.waiting) == N_LARGE:
+            n_free = N_FIRST
+        elif len(self.waiting) == N_LARGE - N_FIRST:
+            if any(isinstance(r, EpochReport) and r.epoch == 2 for r in reports):
+                limit_memory(self.room_mb)
+            else:
+                n_free = 0
+        return super().__call__(reports, n_free)
 
 
-def train_narrowing(task: Task, calls: Path, width: int, room_mb: int) -> None:
-    """In a process of its own: what the driver was told goes to `calls`."""
-    torch.set_num_threads(1)
-    driver = Narrowing(large(width))
+def train_narrowing(task: Task, data: SearchData, room_mb: int, calls: Path) -> None:
+    """What the driver was told goes to `calls`."""
+    driver = Narrowing(large())
     driver.room_mb = room_mb
-    FusedTrainer(task).train(driver)
+    FusedTrainer(task, data).train(driver)
     calls.write_bytes(pickle.dumps(driver.calls))
 
 
-def narrowed(task: Task, folder: Path, width: int, room_mb: int) -> Driver:
-    """What the driver was told in a process that has so much memory left; nothing if it failed."""
+def search_for_room(task: Task, data: SearchData, folder: Path) -> None:
+    """In a process of its own, which limits the memory of its children: halves `ROOM_MB` until
+    the population was halved once and nothing else happened. Prints what was tried."""
+    torch.set_num_threads(1)
+    too_small, too_large = ROOM_MB
+    while too_large - too_small > 1:
+        room_mb = (too_small + too_large) // 2
+        calls = folder / "calls"
+        calls.unlink(missing_ok=True)
+        own = dataclasses.replace(task, work_dir=str(folder / str(room_mb)))
+        if (child := os.fork()) == 0:
+            with contextlib.suppress(BaseException):
+                train_narrowing(own, data, room_mb, calls)
+            os._exit(0)
+        os.waitpid(child, 0)
+        told = told_in(calls)
+        said = [notice.message for notice in told.of(Notice)]
+        print(room_mb, said if told.calls else "it failed", flush=True)
+        if said == OUT_OF_MEMORY:
+            return
+        if told.calls and (not said or "going on" not in said[0]):
+            too_large = room_mb
+        else:
+            too_small = room_mb
+
+
+def in_a_process(function: str, *given: Any) -> str:
+    """Call a function of this module with `given` in a process of its own; what it prints."""
     code = f"""
-        import sys
+        import pickle, sys
         sys.path[:0] = {[str(HERE), str(HERE.parent)]!r}
         import test_resume
-        from pathlib import Path
-        from sweep.trial import Task
-        calls = Path({str(folder / "calls")!r})
-        test_resume.train_narrowing({task!r}, calls, {width}, {room_mb})
+        test_resume.{function}(*pickle.load(sys.stdin.buffer))
     """
     command = [sys.executable, "-c", textwrap.dedent(code)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0 or "memory" in done.stderr, done.stderr
+    done = subprocess.run(command, input=pickle.dumps(given), capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stdout.decode()
+
+
+def told_in(calls: Path) -> Driver:
+    """A driver that was told what the file says; nothing where there is none."""
     driver = Driver(())
-    if (folder / "calls").exists():
-        driver.calls = pickle.loads((folder / "calls").read_bytes())
+    driver.calls = pickle.loads(calls.read_bytes()) if calls.exists() else []
     return driver
 
 
-@pytest.mark.parametrize("kernel", ROOM_MB)
+@pytest.mark.parametrize("kernel", ["off", "on"])
 def test_out_of_memory_halves_the_population(
-    tmp_path: Path, kernel: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, kernel: str, monkeypatch: pytest.MonkeyPatch, data: SearchData
 ) -> None:
-    """Where eight trials do not fit, four at a time go on: none lost, every curve as without.
+    """Where sixteen trials do not fit, eight at a time go on: none lost, every curve as without.
 
     Those that trained before go on from their resume state. (Far tighter, torch's lazy imports
     fail in ways that no trainer can answer: the worker dies then, and is replaced.)
@@ -655,33 +690,70 @@ def test_out_of_memory_halves_the_population(
     if kernel == "on" and load_kernel(8).kernel is None:
         pytest.skip("no kernel here")
     monkeypatch.setenv(SWITCH, kernel)
-    width, batch_size, rooms = ROOM_MB[kernel]
-    task = dataclasses.replace(task, population=8, batch_size=batch_size)
-    tried = {}
-    for room_mb in rooms:
-        own = tmp_path / str(room_mb)
-        own.mkdir()
-        narrow = narrowed(dataclasses.replace(task, work_dir=str(own)), own, width, room_mb)
-        tried[room_mb] = [n.message for n in narrow.of(Notice)]
-        if tried[room_mb] == OUT_OF_MEMORY:
-            break
-    assert OUT_OF_MEMORY in tried.values(), tried
-    starts = {n: narrow.epochs(n)[0].start_epoch for n in range(8)}
-    again = [dataclasses.replace(s, start_epoch=starts[s.number]) for s in large(width)]
+    task = dataclasses.replace(task, population=N_LARGE, batch_size=50)
+    tried = in_a_process("search_for_room", task, data, tmp_path)
+    narrow = told_in(tmp_path / "calls")
+    assert [n.message for n in narrow.of(Notice)] == OUT_OF_MEMORY, tried
+    starts = {n: narrow.epochs(n)[0].start_epoch for n in range(N_LARGE)}
+    again = [dataclasses.replace(s, start_epoch=starts[s.number]) for s in large()]
     roomy = dataclasses.replace(
         task, work_dir=task.work_dir + "/roomy", checkpoint_interval_s=3600
     )
-    wide = train(FusedTrainer(roomy), again)
-    for number in range(8):
+    wide = train(FusedTrainer(roomy, data), again)
+    for number in range(N_LARGE):
         assert narrow.result(number).outcome == "finished"
         first = {r.epoch: r for r in reversed(narrow.epochs(number))}
         for epoch, right in enumerate(wide.curve(number), start=1):
             ours = tuple(first[epoch].metrics[name] for name in METRICS)
             assert ours == pytest.approx(right, rel=1e-7)
     # Each epoch was trained once, also by those that were interrupted.
-    replayed = [[r.epoch for r in narrow.epochs(n) if r.is_replay] for n in range(8)]
-    assert replayed == [[1, 2]] * 3 + [[]] * 5
-    assert all(len(narrow.epochs(n)) == N_EPOCHS + len(replayed[n]) for n in range(8))
+    replayed = [[r.epoch for r in narrow.epochs(n) if r.is_replay] for n in range(N_LARGE)]
+    assert replayed == [[1, 2]] * N_FIRST + [[]] * (N_LARGE - N_FIRST)
+    assert all(len(narrow.epochs(n)) == N_EPOCHS + len(replayed[n]) for n in range(N_LARGE))
+
+
+def train_limited(
+    task: Task, data: SearchData, specs: Sequence[TrialSpec], room_mb: int, calls: Path
+) -> None:
+    """In a process of its own, which gets no more memory from when it is ready."""
+    torch.set_num_threads(1)
+
+    class Limiting(Driver):
+        def __call__(self, reports: Sequence[Report], n_free: int) -> Orders:
+            if not self.calls:
+                limit_memory(room_mb)
+            return super().__call__(reports, n_free)
+
+    driver = Limiting(specs)
+    FusedTrainer(task, data).train(driver)
+    calls.write_bytes(pickle.dumps(driver.calls))
+
+
+def test_out_of_memory_while_trials_are_read_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: SearchData
+) -> None:
+    """Where there is no room to read sixteen resume states, fewer trials go on at a time; none
+    fails, and none starts again."""
+    monkeypatch.setenv(SWITCH, "off")
+    task = a_task(tmp_path, checkpoint_interval_s=3600.0, precision="64-true")
+    task = dataclasses.replace(task, population=N_LARGE, batch_size=50)
+    train(FusedTrainer(task, data), large(), dict.fromkeys(range(N_LARGE), 2))
+    specs = [continued(task, s) for s in large()]
+    calls = tmp_path / "calls"
+    in_a_process("train_limited", task, data, specs, 100, calls)  # they take 160
+    limited = told_in(calls)
+    first, *others = [n.message for n in limited.of(Notice)]
+    assert first == OUT_OF_MEMORY[0]
+    assert all("going on with" in message for message in others)
+    whole = dataclasses.replace(task, work_dir=str(tmp_path / "whole"))
+    wide = train(FusedTrainer(whole, data), large())
+    for number in range(N_LARGE):
+        assert limited.result(number).outcome == "finished"
+        told = {r.epoch: tuple(r.metrics[m] for m in METRICS) for r in limited.epochs(number)}
+        for epoch, right in enumerate(wide.curve(number), start=1):
+            assert told[epoch] == pytest.approx(right, rel=1e-7)
+        new = [r.epoch for r in limited.epochs(number) if not r.is_replay]
+        assert new == [3, 4]
 
 
 def test_a_killed_worker_is_replaced_by_a_smaller_one(tmp_path: Path) -> None:
