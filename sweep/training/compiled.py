@@ -42,6 +42,9 @@ GROUP_BYTES = 4_000_000
 other's inputs ready, and their own weights in the last cache (benchmarks/NOTES.md)."""
 WORK_A_CALL = 2e10
 """Floating-point operations between two looks at what else goes on: 0.1 s."""
+LEAST_SAMPLES = 16
+"""Of a minibatch, as far as its work is concerned: with fewer, most of it is the optimizer's, and
+that sees all weights at each step."""
 WORK_A_STEP = 2e9
 """Of one trial's minibatch, 10 ms: from there on torch with its threads is as fast."""
 DRAWS_A_CALL = 4_000_000
@@ -53,7 +56,7 @@ def is_for_kernel(recipe: Recipe, n_features: int, n_classes: int, batch_size: i
     widths = (n_features, *recipe.shape.hidden, n_classes)
     work = 6.0 * batch_size * sum(n_in * n_out for n_in, n_out in itertools.pairwise(widths))
     is_known = len(widths) <= MOST_LAYERS + 1 and recipe.shape.activation in ACTIVATIONS
-    return is_known and recipe.dropout.p < 1.0 and work <= WORK_A_STEP
+    return is_known and min(widths) > 0 and recipe.dropout.p < 1.0 and work <= WORK_A_STEP
 
 
 @final
@@ -165,7 +168,8 @@ class CompiledTrials:
         )  # fmt: skip
 
     def _n_steps_a_call(self, group: Sequence[_Own]) -> int:
-        work = 6.0 * self._batch_size * sum(own.n_weights for own in group)
+        n_samples = max(self._batch_size, LEAST_SAMPLES)
+        work = 6.0 * n_samples * sum(own.n_weights for own in group)
         n_draws = self._batch_size * max(own.n_draws for own in group)
         return max(1, min(int(self.work_a_call / work), self.draws_a_call // max(1, n_draws)))
 
@@ -319,6 +323,7 @@ def _readable(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _checked(y: Tensor, n_classes: int) -> Tensor:
     """Labels that the kernel may use as indices; IndexError for others, as torch would raise."""
-    if len(y) and not 0 <= int(y.min()) <= int(y.max()) < n_classes:
-        raise IndexError(f"classes must be 0 to {n_classes - 1}, but y holds {int(y.max())}")
+    for found in (int(y.min()), int(y.max())) if len(y) else ():
+        if not 0 <= found < n_classes:
+            raise IndexError(f"classes must be 0 to {n_classes - 1}, but y holds {found}")
     return y.long().contiguous()

@@ -516,7 +516,7 @@ static void train_layer(const net *at, int64_t l, const space *s, const pace *p,
     if (!all_g) take_step(p, offset + n_out * row, g, n_out);
 }
 
-static int is_clipped(const trial *t) { return t->clip_norm < INFINITY; }
+static int is_clipped(const trial *t) { return !(t->clip_norm >= INFINITY); } /* a NaN, too */
 
 /* The formula of torch.nn.utils.clip_grad_norm_; padding is 0. */
 static void clip(real *g, int64_t n, double most_norm) {

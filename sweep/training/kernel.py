@@ -15,6 +15,7 @@ import platform
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import tempfile
 from dataclasses import dataclass
@@ -39,8 +40,9 @@ PROCESSOR_FLAGS = ("-march=native", "-mcpu=native", None)
 """What compilers call this very processor; the first that one takes is used."""
 TYPES = {4: ("float", "int32_t"), 8: ("double", "int64_t")}
 """Bytes of a value -> its type, and an integer's of its size, as kernel.c has them."""
-COMPILING_S = 20.0
-"""It takes one second; a compiler that takes longer than this is stuck."""
+COMPILING_S = 120.0
+"""It takes one or two seconds of a processor, which many others may want; longer than this, a
+compiler is stuck."""
 _SOURCE = Path(__file__).with_name("kernel.c")
 _DONE = 0
 _pointer, _int, _double = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
@@ -159,22 +161,37 @@ def _version(command: str) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def _compile(compiler: list[str], real: str, index: str) -> bytes:
+def _compile(compiler: list[str], real: str, index: str, limit_s: float = COMPILING_S) -> bytes:
     said = ""
     with tempfile.TemporaryDirectory(prefix="sweep-") as folder:
         out = Path(folder, "kernel.so")
         types = (f"-DREAL={real}", f"-DINDEX={index}")
         for flag in PROCESSOR_FLAGS:
             flags = (*types, *FLAGS, *((flag,) if flag else ()))
-            done = subprocess.run(
-                [*compiler, *flags, "-o", str(out), str(_SOURCE), "-lm"],
-                stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
-                timeout=COMPILING_S, check=False,
-            )  # fmt: skip
-            if done.returncode == 0:
+            command = [*compiler, *flags, "-o", str(out), str(_SOURCE), "-lm"]
+            code, errors = _call(command, limit_s)
+            if code == 0 and out.is_file():
                 return out.read_bytes()
-            said = said or done.stderr
+            said = said or errors or f"exit code {code}, and no file"
     raise _NoKernelError(f"{compiler[0]} failed: {_one_line(said)}")
+
+
+def _call(command: list[str], limit_s: float) -> tuple[int, str]:
+    """Exit code and standard error of a program, which is ended with all that it started."""
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        text=True, errors="replace", start_new_session=True,
+    ) as process:  # fmt: skip
+        try:
+            _, errors = process.communicate(timeout=limit_s)
+        except BaseException as error:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            if isinstance(error, subprocess.TimeoutExpired):
+                said = f"{command[0]} did not end within {limit_s:g} s"
+                raise _NoKernelError(said) from error
+            raise
+    return process.returncode, errors
 
 
 def _sound(code: bytes, value_bytes: int) -> Kernel | None:

@@ -190,7 +190,7 @@ def test_a_class_that_does_not_exist():
         y = small.y.clone()
         y[7] = wrong
         population = Setting(dataclasses.replace(small, y=y), True).population()
-        with pytest.raises(IndexError, match="classes must be 0 to 9"):
+        with pytest.raises(IndexError, match=f"classes must be 0 to 9, but y holds {wrong}"):
             population.change(joining=[member(0, MIX[0])])
 
 

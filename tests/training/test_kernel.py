@@ -7,11 +7,12 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
 
-from sweep.training.kernel import FLAGS, TYPES
+from sweep.training.kernel import FLAGS, TYPES, _compile, _NoKernelError
 
 LOAD = """
     from sweep.training.kernel import load_kernel
@@ -142,6 +143,35 @@ def test_a_compiler_that_makes_no_library(tmp_path):
     found, why_not = load(tmp_path, CC=str(script))
     assert not found
     assert "something else" in why_not
+
+
+@pytest.mark.parametrize(("command", "code"), [("false", 1), ("true", 0)])
+def test_a_compiler_that_says_nothing(tmp_path, command, code):
+    """How it ended is said."""
+    found, why_not = load(tmp_path, CC=command)
+    assert (found, why_not) == (False, f"{command} failed: exit code {code}, and no file")
+
+
+def test_a_compiler_that_hangs(tmp_path):
+    """It is ended with all that it started, and that is said."""
+    script, pid = tmp_path / "slowcc", tmp_path / "pid"
+    script.write_text(f"#!/bin/sh\nsleep 300 &\necho $! > {pid}\nwait\n")
+    script.chmod(0o755)
+    with pytest.raises(_NoKernelError, match="slowcc did not end within 2 s"):
+        _compile([str(script)], *TYPES[4], limit_s=2.0)
+    deadline = time.monotonic() + 10
+    while is_alive(int(pid.read_text())):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def is_alive(pid):
+    """A zombie is not."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"
 
 
 @pytest.mark.parametrize("value", ["off", "OFF", "0"])
