@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from mlflow.entities import LoggedModelOutput, Metric
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 from postgres import Postgres
+from sqlalchemy.exc import InterfaceError
 
 from sweep.tracking import store as stores
 from sweep.tracking.blank import latest_revision
@@ -323,6 +325,20 @@ class Broken:
         raise self.errors.pop(0)
 
 
+class Losing:
+    """A store of MLflow's whose answers to a commit are lost."""
+
+    def __init__(self, store: Any) -> None:
+        self._store = store
+
+    @contextlib.contextmanager
+    def ManagedSessionMaker(self, *, read_only: bool) -> Iterator[Any]:  # noqa: N802 - as above
+        with self._store.ManagedSessionMaker(read_only=read_only) as session:
+            yield session
+        lost = InterfaceError("COMMIT", {}, Exception("connection already closed"))
+        raise MlflowException(str(lost)) from lost
+
+
 def test_another_mlflow_is_left_to_its_client(
     place: Place, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -335,8 +351,17 @@ def test_another_mlflow_is_left_to_its_client(
         rows.finish(run_id, [], {}, Ending("FINISHED", ENDED))
     assert place.client.get_run(run_id).info.status == "FINISHED"
     assert [r.getMessage() for r in caplog.records if r.name == "sweep.tracking"] == [
-        "written by MLflow's client, for TypeError"
+        "written by MLflow's client, for TypeError: read_only"
     ]
+
+
+def test_a_lost_answer_to_a_commit_makes_no_second_run(place: Place) -> None:
+    """What the database may have taken is not written again before somebody looked."""
+    rows = AtOnce(place.client, Losing(place.client._tracking_client.store))
+    with pytest.raises(MlflowException, match="connection already closed"):
+        rows.make_run(place.new("lost"))
+    found = place.client.search_runs([place.experiment_id])
+    assert sorted(run.info.run_name for run in found) == ["lost", "parent"]
 
 
 def test_a_store_that_is_away_is_not_asked_again_by_the_client(place: Place) -> None:

@@ -38,6 +38,7 @@ from sqlalchemy import select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from sweep.redact import redacted
 from sweep.table_rows import insert_rows, replace_rows
 from sweep.tracking.blank import latest_revision
 from sweep.tracking.run_rows import (
@@ -126,17 +127,21 @@ class AtOnce:
         Raises MlflowException where the store does not answer.
         """
         for n_tries in itertools.count(1):
+            made = None
             try:
                 with self._store.ManagedSessionMaker(read_only=False) as session:
-                    return write(session)
+                    made = write(session)
             except Exception as error:
                 is_away = getattr(error, "error_code", "") == "TEMPORARILY_UNAVAILABLE"
                 if is_away and n_tries < MOST_TRIES and "deadlock" in str(error).lower():
                     continue
-                if is_away:
-                    raise
-                self._note(error.__cause__ or error)
+                cause = error.__cause__ or error
+                may_be_there = bool(made) and not isinstance(cause, IntegrityError)
+                if is_away or may_be_there:
+                    raise  # whoever tries again looks first what is there
+                self._note(cause)
                 return None
+            return made
         raise AssertionError
 
     def _note(self, why: BaseException) -> None:
@@ -144,7 +149,7 @@ class AtOnce:
         kind = type(why).__name__
         if not isinstance(why, IntegrityError) and kind not in self._noted:
             self._noted.add(kind)
-            _log.warning("written by MLflow's client, for %s", kind)
+            _log.warning("written by MLflow's client, for %s: %s", kind, redacted(str(why)))
 
     def _make_run(self, session: Session, new: NewRun) -> Run | None:
         if not new.name or new.tags.get(_NAME_TAG, new.name) != new.name:
