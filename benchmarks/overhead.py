@@ -137,7 +137,7 @@ def load(args: argparse.Namespace, greet: Tell | None = None) -> Callable[[Tell 
 
     from sweep.training.data import epoch_order, load_search_data
     from sweep.training.kernel import load_kernel
-    from sweep.training.lanes import Lanes
+    from sweep.training.lanes import MOST_LANES, Lanes
     from sweep.training.layout import Shape
     from sweep.training.members import Member, Recipe, Samples
     from sweep.training.mlp import MLPClassifier
@@ -211,7 +211,7 @@ def load(args: argparse.Namespace, greet: Tell | None = None) -> Callable[[Tell 
         )  # fmt: skip
 
     def train(tell: Tell | None) -> None:
-        lanes = Lanes(make, args.threads)
+        lanes = Lanes(make, args.threads, MOST_LANES if kernel is None else SLOTS)
         numbered = list(enumerate(configurations))
         for wave in (numbered[k : k + SLOTS] for k in range(0, len(numbered), SLOTS)):
             best: dict[int, tuple[int, dict[str, float]]] = {}
