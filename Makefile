@@ -10,8 +10,8 @@ help: ## Show this list
 run: $(VENV)/run ## Install into .venv and run a search of 50 trials
 	$(BIN)/sweep run --trials 50
 
-test: $(VENV)/test ## Install the test extra and run the tests
-	$(BIN)/python -m pytest --cov=sweep --cov-report=term:skip-covered
+test: $(VENV)/test ## Install the test extra and run the tests, some side by side
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal --cov=sweep --cov-report=term:skip-covered
 
 lint: $(VENV)/test ## Check style and types
 	$(BIN)/ruff check .
