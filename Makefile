@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 help: ## Show this list
@@ -11,7 +12,10 @@ run: $(VENV)/run ## Install into .venv and run a search of 50 trials
 	$(BIN)/sweep run --trials 50
 
 test: $(VENV)/test ## Install the test extra and run the tests, some side by side
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal --cov=sweep --cov-report=term:skip-covered
+	$(PYTEST)
+
+coverage: $(VENV)/test ## The same with a list of lines that no test runs; takes half as long again
+	$(PYTEST) --cov=sweep --cov-report=term-missing:skip-covered
 
 lint: $(VENV)/test ## Check style and types
 	$(BIN)/ruff check .
@@ -54,4 +58,4 @@ $(VENV)/test: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) -e '.[test]'
 	@touch $@ $(VENV)/run
 
-.PHONY: help run test lint format bench soak constraints clean
+.PHONY: help run test coverage lint format bench soak constraints clean
