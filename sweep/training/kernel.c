@@ -43,7 +43,7 @@ typedef REAL real;
 #endif
 
 #define VL ((int)(VECTOR_BYTES / sizeof(real))) /* values of a vector */
-#define PANEL (NV * VL)                         /* samples side by side */
+#define PANEL 64 /* samples side by side: whole tiles, whatever their width */
 #define STRIDE 16     /* rows of weights begin at multiples of it: whole vectors, whatever VL */
 #define MOST_LAYERS 8 /* as compiled.py has it */
 #define CHUNK 1024    /* features at a time: 64 samples of them fit the second cache */
@@ -111,7 +111,8 @@ INLINE void tile(const int mr, const int nv, int64_t n_k, const real *restrict a
         vec in[NV];
         for (int v = 0; v < nv; v++) in[v] = *(const vec *)(b + k * b_k + v * VL);
         for (int r = 0; r < mr; r++) {
-            const vec factor = (vec){0} + a[r * a_row + k * a_k];
+            /* Minus: x + 0 is not x where x is -0, and would be computed each time. */
+            const vec factor = a[r * a_row + k * a_k] - (vec){0};
             for (int v = 0; v < nv; v++) sum[r][v] += factor * in[v];
         }
     }
@@ -144,14 +145,18 @@ INLINE void tile_of(int mr, int nv, int64_t n_k, const real *a, int64_t a_row, i
 static __attribute__((noinline)) void multiply(int mr, int nv, int64_t n_k, const real *a,
                                                int64_t a_row, const real *b, int64_t b_k, real *c,
                                                int64_t c_row, int is_added, const real *bias) {
-    tile_of(mr, nv, n_k, a, a_row, 1, b, b_k, c, c_row, is_added, bias);
+    for (int v = 0; v < nv; v += NV)
+        tile_of(mr, (int)least(NV, nv - v), n_k, a, a_row, 1, b + v * VL, b_k, c + v * VL, c_row,
+                is_added, bias);
 }
 
 /* `a` transposed, with its columns a_k apart: gradients of inputs. */
 static __attribute__((noinline)) void multiply_t(int mr, int nv, int64_t n_k, const real *a,
                                                  int64_t a_k, const real *b, int64_t b_k, real *c,
                                                  int64_t c_row) {
-    tile_of(mr, nv, n_k, a, 1, a_k, b, b_k, c, c_row, 0, NULL);
+    for (int v = 0; v < nv; v += NV)
+        tile_of(mr, (int)least(NV, nv - v), n_k, a, 1, a_k, b + v * VL, b_k, c + v * VL, c_row, 0,
+                NULL);
 }
 
 #if defined(__GNUC__) && !defined(__clang__) && !defined(PLAIN)
