@@ -124,7 +124,8 @@ class AtOnce:
     def _try(self, write: Callable[[Session], _T | None]) -> _T | None:
         """What `write` returns; None where it wrote nothing, and the client has to.
 
-        Raises MlflowException where the store does not answer.
+        Raises MlflowException where the store does not answer, and what came out of a commit that
+        it may have taken.
         """
         for n_tries in itertools.count(1):
             made = None
