@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from sweep.trial import Failure, Stop, TrainerName, TrialSpec
+from sweep.trial import EpochReport, Failure, Stop, TrainerName, TrialSpec
 
 if TYPE_CHECKING:
     from sweep.proposals import Proposal
@@ -20,7 +20,8 @@ class Running:
     spec: TrialSpec
     name: str
     began: float = field(default_factory=time.monotonic)
-    metrics: dict[int, Mapping[str, float]] = field(default_factory=dict)
+    reports: dict[int, EpochReport] = field(default_factory=dict)
+    """By epoch."""
     best_epoch: int = 0
     stop: Stop | None = None
     n_retries: int = 0
@@ -29,6 +30,11 @@ class Running:
     """What the ledger has for it."""
     spent_s: float = 0.0
     """Time that it was trained for by workers that gave it back."""
+
+    @property
+    def metrics(self) -> dict[int, Mapping[str, float]]:
+        """Metrics by epoch."""
+        return {epoch: report.metrics for epoch, report in self.reports.items()}
 
 
 @dataclass(frozen=True)

@@ -175,7 +175,6 @@ def _search(
         config.tracking_uri,
         config.study_dir / "sweep.log",
         log_model=config.log_models,
-        study_dir=config.study_dir,
         on_stored=retention.stored,
     )
     upkeep = _Upkeep(config, listeners, tracker, retention)
@@ -203,43 +202,41 @@ class _Upkeep:
         self._config, self._listeners = config, listeners
         self._tracker, self._retention = tracker, retention
         self._is_delivered = False
+        self._has_old_trials = False
 
     def deliver(self, ledger: Ledger) -> None:
-        """Deliver what an earlier run left; close a study that was killed after its last trial.
+        """Bring MLflow up to a study that has nothing else to do.
 
-        Raises UndeliveredError for a study that has nothing else to do.
+        Raises UndeliveredError where MLflow does not take all of it.
         """
-        from sweep.tracking import deliver_pending
-
-        config = self._config
         n_finished = sum(trial.state.is_finished for trial in ledger.trials())
-        is_done = n_finished >= config.trials
-        with contextlib.nullcontext() if is_done else contextlib.suppress(UndeliveredError):
-            deliver_pending(
-                config.tracking_uri,
-                config.study_dir,
-                config.study_dir / "sweep.log",
-                log_model=config.log_models,
-            )
-            self._is_delivered = True
-        if is_done and not ledger.is_settled:
-            self._agree(ledger)
-            self.tidy(ledger)
-            ledger.settle(True)
+        if n_finished < self._config.trials or ledger.is_settled:
+            return
+        left = bring_up(self._config, ledger)
+        if left:
+            raise UndeliveredError("; ".join(left))
+        self.tidy(ledger)
+        ledger.settle(True)
 
     def reconcile(self, ledger: Ledger) -> None:
         """Bring MLflow to agree with Optuna, and files within their bounds."""
         trials = ledger.trials()
         stored: Mapping[int, int] = {}
+        self._has_old_trials = True
         if self._tracker.warning is not None:
-            self._is_delivered = False
-            for listener in self._listeners:
-                listener.write([Notice(time.time_ns() // 1_000_000, self._tracker.warning)])
+            self._say(self._tracker.warning)
         else:
-            self._agree(ledger, is_live=True)
+            left = bring_up(self._config, ledger, is_live=True)
+            for line in left:
+                self._say(line)
+            self._is_delivered = not left
         if self._is_delivered:
             stored = self.tidy(ledger)
         self._retention.recall(trials, stored, is_delivered=self._is_delivered)
+
+    def _say(self, line: str) -> None:
+        for listener in self._listeners:
+            listener.write([Notice(time.time_ns() // 1_000_000, line)])
 
     def tidy(self, ledger: Ledger) -> Mapping[int, int]:
         """Look through all files once; returns trial -> bytes that MLflow holds, where asked."""
@@ -248,20 +245,32 @@ class _Upkeep:
         return housekeeping.tidy(self._config, ledger.trials()).stored
 
     def finish(self, ledger: Ledger) -> None:
-        """The same when all is delivered; what the retention saw to needs no second look."""
+        """The same when all is delivered; what the retention saw to needs no second look.
+
+        Raises UndeliveredError where trials of earlier searches are still not in MLflow.
+        """
         from sweep import housekeeping
 
+        if not self._is_delivered and self._has_old_trials:
+            left = bring_up(self._config, ledger)
+            if left:
+                raise UndeliveredError("; ".join(left))
         housekeeping.tidy(self._config, ledger.trials(), is_kept_up=self._is_delivered)
 
-    def _agree(self, ledger: Ledger, *, is_live: bool = False) -> None:
-        from sweep.recollection import Recollections
-        from sweep.tracking import reconcile_runs, waiting_numbers
 
-        config, memory = self._config, Recollections(self._config, ledger)
-        reconcile_runs(
-            config.tracking_uri, config.study_name, memory.states(), memory, fix=True,
-            is_live=is_live, waiting=waiting_numbers(config.study_dir),
-        )  # fmt: skip
+def bring_up(config: RunConfig, ledger: Ledger, *, is_live: bool = False) -> list[str]:
+    """Bring MLflow up to the study's finished trials: what earlier searches could not tell it.
+
+    Returns one sentence for each trial that MLflow refuses. Raises StoreError where it is away.
+    """
+    from sweep.recollection import Recollections
+    from sweep.tracking import reconcile_runs
+
+    found = reconcile_runs(
+        config.tracking_uri, Recollections(config, ledger), fix=True, is_live=is_live,
+        is_deep=False, log_file=config.study_dir / "sweep.log",
+    )  # fmt: skip
+    return [one.sentence for one in found if one.is_refused]
 
 
 def _stored(config: RunConfig) -> tuple[Mapping[str, Any], str]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from sweep.config import RunConfig
-from sweep.errors import SweepError, UndeliveredError
+from sweep.errors import SweepError
 from sweep.ledger import Ledger, LedgerTrial
 from sweep.recollection import Recollections, spec_of
 from sweep.tracking.reconcile import Disagreement
@@ -31,32 +31,12 @@ def examine(config: RunConfig, ledger: Ledger, *, fix: bool) -> list[Disagreemen
     `config` is the study's own. Parameters and metrics are never deleted. Raises StoreError
     where a store cannot be read.
     """
-    from sweep.tracking import reconcile_runs, waiting_numbers
+    from sweep.tracking import reconcile_runs
 
     trials = ledger.trials()
-    found = list(_check_records(config, fix=fix))
-    found += _check_files(config, trials, fix=fix)
+    found = list(_check_files(config, trials, fix=fix))
     found += _check_states(config, ledger, trials, fix=fix)
-    memory = Recollections(config, ledger)
-    return found + reconcile_runs(
-        config.tracking_uri, config.study_name, memory.states(), memory, fix=fix,
-        waiting=waiting_numbers(config.study_dir),
-    )  # fmt: skip
-
-
-def _check_records(config: RunConfig, *, fix: bool) -> Iterable[Disagreement]:
-    """Records that wait for MLflow: delivered now, where it takes them."""
-    from sweep.tracking import deliver_pending, waiting
-
-    if fix:
-        try:
-            if n := deliver_pending(config.tracking_uri, config.study_dir):
-                yield Disagreement(f"{n} records waited to be delivered to MLflow", is_fixed=True)
-        except UndeliveredError as error:
-            yield Disagreement(str(error))
-        return
-    for path, entries in waiting(config.study_dir).items():
-        yield Disagreement(f"records wait for MLflow in {path}: {len(entries)}")
+    return found + reconcile_runs(config.tracking_uri, Recollections(config, ledger), fix=fix)
 
 
 def _check_states(

@@ -10,7 +10,7 @@ import collections
 import dataclasses
 import functools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,6 +23,7 @@ from sweep.proposals import Proposal, Proposals
 from sweep.recorder import Recorder, Step
 from sweep.retention import KeepEverything, Retention
 from sweep.space import run_name
+from sweep.tracking import keys
 from sweep.trial import (
     EndReason,
     EpochReport,
@@ -77,6 +78,7 @@ class Driver:
         self._epoch = 0
         """The population epoch that ended last, in which a new trial most likely starts."""
         self._greetings = Greetings()
+        self._known_names: set[str] = set()
         self.failure_message = ""
 
     def plan(
@@ -141,7 +143,7 @@ class Driver:
             self.request_stop("timeout")
         while self._is_stopping and self._again:
             trial = self._again.popleft()
-            result = TrialResult(trial.spec.number, "stopped", len(trial.metrics))
+            result = TrialResult(trial.spec.number, "stopped", len(trial.reports))
             self._close(trial, result, TrialState.WAITING, None, records)
         stops = self._stops([r.number for r in reports if isinstance(r, EpochReport)])
         starts = [] if self._is_stopping else self._hand_out(n_free + len(stops), records)
@@ -184,14 +186,13 @@ class Driver:
         self._record(records)
 
     def _record(self, records: list[Record]) -> None:
-        """Open trials in the ledger, tell the listeners, then close trials in the ledger.
+        """Open and close trials in the ledger, then tell the listeners.
 
-        In this order: a trial that a listener hears of exists, and one that the ledger calls
-        finished is in the tracker's spool, so a kill in between costs a second look at its
-        verdict and no record.
+        In this order: whatever a listener hears of is in the ledger, and MLflow can be brought up
+        to that at any time. A kill before a trial is closed costs a second look at its verdict.
         """
         tell = [functools.partial(self._listener.write, records)] if records else []
-        self._recorder.record(self._openings, [*tell, *self._closings])
+        self._recorder.record(self._openings, [*self._closings, *tell])
         self._openings, self._closings = [], []
         if self._is_last() and not self._running:
             self.settle()
@@ -218,9 +219,9 @@ class Driver:
         if metric not in report.metrics:
             known = sorted(set(report.metrics) - {"epoch_s"})
             raise ConfigError(must_be_one_of("--metric", metric, known))
-        if report.epoch in trial.metrics:
+        if report.epoch in trial.reports:
             return  # a retried trial repeats itself; each point is kept once
-        if not trial.metrics and report.start_epoch != trial.noted_start_epoch:
+        if not trial.reports and report.start_epoch != trial.noted_start_epoch:
             # Before any point is recorded: a restart must see the same minibatches.
             note = functools.partial(
                 self._ledger.note_start_epoch, report.number, report.start_epoch
@@ -229,14 +230,22 @@ class Driver:
         trial.start_epoch = trial.noted_start_epoch = report.start_epoch
         if self._trainer == "fused" and not report.is_replay:
             self._epoch = report.start_epoch + report.epoch
-        trial.metrics[report.epoch] = report.metrics
+        trial.reports[report.epoch] = report
         records.append(report)
+        records += [notice(text) for text in self._odd_names(report.metrics)]
         value = report.metrics[metric]
-        if not trial.best_epoch or self._is_better(value, trial.metrics[trial.best_epoch][metric]):
+        best = trial.reports.get(trial.best_epoch)
+        if best is None or self._is_better(value, best.metrics[metric]):
             trial.best_epoch = report.epoch
         wants_stop = self._proposals.report(report.number, report.epoch, value)
         if not report.is_replay:
             trial.stop = trial.stop or self._why_stop(trial, report, wants_stop=wants_stop)
+
+    def _odd_names(self, names: Iterable[str]) -> list[str]:
+        """What to say of metrics that MLflow cannot keep under their names, once each."""
+        new = set(names) - self._known_names
+        self._known_names |= new
+        return keys.renamed(new) if new else []
 
     def _why_stop(self, trial: Running, report: EpochReport, *, wants_stop: bool) -> Stop | None:
         limit, patience = self._config.trial_timeout_s, self._config.patience
@@ -287,7 +296,8 @@ class Driver:
     ) -> None:
         number = result.number
         best_epoch = result.best_epoch or trial.best_epoch or None
-        best_metrics = trial.metrics.get(best_epoch or 0, {})
+        best = trial.reports.get(best_epoch or 0)
+        best_metrics = best.metrics if best else {}
         value = best_metrics.get(self._config.metric)
         record, drops = self._retention.finish(
             TrialFinished(
@@ -296,12 +306,12 @@ class Driver:
             )
         )  # fmt: skip
         attrs = self._proposals.tell(number, told_of(state), value)
-        curve = {epoch: m[self._config.metric] for epoch, m in trial.metrics.items()}
+        reports = [trial.reports[epoch] for epoch in sorted(trial.reports)]
         is_scored = state in (TrialState.COMPLETE, TrialState.PRUNED)
         self._closings.append(
             functools.partial(
-                self._write_end, number, state, value if is_scored else None, curve,
-                summary_of(record, trial.name, trial.metrics), attrs,
+                self._write_end, number, state, value if is_scored else None, reports,
+                self._config.metric, summary_of(record, trial.name, trial.metrics), attrs,
             )
         )  # fmt: skip
         records += [record, *drops]

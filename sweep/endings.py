@@ -21,6 +21,7 @@ def summary_of(
         "metrics": dict(record.best_metrics),
         "seconds": round(sum(m.get("epoch_s", 0.0) for m in metrics.values()), 4),
         "checkpoint": record.checkpoint,
+        "time_ms": record.time_ms,
         "failure": failure and {"kind": failure.kind, "message": failure.message},
         **record.tags,
     }

@@ -8,6 +8,8 @@ state: two short visits instead of one commit for each parameter.
 from __future__ import annotations
 
 import contextlib
+import copy
+import dataclasses
 import json
 import math
 import threading
@@ -22,7 +24,7 @@ from optuna.trial import FrozenTrial
 
 from sweep.errors import NotFoundError, StoreError, must_be_one_of
 from sweep.storage import close_storage, open_storage, rows_of
-from sweep.trial import DatasetInfo, Direction, TrainerName, TrialState
+from sweep.trial import DatasetInfo, Direction, EpochReport, TrainerName, TrialState
 
 HYPERPARAMETERS = "sweep:hyperparameters"
 RESULT = "sweep:result"
@@ -33,6 +35,11 @@ START_EPOCH = "sweep:start_epoch"
 TRAINER = "sweep:trainer"
 CONFIG = "sweep:config"
 SPACE = "sweep:space"
+TAGS = "sweep:tags"
+REPORTS = "sweep:reports"
+"""Prefix of the system attributes with all metrics of a trial, a list of epochs each."""
+N_NUMBERS_A_BLOCK = 2000
+"""A number takes at most 25 characters in JSON, and a text in MySQL 65,535."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +56,22 @@ class LedgerTrial:
     """best_epoch, n_epochs, checkpoint, metrics, seconds, failure; empty while it runs."""
     curve: Mapping[int, float]
     """Objective by epoch."""
+    report_blocks: Sequence[Any]
+    """All metrics by epoch, as they are stored: see `reports`."""
     start_epoch: int
     """Population epoch that it first started in."""
     trainer: TrainerName | None
     """The path that it was begun in, where that is known."""
     frozen: FrozenTrial
+
+    @property
+    def reports(self) -> list[EpochReport]:
+        """All metrics of its epochs; empty before the trial ended or was interrupted."""
+        return [
+            EpochReport(self.number, epoch, {k: float(v) for k, v in metrics.items()}, time_ms)
+            for block in self.report_blocks
+            for epoch, time_ms, metrics in block
+        ]
 
 
 @dataclass(frozen=True)
@@ -122,20 +140,44 @@ class Ledger:
             self._storage.set_study_user_attr(self._study_id, SETTLED, is_settled)
 
     @property
+    def dataset(self) -> DatasetInfo | None:
+        """The data that trials read, as the last worker named them; None: no worker did yet."""
+        attrs = self._storage.get_study_user_attrs(self._study_id)
+        values = json.loads(attrs.get(DATA, "{}"))
+        if "name" not in values:
+            return None  # a study of sweep before 0.2
+        return DatasetInfo(**{**values, "feature_shape": tuple(values["feature_shape"])})
+
+    @property
     def data_arguments(self) -> dict[str, Any]:
         """What the data decides of MLPClassifier: in_features, n_classes, mean and std."""
-        attrs = self._storage.get_study_user_attrs(self._study_id)
-        return dict(json.loads(attrs.get(DATA, "{}")))
+        info = self.dataset
+        if info is None:
+            attrs = self._storage.get_study_user_attrs(self._study_id)
+            return dict(json.loads(attrs.get(DATA, "{}")))
+        return {
+            "in_features": math.prod(info.feature_shape), "n_classes": info.n_classes,
+            "input_mean": info.mean, "input_std": info.std,
+        }  # fmt: skip
 
     def note_data(self, info: DatasetInfo) -> None:
-        """Keep what the data decides of a model."""
+        """Keep the description of the data."""
         with self._writing:
-            content = {
-                "in_features": math.prod(info.feature_shape), "n_classes": info.n_classes,
-                "input_mean": info.mean, "input_std": info.std,
-            }  # fmt: skip
-            if content != self.data_arguments:
-                self._storage.set_study_user_attr(self._study_id, DATA, json.dumps(content))
+            if info != self.dataset:
+                text = json.dumps(dataclasses.asdict(info))
+                self._storage.set_study_user_attr(self._study_id, DATA, text)
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """Git commit and versions that the study's last search ran on."""
+        attrs = self._storage.get_study_user_attrs(self._study_id)
+        return dict(json.loads(attrs.get(TAGS, "{}")))
+
+    def note_tags(self, tags: Mapping[str, str]) -> None:
+        """Keep git commit and versions."""
+        if tags != self.tags:
+            with self._writing:
+                self._storage.set_study_user_attr(self._study_id, TAGS, json.dumps(dict(tags)))
 
     def trials(self) -> list[LedgerTrial]:
         """All trials, by number."""
@@ -199,15 +241,20 @@ class Ledger:
         number: int,
         state: TrialState,
         value: float | None,
-        curve: Mapping[int, float],
+        reports: Sequence[EpochReport],
+        metric: str,
         result: Mapping[str, Any],
         system_attrs: Mapping[str, Any],
     ) -> None:
-        """Record a trial's curve, result and final state (WAITING: interrupted, to go on)."""
+        """Record a trial's curves, result and final state (WAITING: interrupted, to go on).
+
+        `metric` is the objective: its curve becomes the trial's intermediate values.
+        """
+        curve = {report.epoch: report.metrics[metric] for report in reports}
         with self._writing:
             self._rows.close(
                 self._ids[number], optuna.trial.TrialState[state], value, curve,
-                {RESULT: dict(result)}, system_attrs,
+                {RESULT: dict(result)}, {**system_attrs, **_report_attrs(reports)},
             )  # fmt: skip
 
     def summary(self) -> StudySummary:
@@ -294,8 +341,27 @@ def tuples(value: Any) -> Any:
     return value
 
 
+def _report_attrs(reports: Sequence[EpochReport]) -> dict[str, Any]:
+    """All metrics of a trial as attributes: [epoch, time in ms, metrics] for each epoch."""
+    attrs: dict[str, list[Any]] = {}
+    n_numbers = N_NUMBERS_A_BLOCK
+    for report in reports:
+        if n_numbers + len(report.metrics) + 2 > N_NUMBERS_A_BLOCK and report.metrics:
+            attrs[f"{REPORTS}:{len(attrs)}"] = []
+            n_numbers = 0
+        # JSON has no NaN and no infinity: those go as words.
+        metrics = {k: v if math.isfinite(v) else str(v) for k, v in report.metrics.items()}
+        attrs[f"{REPORTS}:{len(attrs) - 1}"].append([report.epoch, report.time_ms, metrics])
+        n_numbers += len(report.metrics) + 2
+    return attrs
+
+
 def _from_frozen(trial: FrozenTrial) -> LedgerTrial:
     hyperparameters = trial.user_attrs.get(HYPERPARAMETERS, trial.params)
+    attrs = trial.system_attrs
+    names = [key for key in attrs if key.startswith(f"{REPORTS}:")]
+    frozen = copy.copy(trial)  # a sampler copies what a trial has: without its curves
+    frozen.system_attrs = {key: value for key, value in attrs.items() if key not in names}
     return LedgerTrial(
         number=trial.number,
         state=TrialState(trial.state.name),
@@ -304,7 +370,8 @@ def _from_frozen(trial: FrozenTrial) -> LedgerTrial:
         hyperparameters={k: tuples(v) for k, v in hyperparameters.items()},
         result=trial.user_attrs.get(RESULT, {}),
         curve=trial.intermediate_values,
+        report_blocks=[attrs[f"{REPORTS}:{at}"] for at in range(len(names))],
         start_epoch=trial.user_attrs.get(START_EPOCH, 0),
         trainer=trial.user_attrs.get(TRAINER),
-        frozen=trial,
+        frozen=frozen,
     )

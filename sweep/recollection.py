@@ -6,6 +6,8 @@ What a record held and neither of them keeps is named, so that nobody takes a pa
 from __future__ import annotations
 
 import datetime
+import heapq
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,14 +19,17 @@ from sweep.config import RunConfig
 from sweep.endings import now_ms
 from sweep.ledger import Ledger, LedgerTrial, best_trial
 from sweep.space import canonical_key, run_name
-from sweep.tracking.marker import read_marker
 from sweep.trial import (
+    MAX_RANKED,
+    Direction,
     EndReason,
     EpochReport,
     Failure,
+    Ranked,
     StudyFinished,
     StudyInfo,
     TrialFinished,
+    TrialHistory,
     TrialSpec,
     TrialStarted,
     TrialState,
@@ -32,17 +37,17 @@ from sweep.trial import (
 )
 from sweep.trial_files import kept_checkpoint, read_verdict, trial_folder
 
-_SUMMARY = ("name", "best_epoch", "n_epochs", "metrics", "seconds", "checkpoint", "failure")
+_SUMMARY = (
+    "name", "best_epoch", "n_epochs", "metrics", "seconds", "checkpoint", "failure", "time_ms",
+)  # fmt: skip
 """What the ledger keeps of a result beside its tags (see `sweep.endings.summary_of`)."""
 
 
 @dataclass(frozen=True)
 class Recollection:
-    """The records of one finished trial, as far as they are known."""
+    """The record of one finished trial, as far as it is known."""
 
-    started: TrialStarted
-    reports: Sequence[EpochReport]
-    finished: TrialFinished
+    history: TrialHistory
     lost: Sequence[str]
     """What its run had and cannot have again, e.g. "its checkpoint"."""
 
@@ -53,7 +58,7 @@ class Recollections:
     def __init__(self, config: RunConfig, ledger: Ledger) -> None:
         self._config, self._space_text = config, ledger.space_text
         self._stored = ledger.config
-        self._direction = ledger.direction
+        self._direction, self._tags, self._dataset = ledger.direction, ledger.tags, ledger.dataset
         self._trials = {trial.number: trial for trial in ledger.trials()}
 
     def states(self) -> dict[int, TrialState]:
@@ -65,11 +70,8 @@ class Recollections:
         return kept_checkpoint(self._config.study_dir, number)
 
     def study(self) -> StudyInfo:
-        """The study as a driver opened it last; else without the data set that workers named."""
+        """The study as its driver opened it last."""
         config = self._config
-        marker = read_marker(config.study_dir)
-        if marker is not None and marker.study.name == config.study_name:
-            return marker.study
         times = [_ms(trial.frozen.datetime_start) for trial in self._trials.values()]
         return StudyInfo(
             name=config.study_name,
@@ -81,6 +83,8 @@ class Recollections:
             space_name=Path(config.space).stem,
             space_text=self._space_text,
             time_ms=min(times, default=0),
+            tags=self._tags,
+            dataset=self._dataset,
         )
 
     def end(self) -> StudyFinished:
@@ -92,14 +96,15 @@ class Recollections:
         return study_end(self._config, trials, reason, time_ms)
 
     def trial(self, number: int) -> Recollection:
-        """The records of a finished trial: from its verdict, else from the ledger alone."""
+        """The record of a finished trial: from the ledger and the files in its folder."""
         trial, config = self._trials[number], self._config
         spec, folder = spec_of(config, trial), trial_folder(config.study_dir, number)
         verdict = read_verdict(folder, spec)
-        result, time_ms = trial.result, _end_ms(trial)
+        result = trial.result
+        time_ms = result.get("time_ms") or _end_ms(trial)
         checkpoint, model = self.checkpoint(number), folder / "model.pt2"
         failure = _failure(result.get("failure"), verdict[1].failure if verdict else None)
-        reports = verdict[0] if verdict else self._points(trial, time_ms)
+        reports = trial.reports or (verdict[0] if verdict else self._points(trial, time_ms))
         finished = TrialFinished(
             number, trial.state, time_ms, trial.value, result.get("best_epoch"),
             result.get("metrics", {}), result.get("n_epochs", len(trial.curve)),
@@ -113,10 +118,12 @@ class Recollections:
             trial.hyperparameters, trial.params, _ms(trial.frozen.datetime_start) or time_ms,
             {"sweep.seed": str(spec.seed)},
         )  # fmt: skip
-        return Recollection(started, reports, finished, self._lost(finished, bool(verdict)))
+        is_whole = bool(trial.reports or verdict)
+        lost = self._lost(finished, has_curves=is_whole)
+        return Recollection(TrialHistory(started, reports, finished), lost)
 
     def _points(self, trial: LedgerTrial, time_ms: int) -> list[EpochReport]:
-        """The objective's curve, and all metrics of the best epoch."""
+        """The objective's curve, and all metrics of the best epoch: trials of sweep before 0.2."""
         best = {trial.result.get("best_epoch"): trial.result.get("metrics", {})}
         return [
             EpochReport(
@@ -125,10 +132,10 @@ class Recollections:
             for epoch, value in sorted(trial.curve.items())
         ]
 
-    def _lost(self, finished: TrialFinished, has_verdict: bool) -> list[str]:
+    def _lost(self, finished: TrialFinished, *, has_curves: bool) -> list[str]:
         lost = []
         others = sorted(set(finished.best_metrics) - {self._config.metric})
-        if others and not has_verdict:
+        if others and not has_curves:
             lost.append(f"the curves of {', '.join(others)} (their best epoch is there)")
         if finished.failure is not None and not finished.failure.traceback:
             lost.append("its traceback")
@@ -158,7 +165,22 @@ def study_end(
         best_value=best.value if best else None,
         baseline_value=_baseline_value(config, trials),
         reason=reason,
+        ranking=ranking_of(trials, config.resolved_direction),
     )
+
+
+def ranking_of(trials: Sequence[LedgerTrial], direction: Direction) -> list[Ranked]:
+    """The best completed trials, best first, the earlier of equals first."""
+    sign = -1.0 if direction == "maximize" else 1.0
+    scored = [
+        (sign * t.value, t.number, t)
+        for t in trials
+        if t.state is TrialState.COMPLETE and t.value is not None and not math.isnan(t.value)
+    ]
+    return [
+        Ranked(number, trial.result.get("name") or f"t{number:03d}", trial.value or 0.0)
+        for _, number, trial in heapq.nsmallest(MAX_RANKED, scored, key=lambda s: s[:2])
+    ]
 
 
 def _baseline_value(config: RunConfig, trials: Sequence[LedgerTrial]) -> float | None:
@@ -172,7 +194,7 @@ def _baseline_value(config: RunConfig, trials: Sequence[LedgerTrial]) -> float |
 def _failure(kept: Mapping[str, Any] | None, said: Failure | None) -> Failure | None:
     if said is not None or kept is None:
         return said
-    return Failure(kept["kind"], kept["message"])
+    return Failure(kept["kind"], kept["message"], kept.get("traceback", ""))
 
 
 def _end_ms(trial: LedgerTrial) -> int:

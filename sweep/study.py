@@ -23,7 +23,7 @@ from sweep.imports import collector_paused, libraries_set_aside
 from sweep.ledger import Ledger, LedgerTrial, best_trial, create_study
 from sweep.proposals import Proposals
 from sweep.provenance import provenance
-from sweep.recollection import study_end
+from sweep.recollection import ranking_of, study_end
 from sweep.recovery import lock_folder, owned_study, store_lock
 from sweep.redact import redacted
 from sweep.retention import KeepEverything, Retention
@@ -122,15 +122,18 @@ def search(
             executor.warm_up(task)
             proposals = _proposals(config, space)  # a wrong sampler is said before a store is made
             with store_lock(lock_folder(work_dir, config.storage)):
-                ledger = _open_ledger(config, space)
+                ledger, is_same_store = _open_ledger(config, space)
                 ledger.confirm = confirm
                 trials = ledger.trials()
                 _carry(ledger, extras.carried, trials)
                 info = _study_info(config, space, trials)
+                is_known = is_same_store and bool(trials)
+                info = dataclasses.replace(info, is_known=is_known, dataset=ledger.dataset)
                 extras.before_open(ledger)
                 if info.n_done >= config.trials:
                     return _outcome(config, ledger, info, "done")
                 ledger.settle(False)
+                ledger.note_tags(info.tags)
                 listener.open(info)
             driver = Driver(config, ledger, proposals, listener, extras.retention, path_of(task))
             held.enter_context(_set_aside(config))
@@ -219,11 +222,12 @@ def stored_config(config: RunConfig) -> dict[str, Any]:
     return values | {"tracking_uri": redacted(config.tracking_uri)}
 
 
-def _open_ledger(config: RunConfig, space: Space) -> Ledger:
+def _open_ledger(config: RunConfig, space: Space) -> tuple[Ledger, bool]:
+    """The study's ledger, and whether its last search kept its runs in the same MLflow store."""
     ledger, is_new = create_study(config.storage, config.study_name, config.resolved_direction)
     if is_new or not ledger.config:
         ledger.describe(stored_config(config), space.text)
-        return ledger
+        return ledger, False
     changes = identity_changes(config, ledger.config)
     changes += _space_changes(config, space, ledger.space_text)
     if changes:
@@ -232,9 +236,10 @@ def _open_ledger(config: RunConfig, space: Space) -> Ledger:
             "leave them out to continue it, name another search with --study, or start one from "
             "its trials with --fork NEW"
         )
-    if ledger.config != stored_config(config):
-        ledger.describe(stored_config(config), space.text)
-    return ledger
+    before, now = ledger.config, stored_config(config)
+    if before != now:
+        ledger.describe(now, space.text)
+    return ledger, before.get("tracking_uri") == now["tracking_uri"]
 
 
 def _carry(
@@ -282,6 +287,7 @@ def _study_info(config: RunConfig, space: Space, trials: Sequence[LedgerTrial]) 
         n_done=sum(t.state.is_finished for t in trials),
         best_value=best.value if best else None,
         best_number=best.number if best else None,
+        ranking=ranking_of(trials, config.resolved_direction),
     )
 
 

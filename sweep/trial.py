@@ -22,6 +22,10 @@ EndReason = Literal["done", "timeout", "interrupted", "failed", "exhausted"]
 FailureKind = Literal["oom", "nan", "exception", "killed", "timeout"]
 
 
+MAX_RANKED = 100
+"""Completed trials that carry their rank in MLflow: each rank is a call of 5 ms."""
+
+
 class TrialState(enum.StrEnum):
     """Optuna's states; MLflow's are FINISHED, KILLED, FAILED, RUNNING, SCHEDULED."""
 
@@ -187,6 +191,28 @@ class TrialFinished:
 
 
 @dataclass(frozen=True, slots=True)
+class TrialHistory:
+    """A trial's whole record: what MLflow is to show of it."""
+
+    started: TrialStarted
+    reports: Sequence[EpochReport] = ()
+    """Its epochs, oldest first."""
+    finished: TrialFinished | None = None
+    """None: it runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """One place among a study's completed trials."""
+
+    number: int
+    name: str
+    """Readable run name."""
+    value: float
+    """The objective."""
+
+
+@dataclass(frozen=True, slots=True)
 class CheckpointDropped:
     """Record: checkpoint and model of a finished trial are not wanted any more (`--keep`)."""
 
@@ -255,6 +281,10 @@ class StudyInfo:
     """Best objective among those, or None."""
     best_number: int | None = None
     """The trial that has it."""
+    ranking: Sequence[Ranked] = ()
+    """The best of them, best first, at most `MAX_RANKED`."""
+    is_known: bool = False
+    """MLflow had the study when an earlier search opened it, with the same address."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,6 +298,8 @@ class StudyFinished:
     baseline_value: float | None
     """Objective of trial 0 when it is the reference network, else None."""
     reason: EndReason
+    ranking: Sequence[Ranked] = ()
+    """The best completed trials, best first, at most `MAX_RANKED`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,17 +27,20 @@ def gc(study: str | None, keep: int, dry_run: bool, **flags: Any) -> None:
       sweep gc digits-mlp --keep 10 --dry-run
     """
     from sweep import housekeeping
+    from sweep.api import bring_up
+    from sweep.errors import UndeliveredError
     from sweep.ledger import open_study
     from sweep.recovery import owned_study
     from sweep.reuse.best import located, only_study
-    from sweep.tracking import deliver_pending
 
     config = where(flags)
     with closing(open_study(config.storage, study or only_study(config))) as ledger:
         config = located(config, ledger)
         with owned_study(Path(config.work_dir), config.study_name, config.storage):
-            if not dry_run:  # what waits for MLflow needs its files
-                deliver_pending(config.tracking_uri, config.study_dir)
+            if not dry_run and not ledger.is_settled:  # MLflow may still need the files
+                left = bring_up(config, ledger)
+                if left:
+                    raise UndeliveredError("; ".join(left))
             trials = ledger.trials()
             kept = housekeeping.ranked(trials, config.resolved_direction)[:keep]
             removals = housekeeping.in_work_dir(config, trials, kept, orphans=True)

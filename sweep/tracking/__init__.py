@@ -3,24 +3,20 @@
 Light to import: mlflow itself is loaded when something is opened.
 
     tracker.py   MlflowTracker, the Listener that a search writes to
-    training.py  TrainingRun, the same for one downstream training
+    reconcile.py MLflow against the ledger, and its repair
+    training.py  TrainingRun: one run for a downstream training
     queries.py   the reading side
-    delivery.py  the thread that hands records over
-    held.py      what it does with records that MLflow refuses
-    sink.py      what it hands them to, and how often
-    spool.py     where records wait: a file that outlives the driver
-    aside.py     where refused records wait
-    codec.py     records as lines of text
-    marker.py    what a study's folder says of its place in MLflow
-    reconcile.py MLflow against Optuna's states, and its repair
-    study.py     records -> runs           (loads mlflow)
-    run.py       one run                   (loads mlflow)
-    model.py     one logged model          (loads mlflow)
-    store.py     the connection            (loads mlflow)
+    keys.py      names and values in the form that MLflow takes
+    overview.py  the description on MLflow's pages
     uri.py       which store is meant
+    mirror.py    a study's runs, brought up to its trials   (loads mlflow)
+    run.py       one run                                    (loads mlflow)
+    model.py     one logged model                           (loads mlflow)
+    store.py     the connection                             (loads mlflow)
+    blank.py     a new SQLite store                         (loads mlflow)
+    disposal.py  checkpoints and models that go
 """
 
-from sweep.tracking.aside import STUDY, waiting, waiting_numbers
 from sweep.tracking.queries import (
     artifact_of,
     find_run,
@@ -29,14 +25,12 @@ from sweep.tracking.queries import (
     run_id_of,
 )
 from sweep.tracking.reconcile import reconcile_runs
-from sweep.tracking.sink import Pace
-from sweep.tracking.tracker import MlflowTracker, deliver_pending
+from sweep.tracking.tracker import MlflowTracker, Pace
 from sweep.tracking.training import TrainingInfo, TrainingOutcome, TrainingRun
 from sweep.tracking.uri import DEFAULT_URI, default_tracking_uri, one_line
 
 __all__ = [
     "DEFAULT_URI",
-    "STUDY",
     "MlflowTracker",
     "Pace",
     "TrainingInfo",
@@ -44,13 +38,10 @@ __all__ = [
     "TrainingRun",
     "artifact_of",
     "default_tracking_uri",
-    "deliver_pending",
     "find_run",
     "model_uri_of",
     "one_line",
     "parent_run_id_of",
     "reconcile_runs",
     "run_id_of",
-    "waiting",
-    "waiting_numbers",
 ]

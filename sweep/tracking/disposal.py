@@ -81,6 +81,7 @@ def _holdings(
 ) -> Iterator[_Holding]:
     with quiet():
         from sweep.tracking import store as stores
+        from sweep.tracking.keys import trial_number
 
         stores.silence()
         if not stores.is_there(tracking_uri):
@@ -93,8 +94,8 @@ def _holdings(
         where = experiment.experiment_id
         number_of: dict[str, int] = {}
         for run in stores.search_runs(store, where, {"sweep.role": "trial"}):
-            number, place = int(run.data.tags["sweep.trial"]), Place.of(run)
-            if numbers is None or number in numbers:
+            number, place = trial_number(run.data.tags), Place.of(run)
+            if number is not None and (numbers is None or number in numbers):
                 number_of[place.run_id] = number
                 yield _checkpoint_of(store, number, place)
         page: str | None = None

@@ -21,14 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mlflow.entities import LoggedModel
+from mlflow.entities import LoggedModel, LoggedModelOutput
 from mlflow.models import Model, ModelSignature
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from mlflow.types.schema import Schema, TensorSpec
 
 from sweep.tracking.run import RunLog
-from sweep.tracking.run_rows import NewModel, Output
 from sweep.tracking.store import Store
 from sweep.trial import DatasetInfo
 
@@ -151,16 +150,19 @@ class ModelLabel:
 
 def log_model(
     store: Store, run: RunLog, folders: ModelFolders, archive: Path, label: ModelLabel
-) -> Output:
-    """Store the model of `archive` for `run`; with the run's ending it becomes its output.
+) -> str:
+    """Store the model of `archive` as the output of `run`; returns its id.
 
     A run that has a model already keeps it: one is made once, however often this is asked.
     """
     model, is_linked = _find_or_make(store, run, label)
-    is_ready = str(model.status) == "READY"
-    if not is_ready:
+    model_id = str(model.model_id)
+    if str(model.status) != "READY":
         _upload(store, run, folders, archive, model)
-    return Output(str(model.model_id), label.step, is_ready, is_linked)
+        store.client.finalize_logged_model(model_id, "READY")
+    if not is_linked:
+        store.client.log_outputs(run.run_id, [LoggedModelOutput(model_id, label.step)])
+    return model_id
 
 
 def _find_or_make(store: Store, run: RunLog, label: ModelLabel) -> tuple[LoggedModel, bool]:
@@ -173,8 +175,14 @@ def _find_or_make(store: Store, run: RunLog, label: ModelLabel) -> tuple[LoggedM
             linked = {output.model_id for output in outputs.model_outputs} if outputs else set()
             return found[0], found[0].model_id in linked
     run.may_have_model = True
-    new = NewModel(run.experiment_id, run.run_id, label.name, label.tags, label.params)
-    return store.rows.make_model(new), False
+    made = store.client.create_logged_model(
+        experiment_id=run.experiment_id,
+        name=label.name,
+        source_run_id=run.run_id,
+        tags=dict(label.tags),
+        params=dict(label.params),
+    )
+    return made, False
 
 
 def _upload(

@@ -34,9 +34,12 @@ def find_run(tracking_uri: str, run_id: str) -> tuple[str, int]:
         StoreError: The store cannot be read.
     """
     tags = _get(tracking_uri, run_id)[1].data.tags
-    if tags.get("sweep.role") != "trial":
+    from sweep.tracking.keys import trial_number
+
+    number = trial_number(tags)
+    if tags.get("sweep.role") != "trial" or "sweep.study" not in tags or number is None:
         raise NotFoundError(f"MLflow run {run_id} is no trial of a sweep study")
-    return tags["sweep.study"], int(tags["sweep.trial"])
+    return tags["sweep.study"], number
 
 
 def model_uri_of(tracking_uri: str, run_id: str) -> str | None:

@@ -1,43 +1,49 @@
-"""MLflow against Optuna: each disagreement one sentence, and its repair. Loads mlflow on use."""
+"""MLflow against the ledger: each disagreement one sentence, and its repair. Loads mlflow on use.
+
+The repair of whatever a run lacks is `Mirror.sync`. What MLflow cannot take back (a parameter or a
+point that says something else) is repaired by a new run; the old one stays, marked as an orphan.
+"""
 
 from __future__ import annotations
 
-import time
+import contextlib
+import math
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from sweep.tracking.aside import STUDY
 from sweep.tracking.disposal import DROPPED_TAG
-from sweep.tracking.uri import quiet
-from sweep.trial import (
-    EpochReport,
-    StudyFinished,
-    StudyInfo,
-    TrialFinished,
-    TrialStarted,
-    TrialState,
-)
+from sweep.tracking.tracker import routed
+from sweep.tracking.uri import one_line, quiet, without_credentials
+from sweep.trial import StudyFinished, StudyInfo, TrialHistory, TrialState
 
 if TYPE_CHECKING:
-    from mlflow.entities import Run
+    from mlflow.entities import Metric, Run
 
+    from sweep.tracking.mirror import Mirror
+    from sweep.tracking.run import RunLog
     from sweep.tracking.store import Store
-    from sweep.tracking.study import StudyRuns
 
 STATUSES: Mapping[TrialState, tuple[str, ...]] = {
     TrialState.COMPLETE: ("FINISHED",),
-    TrialState.PRUNED: ("KILLED",),
+    TrialState.PRUNED: ("FINISHED", "KILLED"),  # KILLED: up to sweep 0.1
     TrialState.FAIL: ("FAILED",),
     TrialState.RUNNING: ("RUNNING", "SCHEDULED"),
     TrialState.WAITING: ("SCHEDULED",),
 }
 """A trial's state -> what its run may say while no driver lives; a repair sets the first."""
 
-LOST_TAG, RECOVERED_TAG = "sweep.checkpoint_lost", "sweep.recovered"
-"""On a run: no copy of its checkpoint is left; what it was made again from."""
+RECOVERED_TAG = "sweep.recovered"
+"""On a run that was made again: from what."""
+
+_VARYING_TAGS = frozenset({RECOVERED_TAG, DROPPED_TAG})
+"""Tags that say what became of a run, not what the trial is."""
+
+TOLERANCE = 1e-6
+"""Relative difference of two curves that counts as agreement. An epoch that a kill took back is
+trained again, and its last digits may depend on the trials beside it (float32, stacked)."""
 
 
 @dataclass(frozen=True)
@@ -46,24 +52,16 @@ class Disagreement:
 
     sentence: str
     is_fixed: bool = False
+    is_refused: bool = False
+    """The repair was tried, and MLflow did not take it."""
 
 
 class Recollection(Protocol):
-    """The records of a finished trial, as far as they are known."""
+    """The record of a finished trial, as far as it is known."""
 
     @property
-    def started(self) -> TrialStarted:
-        """Its beginning."""
-        ...
-
-    @property
-    def reports(self) -> Sequence[EpochReport]:
-        """Its epochs."""
-        ...
-
-    @property
-    def finished(self) -> TrialFinished:
-        """Its end."""
+    def history(self) -> TrialHistory:
+        """What its run is to show."""
         ...
 
     @property
@@ -73,10 +71,10 @@ class Recollection(Protocol):
 
 
 class Memory(Protocol):
-    """What is known of a study outside MLflow; `sweep.recollection` has it."""
+    """What ledger and files know of a study; `sweep.recollection` has it."""
 
-    def checkpoint(self, number: int) -> Path | None:
-        """The kept checkpoint of a trial."""
+    def states(self) -> Mapping[int, TrialState]:
+        """The state of each trial."""
         ...
 
     def study(self) -> StudyInfo:
@@ -102,46 +100,59 @@ class _Fault:
 
 def reconcile_runs(
     tracking_uri: str,
-    study: str,
-    states: Mapping[int, TrialState],
     memory: Memory,
     *,
     fix: bool,
     is_live: bool = False,
-    waiting: Collection[int] = (),
+    is_deep: bool = True,
+    log_file: Path | None = None,
 ) -> list[Disagreement]:
-    """Compare a study's MLflow runs with its trials; deliver what the spool holds first.
+    """Compare a study's MLflow runs with its trials.
 
     Args:
         tracking_uri: As for MlflowTracker.
-        study: The study's name.
-        states: What Optuna says: trial number -> state.
-        memory: Where missing runs and checkpoints are brought back from.
-        fix: Whether to repair. Runs, params and metrics are never deleted: a run that belongs to
-            no trial becomes KILLED, with the tag sweep.orphan and the role "orphan".
-        is_live: Whether a driver works on the study right now: then what runs is left alone.
-        waiting: Trials (or STUDY) whose records are still on their way: they are left alone, as
-            a repair would keep the records from being taken.
+        memory: The study as ledger and files have it.
+        fix: Whether to repair. No run, param or metric is deleted: a run that belongs to no trial
+            gets the tag sweep.orphan and the role "orphan". A trial that MLflow refuses is left,
+            and said.
+        is_live: Whether a driver works on the study right now: then unfinished trials, and the
+            study's own run, are left alone.
+        is_deep: Whether parameters, every point, tags and files are compared; otherwise only that
+            each finished trial has a run with a final status.
+        log_file: Where MLflow's own messages go.
 
     Returns one sentence for each disagreement, none where the two agree. Raises StoreError.
     """
+    study, states = memory.study().name, memory.states()
     with quiet():
         from sweep.tracking.store import connect, in_one_line, is_there, silence
 
         silence()
-        if not fix and not is_there(tracking_uri):
-            return [Disagreement(_no_experiment(study))] if states else []
+    absent = [Disagreement(_no_experiment(study))] if states else []
+    if not fix and not is_there(tracking_uri):
+        return absent
+    with routed(log_file) if log_file else contextlib.nullcontext():
         store = connect(tracking_uri)
-    with in_one_line(f"MLflow at {store.shown}"):
-        found = _Comparison(store, study, states, memory)
-        if not found.has_experiment and not fix:
-            return [Disagreement(_no_experiment(study))] if states else []
-        said = []
-        for fault in found.faults(is_live=is_live, waiting=waiting):
-            left = fault.repair() if fix else ""
-            sentence = f"{fault.sentence}; {left}" if left else fault.sentence
-            said.append(Disagreement(sentence, fix and not left))
-        return said
+        with in_one_line(f"MLflow at {store.shown}"):
+            found = _Comparison(store, memory, is_deep=is_deep)
+            if not found.has_experiment and not fix:
+                return absent
+            return [_settled(found, fault, fix=fix) for fault in found.faults(is_live=is_live)]
+
+
+def _settled(found: _Comparison, fault: _Fault, *, fix: bool) -> Disagreement:
+    """The fault as it is said, after its repair where that is asked for."""
+    left, is_refused = "", False
+    if fix:
+        try:
+            left = fault.repair()
+        except Exception as error:
+            without_credentials(error)
+            if not found.answers():
+                raise
+            left, is_refused = f"MLflow refuses the repair: {one_line(error)}", True
+    sentence = f"{fault.sentence}; {left}" if left else fault.sentence
+    return Disagreement(sentence, fix and not left, is_refused)
 
 
 def _no_experiment(study: str) -> str:
@@ -151,39 +162,47 @@ def _no_experiment(study: str) -> str:
 class _Comparison:
     """The runs of one study beside its trials."""
 
-    def __init__(
-        self, store: Store, study: str, states: Mapping[int, TrialState], memory: Memory
-    ) -> None:
+    def __init__(self, store: Store, memory: Memory, *, is_deep: bool) -> None:
         from mlflow.entities import ViewType
 
+        from sweep.tracking.keys import trial_number
         from sweep.tracking.store import search_runs
 
-        self._store, self._study = store, study
-        self._states, self._memory = states, memory
+        self._store, self._memory, self._is_deep = store, memory, is_deep
+        self._info, self._states = memory.study(), memory.states()
         self._runs: dict[int, list[Run]] = defaultdict(list)
         self._parents: list[Run] = []
+        self._unnumbered: list[Run] = []
         self._deleted: set[int] = set()
-        self._sink_or_none: StudyRuns | None = None
-        experiment = store.client.get_experiment_by_name(study)
+        self._mirror_or_none: Mirror | None = None
+        experiment = store.client.get_experiment_by_name(self._info.name)
         self.has_experiment = experiment is not None
         if experiment is None:
             return
-        tags = {"sweep.study": study}
+        self._is_hidden = experiment.lifecycle_stage == "deleted"
+        tags = {"sweep.study": self._info.name}
         for run in search_runs(store, experiment.experiment_id, tags, ViewType.ALL):
-            role, number = run.data.tags.get("sweep.role"), run.data.tags.get("sweep.trial", "")
-            is_deleted = run.info.lifecycle_stage == "deleted"
-            if role == "trial" and number.isdigit() and is_deleted:
-                self._deleted.add(int(number))  # by the user, in the UI: not missing
-            elif role == "trial" and number.isdigit():
-                self._runs[int(number)].append(run)
+            role, number = run.data.tags.get("sweep.role"), trial_number(run.data.tags)
+            is_deleted = run.info.lifecycle_stage == "deleted" and not self._is_hidden
+            if role == "trial" and number is None and not is_deleted:
+                self._unnumbered.append(run)
+            elif role == "trial" and number is not None and is_deleted:
+                self._deleted.add(number)  # by the user, in the UI: not missing
+            elif role == "trial" and number is not None:
+                self._runs[number].append(run)
             elif role == "study" and not is_deleted:
                 self._parents.append(run)
 
-    def faults(self, *, is_live: bool, waiting: Collection[int]) -> Iterator[_Fault]:
+    def faults(self, *, is_live: bool) -> Iterator[_Fault]:
         """What does not agree, by trial number, the study's own run last."""
-        if not self.has_experiment and self._states:
-            yield _Fault(f"MLflow has no experiment {self._study!r}", self._make_experiment)
-        for number in sorted((self._runs.keys() | self._states.keys()) - set(waiting)):
+        if not self.has_experiment:
+            if self._states:
+                yield _Fault(f"MLflow has no experiment {self._info.name!r}", self._make)
+        elif self._is_hidden:
+            yield _Fault(f"MLflow's experiment {self._info.name!r} is deleted", self._make)
+        for run in self._unnumbered:
+            yield self._stray(run, "an MLflow run names no trial in its tag sweep.trial")
+        for number in sorted(self._runs.keys() | self._states.keys()):
             state, runs = self._states.get(number), self._runs.get(number, [])
             if state is None:
                 for run in runs:
@@ -195,7 +214,7 @@ class _Comparison:
                     yield self._missing(number, state)
             elif not (is_live and not state.is_finished):
                 yield from self._of_trial(number, state, runs)
-        if not is_live and self._states and STUDY not in waiting:
+        if not is_live and self._states:
             yield from self._of_study()
 
     def _of_trial(self, number: int, state: TrialState, runs: list[Run]) -> Iterator[_Fault]:
@@ -209,19 +228,35 @@ class _Comparison:
         )  # fmt: skip
         for run in others:
             yield self._stray(run, f"trial {number} has a second MLflow run")
+        run_id = best.info.run_id
         if best.info.status not in wanted:
             yield _Fault(
-                f"trial {number} is {state}, but its MLflow run {best.info.run_id} says "
-                f"{best.info.status}",
+                f"trial {number} is {state}, but its MLflow run {run_id} says {best.info.status}",
                 lambda: self._end_trial(best, number, state),
             )
-        has_no_file = DROPPED_TAG in best.data.tags or LOST_TAG in best.data.tags
-        if state is TrialState.COMPLETE and not has_no_file and not self._has_checkpoint(best):
-            yield _Fault(
-                f"trial {number} is COMPLETE, but its MLflow run {best.info.run_id} has no "
-                "checkpoint/best.ckpt",
-                lambda: self._store_checkpoint(best, number),
-            )
+        elif state.is_finished and self._is_deep:
+            yield from self._content(number, best)
+
+    def _content(self, number: int, run: Run) -> Iterator[_Fault]:
+        """What the run of a finished trial lacks, and what it has otherwise."""
+        known = self._memory.trial(number)
+        lacks, wrong = _differences(self._store, self._info, known, run)
+        where = f"trial {number}'s MLflow run {run.info.run_id}"
+        if wrong:
+            sentence = f"{where} has other values than Optuna: {_some(wrong)}"
+            yield _Fault(sentence, lambda: self._remake(known, run, sentence))
+        elif lacks:
+            yield _Fault(f"{where} lacks {_some(lacks)}", lambda: self._complete(known))
+
+    def _complete(self, known: Recollection) -> str:
+        is_lost = _is_checkpoint_lost(known)
+        self._sync(known.history, {"sweep.checkpoint_lost": "true"} if is_lost else None)
+        return "no copy of its checkpoint is left, which the run says now" if is_lost else ""
+
+    def _remake(self, known: Recollection, run: Run, why: str) -> str:
+        """A new run in place of one that MLflow cannot correct; its files come along."""
+        self._mirror().replace_run(known.history, run)
+        return self._stray(run, why).repair()
 
     def _of_study(self) -> Iterator[_Fault]:
         if not self._parents:
@@ -245,9 +280,9 @@ class _Comparison:
         def repair() -> str:
             known = self._memory.trial(number)
             tags = {RECOVERED_TAG: _recovered(known.lost)}
-            if state is TrialState.COMPLETE and known.finished.checkpoint is None:
-                tags[LOST_TAG] = "true"
-            self._tell(known, tags)
+            if _is_checkpoint_lost(known):
+                tags["sweep.checkpoint_lost"] = "true"
+            self._sync(known.history, tags)
             return f"made again, but for {' and '.join(known.lost)}" if known.lost else ""
 
         return _Fault(f"trial {number} is {state}, but has no MLflow run", repair)
@@ -255,34 +290,40 @@ class _Comparison:
     def _end_trial(self, run: Run, number: int, state: TrialState) -> str:
         """A run that stopped half-way gets the rest; another one only its status."""
         if state.is_finished and run.info.status in ("RUNNING", "SCHEDULED"):
-            self._tell(self._memory.trial(number), {})
+            self._sync(self._memory.trial(number).history)
             return ""
         return self._set_status(run, STATUSES[state][0])
 
-    def _tell(self, known: Recollection, tags: Mapping[str, str]) -> None:
-        """Tell a trial's records once more: what the run has already stays as it is."""
-        self._sink().apply(known.started, ())
-        ended = replace(known.finished, tags={**known.finished.tags, **tags})
-        self._sink().apply(ended, known.reports)
+    def _sync(self, history: TrialHistory, tags: Mapping[str, str] | None = None) -> None:
+        finished = history.finished
+        if tags and finished is not None:
+            finished = replace(finished, tags={**finished.tags, **tags})
+        self._mirror().sync(replace(history, finished=finished))
 
-    def _sink(self) -> StudyRuns:
-        """Where records of lost runs go. Makes the experiment and its parent run at need."""
-        from sweep.tracking.study import StudyRuns
+    def _mirror(self) -> Mirror:
+        """The mirror of this study. Makes experiment and parent run at need, or restores them."""
+        from sweep.tracking.mirror import Mirror
 
-        if self._sink_or_none is None:
-            self._sink_or_none = StudyRuns(
-                self._store, self._memory.study(), log_models=True, is_catching_up=True
-            )
-        return self._sink_or_none
+        if self._mirror_or_none is None:
+            self._mirror_or_none = Mirror(self._store, self._info, log_models=True)
+        return self._mirror_or_none
 
-    def _make_experiment(self) -> str:
-        self._sink()
+    def answers(self) -> bool:
+        """Whether the store answers a question just now."""
+        try:
+            self._store.client.get_experiment_by_name(self._info.name)
+        except Exception:  # noqa: BLE001 - whatever it is, that is no answer
+            return False
+        return True
+
+    def _make(self) -> str:
+        self._mirror()
         return ""
 
     def _end_study(self, run: Run | None = None) -> str:
-        sink = self._sink()
-        sink.apply(self._memory.end(), ())
-        if run is not None and run.info.run_id != sink.parent.run_id:
+        mirror, end = self._mirror(), self._memory.end()
+        mirror.sync_study(self._info, end, end.ranking)
+        if run is not None and run.info.run_id != mirror.parent.run_id:
             self._set_status(run, "KILLED")
         return ""
 
@@ -290,25 +331,87 @@ class _Comparison:
         if status in ("RUNNING", "SCHEDULED"):
             self._store.client.update_run(run.info.run_id, status=status)
         else:
-            end_ms = run.info.end_time or int(time.time() * 1000)
+            end_ms = run.info.end_time or run.info.start_time
             self._store.client.set_terminated(run.info.run_id, status, end_ms)
         return ""
 
-    def _has_checkpoint(self, run: Run) -> bool:
-        from sweep.tracking.disposal import files_of
 
-        files = files_of(self._store, run.info.artifact_uri).list_artifacts("checkpoint")
-        return any(file.path == "checkpoint/best.ckpt" for file in files)
+def _differences(
+    store: Store, study: StudyInfo, known: Recollection, run: Run
+) -> tuple[list[str], list[str]]:
+    """What `run` lacks of a finished trial, and what it has otherwise, in a few words each."""
+    from sweep.tracking.mirror import outcome_tags, params_of, points_of
+    from sweep.tracking.run import RunLog
 
-    def _store_checkpoint(self, run: Run, number: int) -> str:
-        from sweep.tracking.run import RunLog
+    log, finished = RunLog(store, run, is_new=False), known.history.finished
+    assert finished is not None
+    params = params_of(study, known.history)
+    lacks = [f"the parameter {name}" for name in params if name not in log.params]
+    wrong = [
+        f"the parameter {name} is {log.params[name]!r}, not {value!r}"
+        for name, value in params.items()
+        if log.params.get(name, value) != value
+    ]
+    tags = {k: v for k, v in outcome_tags(finished).items() if k not in _VARYING_TAGS}
+    lacks += [f"the tag {name}" for name, value in tags.items() if log.tags.get(name) != value]
+    for key, curve in points_of(study, known.history).items():
+        missing, others = _compare_curve(key, curve, log.history(key))
+        lacks += missing
+        wrong += others
+    return lacks + _missing_files(known, log, run), wrong
 
-        file = self._memory.checkpoint(number)
-        if file is None or not file.is_file():
-            self._store.client.set_tag(run.info.run_id, LOST_TAG, "true")
-            return "no copy of it is left, which the run says now"
-        RunLog(self._store, run, is_new=False).log_file(file, "checkpoint/best.ckpt")
-        return ""
+
+def _compare_curve(
+    key: str, curve: Mapping[int, float], points: Sequence[Metric]
+) -> tuple[list[str], list[str]]:
+    """What MLflow's `points` lack of `curve` (step -> value), and the first that differs."""
+    there: dict[int, list[float]] = defaultdict(list)
+    for point in points:
+        there[point.step].append(point.value)
+    n_missing = sum(step not in there for step in curve)
+    lacks = [f"{n_missing} of {len(curve)} points of {key}"] if n_missing else []
+    n_doubled = sum(len(values) > 1 for step, values in there.items() if step in curve)
+    wrong = [f"{n_doubled} steps of {key} have more than one point"] if n_doubled else []
+    for step, value in curve.items():
+        if step in there and not _agree(there[step][0], value):
+            wrong.append(f"{key} at step {step} is {there[step][0]:.9g}, not {value:.9g}")
+            break
+    return lacks, wrong
+
+
+def _missing_files(known: Recollection, log: RunLog, run: Run) -> list[str]:
+    from sweep.tracking.mirror import CHECKPOINT, LOST_TAG
+
+    finished = known.history.finished
+    assert finished is not None
+    lacks = []
+    is_gone = DROPPED_TAG in log.tags or LOST_TAG in log.tags
+    has_one = finished.checkpoint is not None or _is_checkpoint_lost(known)
+    if finished.state is TrialState.COMPLETE and has_one and not is_gone:
+        lacks += [] if CHECKPOINT in log.files("checkpoint") else [CHECKPOINT]
+    if finished.model_file is not None and not is_gone:
+        outputs = run.outputs.model_outputs if run.outputs else []
+        lacks += [] if outputs else ["its model"]
+    return lacks
+
+
+def _is_checkpoint_lost(known: Recollection) -> bool:
+    """Whether a completed trial had a checkpoint of which the work folder has no copy."""
+    finished = known.history.finished
+    is_complete = finished is not None and finished.state is TrialState.COMPLETE
+    return is_complete and "its checkpoint" in known.lost
+
+
+def _agree(a: float, b: float) -> bool:
+    from sweep.tracking.run import same_value
+
+    return same_value(a, b) or math.isclose(a, b, rel_tol=TOLERANCE, abs_tol=1e-12)
+
+
+def _some(what: Sequence[str]) -> str:
+    """At most three of `what`, and how many more there are."""
+    more = f" and {len(what) - 3} more" if len(what) > 3 else ""
+    return ", ".join(what[:3]) + more
 
 
 def _recovered(lost: Sequence[str]) -> str:

@@ -1,41 +1,59 @@
-"""One MLflow run, written with as few calls as MLflow's limits allow.
+"""One MLflow run: written by the client's public methods, in as few calls as its limits allow.
 
 Imports mlflow: only the driver may load this module.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
-import re
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Run
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
+from sweep.tracking import keys
 from sweep.tracking.disposal import Place
-from sweep.tracking.run_rows import Ending
 from sweep.tracking.store import Store
-from sweep.trial import DatasetInfo, EpochReport, HyperValue, TrialState
+from sweep.trial import DatasetInfo, EpochReport, TrialState
 
 STATUS = {
     TrialState.COMPLETE: "FINISHED",
-    TrialState.PRUNED: "KILLED",
+    TrialState.PRUNED: "FINISHED",
     TrialState.FAIL: "FAILED",
+    TrialState.WAITING: "SCHEDULED",
 }
-"""A trial's final state -> the status of its run."""
+"""A trial's state -> the status of its run. A pruned trial did what it was to do: MLflow's red
+KILLED would make a search of sixty trials read as fifty failures. The tag sweep.state tells it
+from a completed one."""
 
-_FINAL = frozenset(STATUS.values())
+N_METRICS, N_PAIRS = 800, 90
+"""Items of one log_batch call: MLflow allows 1000 in all, 100 params and 100 tags, and 1 MB."""
+N_LONG_PAIRS = 10
+"""Params or tags of one call where their values are long."""
 
-_NOT_IN_KEYS = re.compile(r"[^\w./ -]")
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class NewRun:
+    """A run that begins."""
+
+    experiment_id: str
+    name: str
+    time_ms: int
+    """Unix time in milliseconds."""
+    tags: Mapping[str, str]
 
 
 class RunLog:
-    """Writes to one run. Everything may be written twice: MLflow keeps it once."""
+    """Writes to one run what it lacks: whatever is logged twice, MLflow has once."""
 
     def __init__(self, store: Store, run: Run, *, is_new: bool) -> None:
         self._store = store
@@ -45,10 +63,21 @@ class RunLog:
         self.status: str = run.info.status
         self.end_time: int | None = run.info.end_time
         self.params: Mapping[str, str] = dict(run.data.params)
-        self._tags: dict[str, str] = dict(run.data.tags)
+        self.tags: dict[str, str] = dict(run.data.tags)
         self.may_have_model = not is_new
-        self._artifacts = get_artifact_repository(run.info.artifact_uri, tracking_uri=store.uri)
-        self._last_epoch: int | None = 0 if is_new else None  # None: not asked for yet
+        self._is_new = is_new
+        self._has_inputs = bool(run.inputs and run.inputs.dataset_inputs)
+        self._steps: dict[str, set[int]] = {}
+        """Metric -> steps that the run has a point at, where that was asked for."""
+
+    @functools.cached_property
+    def _artifacts(self) -> Any:
+        uri = self.place.artifact_uri
+        return get_artifact_repository(uri, tracking_uri=self._store.uri)
+
+    def forget(self) -> None:
+        """Params and points are not asked for any more: a kilobyte a trial."""
+        self.params, self._steps, self._is_new = {}, {}, False
 
     def log(
         self,
@@ -56,74 +85,75 @@ class RunLog:
         params: Mapping[str, str] | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> None:
-        """Log all of it."""
-        self._store.rows.log(self.run_id, metrics, params or {}, tags or {})
-        self._tags |= tags or {}
+        """Log the points, params and tags that the run lacks; a param keeps its first value."""
+        wanted = {(m.key, m.step): m for m in reversed(metrics)}  # of two, the first counts
+        points = [m for m in metrics if wanted[m.key, m.step] is m]
+        points = [m for m in points if m.step not in self._steps_of(m.key)]
+        new_params = {k: v for k, v in (params or {}).items() if k not in self.params}
+        new_tags = {k: v for k, v in (tags or {}).items() if self.tags.get(k) != v}
+        param_rows = _chunks([Param(k, v) for k, v in new_params.items()], _n_pairs(new_params))
+        tag_rows = _chunks([RunTag(k, v) for k, v in new_tags.items()], _n_pairs(new_tags))
+        for some in _chunks(points, N_METRICS) or ([[]] if param_rows or tag_rows else []):
+            batch = param_rows.pop(0) if param_rows else [], tag_rows.pop(0) if tag_rows else []
+            self._store.client.log_batch(self.run_id, some, *batch)
+        for some_params in param_rows:
+            self._store.client.log_batch(self.run_id, params=some_params)
+        for some_tags in tag_rows:
+            self._store.client.log_batch(self.run_id, tags=some_tags)
+        for metric in points:
+            self._steps_of(metric.key).add(metric.step)
+        self.params = {**self.params, **new_params}
+        self.tags |= new_tags
 
-    def new_tags(self, tags: Mapping[str, str]) -> dict[str, str]:
-        """Those of `tags` that the run does not have yet."""
-        return {key: value for key, value in tags.items() if self._tags.get(key) != value}
+    def history(self, key: str) -> list[Metric]:
+        """All points of one metric."""
+        return list(self._store.client.get_metric_history(self.run_id, key))
 
-    def new_points(self, reports: Sequence[EpochReport], metric: str) -> list[Metric]:
-        """Metrics of the epochs among `reports` that the run does not have yet.
-
-        A curve has one point an epoch. `metric` comes last in each: an epoch that has a point of
-        it has all its points, however the calls that logged them were cut.
-        """
-        last = self._known_until(metric) if reports else 0
-        points = []
-        for report in reports:
-            if report.epoch > last:
-                last = report.epoch
-                points += [
-                    Metric(metric_key(name), float(value), report.time_ms, report.epoch)
-                    for name, value in sorted(report.metrics.items(), key=lambda m: m[0] == metric)
-                ]
-        return points
-
-    def log_epochs(self, reports: Sequence[EpochReport], metric: str) -> None:
-        """Log one point an epoch for every metric."""
-        self.log(self.new_points(reports, metric))
-        self.remember(reports)
-
-    def remember(self, reports: Sequence[EpochReport]) -> None:
-        """The epochs of `reports` are in the run now."""
-        if reports:
-            self._last_epoch = max(self._last_epoch or 0, *(r.epoch for r in reports))
-
-    def _known_until(self, metric: str) -> int:
-        """The last epoch that the run has."""
-        if self._last_epoch is None:
-            history = self._store.client.get_metric_history(self.run_id, metric_key(metric))
-            self._last_epoch = max((point.step for point in history), default=0)
-        return self._last_epoch
-
-    def ended_by(self, time_ms: int) -> bool:
-        """Whether the run got its final status at `time_ms` or later."""
-        return self.status in _FINAL and self.end_time is not None and self.end_time >= time_ms
+    def _steps_of(self, key: str) -> set[int]:
+        if key not in self._steps:
+            found = [] if self._is_new else self.history(key)
+            self._steps[key] = {point.step for point in found}
+        return self._steps[key]
 
     def log_datasets(self, inputs: Sequence[DatasetInput]) -> None:
-        """Name the data that the run reads."""
-        if inputs:
+        """Name the data that the run reads, once."""
+        if inputs and not self._has_inputs:
             self._store.client.log_inputs(self.run_id, list(inputs))
+            self._has_inputs = True
 
     def log_file(self, file: str | Path, artifact: str) -> None:
-        """Store a copy of `file` under the run-relative path `artifact`."""
+        """Store a copy of `file` under the run-relative path `artifact`, if it is not there."""
         folder, _, name = artifact.rpartition("/")
+        if not self._is_new and self._has_file(artifact, Path(file).stat().st_size):
+            return
         if Path(file).name == name:
-            self._artifacts.log_artifact(str(file), folder or None)  # type: ignore[no-untyped-call]
+            self._artifacts.log_artifact(str(file), folder or None)
             return
         with tempfile.TemporaryDirectory() as scratch:
             renamed = Path(scratch, name)
             shutil.copyfile(file, renamed)
-            self._artifacts.log_artifact(str(renamed), folder or None)  # type: ignore[no-untyped-call]
+            self._artifacts.log_artifact(str(renamed), folder or None)
 
     def log_text(self, text: str, artifact: str) -> None:
-        """Store `text` under the run-relative path `artifact`."""
+        """Store `text` under the run-relative path `artifact`; what is there is replaced."""
         with tempfile.TemporaryDirectory() as scratch:
             file = Path(scratch, os.path.basename(artifact))  # noqa: PTH119 - a URI path
-            file.write_text(text, encoding="utf-8")
-            self.log_file(file, artifact)
+            file.write_text(keys.clean(text), encoding="utf-8")
+            folder = artifact.rpartition("/")[0]
+            self._artifacts.log_artifact(str(file), folder or None)
+
+    def files(self, folder: str) -> dict[str, int]:
+        """Artifacts in `folder`: run-relative path -> bytes."""
+        found = self._artifacts.list_artifacts(folder)
+        return {entry.path: int(entry.file_size or 0) for entry in found if not entry.is_dir}
+
+    def fetch(self, artifact: str, folder: str) -> str:
+        """A local copy of an artifact, in `folder`."""
+        return str(self._artifacts.download_artifacts(artifact, folder))
+
+    def _has_file(self, artifact: str, n_bytes: int) -> bool:
+        """A copy that was broken off is shorter."""
+        return self.files(artifact.rpartition("/")[0]).get(artifact) == n_bytes
 
     def reopen(self) -> None:
         """Back to RUNNING, if it is not."""
@@ -133,47 +163,39 @@ class RunLog:
 
     def pause(self) -> None:
         """An interrupted trial: it is to go on, so its run is SCHEDULED and has no end."""
-        self._store.client.update_run(self.run_id, status="SCHEDULED")
-        self.status = "SCHEDULED"
+        if self.status != "SCHEDULED":
+            self._store.client.update_run(self.run_id, status="SCHEDULED")
+            self.status = "SCHEDULED"
 
-    def finish(self, metrics: Sequence[Metric], tags: Mapping[str, str], ending: Ending) -> None:
-        """Log all of it and set the final status, last: a run that has it lacks nothing."""
-        self._store.rows.finish(self.run_id, metrics, tags, ending)
-        self.status, self.end_time = ending.status, ending.time_ms
-        self._tags |= tags
-
-    def forget(self) -> None:
-        """Params and tags are not asked for any more: a kilobyte a trial."""
-        self.params, self._tags = {}, {}
+    def end(self, status: str, time_ms: int) -> None:
+        """Give the run its final status: the last thing that is written of a trial."""
+        if (self.status, self.end_time) != (status, time_ms):
+            self._store.client.set_terminated(self.run_id, status, time_ms)
+            self.status, self.end_time = status, time_ms
 
 
-def metric_key(name: str) -> str:
-    """`name` with what MLflow forbids in keys made `_`."""
-    return _NOT_IN_KEYS.sub("_", name)
+def make_run(store: Store, new: NewRun) -> RunLog:
+    """A new run. Its tags are there from the first moment on: nobody finds a run without them."""
+    run = store.client.create_run(
+        new.experiment_id, new.time_ms, dict(new.tags), keys.clean(new.name)[: keys.MAX_NAME]
+    )
+    return RunLog(store, run, is_new=True)
 
 
-def flat_params(*tables: Mapping[str, Any]) -> dict[str, str]:
-    """One table of strings out of nested ones; the first table that has a key decides.
-
-    >>> flat_params({"lr": 0.001, "hidden": (256, 64), "data": {"name": "digits"}})
-    {'lr': '0.001', 'hidden': '256-64', 'data.name': 'digits'}
-    """
-    flat: dict[str, str] = {}
-    for table in tables:
-        for key, value in table.items():
-            if isinstance(value, Mapping):
-                inner = {f"{key}.{name}": item for name, item in value.items()}
-                flat = {**flat_params(inner), **flat}
-            else:
-                flat.setdefault(metric_key(str(key)), shown(value))
-    return flat
+def _chunks(items: Sequence[_T], n: int) -> list[list[_T]]:
+    return [list(items[at : at + n]) for at in range(0, len(items), n)]
 
 
-def shown(value: HyperValue) -> str:
-    """A hyperparameter as one reads it: a list of widths is joined by "-"."""
-    if isinstance(value, list | tuple):
-        return "-".join(shown(item) for item in value) or "none"
-    return str(value)
+def _n_pairs(values: Mapping[str, str]) -> int:
+    return N_PAIRS if sum(map(len, values.values())) < 200_000 else N_LONG_PAIRS
+
+
+def same_value(a: float, b: float) -> bool:
+    """Whether MLflow shows `a` where `b` was logged; it has the largest floats for infinities."""
+    if a != a or b != b:
+        return a != a and b != b
+    largest = 1.7976931348623157e308
+    return max(-largest, min(largest, a)) == max(-largest, min(largest, b))
 
 
 def dataset_inputs(info: DatasetInfo | None) -> list[DatasetInput]:
@@ -190,7 +212,7 @@ def dataset_inputs(info: DatasetInfo | None) -> list[DatasetInput]:
 
 def dataset_name(info: DatasetInfo, part: str) -> str:
     """MLflow tells data sets apart by name and digest, so each part needs its own name."""
-    return f"{info.name}-{part}"
+    return f"{info.name[:400]}-{part}"
 
 
 def _dataset(info: DatasetInfo, part: str, n: int) -> Dataset:
@@ -212,3 +234,15 @@ def _dataset(info: DatasetInfo, part: str, n: int) -> Dataset:
 
 def _spec(dtype: str, shape: tuple[int, ...]) -> dict[str, Any]:
     return {"dtype": dtype, "shape": [-1, *shape]}
+
+
+def curve_points(reports: Iterable[EpochReport], names: keys.Keys) -> list[Metric]:
+    """One point a metric and epoch."""
+    points = []
+    for report in reports:
+        names.add(report.metrics)
+        points += [
+            Metric(names[name], float(value), report.time_ms, report.epoch)
+            for name, value in report.metrics.items()
+        ]
+    return points

@@ -18,14 +18,12 @@ import requests
 from mlflow import MlflowClient
 from mlflow.entities import Experiment, LifecycleStage, Run, ViewType
 from mlflow.exceptions import MlflowException
-from mlflow.store.db.db_types import DATABASE_ENGINES
-from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from sqlalchemy.exc import OperationalError
 
 from sweep import postgres, sqlite
 from sweep.errors import DiskError, StoreError, SweepError
 from sweep.redact import redacted
 from sweep.tracking.blank import latest_revision, make_sqlite_store
-from sweep.tracking.run_rows import OneByOne, RunRows
 from sweep.tracking.uri import one_line, resolve, without_credentials
 
 _LOGGERS = (
@@ -47,9 +45,6 @@ _LASTING = frozenset(
 )
 """MLflow's error codes that asking again does not cure."""
 
-_WRONG = "INVALID_PARAMETER_VALUE"
-"""The one that is about what was sent alone."""
-
 
 @dataclass(frozen=True, slots=True)
 class Store:
@@ -57,8 +52,6 @@ class Store:
 
     uri: str
     client: MlflowClient
-    rows: RunRows
-    """What runs are written by."""
 
     @property
     def shown(self) -> str:
@@ -90,7 +83,7 @@ def connect(uri: str) -> Store:
         with postgres.making_tables(uri, "mlflow"):
             client = MlflowClient(tracking_uri=uri)
             client.search_experiments(max_results=1, view_type=ViewType.ALL)
-    return Store(uri, client, _rows_of(uri, client))
+    return Store(uri, client)
 
 
 @contextlib.contextmanager
@@ -116,28 +109,6 @@ def in_one_line(what: str) -> Iterator[None]:
                 f"{what} cannot be reached: start that server, or name another with --tracking-uri"
             ) from error
         raise StoreError(f"{what}: {one_line(error)}") from error
-
-
-def _rows_of(uri: str, client: MlflowClient) -> RunRows:
-    if uri.partition(":")[0].partition("+")[0] not in DATABASE_ENGINES:
-        return OneByOne(client)
-    from sweep.tracking.at_once import rows_of  # what it imports, a server's client does not need
-
-    return rows_of(client)
-
-
-def is_wrong(error: Exception) -> bool:
-    """Whether what was to be written is wrong in itself: no store would ever take it.
-
-    Not what a store says of itself or of who asks (no rights, not found, a database that can only
-    be read): that passes, and MLflow has the same code for it as for much else.
-    """
-    if isinstance(error, MlflowException):
-        is_busy = "database is locked" in str(error)
-        return error.error_code == _WRONG and not is_busy
-    if isinstance(error, FileNotFoundError):
-        return True
-    return not isinstance(error, OSError | SQLAlchemyError)
 
 
 def is_lasting(error: Exception) -> bool:
@@ -189,7 +160,7 @@ def search_runs(
     view: int = ViewType.ACTIVE_ONLY,
 ) -> Iterator[Run]:
     """All undeleted runs of an experiment that carry `tags`, in pages of 1000."""
-    wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+    wanted = " and ".join(f"tags.`{key}` = {_quoted(value)}" for key, value in tags.items())
     token = None
     while True:
         page = store.client.search_runs(
@@ -199,6 +170,10 @@ def search_runs(
         token = page.token
         if not token:
             return
+
+
+def _quoted(text: str) -> str:
+    return f'"{text}"' if "'" in text else f"'{text}'"
 
 
 def source_tags() -> dict[str, str]:

@@ -1,36 +1,111 @@
-"""MlflowTracker: the Listener that keeps every trial in MLflow. Loads mlflow on open() only."""
+"""MlflowTracker: the Listener that keeps MLflow in step with a search.
+
+It remembers the trials whose runs lack something, and a thread of its own hands one after the
+other to `Mirror.sync`. There is no queue of records: after an outage, an error or a kill the same
+histories are synced again, from memory or from the ledger. Loads mlflow on open() only.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sweep import sqlite
-from sweep.errors import StoreError
-from sweep.tracking.aside import REFUSED, Aside
-from sweep.tracking.delivery import Delivery
-from sweep.tracking.marker import Marker, read_marker, shown, write_marker
-from sweep.tracking.sink import Pace
-from sweep.tracking.spool import SPOOL, Backlog, MemoryBacklog, Spool
-from sweep.tracking.uri import quiet
-from sweep.trial import DatasetInfo, Record, StudyInfo, WorkerReady
+from sweep.errors import StoreError, UndeliveredError
+from sweep.sqlite import is_disk_full
+from sweep.tracking.disposal import DROPPED_TAG
+from sweep.tracking.uri import one_line, quiet, shown, without_credentials
+from sweep.trial import (
+    MAX_RANKED,
+    CheckpointDropped,
+    EpochReport,
+    Ranked,
+    Record,
+    StudyFinished,
+    StudyInfo,
+    TrialFinished,
+    TrialHistory,
+    TrialStarted,
+    TrialState,
+    WorkerReady,
+)
 
 if TYPE_CHECKING:
-    from sweep.tracking.study import StudyRuns
+    from sweep.tracking.mirror import Mirror
+
+MAX_SHARE = 0.05
+"""Share of the time that the curves of running trials may take of the thread."""
+DESCRIBED_EVERY_S = 60.0
+"""The study's description is kept current at this interval while it runs."""
+UPLOAD_PATIENCE = 6
+"""Times the grace that a call may take at the end: it may be storing files."""
+TRIES = 5
+"""Times a trial that MLflow refuses is tried while it takes others; then it waits for the next
+search or `sweep doctor --fix`."""
+
+_log = logging.getLogger("sweep.tracking")
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How often the store is asked, in seconds."""
+
+    flush_s: float = 5.0
+    """The curves of running trials are gathered for at least this long."""
+    first_retry_s: float = 0.5
+    """A store that did not answer is asked again after this long, then after twice this, ..."""
+    retry_s: float = 5.0
+    """... and at least this often."""
+    grace_s: float = 10.0
+    """At the end a store that does not answer is asked for this long."""
+
+
+@dataclass
+class _Pending:
+    """A trial whose run may lack something."""
+
+    started: TrialStarted
+    reports: list[EpochReport] = field(default_factory=list)
+    finished: TrialFinished | None = None
+    n_changes: int = 0
+    """Counts what came in, so that what comes during a call is not taken for synced."""
+    n_synced: int = 0
+    is_urgent: bool = True
+    """Its run begins or ends: not only new points, which can wait for a flush."""
+    n_tries: int = 0
+    retry_at: float = 0.0
+    is_let_go: bool = False
+    """The user deleted its run in MLflow."""
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether its run lacks something."""
+        return self.n_synced < self.n_changes and not self.is_let_go
+
+    @property
+    def is_final(self) -> bool:
+        """Whether nothing more will come of it."""
+        return self.finished is not None and self.finished.state.is_finished
+
+    def history(self) -> TrialHistory:
+        """What is known now."""
+        return TrialHistory(self.started, tuple(self.reports), self.finished)
 
 
 class MlflowTracker:
-    """Keeps a study in MLflow: see `sweep.tracking.study` for what is written.
+    """Keeps a study in MLflow: see `sweep.tracking.mirror` for what is written.
 
     Args:
         tracking_uri: sqlite:///FILE, another database, or the http address of a server.
         log_file: Where MLflow's own messages go; None: nowhere.
         log_model: Whether completed trials get an MLflow logged model.
-        study_dir: Folder where records wait while MLflow is away (`spool.jsonl`); its owner
-            holds the study's lock. None: they wait in memory and die with the process.
         pace: How often and how long a store is asked.
         on_stored: Told a finished trial's number, and the bytes of its files, once MLflow has
             them; by a thread of the tracker's.
@@ -42,201 +117,396 @@ class MlflowTracker:
         log_file: Path | None = None,
         *,
         log_model: bool = True,
-        study_dir: Path | None = None,
         pace: Pace | None = None,
         on_stored: Callable[[int, int], None] | None = None,
     ) -> None:
         self._uri, self._log_file, self._log_model = tracking_uri, log_file, log_model
-        self._on_stored = on_stored
-        self._study_dir, self._pace = study_dir, pace or Pace()
+        self._on_stored = on_stored or (lambda number, n_bytes: None)
+        self._pace = pace or Pace()
+        self._mirror: Mirror | None = None
         self._study: StudyInfo | None = None
-        self._runs: StudyRuns | None = None
-        self._delivery: Delivery | None = None
+        self._end: StudyFinished | None = None
+        self._device: str | None = None
+        self._ranking: list[Ranked] = []
+        self._lock = threading.Lock()
+        self._trials: dict[int, _Pending] = {}
+        self._dropped: list[int] = []
+        self._study_changes, self._study_synced, self._study_tries = 0, 0, 0
+        self._study_retry_at = 0.0
+        self._error: Exception | None = None
+        self._refusal: Exception | None = None
+        self._flush_at = self._describe_at = self._retry_at = self._away_since = 0.0
+        self._next_retry_s = self._pace.first_retry_s
+        self._alive_at = 0.0
+        self._is_storing_files = self._is_closing = False
+        self._wake = threading.Event()
+        self._thread: threading.Thread | None = None
         self._opened = contextlib.ExitStack()
 
     def open(self, study: StudyInfo) -> None:
         """Make experiment and parent run, or find those of a study that goes on.
 
-        Records that an earlier process left are delivered first. A study that was opened before
-        goes on where the store does not answer: see `warning`.
+        A study that MLflow knows (`is_known`) goes on where the store does not answer: see
+        `warning`.
 
         Raises:
             StoreError: The store cannot be reached or written (DiskError: for want of space or
                 rights).
         """
-        marker = read_marker(self._study_dir)
-        if marker is not None and study.dataset is None:
-            study = dataclasses.replace(study, dataset=marker.study.dataset)
+        self._study, self._ranking = study, list(study.ranking)
         with contextlib.ExitStack() as stack:
-            backlog: Backlog = MemoryBacklog()
-            aside: Aside | None = None
-            if self._study_dir is not None:
-                limit_bytes = self._pace.spool_mb << 20
-                backlog = Spool(self._study_dir, limit_bytes)
-                aside = Aside(self._study_dir, limit_bytes)
-                stack.callback(aside.close)
-            stack.callback(backlog.close)
-            is_known = marker is not None and marker.is_of(self._uri)
-            has_left = backlog.n_untaken > 0
-            connect = self._prepare(study, is_catching_up=has_left)
-            stack.enter_context(_routed(self._log_file))
-            self._runs = self._connect_now(connect, may_wait=is_known)
+            stack.enter_context(routed(self._log_file))
+            self._connect_now(may_wait=study.is_known)
             self._opened = stack.pop_all()
-        self._study = study
-        if self._runs is not None and self._study_dir is not None:
-            write_marker(self._study_dir, Marker(shown(self._uri), study))
-        if has_left or self._runs is None:
-            backlog.append([study])
-        self._delivery = Delivery(connect, backlog, self._pace, aside)
+        self._study_changes = 1
+        self._alive_at = time.monotonic()
+        self._thread = threading.Thread(target=self._run, name="sweep-tracking", daemon=True)
+        self._thread.start()
 
     @property
     def parent_run_id(self) -> str:
         """The study's parent run. Only after open(). Raises StoreError while it is not known."""
-        if self._delivery is None:
+        if self._study is None:
             raise RuntimeError("open() comes first")
-        if self._runs is None:
+        if self._mirror is None:
             raise StoreError(f"MLflow at {shown(self._uri)} did not answer yet")
-        return self._runs.parent.run_id
+        return self._mirror.parent.run_id
 
     @property
     def is_offline(self) -> bool:
-        """Whether the store does not answer, so that records wait."""
-        if self._delivery is None:
-            return False
-        return self._runs is None or self._delivery.is_offline
+        """Whether the store did not answer when it was last asked."""
+        return self._thread is not None and (self._mirror is None or self._away_since > 0)
 
     @property
     def warning(self) -> str | None:
         """One line for the user while the store does not answer, else None."""
         if not self.is_offline:
             return None
-        where = f"in {self._study_dir / SPOOL}" if self._study_dir else "in memory"
         return (
-            f"MLflow at {shown(self._uri)} does not answer: the search goes on, its records wait "
-            f"{where} and are delivered once it does"
+            f"MLflow at {shown(self._uri)} does not answer: the search goes on, its trials are "
+            "kept in the Optuna storage and brought to MLflow once it does"
         )
 
     def write(self, records: Sequence[Record]) -> None:
-        """Take records; they are delivered by a thread of its own."""
-        if self._delivery is None:
+        """Take records; a thread of its own brings MLflow up to them."""
+        if self._thread is None:
             raise RuntimeError("open() comes first")
-        self._delivery.put(records)
-        for record in records:
-            if isinstance(record, WorkerReady):
-                self._note_dataset(record.dataset)
+        with self._lock:
+            for record in records:
+                self._note(record)
+        self._wake.set()
+
+    def _note(self, record: Record) -> None:
+        if isinstance(record, TrialStarted):
+            begun = self._trials.setdefault(record.number, _Pending(record))
+            begun.started, begun.finished, begun.is_urgent = record, None, True
+            begun.n_changes += 1
+        elif isinstance(record, EpochReport):
+            if (pending := self._trials.get(record.number)) is not None:
+                pending.reports.append(record)
+                pending.n_changes += 1
+        elif isinstance(record, TrialFinished):
+            if (pending := self._trials.get(record.number)) is not None:
+                pending.finished, pending.is_urgent = record, True
+                pending.n_changes += 1
+                self._note_score(record, pending.started.name)
+        elif isinstance(record, CheckpointDropped):
+            self._note_drop(record.number)
+        elif isinstance(record, WorkerReady):
+            self._device = record.device
+            if self._study is not None:
+                self._study = dataclasses.replace(self._study, dataset=record.dataset)
+            self._study_changes += 1
+        elif isinstance(record, StudyFinished):
+            self._end, self._ranking = record, list(record.ranking)
+            self._study_changes += 1
+
+    def _note_score(self, record: TrialFinished, name: str) -> None:
+        if record.state is not TrialState.COMPLETE or record.value is None or self._study is None:
+            return
+        sign = -1.0 if self._study.direction == "maximize" else 1.0
+        self._ranking.append(Ranked(record.number, name, record.value))
+        self._ranking.sort(key=lambda ranked: (sign * ranked.value, ranked.number))
+        del self._ranking[MAX_RANKED:]
+
+    def _note_drop(self, number: int) -> None:
+        pending = self._trials.get(number)
+        if pending is not None and pending.finished is not None:
+            tags = {**pending.finished.tags, DROPPED_TAG: "true"}
+            pending.finished = dataclasses.replace(
+                pending.finished, checkpoint=None, model_file=None, tags=tags
+            )
+            pending.n_changes += 1
+        self._dropped.append(number)
 
     def close(self) -> None:
-        """Deliver what is left. Does nothing when it never opened, or the second time.
+        """Bring MLflow up to the last record. Does nothing when it never opened, or again.
 
         Raises:
-            UndeliveredError: Some records could not be delivered.
+            UndeliveredError: Some trials are not in MLflow yet.
         """
-        delivery, self._delivery = self._delivery, None
-        if delivery is None:
+        thread, self._thread = self._thread, None
+        if thread is None:
             return
+        self._is_closing = True
+        self._wake.set()
+        began = self._alive_at = time.monotonic()
+        grace_s = self._pace.grace_s
         try:
-            delivery.close()
+            while thread.is_alive():
+                thread.join(0.2)
+                patience_s = grace_s * (UPLOAD_PATIENCE if self._is_storing_files else 1) + 1.0
+                if time.monotonic() - max(began, self._alive_at) > patience_s:
+                    break  # it hangs in a call; being a daemon, it ends with the process
+            self._raise_if_behind()
         finally:
             self._opened.close()
             sqlite.settle(self._uri)
 
-    def _prepare(self, study: StudyInfo, *, is_catching_up: bool) -> Callable[[], StudyRuns]:
-        """What connects: called now, and again by the delivery while the store is away."""
+    def _raise_if_behind(self) -> None:
+        with self._lock:
+            behind = sorted(n for n, pending in self._trials.items() if pending.is_behind)
+            is_study_behind = self._study_synced < self._study_changes
+        what = [of_trials(behind)] if behind else []
+        what += ["the study's own run"] if is_study_behind else []
+        lost = list(self._mirror.lost) if self._mirror else []
+        if not what and not lost:
+            return
+        error = self._error or self._refusal
+        said = lost
+        if what:
+            name = self._study.name if self._study else "STUDY"
+            why = f" ({one_line(error)})" if error else ""
+            said = [
+                f"{' and '.join(what)} not up to date in MLflow{why}: the same command, or `sweep "
+                f"doctor {name} --fix`, does that once MLflow takes it; Optuna has all of it",
+                *said,
+            ]
+        raise UndeliveredError("; ".join(said)) from error
 
-        def connect() -> StudyRuns:
-            if self._runs is None:
-                self._runs = connect_runs(
-                    self._uri, study, log_models=self._log_model, is_catching_up=is_catching_up,
-                    on_stored=self._on_stored,
-                )  # fmt: skip
-            return self._runs
+    # the thread
 
-        return connect
+    def _run(self) -> None:
+        while not self._is_closing:
+            self._wait()
+            self._round(is_last=False)
+        deadline = time.monotonic() + self._pace.grace_s
+        self._retry_at = 0.0
+        while not self._round(is_last=True) and time.monotonic() < deadline:
+            if self._error is not None and is_disk_full(self._error):
+                break  # waiting makes no room
+            time.sleep(max(0.02, min(self._pace.first_retry_s, deadline - time.monotonic())))
 
-    def _connect_now(
-        self, connect: Callable[[], StudyRuns], *, may_wait: bool
-    ) -> StudyRuns | None:
-        """The runs; None where the store does not answer and the study may wait for it."""
-        from sweep.tracking import store as stores
+    def _wait(self) -> None:
+        """Until records come, or the next flush, try or description is due."""
+        now = time.monotonic()
+        with self._lock:
+            waiting = [p for p in self._trials.values() if p.is_behind]
+            due = [p.retry_at if p.n_tries else self._flush_at for p in waiting]
+        due += [self._describe_at] if self._mirror else []
+        at = self._retry_at if self._away_since else min(due, default=now + DESCRIBED_EVERY_S)
+        self._wake.wait(max(0.0, at - now))
+        self._wake.clear()
+
+    def _round(self, *, is_last: bool) -> bool:
+        """Sync whatever is due; returns whether nothing is left to do."""
+        now = time.monotonic()
+        if now < self._retry_at and not is_last:
+            return False
+        try:
+            mirror = self._connect()
+            if self._study is not None and self._study.dataset is not None:
+                mirror.read(self._study.dataset)
+            is_flush = is_last or now >= self._flush_at
+            for number in self._due(is_flush=is_flush, is_last=is_last):
+                self._sync_trial(mirror, number)
+            if is_flush:
+                # With many trials a round takes long (5 ms each): then it comes less often.
+                took_s = time.monotonic() - now
+                self._flush_at = now + max(self._pace.flush_s, took_s / MAX_SHARE)
+            self._sync_study(mirror, is_last=is_last)
+            self._drop_files(mirror)
+        except _AwayError as away:
+            self._away(away.error)
+            return False
+        except Exception as error:  # noqa: BLE001 - the thread must live: the store is asked again
+            self._away(error)
+            return False
+        self._back()
+        with self._lock:
+            is_behind = any(p.is_behind and p.n_tries < TRIES for p in self._trials.values())
+            is_study_behind = self._study_synced < self._study_changes
+        return not is_behind and not (is_study_behind and self._study_tries < TRIES)
+
+    def _due(self, *, is_flush: bool, is_last: bool) -> list[int]:
+        """Trials to sync now, those that begin or end first."""
+        now = time.monotonic()
+        with self._lock:
+            due = [
+                (not pending.is_urgent, number)
+                for number, pending in self._trials.items()
+                if pending.is_behind
+                and (pending.is_urgent or is_flush)
+                and (pending.n_tries < TRIES and (now >= pending.retry_at or is_last))
+            ]
+        return [number for _, number in sorted(due)]
+
+    def _sync_trial(self, mirror: Mirror, number: int) -> None:
+        with self._lock:
+            pending = self._trials[number]
+            history, n_changes = pending.history(), pending.n_changes
+            self._is_storing_files = pending.is_final
+        try:
+            n_bytes = mirror.sync(history)
+        except Exception as error:  # noqa: BLE001 - kept, and raised by close()
+            without_credentials(error)
+            self._refused(mirror, pending, error)
+            return
+        finally:
+            self._alive_at, self._is_storing_files = time.monotonic(), False
+        with self._lock:
+            pending.n_synced, pending.n_tries = n_changes, 0
+            pending.is_urgent = pending.is_urgent and n_changes < pending.n_changes
+            is_done = pending.is_final and not pending.is_behind
+            if is_done:
+                del self._trials[number]
+        if is_done:
+            self._on_stored(number, n_bytes)
+
+    def _refused(self, mirror: Mirror, pending: _Pending, error: Exception) -> None:
+        """Tell a trial that is refused from a store that is away. Raises _AwayError."""
+        number = pending.started.number
+        run_is_deleted = False
+        with contextlib.suppress(Exception):
+            run_is_deleted = mirror.is_deleted(number)
+        mirror.forget(number)
+        if run_is_deleted:
+            self._let_go(pending)
+            return
+        if not mirror.answers():
+            raise _AwayError(error)
+        self._refusal = error
+        pending.n_tries += 1
+        pending.retry_at = time.monotonic() + self._pace.first_retry_s * 2**pending.n_tries
+        _log.warning("MLflow refuses trial %d", number, exc_info=error)
+
+    def _let_go(self, pending: _Pending) -> None:
+        """The user deleted this run in MLflow: that is respected. `sweep doctor` sees a restored
+        one."""
+        pending.is_let_go = True
+
+    def _sync_study(self, mirror: Mirror, *, is_last: bool) -> None:
+        now = time.monotonic()
+        with self._lock:
+            study, end, ranking = self._study, self._end, tuple(self._ranking)
+            n_changes = self._study_changes
+            has_news = self._study_synced < n_changes or now >= self._describe_at
+        is_waiting = self._study_tries > 0 and now < self._study_retry_at and not is_last
+        if study is None or not has_news or is_waiting or self._study_tries >= TRIES:
+            return
+        self._describe_at = now + DESCRIBED_EVERY_S
+        try:
+            mirror.sync_study(study, end, ranking, self._device)
+        except Exception as error:
+            without_credentials(error)
+            if not self._takes_trials(mirror):
+                raise
+            self._refusal = error
+            self._study_tries += 1
+            self._study_retry_at = now + self._pace.first_retry_s * 2**self._study_tries
+            return
+        self._study_synced, self._study_tries = n_changes, 0
+
+    def _takes_trials(self, mirror: Mirror) -> bool:
+        """Whether the store answers though it refuses the study's own run."""
+        try:
+            mirror.ping()
+        except Exception:  # noqa: BLE001 - whatever it is, that is no answer
+            return False
+        return True
+
+    def _drop_files(self, mirror: Mirror) -> None:
+        with self._lock:
+            due = [n for n in self._dropped if n not in self._trials]
+            self._dropped = [n for n in self._dropped if n in self._trials]
+        for at, number in enumerate(due):
+            try:
+                mirror.drop_files(number)
+            except Exception:
+                with self._lock:
+                    self._dropped += due[at:]
+                raise
+
+    def _connect(self) -> Mirror:
+        if self._mirror is None:
+            assert self._study is not None
+            self._mirror = open_mirror(self._uri, self._study, log_models=self._log_model)
+        return self._mirror
+
+    def _connect_now(self, *, may_wait: bool) -> None:
+        with quiet():
+            from sweep.tracking import store as stores
 
         try:
-            return connect()
+            self._connect()
         except StoreError as error:
             cause = error.__cause__
             if not may_wait or not isinstance(cause, Exception) or stores.is_lasting(cause):
                 raise
-            return None
+            self._away(error)
 
-    def _note_dataset(self, dataset: DatasetInfo) -> None:
-        """Keep what workers read: a later process may have to log models without any worker."""
-        if self._study is None or self._study_dir is None or self._study.dataset == dataset:
-            return
-        self._study = dataclasses.replace(self._study, dataset=dataset)
-        marker = read_marker(self._study_dir)
-        if marker is not None:
-            write_marker(self._study_dir, Marker(marker.store, self._study))
+    def _away(self, error: Exception) -> None:
+        """The store did not answer: ask again later, less and less often."""
+        now = time.monotonic()
+        without_credentials(error)
+        if not self._away_since:
+            self._away_since = now
+            _log.warning("MLflow does not answer, trials wait", exc_info=error)
+        self._error = error
+        self._retry_at = now + self._next_retry_s
+        self._next_retry_s = min(2 * self._next_retry_s, self._pace.retry_s)
+
+    def _back(self) -> None:
+        self._retry_at = 0.0
+        if self._away_since:
+            _log.warning("MLflow answers again after %.0f s", time.monotonic() - self._away_since)
+            self._away_since = 0.0
+            self._next_retry_s = self._pace.first_retry_s
+        self._error = None
 
 
-def deliver_pending(
-    tracking_uri: str,
-    study_dir: Path,
-    log_file: Path | None = None,
-    *,
-    log_model: bool = True,
-    pace: Pace | None = None,
-) -> int:
-    """Deliver the records that earlier runs of a study left; returns how many there were.
+class _AwayError(Exception):
+    """The store took neither a trial nor a word about the study."""
 
-    Those that MLflow refused then come first. The caller holds the study's lock. Loads nothing
-    and returns 0 where nothing waits.
+    def __init__(self, error: Exception) -> None:
+        self.error = error
 
-    Raises:
-        StoreError: The spool is there but cannot be read.
-        UndeliveredError: Some, or all, could not be delivered; they wait on.
+
+def of_trials(numbers: Sequence[int]) -> str:
+    """At most five numbers, and how many more there are.
+
+    >>> of_trials([3]), of_trials([1, 2, 3, 4, 5, 6, 7])
+    ('trial 3 is', 'trials 1, 2, 3, 4, 5 and 2 more are')
     """
-    if not any(_has_content(study_dir / name) for name in (SPOOL, REFUSED)):
-        return 0
-    pace = pace or Pace()
-    limit_bytes, marker = pace.spool_mb << 20, read_marker(study_dir)
-    spool, aside = Spool(study_dir, limit_bytes), Aside(study_dir, limit_bytes)
-    n_left = spool.n_untaken + len(aside.before)
-    if not n_left or marker is None:
-        spool.close()
-        aside.close()
-        return 0
-
-    def connect() -> StudyRuns:
-        return connect_runs(tracking_uri, marker.study, log_models=log_model, is_catching_up=True)
-
-    with _routed(log_file):
-        Delivery(connect, spool, pace, aside, again=True).close()
-    sqlite.settle(tracking_uri)
-    return n_left
+    if len(numbers) == 1:
+        return f"trial {numbers[0]} is"
+    more = f" and {len(numbers) - 5} more" if len(numbers) > 5 else ""
+    return f"trials {', '.join(map(str, numbers[:5]))}{more} are"
 
 
-def _has_content(file: Path) -> bool:
-    return file.is_file() and file.stat().st_size > 0
-
-
-def connect_runs(
-    tracking_uri: str, study: StudyInfo, *, log_models: bool, is_catching_up: bool,
-    on_stored: Callable[[int, int], None] | None = None,
-) -> StudyRuns:  # fmt: skip
-    """The sink that keeps `study` in the store of that address. Raises StoreError."""
+def open_mirror(tracking_uri: str, study: StudyInfo, *, log_models: bool) -> Mirror:
+    """The mirror of `study` in the store of that address. Raises StoreError."""
     with quiet():
         from sweep.tracking import store as stores
-        from sweep.tracking.study import StudyRuns
+        from sweep.tracking.mirror import Mirror
 
         store = stores.connect(tracking_uri)
     with stores.in_one_line(f"MLflow at {store.shown}"):
-        return StudyRuns(
-            store, study, log_models=log_models, is_catching_up=is_catching_up,
-            on_stored=on_stored,
-        )  # fmt: skip
+        return Mirror(store, study, log_models=log_models)
 
 
 @contextlib.contextmanager
-def _routed(log_file: Path | None) -> Iterator[None]:
+def routed(log_file: Path | None) -> Iterator[None]:
     """Within, MLflow's messages go to `log_file`, and it repeats no request by itself."""
     with quiet():
         from sweep.tracking.store import asked_once, route_logs

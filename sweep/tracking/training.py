@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sweep.tracking.keys import flat_params, metric_keys
 from sweep.tracking.uri import quiet
 from sweep.trial import DatasetInfo, EpochReport, TrialState
 
@@ -60,32 +61,33 @@ class TrainingRun:
     def __init__(self, tracking_uri: str, log_file: Path | None = None) -> None:
         self._uri, self._log_file = tracking_uri, log_file
         self._opened: tuple[Store, RunLog, TrainingInfo] | None = None
+        self._keys = metric_keys("train_loss")
 
     def open(self, info: TrainingInfo) -> str:
         """Make the run; returns its id. Raises StoreError where that cannot be done."""
         with quiet():
-            from sweep.tracking import run, run_rows, store
+            from sweep.tracking import keys, run, store
 
             store.route_logs(self._log_file)
             opened = store.connect(self._uri)
         with store.in_one_line(f"MLflow at {opened.shown}"):
             experiment, _ = store.find_or_make_experiment(opened, info.experiment)
             tags = {**info.tags, **store.source_tags(), **_origin(info)}
-            params, inputs = run.flat_params(info.params), run.dataset_inputs(info.dataset)
-            new = run_rows.NewRun(
-                experiment.experiment_id, info.name, info.time_ms, tags, params, inputs
-            )
-            log = run.RunLog(opened, opened.rows.make_run(new), is_new=True)
+            new = run.NewRun(experiment.experiment_id, info.name, info.time_ms, keys.tags(tags))
+            log = run.make_run(opened, new)
+            log.log_datasets(run.dataset_inputs(info.dataset))
+            log.log(params=keys.flat_params(info.params))
         self._opened = opened, log, info
         return log.run_id
 
     def log_epoch(self, epoch: int, metrics: Mapping[str, float], time_ms: int) -> None:
         """Log one point of every curve; `epoch` counts from 1. Raises StoreError."""
         store, log, _ = self._now_open()
+        from sweep.tracking.run import curve_points
         from sweep.tracking.store import in_one_line
 
         with in_one_line(f"MLflow at {store.shown}"):
-            log.log_epochs([EpochReport(0, epoch, metrics, time_ms)], "train_loss")
+            log.log(curve_points([EpochReport(0, epoch, metrics, time_ms)], self._keys))
 
     def finish(self, outcome: TrainingOutcome) -> str | None:
         """Store metrics, checkpoint and model, end the run; returns the logged model's id.
@@ -113,25 +115,26 @@ def _finish(store: Store, log: RunLog, info: TrainingInfo, outcome: TrainingOutc
     from mlflow.entities import Metric
 
     from sweep.tracking import model
-    from sweep.tracking.run import STATUS, flat_params
-    from sweep.tracking.run_rows import Ending
+    from sweep.tracking.run import STATUS
 
     if outcome.checkpoint:
         log.log_file(outcome.checkpoint, "checkpoint/best.ckpt")
-    output = None
+    model_id = None
     if outcome.model_file and info.dataset:
-        label = model.ModelLabel(
-            "trained", outcome.n_epochs, flat_params(info.params), _origin(info)
-        )
+        params = flat_params(info.params)
+        label = model.ModelLabel("model", outcome.n_epochs, params, _origin(info))
         folders = model.ModelFolders(info.dataset)
-        output = model.log_model(store, log, folders, Path(outcome.model_file), label)
-    link = {"model_id": output.model_id, "run_id": log.run_id} if output else {}
+        model_id = model.log_model(store, log, folders, Path(outcome.model_file), label)
+    link = {"model_id": model_id, "run_id": log.run_id} if model_id else {}
+    names = metric_keys("train_loss")
+    names.add(outcome.metrics)
     metrics = [
-        Metric(name, float(value), outcome.time_ms, outcome.n_epochs, **link)
+        Metric(names[name], float(value), outcome.time_ms, outcome.n_epochs, **link)
         for name, value in outcome.metrics.items()
     ]
-    log.finish(metrics, {}, Ending(STATUS[outcome.state], outcome.time_ms, output))
-    return output.model_id if output else None
+    log.log(metrics)
+    log.end(STATUS[outcome.state], outcome.time_ms)
+    return model_id
 
 
 def _origin(info: TrainingInfo) -> dict[str, str]:

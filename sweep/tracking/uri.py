@@ -51,6 +51,14 @@ def resolve(uri: str) -> str:
     return f"sqlite:///{path}{question}{options}"
 
 
+def shown(tracking_uri: str) -> str:
+    """The address of a store as it may be written down."""
+    try:
+        return redacted(resolve(tracking_uri))
+    except (ConfigError, StoreError):
+        return redacted(tracking_uri)
+
+
 def one_line(error: object) -> str:
     """The first line of what `error` says, without credentials, at most 300 characters.
 

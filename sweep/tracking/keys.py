@@ -1,0 +1,158 @@
+"""Names and values in the form that MLflow takes: no record is refused for what it holds.
+
+MLflow refuses a whole batch for one key: a character outside of letters, digits and `_ . / -` and
+blank, a key that a file system would read as another path (`/acc`, `a//b`, `a/../b`), or one of
+more than 250 characters. Free of mlflow.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from sweep.trial import HyperValue
+
+MAX_KEY, MAX_NAME = 250, 250
+MAX_PARAM, MAX_TAG = 6000, 5000
+"""Longest values in characters: MLflow 3 takes tags of 8000, older servers 5000."""
+
+SYSTEM = "sys/"
+"""Prefix of bookkeeping metrics: MLflow draws their charts below the curves."""
+
+_NOT_IN_KEYS = re.compile(r"[^\w./ -]")
+_SURROGATES_AND_NUL = re.compile("[\ud800-\udfff\x00]")
+
+
+def plain_key(name: str) -> str:
+    """`name` as a key that MLflow takes; two names may share one.
+
+    >>> plain_key("/acc"), plain_key("val//f1"), plain_key("recall@5"), plain_key("..")
+    ('acc', 'val/f1', 'recall_5', '__')
+    """
+    parts = _NOT_IN_KEYS.sub("_", clean(name)).split("/")
+    parts = [part.replace(".", "_") if set(part) == {"."} else part for part in parts if part]
+    return "/".join(parts)[:MAX_KEY].rstrip("/") or "_"
+
+
+class Keys:
+    """One key for each name of a trial, stable while names are added.
+
+    A name that is a key already gets that key before a name that has to be changed; of two names
+    with one key, the later one gets a number: `recall_5`, `recall_5_2`.
+    """
+
+    def __init__(self, reserved: Mapping[str, str] | None = None) -> None:
+        self._keys = dict(reserved or {})
+
+    def add(self, names: Iterable[str]) -> None:
+        """Give keys to `names`, those that a trial reported together."""
+        new = {name for name in names if name not in self._keys}
+        for name in sorted(new, key=lambda name: (plain_key(name) != name, name)):
+            used = set(self._keys.values())
+            key, n = plain_key(name), 1
+            unique = key
+            while unique in used:
+                n += 1
+                unique = f"{key[: MAX_KEY - len(str(n)) - 1]}_{n}"
+            self._keys[name] = unique
+
+    def __getitem__(self, name: str) -> str:
+        if name not in self._keys:
+            self.add([name])
+        return self._keys[name]
+
+
+def metric_keys(metric: str) -> Keys:
+    """Keys for a trial's metrics; the key of its objective's best value is taken already."""
+    keys = Keys({"epoch_s": f"{SYSTEM}epoch_s"})
+    keys.add([metric])
+    best = best_key(metric)
+    return Keys({"epoch_s": f"{SYSTEM}epoch_s", metric: keys[metric], f"\0{best}": best})
+
+
+def best_key(metric: str) -> str:
+    """The key of the objective's best value: `best_val_acc`."""
+    return plain_key(f"best_{plain_key(metric)}")
+
+
+def flat_params(*tables: Mapping[str, Any]) -> dict[str, str]:
+    """One table of strings out of nested ones; the first table that has a name decides.
+
+    >>> flat_params({"lr": 0.001, "hidden": (256, 64), "data": {"name": "digits"}})
+    {'lr': '0.001', 'hidden': '256-64', 'data.name': 'digits'}
+    """
+    flat: dict[str, str] = {}
+    for table in tables:
+        for name, value in _leaves(table):
+            flat.setdefault(name, shown(value))
+    keys = Keys()
+    keys.add(flat)
+    return {keys[name]: clean(value)[:MAX_PARAM] for name, value in flat.items()}
+
+
+def _leaves(table: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for name, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def trial_params(
+    hyperparameters: Mapping[str, Any], params: Mapping[str, Any], fixed: Mapping[str, Any]
+) -> dict[str, str]:
+    """A trial's parameters for MLflow's table.
+
+    A list is one parameter (`hidden`) and, where the space varies it, its length
+    (`hidden.n_layers`); `fixed` holds what all trials share.
+    """
+    lists = {name for name, value in hyperparameters.items() if isinstance(value, list | tuple)}
+    wanted = {name: value for name, value in params.items() if not _is_part(name, lists)}
+    return flat_params(hyperparameters, wanted, fixed)
+
+
+def _is_part(name: str, lists: set[str]) -> bool:
+    """Whether Optuna's parameter `name` is one element of a list: `hidden.0`."""
+    above, _, index = name.rpartition(".")
+    return above in lists and index.isdigit()
+
+
+def tags(values: Mapping[str, Any]) -> dict[str, str]:
+    """Tags with keys and values that MLflow takes; keys that only `.` tells apart stay apart."""
+    keys = Keys()
+    keys.add(values)
+    return {keys[name]: clean(str(value))[:MAX_TAG] for name, value in values.items()}
+
+
+def shown(value: HyperValue) -> str:
+    """A hyperparameter as one reads it: a list of widths is joined by "-"."""
+    if isinstance(value, list | tuple):
+        return "-".join(shown(item) for item in value) or "none"
+    return str(value)
+
+
+def clean(text: str) -> str:
+    """`text` without the characters that a database cannot hold: NUL and lone surrogates."""
+    return _SURROGATES_AND_NUL.sub("\ufffd", text)
+
+
+def renamed(names: Iterable[str]) -> list[str]:
+    """One sentence for each of `names` that MLflow cannot keep as it is."""
+    return [
+        f"MLflow cannot keep the name {short_name(name)!r}: it is {short_name(plain_key(name))!r} "
+        "there (numbered where another name is that already)"
+        for name in sorted(names)
+        if plain_key(name) != name
+    ]
+
+
+def short_name(name: str) -> str:
+    """At most 40 characters of a name, for a message."""
+    return name if len(name) <= 40 else f"{name[:37]}..."
+
+
+def trial_number(tags: Mapping[str, str]) -> int | None:
+    """The trial that a run's tags name, or None: the tag is gone, or somebody wrote into it."""
+    text = tags.get("sweep.trial", "")
+    return int(text) if text.isascii() and text.isdigit() else None
