@@ -37,9 +37,7 @@ from sweep.tracking import (
     parent_run_id_of,
     run_id_of,
 )
-from sweep.tracking.delivery import Delivery
 from sweep.tracking.disposal import drop_checkpoints, stored_bytes
-from sweep.tracking.spool import MemoryBacklog
 from sweep.training.mlp import MLPClassifier
 from sweep.trial import CheckpointDropped, EpochReport, Notice, Record, TrialState, WorkerReady
 
@@ -100,18 +98,21 @@ def test_a_search_is_one_parent_and_a_child_a_trial(uri: str, model: records.Tra
     parent = runs.pop("parent")
     assert {key: run.info.status for key, run in runs.items()} == {
         "0": "FINISHED",
-        "1": "KILLED",
+        "1": "FINISHED",
         "2": "FAILED",
         "3": "FINISHED",
     }
+    states = {key: run.data.tags["sweep.state"] for key, run in runs.items()}
+    assert states == {"0": "COMPLETE", "1": "PRUNED", "2": "FAIL", "3": "COMPLETE"}
     assert parent.info.status == "FINISHED"
-    assert parent.data.params == {"seed": "3", "data.name": "toy", "data.split": "80-20"}
+    assert parent.data.params == {}, "33 settings would be 33 columns beside the trials'"
+    assert parent.data.metrics == {}, "the parent is no competitor of its trials"
     assert parent.data.tags["mlflow.source.git.commit"] == "abc1234"
     assert parent.data.tags["torch"] == "2.13.0"
     assert parent.data.tags["sweep.best_trial"] == "0"
     assert parent.data.tags["sweep.best_run"] == runs["0"].info.run_id
-    assert parent.data.metrics["best_val_acc"] == pytest.approx(0.8)
-    assert parent.data.metrics["n_complete"] == 2
+    assert float(parent.data.tags["sweep.best_value"]) == pytest.approx(0.8)
+    assert parent.data.tags["sweep.n_complete"] == "2"
     for run in runs.values():
         assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
     config = artifact_of(uri, parent.info.run_id, "config.yaml", Path("none"))
@@ -132,33 +133,71 @@ def test_a_trial_has_params_curves_data_and_times(uri: str, model: records.Train
     assert run.info.start_time == records.START_MS + 3000
     assert run.info.end_time == records.START_MS + 60_003
     assert run.data.params["hidden"] == "256-64"
-    assert run.data.params["hidden.0"] == "256"
+    assert "hidden.0" not in run.data.params
+    assert run.data.params["n_layers"] == "2"
     assert float(run.data.params["lr"]) == 0.0012
-    assert run.data.tags["best_epoch"] == "3"
+    assert run.data.tags["sweep.best_epoch"] == "3"
     assert run.data.metrics["best_val_acc"] == pytest.approx(0.77)
-    assert "best_epoch_s" not in run.data.metrics
-    for key in ("train_loss", "val_loss", "val_acc", "epoch_s"):
+    assert [key for key in run.data.metrics if key.startswith("best_")] == ["best_val_acc"]
+    for key, name in {k: k for k in ("train_loss", "val_loss", "val_acc")}.items() | {
+        ("sys/epoch_s", "epoch_s")
+    }:
         history = client.get_metric_history(run.info.run_id, key)
         assert [(p.step, p.timestamp) for p in history] == [
             (epoch, records.START_MS + 100 * epoch) for epoch in (1, 2, 3)
         ]
-        assert [p.value for p in history] == [records.metrics(3, e)[key] for e in (1, 2, 3)]
+        assert [p.value for p in history] == [records.metrics(3, e)[name] for e in (1, 2, 3)]
     assert run.inputs is not None
     contexts = {i.dataset.name: i.tags[0].value for i in run.inputs.dataset_inputs}
     assert contexts == {"toy-train": "training", "toy-val": "validation"}
 
 
 def test_tags_of_a_start_are_in_its_run(uri: str) -> None:
-    """Also where the run is there already, made by a report or by an earlier start."""
-    begun, reported = records.started(0), records.started(1)
+    """Also where the run is there already, made by an earlier start."""
+    begun = records.started(0)
     again = dataclasses.replace(begun, tags={"sweep.seed": "9"})
     found = []
-    for written in ([begun], [begun, again], [again, begun, again]):
-        written = [*records.epochs(1, 1, 1), *written, reported]
-        track(uri, written)
-        runs = runs_of(uri)
-        found.append([runs[number].data.tags["sweep.seed"] for number in "01"])
-    assert found == [["70", "71"], ["9", "71"], ["9", "71"]]
+    for written in ([begun], [begun, again], [again]):
+        track(uri, [*written, *records.epochs(0, 1, 1)])
+        found.append(runs_of(uri)["0"].data.tags["sweep.seed"])
+    assert found == ["70", "9", "9"]
+
+
+def test_names_that_mlflow_refuses_cost_nothing_else(uri: str) -> None:
+    """Metrics and params whose names MLflow refuses, or makes one, are told apart; each keeps its
+    points, and the trial its end."""
+    odd = {
+        "/acc": 0.1, "acc": 0.2, "val//f1": 0.3, "recall@5": 0.4, "recall_5": 0.5, "x" * 300: 0.6,
+        "x" * 301: 0.7, "..": 0.8, "a/../b": 0.9, "best_val_acc": 1.0, "nul\0": 1.1,
+    }  # fmt: skip
+    reports: list[Record] = [
+        EpochReport(0, e, {"val_acc": e / 10, **odd}, records.START_MS + e) for e in (1, 2)
+    ]
+    started = dataclasses.replace(
+        records.started(0),
+        hyperparameters={"p" * 251: 1, "p" * 252: 2, "long": "v" * 7000, "lr": 0.5, "a\0b": "c\0"},
+        params={},
+    )
+    track(uri, [started, *reports, records.finished(0, TrialState.PRUNED)])
+    run = runs_of(uri)["0"]
+    assert run.info.status == "FINISHED"
+    client = MlflowClient(uri)
+    curves = {
+        key: [(p.step, p.value) for p in client.get_metric_history(run.info.run_id, key)]
+        for key in run.data.metrics
+    }
+    assert curves.pop("val_acc") == [(1, 0.1), (2, 0.2)]
+    assert curves.pop("best_val_acc") == [(3, pytest.approx(0.8))]
+    assert curves["acc"] == [(1, 0.2), (2, 0.2)], "a name that is a key keeps it"
+    assert curves["recall_5"] == [(1, 0.5), (2, 0.5)]
+    assert sorted(values[1] for values, *_ in curves.values()) == sorted(odd.values())
+    assert all(len(points) == 2 for points in curves.values())
+    params = run.data.params
+    assert params["lr"] == "0.5"
+    assert sorted(params.values(), key=len)[-1] == "v" * 6000
+    assert len(params) == 5 + 2  # data.name and data.split, which all trials share
+    track(uri, [started, *reports, records.finished(0, TrialState.PRUNED)])
+    assert runs_of(uri)["0"].data.metrics.keys() == run.data.metrics.keys()
 
 
 def test_a_failure_is_kept_with_its_traceback(uri: str) -> None:
@@ -318,13 +357,14 @@ def test_a_continued_trial_goes_on_under_its_run(uri: str) -> None:
     assert runs["0"].info.run_id == first.info.run_id
     history = MlflowClient(uri).get_metric_history(first.info.run_id, "val_acc")
     assert [point.step for point in history] == [1, 2, 3]
-    track(uri, [records.finished(0, TrialState.FAIL)])
+    track(uri, [records.started(0), records.finished(0, TrialState.WAITING)])
+    assert runs_of(uri)["0"].info.status == "SCHEDULED"
     track(uri, [records.started(0)])
     assert runs_of(uri)["0"].info.status == "RUNNING"
 
 
 def test_a_study_run_that_was_cut_short_is_completed(uri: str) -> None:
-    """Its driver died after making it on a server: params and data come with the next one."""
+    """Its driver died after making it on a server: settings and data come with the next one."""
     client = MlflowClient(uri)
     experiment_id = client.create_experiment("toy-study")
     tags = {"sweep.study": "toy-study", "sweep.role": "study"}
@@ -332,7 +372,7 @@ def test_a_study_run_that_was_cut_short_is_completed(uri: str) -> None:
     track(uri, [records.started(0)])
     parent = runs_of(uri)["parent"]
     assert parent.info.run_id == made.info.run_id
-    assert parent.data.params == {"seed": "3", "data.name": "toy", "data.split": "80-20"}
+    assert artifact_of(uri, parent.info.run_id, "config.yaml", Path("none")).is_file()
     assert [i.dataset.name for i in parent.inputs.dataset_inputs] == ["toy-train", "toy-val"]
 
 
@@ -447,88 +487,30 @@ def test_what_cannot_be_delivered_is_counted(uri: str, tmp_path: Path) -> None:
     """A missing checkpoint is said at the end; the trial is FINISHED all the same."""
     gone = records.Trained(str(tmp_path / "gone.ckpt"), str(tmp_path / "gone.pt2"))
     written = [records.started(0), records.finished(0, TrialState.COMPLETE, gone)]
-    with pytest.raises(UndeliveredError, match=r"1 record could not .*No such file.*gone\.ckpt"):
+    with pytest.raises(UndeliveredError, match=r"gone\.ckpt of trial 0 was gone before MLflow"):
         track(uri, written)
     assert runs_of(uri)["0"].info.status == "FINISHED"
+    assert runs_of(uri)["0"].data.tags["sweep.checkpoint_lost"] == "true"
 
 
-class Flaky:
-    """A sink that does not answer `n_refusals` times, then takes everything."""
-
-    def __init__(self, n_refusals: int) -> None:
-        self.n_refusals = n_refusals
-        self.taken: list[Any] = []
-
-    def apply(self, entry: Any, reports: Any) -> None:
-        self._answer()
-        self.taken += [*reports, entry]
-
-    def log_epochs(self, number: int, reports: Any) -> None:
-        self._answer()
-        self.taken += reports
-
-    def is_lasting(self, error: Exception) -> bool:
-        return isinstance(error, KeyError)
-
-    def answers(self, number: int) -> bool:
-        return self.n_refusals == 0
-
-    def _answer(self) -> None:
-        if self.n_refusals:
-            self.n_refusals -= 1
-            raise ConnectionError("no answer")
-
-
-def test_a_store_that_does_not_answer_is_asked_again() -> None:
-    """Records that a store did not take three times are delivered once each, in order, while the
-    search goes on."""
-    sink = Flaky(3)
-    delivery = Delivery(lambda: sink, MemoryBacklog(), Pace(first_retry_s=0.01, retry_s=0.05))
-    written = [records.started(0), *records.epochs(0), records.finished(0, TrialState.PRUNED)]
-    delivery.put(written)
-    deadline = time.monotonic() + 10
-    while (len(sink.taken) < len(written) or delivery.is_offline) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert sink.taken == written
-    assert not delivery.is_offline
-    delivery.close()
-
-
-def test_reports_are_gathered_from_the_first_on() -> None:
-    """However long nothing came before; the end of its trial or of the search takes it along."""
-    sink = Flaky(0)
-    delivery = Delivery(lambda: sink, MemoryBacklog(), Pace(flush_s=1.0))
+def test_points_are_gathered_until_a_flush(uri: str) -> None:
+    """A run begins at once; its points come with the next flush, or with the trial's end."""
+    tracker = MlflowTracker(uri, pace=Pace(flush_s=1.0))
+    tracker.open(records.study_info())
     time.sleep(1.1)
-    first, second = records.epochs(0, 1, 1), records.epochs(1, 1, 1)
-    delivery.put([records.started(0), *first])
-    time.sleep(0.2)
-    assert sink.taken == [records.started(0)]
-    delivery.put([*second, end := records.finished(0, TrialState.PRUNED)])
-    delivery.close()
-    assert sink.taken == [records.started(0), *first, end, *second]
-
-
-def test_a_second_try_does_not_wait_for_a_flush() -> None:
-    """However long reports are gathered."""
-    sink = Flaky(2)
-    delivery = Delivery(lambda: sink, MemoryBacklog(), Pace(flush_s=60.0, first_retry_s=0.01))
-    delivery.put([*records.epochs(0, 1, 1), start := records.started(0)])
-    deadline = time.monotonic() + 10
-    while not sink.taken and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert sink.taken[-1] == start
-    delivery.close()
-
-
-def test_a_store_that_never_answers_is_given_up_after_the_grace() -> None:
-    """close() asks for the grace time, then says how many records are left and why."""
-    pace = Pace(first_retry_s=0.01, retry_s=0.05, grace_s=0.3)
-    delivery = Delivery(lambda: Flaky(10**9), MemoryBacklog(), pace)
-    delivery.put([records.started(0), *records.epochs(0)])
-    began = time.monotonic()
-    with pytest.raises(UndeliveredError, match=r"^4 records could not .* MLflow: no answer$"):
-        delivery.close()
-    assert 0.3 <= time.monotonic() - began < 3
+    tracker.write([records.started(0), records.started(1)])
+    deadline = time.monotonic() + 20
+    while len(runs_of(uri)) < 3 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    tracker.write([*records.epochs(0, 1, 1), *records.epochs(1, 1, 1)])
+    tracker.write([records.finished(1, TrialState.PRUNED)])
+    while runs_of(uri)["1"].info.status != "FINISHED" and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert "val_acc" in runs_of(uri)["1"].data.metrics
+    while "val_acc" not in runs_of(uri)["0"].data.metrics and time.monotonic() < deadline:
+        time.sleep(0.02)
+    tracker.close()
+    assert time.monotonic() < deadline
 
 
 def test_a_locked_database_is_waited_for(uri: str) -> None:
@@ -582,7 +564,7 @@ def test_a_server_keeps_everything_too(
     runs = runs_of(server)
     assert [runs[key].info.status for key in "0123"] == [
         "FINISHED",
-        "KILLED",
+        "FINISHED",
         "FAILED",
         "FINISHED",
     ]

@@ -243,7 +243,7 @@ class MlflowTracker:
         """Bring MLflow up to the last record. Does nothing when it never opened, or again.
 
         Raises:
-            UndeliveredError: Some trials are not in MLflow yet.
+            UndeliveredError: Some trials are not in MLflow as Optuna has them.
         """
         thread, self._thread = self._thread, None
         if thread is None:
@@ -267,8 +267,8 @@ class MlflowTracker:
         with self._lock:
             behind = sorted(n for n, pending in self._trials.items() if pending.is_behind)
             is_study_behind = self._study_synced < self._study_changes
-        what = [of_trials(behind)] if behind else []
-        what += ["the study's own run"] if is_study_behind else []
+        what = [named(behind)] if behind else []
+        what += ["the study itself"] if is_study_behind else []
         lost = list(self._mirror.lost) if self._mirror else []
         if not what and not lost:
             return
@@ -278,8 +278,8 @@ class MlflowTracker:
             name = self._study.name if self._study else "STUDY"
             why = f" ({one_line(error)})" if error else ""
             said = [
-                f"{' and '.join(what)} not up to date in MLflow{why}: the same command, or `sweep "
-                f"doctor {name} --fix`, does that once MLflow takes it; Optuna has all of it",
+                f"MLflow lacks records of {' and '.join(what)}{why}: the same command, or `sweep "
+                f"doctor {name} --fix`, brings them once MLflow takes them; Optuna has them all",
                 *said,
             ]
         raise UndeliveredError("; ".join(said)) from error
@@ -292,10 +292,14 @@ class MlflowTracker:
             self._round(is_last=False)
         deadline = time.monotonic() + self._pace.grace_s
         self._retry_at = 0.0
-        while not self._round(is_last=True) and time.monotonic() < deadline:
+        while not self._round(is_last=True):
+            # A store that answers is not left alone: a trial that it refuses is tried TRIES times.
+            if self._away_since and time.monotonic() >= deadline:
+                break
             if self._error is not None and is_disk_full(self._error):
                 break  # waiting makes no room
-            time.sleep(max(0.02, min(self._pace.first_retry_s, deadline - time.monotonic())))
+            left_s = deadline - time.monotonic()
+            time.sleep(max(0.02, min(self._pace.first_retry_s, left_s)))
 
     def _wait(self) -> None:
         """Until records come, or the next flush, try or description is due."""
@@ -482,16 +486,16 @@ class _AwayError(Exception):
         self.error = error
 
 
-def of_trials(numbers: Sequence[int]) -> str:
+def named(numbers: Sequence[int]) -> str:
     """At most five numbers, and how many more there are.
 
-    >>> of_trials([3]), of_trials([1, 2, 3, 4, 5, 6, 7])
-    ('trial 3 is', 'trials 1, 2, 3, 4, 5 and 2 more are')
+    >>> named([3]), named([1, 2, 3, 4, 5, 6, 7])
+    ('trial 3', 'trials 1, 2, 3, 4, 5 (and 2 more)')
     """
     if len(numbers) == 1:
-        return f"trial {numbers[0]} is"
-    more = f" and {len(numbers) - 5} more" if len(numbers) > 5 else ""
-    return f"trials {', '.join(map(str, numbers[:5]))}{more} are"
+        return f"trial {numbers[0]}"
+    more = f" (and {len(numbers) - 5} more)" if len(numbers) > 5 else ""
+    return f"trials {', '.join(map(str, numbers[:5]))}{more}"
 
 
 def open_mirror(tracking_uri: str, study: StudyInfo, *, log_models: bool) -> Mirror:
