@@ -12,6 +12,7 @@ from sweep.errors import SweepError, UndeliveredError
 from sweep.ledger import Ledger, LedgerTrial
 from sweep.recollection import Recollections, spec_of
 from sweep.tracking.reconcile import Disagreement
+from sweep.tracking.uri import quiet
 from sweep.trial import TrialState
 from sweep.trial_files import (
     RESUME_STATE,
@@ -33,8 +34,11 @@ def examine(config: RunConfig, ledger: Ledger, *, fix: bool) -> list[Disagreemen
     """
     from sweep.tracking import reconcile_runs, waiting_numbers
 
+    found = list(_check_addresses(config, fix=fix))
+    if not all(disagreement.is_fixed for disagreement in found):
+        return found  # what MLflow's runs say of their files is of another folder
     trials = ledger.trials()
-    found = list(_check_records(config, fix=fix))
+    found += _check_records(config, fix=fix)
     found += _check_files(config, trials, fix=fix)
     found += _check_states(config, ledger, trials, fix=fix)
     memory = Recollections(config, ledger)
@@ -42,6 +46,15 @@ def examine(config: RunConfig, ledger: Ledger, *, fix: bool) -> list[Disagreemen
         config.tracking_uri, config.study_name, memory.states(), memory, fix=fix,
         waiting=waiting_numbers(config.study_dir),
     )  # fmt: skip
+
+
+def _check_addresses(config: RunConfig, *, fix: bool) -> Iterable[Disagreement]:
+    """MLflow's artifacts lie in the folder of its store, or where the user put them."""
+    with quiet():
+        from sweep.tracking.addresses import examine as examine_addresses
+
+    if (said := examine_addresses(config.tracking_uri, config.study_name, fix=fix)) is not None:
+        yield Disagreement(*said)
 
 
 def _check_records(config: RunConfig, *, fix: bool) -> Iterable[Disagreement]:

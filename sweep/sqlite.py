@@ -49,6 +49,32 @@ def path_of(url: str) -> Path | None:
     return Path(os.path.abspath(name))  # noqa: PTH100 - resolve() would follow links
 
 
+def url_of(path: Path, options: str = "") -> str:
+    """The URL of an SQLite file, from which `path_of` and SQLAlchemy take the same path.
+
+    >>> url_of(Path("/data/50% done/optuna.db")), url_of(Path("/data/optuna.db"), "timeout=5")
+    ('sqlite+pysqlite:////data/50%25 done/optuna.db', 'sqlite:////data/optuna.db?timeout=5')
+    """
+    quoted = str(path).replace("%", "%25").replace("?", "%3F")
+    # MLflow makes the folder of `sqlite:///`, as it is quoted; the driver's name keeps it from that.
+    scheme = "sqlite" if quoted == str(path) else "sqlite+pysqlite"
+    return f"{scheme}:///{quoted}{options and '?'}{options}"
+
+
+def fault_of(url: str) -> str:
+    """Why an SQLite URL is not quoted as it should be; an empty text where it is, or may be."""
+    scheme, _, rest = url.partition(":///")
+    if scheme.partition("+")[0] != "sqlite" or rest.startswith("file:"):
+        return ""
+    name, question, options = rest.partition("?")
+    if question and ("/" in options or "=" not in options):
+        return f"write %3F for a question mark in the path of an SQLite address, but got {url!r}"
+    folder, read = Path(name).parent, Path(unquote(name)).parent
+    if folder != read and folder.is_dir() and not read.is_dir():
+        return f"write %25 for % in the path of an SQLite address: {url!r} names {read}"
+    return ""
+
+
 def check(url: str) -> None:
     """Make the folder of a `sqlite:///` URL and see that its file can be read and written.
 
@@ -86,7 +112,8 @@ def to_read(url: str) -> str:
         log = path.with_name(f"{path.name}-wal")
         if (log.exists() and log.stat().st_size) or not is_database(path):
             raise
-        return f"sqlite:///file:{quote(str(path))}?immutable=1&uri=true"
+        # Quoted twice: SQLAlchemy takes the URL apart, then SQLite what is left of it.
+        return f"sqlite:///file:{quote(quote(str(path)))}?immutable=1&uri=true"
     return url
 
 

@@ -33,7 +33,7 @@ def make_sqlite_store(uri: str) -> None:
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     aside = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(8)}")
-    aside_uri = f"sqlite:///{aside}"
+    aside_uri = sqlite.url_of(aside)
     file = cache.cache_file(
         "stores", mlflow.__version__, latest_revision(), _sqlite.sqlite_version
     )

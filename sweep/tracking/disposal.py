@@ -81,6 +81,7 @@ def _holdings(
 ) -> Iterator[_Holding]:
     with quiet():
         from sweep.tracking import store as stores
+        from sweep.tracking.addresses import check_home
 
         stores.silence()
         if not stores.is_there(tracking_uri):
@@ -90,6 +91,7 @@ def _holdings(
         experiment = store.client.get_experiment_by_name(study)
         if experiment is None:
             return
+        check_home(store, experiment)
         where = experiment.experiment_id
         number_of: dict[str, int] = {}
         for run in stores.search_runs(store, where, {"sweep.role": "trial"}):
