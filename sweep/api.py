@@ -203,6 +203,7 @@ class _Upkeep:
         self._config, self._listeners = config, listeners
         self._tracker, self._retention = tracker, retention
         self._is_delivered = False
+        self._kept = ""
 
     def deliver(self, ledger: Ledger) -> None:
         """Deliver what an earlier run left; close a study that was killed after its last trial.
@@ -233,19 +234,26 @@ class _Upkeep:
         stored: Mapping[int, int] = {}
         if self._tracker.warning is not None:
             self._is_delivered = False
-            for listener in self._listeners:
-                listener.write([Notice(time.time_ns() // 1_000_000, self._tracker.warning)])
+            self._say(self._tracker.warning)
         else:
             self._agree(ledger, is_live=True)
         if self._is_delivered:
             stored = self.tidy(ledger)
+            if self._kept:
+                self._say(self._kept)
         self._retention.recall(trials, stored, is_delivered=self._is_delivered)
+
+    def _say(self, text: str) -> None:
+        for listener in self._listeners:
+            listener.write([Notice(time.time_ns() // 1_000_000, text)])
 
     def tidy(self, ledger: Ledger) -> Mapping[int, int]:
         """Look through all files once; returns trial -> bytes that MLflow holds, where asked."""
         from sweep import housekeeping
 
-        return housekeeping.tidy(self._config, ledger.trials()).stored
+        tidied = housekeeping.tidy(self._config, ledger.trials())
+        self._kept = tidied.kept
+        return tidied.stored
 
     def finish(self, ledger: Ledger) -> None:
         """The same when all is delivered; what the retention saw to needs no second look."""

@@ -56,7 +56,7 @@ def url_of(path: Path, options: str = "") -> str:
     ('sqlite+pysqlite:////data/50%25 done/optuna.db', 'sqlite:////data/optuna.db?timeout=5')
     """
     quoted = str(path).replace("%", "%25").replace("?", "%3F")
-    # MLflow makes the folder of `sqlite:///`, as it is quoted; the driver's name keeps it from that.
+    # MLflow makes the folder of a `sqlite:///` URL, quotes and all, but not of one with a driver.
     scheme = "sqlite" if quoted == str(path) else "sqlite+pysqlite"
     return f"{scheme}:///{quoted}{options and '?'}{options}"
 

@@ -9,6 +9,7 @@ Imports mlflow: only the driver may load this module.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -49,6 +50,8 @@ from sweep.trial import (
     TrialState,
     WorkerReady,
 )
+
+_log = logging.getLogger("sweep.tracking")
 
 _MAX_TAG = 500
 """Longest failure message that is kept as a tag; all of it is in traceback.txt."""
@@ -101,8 +104,9 @@ class StudyRuns:
         elif isinstance(record, CheckpointDropped):
             if record.number not in self._trials:
                 self._load()  # made again since by a repair
-            if (run := self._trials.get(record.number)) is not None:
-                drop_files(self._store, run.place)
+            run = self._trials.get(record.number)
+            if run is not None and (keeper := drop_files(self._store, run.place)):
+                _log.warning("trial %d stays: %s", record.number, keeper)
         elif isinstance(record, StudyFinished):
             self._summarise(record)
         elif isinstance(record, WorkerReady):
