@@ -150,7 +150,7 @@ def test_a_storage_that_fails_later_is_one_line(six: Path) -> None:
     ledger = open_study(f"sqlite:///{OPTUNA}", "six")
     shutil.copyfile(OPTUNA, "copy.db")
     query(OPTUNA, "ALTER TABLE trials RENAME TO trails")
-    with pytest.raises(StoreError, match=r"optuna\.db has the tables of another Optuna"):
+    with pytest.raises(StoreError, match=r"optuna\.db cannot be used: no such table: trials\. A table"):
         ledger.trials()
     ledger.close()
     assert len(open_study("sqlite:///copy.db", "six").trials()) == 6
