@@ -77,7 +77,7 @@ def _check_states(
 ) -> Iterable[Disagreement]:
     """RUNNING trials belong to a dead driver: they wait for the next run."""
     for trial in trials:
-        if trial.state is not TrialState.RUNNING:
+        if trial.state is not TrialState.RUNNING or trial.is_foreign:
             continue
         folder = trial_folder(config.study_dir, trial.number)
         if usable_verdict(folder, spec_of(config, trial)) is not None:

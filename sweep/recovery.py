@@ -88,7 +88,7 @@ def _unlinked_logs(paths: Sequence[Path]) -> list[Path]:
     with contextlib.suppress(OSError):
         for entry in OPEN_FILES.iterdir():
             with contextlib.suppress(OSError):  # closed meanwhile
-                name = os.readlink(entry).removesuffix(" (deleted)")
+                name = str(entry.readlink()).removesuffix(" (deleted)")
                 if (log := Path(name)) in logs and _identity(log) != _identity(entry):
                     return [log]
     return []
