@@ -317,11 +317,11 @@ def create_study(url: str, name: str, direction: Direction) -> tuple[Ledger, boo
 
 def _see_that_it_can_be_taken(ledger: Ledger, direction: Direction) -> None:
     """Refuse another program's study of the same name that is more than an empty one."""
-    what = ""
+    trials, what = ledger.trials(), ""
     if ledger.direction != direction:
         what = f"it is to {ledger.direction}, but this search is to {direction}"
-    elif n_trials := sum(not trial.queued for trial in ledger.trials()):
-        what = f"it has {n_trials} trials that are not sweep's"
+    elif all(t.is_foreign for t in trials) and not all(t.queued for t in trials):
+        what = f"none of its {len(trials)} trials is sweep's"
     if what:
         raise ConfigError(
             f"study {ledger.name!r} was made by another program and {what}: name another with "
