@@ -82,12 +82,15 @@ def new_location(uri: str, name: str) -> str | None:
 def check_home(store: Store, experiment: Experiment) -> None:
     """See that the experiment's artifacts lie where they were made for.
 
-    Raises StoreError for a folder that was moved or copied since. An experiment of an older sweep,
-    or one that the user made, is marked.
+    Raises StoreError for a folder that was moved or copied since.
     """
     move = _move_of(store.uri, experiment)
     if move is not None:
         raise StoreError(move.sentence(experiment.name))
+
+
+def mark_home(store: Store, experiment: Experiment) -> None:
+    """Note where the store is with an experiment of an older sweep, or of the user's."""
     if HOME_TAG not in experiment.tags:
         for key, value in home_tags(store.uri).items():
             store.client.set_experiment_tag(experiment.experiment_id, key, value)

@@ -24,7 +24,7 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sweep import postgres, sqlite
 from sweep.errors import DiskError, StoreError, SweepError
 from sweep.redact import redacted
-from sweep.tracking.addresses import check_home, home_tags, new_location
+from sweep.tracking.addresses import check_home, home_tags, mark_home, new_location
 from sweep.tracking.blank import latest_revision, make_sqlite_store
 from sweep.tracking.run_rows import OneByOne, RunRows
 from sweep.tracking.uri import one_line, resolve, without_credentials
@@ -179,6 +179,7 @@ def find_or_make_experiment(store: Store, name: str) -> tuple[Experiment, bool]:
     found = store.client.get_experiment_by_name(name)
     if found is not None:
         check_home(store, found)
+        mark_home(store, found)
         if found.lifecycle_stage == LifecycleStage.DELETED:
             store.client.restore_experiment(found.experiment_id)
         return found, False
