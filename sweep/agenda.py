@@ -49,6 +49,8 @@ class Planned:
     """Population epoch that it first started in, where it trained at all."""
     trainer: TrainerName | None = None
     """The path that it was begun in, where that is known."""
+    is_queued: bool = False
+    """Whether another program gave it its number, by Optuna's `enqueue_trial`."""
     proposal: Proposal | None = None
     """Set where it was thought of ahead, with the number that it is going to have."""
 

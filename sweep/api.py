@@ -203,6 +203,7 @@ class _Upkeep:
         self._tracker, self._retention = tracker, retention
         self._is_delivered = False
         self._has_old_trials = False
+        self._kept = ""
 
     def deliver(self, ledger: Ledger) -> None:
         """Bring MLflow up to a study that has nothing else to do.
@@ -232,6 +233,8 @@ class _Upkeep:
             self._is_delivered = not left
         if self._is_delivered:
             stored = self.tidy(ledger)
+            if self._kept:
+                self._say(self._kept)
         self._retention.recall(trials, stored, is_delivered=self._is_delivered)
 
     def _say(self, line: str) -> None:
@@ -242,7 +245,9 @@ class _Upkeep:
         """Look through all files once; returns trial -> bytes that MLflow holds, where asked."""
         from sweep import housekeeping
 
-        return housekeeping.tidy(self._config, ledger.trials()).stored
+        tidied = housekeeping.tidy(self._config, ledger.trials())
+        self._kept = tidied.kept
+        return tidied.stored
 
     def finish(self, ledger: Ledger) -> None:
         """The same when all is delivered; what the retention saw to needs no second look.

@@ -12,6 +12,7 @@ from sweep.errors import SweepError
 from sweep.ledger import Ledger, LedgerTrial
 from sweep.recollection import Recollections, spec_of
 from sweep.tracking.reconcile import Disagreement
+from sweep.tracking.uri import quiet
 from sweep.trial import TrialState
 from sweep.trial_files import (
     RESUME_STATE,
@@ -33,10 +34,22 @@ def examine(config: RunConfig, ledger: Ledger, *, fix: bool) -> list[Disagreemen
     """
     from sweep.tracking import reconcile_runs
 
+    found = list(_check_addresses(config, fix=fix))
+    if not all(disagreement.is_fixed for disagreement in found):
+        return found  # what MLflow's runs say of their files is of another folder
     trials = ledger.trials()
-    found = list(_check_files(config, trials, fix=fix))
+    found += _check_files(config, trials, fix=fix)
     found += _check_states(config, ledger, trials, fix=fix)
     return found + reconcile_runs(config.tracking_uri, Recollections(config, ledger), fix=fix)
+
+
+def _check_addresses(config: RunConfig, *, fix: bool) -> Iterable[Disagreement]:
+    """MLflow's artifacts lie in the folder of its store, or where the user put them."""
+    with quiet():
+        from sweep.tracking.addresses import examine as examine_addresses
+
+    if (said := examine_addresses(config.tracking_uri, config.study_name, fix=fix)) is not None:
+        yield Disagreement(*said)
 
 
 def _check_states(
@@ -44,7 +57,7 @@ def _check_states(
 ) -> Iterable[Disagreement]:
     """RUNNING trials belong to a dead driver: they wait for the next run."""
     for trial in trials:
-        if trial.state is not TrialState.RUNNING:
+        if trial.state is not TrialState.RUNNING or trial.is_foreign:
             continue
         folder = trial_folder(config.study_dir, trial.number)
         if usable_verdict(folder, spec_of(config, trial)) is not None:

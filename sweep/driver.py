@@ -88,17 +88,27 @@ class Driver:
         again: Sequence[int] = (),
     ) -> None:
         """Take in what an earlier run left, what to try first, and failed trials to try again."""
-        self._proposals.remember([t.frozen for t in trials if t.state.is_finished])
+        finished = [t.frozen for t in trials if t.state.is_finished]
+        self._proposals.remember(self._proposals.fitting(finished))
         self._n_finished = sum(t.state.is_finished for t in trials)
         self._next_number = len(trials)
+        said: list[Record] = []
         for trial in trials:
-            if not trial.state.is_finished:
-                self._planned.append(
-                    Planned(
-                        trial.hyperparameters, trial.params or None, trial.number,
-                        trial.start_epoch, trial.trainer,
-                    )
-                )  # fmt: skip
+            if trial.state.is_finished:
+                continue
+            if trial.is_foreign:
+                self._plan_foreign(trial, said)
+                continue
+            self._planned.append(
+                Planned(
+                    trial.hyperparameters,
+                    trial.params or None,
+                    trial.number,
+                    trial.start_epoch,
+                    trial.trainer,
+                )
+            )
+        self._record(said)
         begun = [p.hyperparameters for p in self._planned]
         for trial in trials:
             if trial.number in again and trial.hyperparameters not in begun:
@@ -107,6 +117,19 @@ class Driver:
         for hyperparameters, params in first:
             if hyperparameters not in known and not self._proposals.is_known(hyperparameters):
                 self._planned.append(Planned(hyperparameters, params))
+
+    def _plan_foreign(self, trial: LedgerTrial, said: list[Record]) -> None:
+        """Train what another program queued, if the space has it; leave its other trials alone."""
+        why = f"it is {trial.state}, and another program's"
+        if trial.queued:
+            try:
+                configuration, params = self._proposals.queued(trial.number, trial.queued)
+            except ConfigError as error:
+                why = f"it was queued, but {error}"
+            else:
+                self._planned.append(Planned(configuration, params, trial.number, is_queued=True))
+                return
+        said.append(notice(f"trial {trial.number} is left alone: {why}"))
 
     def prepare(self, n: int) -> None:
         """Think of the first `n` trials while workers load. Nothing is recorded or told yet."""
@@ -375,7 +398,11 @@ class Driver:
     def _adopt(self, planned: Planned, number: int, records: list[Record]) -> TrialSpec:
         """An interrupted trial under its own number, from its checkpoint where it has one."""
         proposal = self._proposals.of(planned, number)
-        self._openings.append(functools.partial(self._ledger.reopen_trial, number))
+        if planned.is_queued:
+            taking = functools.partial(self._ledger.take_queued, number, proposal.frozen)
+            self._openings.append(taking)
+        else:
+            self._openings.append(functools.partial(self._ledger.reopen_trial, number))
         spec = self._spec(number, proposal.hyperparameters, planned.trainer)
         spec = self._from_checkpoint(spec, planned.start_epoch)
         return self._start(spec, proposal, records, spec.start_epoch or 0)

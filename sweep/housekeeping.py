@@ -21,6 +21,9 @@ from sweep.retention import KEPT_IN_WORK_DIR, goodness_of
 from sweep.trial import Direction
 from sweep.trial_files import folder_bytes, trial_folder
 
+MOST_SAID = 5
+"""Trials that one line names."""
+
 
 @dataclass(frozen=True)
 class Removal:
@@ -32,6 +35,8 @@ class Removal:
     where: str
     folder: Path | None = None
     """Set for files in the work folder; None: in MLflow."""
+    kept_by: str = ""
+    """What refers to the files: they stay."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,13 @@ class Tidied:
     removals: Sequence[Removal] = ()
     stored: Mapping[int, int] = field(default_factory=dict)
     """Trial -> bytes that MLflow still holds, where `--keep` or `--disk-limit` asks for it."""
+
+    @property
+    def kept(self) -> str:
+        """Which trials keep their files, and for what; empty where none does."""
+        kept = [f"trial {r.number} stays: {r.kept_by}" for r in self.removals if r.kept_by]
+        more = [f"{len(kept) - MOST_SAID} more"] if len(kept) > MOST_SAID else []
+        return "; ".join([*kept[:MOST_SAID], *more])
 
 
 def ranked(trials: Sequence[LedgerTrial], direction: Direction) -> list[int]:
@@ -74,24 +86,35 @@ def in_work_dir(
 
 
 def in_mlflow(
-    stored: Mapping[int, int], trials: Sequence[LedgerTrial], kept: Sequence[int]
+    config: RunConfig,
+    stored: Mapping[int, int],
+    trials: Sequence[LedgerTrial],
+    kept: Sequence[int],
 ) -> list[Removal]:
     """Checkpoints and models in MLflow of finished trials that are not among `kept`.
 
-    `stored` is what MLflow holds: trial number -> bytes.
+    `stored` is what MLflow holds: trial number -> bytes. Files that something refers to are named
+    with what that is. Raises StoreError.
     """
+    from sweep.tracking.disposal import kept_by
+
     finished = {t.number for t in trials if t.state.is_finished}
+    poor = {n: size for n, size in stored.items() if n in finished and n not in kept}
+    referred = kept_by(config.tracking_uri, config.study_name, poor) if poor else {}
     return [
-        Removal(number, n_bytes, f"MLflow, trial {number}")
-        for number, n_bytes in sorted(stored.items())
-        if number in finished and number not in kept
+        Removal(number, n_bytes, f"MLflow, trial {number}", kept_by=referred.get(number, ""))
+        for number, n_bytes in sorted(poor.items())
     ]
 
 
 def remove(config: RunConfig, removals: Sequence[Removal]) -> None:
-    """Carry removals out. Raises StoreError where MLflow cannot be reached."""
+    """Carry removals out, but for files that are kept by something.
+
+    Raises StoreError where MLflow cannot be reached.
+    """
     from sweep.tracking.disposal import drop_checkpoints
 
+    removals = [removal for removal in removals if not removal.kept_by]
     in_store = [r.number for r in removals if r.folder is None and r.number is not None]
     if in_store:
         drop_checkpoints(config.tracking_uri, config.study_name, in_store)
@@ -119,16 +142,20 @@ def tidy(config: RunConfig, trials: Sequence[LedgerTrial], *, is_kept_up: bool =
     sizes = stored(config) if is_bounded else {}
     removals: list[Removal] = []
     if config.keep is not None:
-        removals += in_mlflow(sizes, trials, best_first[: config.keep])
-    left = {n: size for n, size in sizes.items() if n not in {r.number for r in removals}}
+        removals += in_mlflow(config, sizes, trials, best_first[: config.keep])
+    left = {n: size for n, size in sizes.items() if n not in _gone(removals)}
     if config.disk_limit_gb is not None:
-        gone = _beyond(config, left, best_first, kept_here)
-        removals += in_mlflow({n: left[n] for n in gone if n in left}, trials, ())
-        left = {n: size for n, size in left.items() if n not in gone}
-        kept_here = [n for n in kept_here if n not in gone]
+        beyond = _beyond(config, left, best_first, kept_here)
+        removals += in_mlflow(config, {n: left[n] for n in beyond if n in left}, trials, ())
+        left = {n: size for n, size in left.items() if n not in _gone(removals)}
+        kept_here = [n for n in kept_here if n not in beyond]
     removals += in_work_dir(config, trials, kept_here)
     remove(config, removals)
     return Tidied(removals, left)
+
+
+def _gone(removals: Sequence[Removal]) -> set[int | None]:
+    return {r.number for r in removals if not r.kept_by}
 
 
 def _beyond(

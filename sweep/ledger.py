@@ -18,11 +18,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
-from sweep.errors import NotFoundError, StoreError, must_be_one_of
+from sweep.errors import ConfigError, NotFoundError, StoreError, must_be_one_of
 from sweep.storage import close_storage, open_storage, rows_of
 from sweep.trial import DatasetInfo, Direction, EpochReport, TrainerName, TrialState
 
@@ -73,6 +74,17 @@ class LedgerTrial:
             for epoch, time_ms, metrics in block
         ]
 
+    @property
+    def is_foreign(self) -> bool:
+        """Whether another program made it, e.g. by `enqueue_trial` or in a dashboard."""
+        return not isinstance(self.frozen.user_attrs.get(HYPERPARAMETERS), Mapping)
+
+    @property
+    def queued(self) -> Mapping[str, Any]:
+        """The parameters that Optuna's `enqueue_trial` asks for; empty where it was not called."""
+        fixed = self.frozen.system_attrs.get("fixed_params")
+        return fixed if self.state is TrialState.WAITING and isinstance(fixed, Mapping) else {}
+
 
 @dataclass(frozen=True)
 class StudySummary:
@@ -87,7 +99,10 @@ class StudySummary:
 
 
 class Ledger:
-    """One study in an Optuna storage. Only the driver may write; anyone may read."""
+    """One study in an Optuna storage. Only the driver may write; anyone may read.
+
+    Raises NotFoundError where there is none of that name, or one of several objectives.
+    """
 
     def __init__(self, storage: BaseStorage, name: str) -> None:
         self._storage, self.name = storage, name
@@ -97,6 +112,12 @@ class Ledger:
             known = sorted(s.study_name for s in storage.get_all_studies())
             hint = must_be_one_of("study", name, known) if known else f"no study {name!r}"
             raise NotFoundError(f"{hint}: `sweep list` shows the studies there are") from None
+        n_objectives = len(storage.get_study_directions(self._study_id))
+        if n_objectives != 1:
+            raise NotFoundError(
+                f"study {name!r} is another program's: it has {n_objectives} objectives, but a "
+                "sweep has one. Name another with --study"
+            )
         self._rows = rows_of(storage)
         self._ids: dict[int, int] = {}
         self.confirm: Callable[[], object] = lambda: None
@@ -114,8 +135,23 @@ class Ledger:
     @property
     def config(self) -> dict[str, Any]:
         """The configuration that the study was made with; empty for a foreign study."""
-        attrs = self._storage.get_study_user_attrs(self._study_id)
-        return dict(json.loads(attrs.get(CONFIG, "{}")))
+        return dict(self._kept(CONFIG, {}))
+
+    def _kept(self, key: str, default: Any) -> Any:
+        """A study's attribute that holds JSON. Raises StoreError where something changed it."""
+        text = self._storage.get_study_user_attrs(self._study_id).get(key)
+        if text is None:
+            return default
+        try:
+            value = json.loads(text)
+        except (TypeError, ValueError):
+            value = None
+        if not isinstance(value, type(default)):
+            raise StoreError(
+                f"study {self.name!r}: its attribute {key} was changed by another program and "
+                "cannot be read. Put it back, or start a search of another name with --study"
+            )
+        return value
 
     @property
     def space_text(self) -> str:
@@ -142,8 +178,7 @@ class Ledger:
     @property
     def dataset(self) -> DatasetInfo | None:
         """The data that trials read, as the last worker named them; None: no worker did yet."""
-        attrs = self._storage.get_study_user_attrs(self._study_id)
-        values = json.loads(attrs.get(DATA, "{}"))
+        values = self._kept(DATA, {})
         if "name" not in values:
             return None  # a study of sweep before 0.2
         return DatasetInfo(**{**values, "feature_shape": tuple(values["feature_shape"])})
@@ -153,8 +188,7 @@ class Ledger:
         """What the data decides of MLPClassifier: in_features, n_classes, mean and std."""
         info = self.dataset
         if info is None:
-            attrs = self._storage.get_study_user_attrs(self._study_id)
-            return dict(json.loads(attrs.get(DATA, "{}")))
+            return dict(self._kept(DATA, {}))
         return {
             "in_features": math.prod(info.feature_shape), "n_classes": info.n_classes,
             "input_mean": info.mean, "input_std": info.std,
@@ -170,8 +204,7 @@ class Ledger:
     @property
     def tags(self) -> dict[str, str]:
         """Git commit and versions that the study's last search ran on."""
-        attrs = self._storage.get_study_user_attrs(self._study_id)
-        return dict(json.loads(attrs.get(TAGS, "{}")))
+        return dict(self._kept(TAGS, {}))
 
     def note_tags(self, tags: Mapping[str, str]) -> None:
         """Keep git commit and versions."""
@@ -202,18 +235,48 @@ class Ledger:
             frozen.set_user_attr(TRAINER, trainer)
         if start_epoch:
             frozen.set_user_attr(START_EPOCH, start_epoch)
-        with self._writing:
+        with self._writing, self._told_of_others(number):
             trial_id, got = self._rows.open(self._study_id, frozen)
             if got != number:
                 raise StoreError(
                     f"study {self.name!r} has another writer: trial {number} became {got}. "
-                    "Let one `sweep run` at a time own a study"
+                    "Run the same command again: it takes in what another program added. Let one "
+                    "`sweep run` at a time own a study"
                 )
             self._ids[number] = trial_id
 
+    def take_queued(self, number: int, frozen: FrozenTrial) -> None:
+        """Set a trial RUNNING that another program queued, with all parameters of `frozen`.
+
+        Its hyperparameters come last: without them it counts as queued, whatever else it has.
+        """
+        self.confirm()
+        trial_id = self._ids[number]
+        with self._writing, self._told_of_others(number):
+            known = self._storage.get_trial(trial_id).params
+            for name, distribution in frozen.distributions.items():
+                if name not in known:
+                    value = distribution.to_internal_repr(frozen.params[name])
+                    self._storage.set_trial_param(trial_id, name, value, distribution)
+            for key, attr in frozen.user_attrs.items():
+                self._storage.set_trial_user_attr(trial_id, key, attr)
+            self._storage.set_trial_state_values(trial_id, optuna.trial.TrialState.RUNNING)
+
+    @contextlib.contextmanager
+    def _told_of_others(self, number: int) -> Iterator[None]:
+        """Turn what Optuna raises where another program changed the study into a StoreError."""
+        try:
+            yield
+        except (UpdateFinishedTrialError, KeyError, ValueError) as error:
+            why = "was finished" if isinstance(error, UpdateFinishedTrialError) else "was changed"
+            raise StoreError(
+                f"study {self.name!r}: trial {number} {why} by another program while the search "
+                f"ran ({str(error).strip()}). Run the same command again to go on"
+            ) from error
+
     def reopen_trial(self, number: int) -> None:
         """Set an interrupted (WAITING) trial RUNNING again; a RUNNING one stays as it is."""
-        with self._writing:
+        with self._writing, self._told_of_others(number):
             self._storage.set_trial_state_values(
                 self._ids[number], optuna.trial.TrialState.RUNNING
             )
@@ -224,8 +287,7 @@ class Ledger:
 
     def carried(self) -> list[dict[str, Any]]:
         """Trials of an older study that this one started with (see `sweep.warmstart`)."""
-        attrs = self._storage.get_study_user_attrs(self._study_id)
-        return list(json.loads(attrs.get(CARRIED, "[]")))
+        return list(self._kept(CARRIED, []))
 
     def carry(self, trials: Sequence[Mapping[str, Any]]) -> None:
         """Keep trials of an older study to start with."""
@@ -251,7 +313,7 @@ class Ledger:
         `metric` is the objective: its curve becomes the trial's intermediate values.
         """
         curve = {report.epoch: report.metrics[metric] for report in reports}
-        with self._writing:
+        with self._writing, self._told_of_others(number):
             self._rows.close(
                 self._ids[number], optuna.trial.TrialState[state], value, curve,
                 {RESULT: dict(result)}, {**system_attrs, **_report_attrs(reports)},
@@ -292,7 +354,24 @@ def create_study(url: str, name: str, direction: Direction) -> tuple[Ledger, boo
             towards = StudyDirection.MAXIMIZE if is_up else StudyDirection.MINIMIZE
             storage.create_new_study([towards], name)
             is_new = True
-        return Ledger(storage, name), is_new
+        ledger = Ledger(storage, name)
+        if not is_new and not ledger.config:
+            _see_that_it_can_be_taken(ledger, direction)
+        return ledger, is_new
+
+
+def _see_that_it_can_be_taken(ledger: Ledger, direction: Direction) -> None:
+    """Refuse another program's study of the same name that is more than an empty one."""
+    trials, what = ledger.trials(), ""
+    if ledger.direction != direction:
+        what = f"it is to {ledger.direction}, but this search is to {direction}"
+    elif all(t.is_foreign for t in trials) and not all(t.queued for t in trials):
+        what = f"none of its {len(trials)} trials is sweep's"
+    if what:
+        raise ConfigError(
+            f"study {ledger.name!r} was made by another program and {what}: name another with "
+            "--study"
+        )
 
 
 def list_studies(url: str) -> list[StudySummary]:
@@ -302,7 +381,9 @@ def list_studies(url: str) -> list[StudySummary]:
     except NotFoundError:
         return []
     try:
-        names = sorted(study.study_name for study in storage.get_all_studies())
+        studies = storage.get_all_studies()
+        # Others' studies of several objectives are none that sweep could go on with.
+        names = sorted(s.study_name for s in studies if len(s.directions) == 1)
         return [Ledger(storage, name).summary() for name in names]
     finally:
         close_storage(storage)
@@ -357,21 +438,26 @@ def _report_attrs(reports: Sequence[EpochReport]) -> dict[str, Any]:
 
 
 def _from_frozen(trial: FrozenTrial) -> LedgerTrial:
-    hyperparameters = trial.user_attrs.get(HYPERPARAMETERS, trial.params)
-    attrs = trial.system_attrs
-    names = [key for key in attrs if key.startswith(f"{REPORTS}:")]
+    user, system = trial.user_attrs, trial.system_attrs
+    hyperparameters = _mapping(user.get(HYPERPARAMETERS)) or trial.params
+    names = [key for key in system if key.startswith(f"{REPORTS}:")]
     frozen = copy.copy(trial)  # a sampler copies what a trial has: without its curves
-    frozen.system_attrs = {key: value for key, value in attrs.items() if key not in names}
+    frozen.system_attrs = {key: value for key, value in system.items() if key not in names}
     return LedgerTrial(
         number=trial.number,
         state=TrialState(trial.state.name),
         value=trial.value if trial.values is not None else None,
         params=trial.params,
         hyperparameters={k: tuples(v) for k, v in hyperparameters.items()},
-        result=trial.user_attrs.get(RESULT, {}),
+        result=_mapping(user.get(RESULT)),
         curve=trial.intermediate_values,
-        report_blocks=[attrs[f"{REPORTS}:{at}"] for at in range(len(names))],
-        start_epoch=trial.user_attrs.get(START_EPOCH, 0),
-        trainer=trial.user_attrs.get(TRAINER),
+        report_blocks=[system[f"{REPORTS}:{at}"] for at in range(len(names))],
+        start_epoch=user.get(START_EPOCH, 0),
+        trainer=user.get(TRAINER),
         frozen=frozen,
     )
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    """`value`; an empty mapping for anything else, e.g. what a dashboard made of an attribute."""
+    return value if isinstance(value, Mapping) else {}

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 from typing import Any, cast
 
+from sweep import sqlite
 from sweep.datasets import dataset_names
 from sweep.errors import ConfigError, must_be_one_of
 
@@ -41,6 +42,8 @@ def address(field: str, value: Any) -> str:
             f"{field} must be an address whose user and password have %40 for @, %2F for /, %3F "
             "for ?, %23 for #, %7B for {, %7D for } and %20 for a space"
         )
+    if fault := sqlite.fault_of(word):
+        raise ConfigError(f"{field}: {fault}")
     return word
 
 

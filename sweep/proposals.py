@@ -14,16 +14,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import optuna
+from optuna.distributions import check_distribution_compatibility
 from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial
 
 from sweep.agenda import Planned
-from sweep.errors import ConfigError
+from sweep.errors import ConfigError, StoreError, must_be_one_of
 from sweep.imports import import_object
 from sweep.ledger import HYPERPARAMETERS
 from sweep.space import Space, canonical_key
+from sweep.space.trials import FilledTrial
 from sweep.tpe import WORTH_SCIPY, evaluate_in_c
 from sweep.trial import Direction, TrialState, derive_seed
 
@@ -79,6 +81,24 @@ class Proposals:
         self._running: dict[int, optuna.Trial] = {}
         self._values: dict[str, float | None] = {}
         """Canonical configuration -> objective of its completed trial, else None."""
+
+    def fitting(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+        """Those of `trials` that can stand beside this space's in one study.
+
+        Raises StoreError for another program's that Optuna keeps this space's out for.
+        """
+        own = self._space.distributions()
+        for trial in trials:
+            for name, distribution in trial.distributions.items():
+                try:
+                    if name in own:
+                        check_distribution_compatibility(distribution, own[name])
+                except ValueError as error:
+                    raise StoreError(
+                        f"trial {trial.number} is another program's and has {name} as another "
+                        "kind of parameter: go on without it by --fork NEW"
+                    ) from error
+        return [t for t in trials if HYPERPARAMETERS in t.user_attrs or {*t.params} <= {*own}]
 
     def remember(self, trials: Sequence[FrozenTrial]) -> None:
         """Learn from finished trials of an earlier run of this study."""
@@ -152,6 +172,30 @@ class Proposals:
         trial = self._study.ask()
         self._space.suggest(trial)
         return self._accept(number, trial, hyperparameters, key)
+
+    def queued(
+        self, number: int, params: Mapping[str, Any]
+    ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        """The configuration, and its parameters, that trial `number` was queued with.
+
+        What `params` leaves open is drawn at random, by the trial's number. Raises ConfigError
+        where the space does not have it.
+        """
+        names = self._space.distributions()
+        unknown = [name for name in params if name not in names]
+        if unknown:
+            raise ConfigError(must_be_one_of("a parameter of this space", unknown[0], names))
+        drawn = FilledTrial(params, derive_seed(self._seed, "queued", number))
+        try:
+            configuration = self._space.suggest(drawn)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"no configuration of this space has {dict(params)}") from error
+        found = self._space.params_for(configuration)
+        if found is None:
+            raise ConfigError([p.sentence for p in self._space.problems_of(configuration)][:1])
+        if idle := [name for name in params if name not in found]:
+            raise ConfigError(f"{idle[0]} is not active in that configuration")
+        return configuration, found
 
     def is_known(self, hyperparameters: Mapping[str, Any]) -> bool:
         """Whether exactly this configuration was tried or is being tried."""

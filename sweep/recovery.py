@@ -9,16 +9,17 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from sweep import postgres, sqlite
-from sweep.errors import DiskError, StudyLockedError
+from sweep.errors import DiskError, StoreError, StudyLockedError
 from sweep.trial_files import make_private_folder
 
 PRIVATE = 0o600
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 """Changes with each start of the system (Linux; elsewhere it is not there)."""
+OPEN_FILES = Path("/proc/self/fd")
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
@@ -49,6 +50,48 @@ def owned_study(work_dir: Path, study: str, storage: str) -> Iterator[Callable[[
                 claim.renew()
 
         yield confirm
+
+
+def presence(work_dir: Path, study: str, *stores: str) -> Callable[[], None]:
+    """A check that a study's folder and the SQLite files of its stores are still there.
+
+    SQLite goes on writing to a file that was removed or replaced, and all of it is lost. The
+    check raises StoreError; it costs a look at each name, and at the open files of the process.
+    """
+    paths = [path for path in map(sqlite.path_of, stores) if path is not None]
+    known = {path: _identity(path) for path in [*paths, (work_dir / study).absolute()]}
+
+    def check() -> None:
+        gone = [path for path, was in known.items() if was and _identity(path) != was]
+        gone += [] if gone else _unlinked_logs(paths)
+        if gone:
+            raise StoreError(
+                f"{gone[0]} was removed or replaced while the search ran: what was recorded since "
+                "then may be lost. Put it back from a copy where there is one, then run the same "
+                "command again"
+            )
+
+    return check
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _unlinked_logs(paths: Sequence[Path]) -> list[Path]:
+    """Write-ahead logs that this process has open and somebody removed (Linux; elsewhere none)."""
+    logs = [Path(f"{os.path.realpath(path)}-wal") for path in paths]
+    with contextlib.suppress(OSError):
+        for entry in OPEN_FILES.iterdir():
+            with contextlib.suppress(OSError):  # closed meanwhile
+                name = str(entry.readlink()).removesuffix(" (deleted)")
+                if (log := Path(name)) in logs and _identity(log) != _identity(entry):
+                    return [log]
+    return []
 
 
 def lock_folder(work_dir: Path, storage: str) -> Path:

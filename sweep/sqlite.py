@@ -16,9 +16,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import os
+import secrets
+import socket
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
@@ -29,6 +32,9 @@ BUSY_TIMEOUT_S = 20
 """How long a connection waits for another process's write, MLflow's own value."""
 
 NETWORK_DISKS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "fuse.sshfs"})
+
+BESIDE = ("", "-wal", "-shm", "-journal")
+"""How the names of a database's files end."""
 
 _tuned: set[str] = set()
 _is_listening = False
@@ -47,6 +53,32 @@ def path_of(url: str) -> Path | None:
     if not name or name == ":memory:" or name.startswith("file:"):
         return None
     return Path(os.path.abspath(name))  # noqa: PTH100 - resolve() would follow links
+
+
+def url_of(path: Path, options: str = "") -> str:
+    """The URL of an SQLite file, from which `path_of` and SQLAlchemy take the same path.
+
+    >>> url_of(Path("/data/50% done/optuna.db")), url_of(Path("/data/optuna.db"), "timeout=5")
+    ('sqlite+pysqlite:////data/50%25 done/optuna.db', 'sqlite:////data/optuna.db?timeout=5')
+    """
+    quoted = str(path).replace("%", "%25").replace("?", "%3F")
+    # MLflow makes the folder of a `sqlite:///` URL, quotes and all, but not of one with a driver.
+    scheme = "sqlite" if quoted == str(path) else "sqlite+pysqlite"
+    return f"{scheme}:///{quoted}{options and '?'}{options}"
+
+
+def fault_of(url: str) -> str:
+    """Why an SQLite URL is not quoted as it should be; an empty text where it is, or may be."""
+    scheme, _, rest = url.partition(":///")
+    if scheme.partition("+")[0] != "sqlite" or rest.startswith("file:"):
+        return ""
+    name, question, options = rest.partition("?")
+    if question and ("/" in options or "=" not in options):
+        return f"write %3F for a question mark in the path of an SQLite address, but got {url!r}"
+    folder, read = Path(name).parent, Path(unquote(name)).parent
+    if folder != read and folder.is_dir() and not read.is_dir():
+        return f"write %25 for % in the path of an SQLite address: {url!r} names {read}"
+    return ""
 
 
 def check(url: str) -> None:
@@ -81,12 +113,13 @@ def to_read(url: str) -> str:
     if path is None:
         return url
     try:
-        _names_of_tables(path)
+        tables_of(path)
     except StoreError:
         log = path.with_name(f"{path.name}-wal")
         if (log.exists() and log.stat().st_size) or not is_database(path):
             raise
-        return f"sqlite:///file:{quote(str(path))}?immutable=1&uri=true"
+        # Quoted twice: SQLAlchemy takes the URL apart, then SQLite what is left of it.
+        return f"sqlite:///file:{quote(quote(str(path)))}?immutable=1&uri=true"
     return url
 
 
@@ -96,17 +129,92 @@ def is_database(path: Path) -> bool:
         return file.read(16) == b"SQLite format 3\0"
 
 
-def has_tables(url: str, table: str, what: str) -> bool:
+def has_tables(url: str, table: str, what: str, others: Collection[str] = ()) -> bool:
     """Whether the file of a `sqlite:///` URL is there and has tables.
 
-    Raises StoreError where `table` is not among them, which `what` would have: libraries add their
-    own to whatever file they are given.
+    Raises StoreError where `table` is not among them, which `what` would have, nor only `others`:
+    libraries add their own to whatever file they are given.
     """
     path = path_of(url)
-    names = _names_of_tables(path) if path is not None and path.exists() else set()
-    if names and table not in names:
+    names = tables_of(path) if path is not None and path.exists() else set()
+    if names and table not in names and not names <= {*others}:
         raise StoreError(f"{path} is a database of something else, not {what}: name another file")
     return bool(names)
+
+
+def tables_of(path: Path) -> set[str]:
+    """Names of the tables in a file. Raises StoreError."""
+    with _opened(path) as connection:
+        rows = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+        return {row[0] for row in rows}
+
+
+def n_rows(path: Path, table: str) -> int:
+    """Rows of a table; 0 where there is none of that name. Raises StoreError."""
+    if table not in tables_of(path):
+        return 0
+    with _opened(path) as connection:
+        return int(connection.execute(f'SELECT count(*) FROM "{table}"').fetchone()[0])
+
+
+@contextlib.contextmanager
+def made_aside(path: Path) -> Iterator[Path]:
+    """A file to fill, which is named `path` after the block: complete or not there at all.
+
+    Where another process made one meanwhile, that one stays. The file is removed where the block
+    raises; what a killed process left of its own is removed here, too.
+    """
+    begin = f".{path.name}.{socket.gethostname()}."
+    for left in path.parent.glob(f"{glob.escape(begin)}*"):
+        if not _is_alive(left.name.removeprefix(begin).partition(".")[0]):
+            left.unlink(missing_ok=True)
+    aside = path.with_name(f"{begin}{os.getpid()}.{secrets.token_hex(8)}")
+    try:
+        yield aside
+        _put_in_place(aside, path)
+    finally:
+        for suffix in BESIDE:
+            aside.with_name(aside.name + suffix).unlink(missing_ok=True)
+
+
+def _put_in_place(aside: Path, path: Path) -> None:
+    """Name the finished file `path`, unless another process made one first."""
+    _flush(aside)
+    if not path.exists():
+        # Logs of a file that was removed: SQLite would take them for this one's.
+        for suffix in BESIDE[1:]:
+            path.with_name(path.name + suffix).unlink(missing_ok=True)
+    try:
+        os.link(aside, path)
+    except FileExistsError:
+        return
+    except OSError:  # a file system without hard links
+        if not path.exists():
+            aside.rename(path)
+    _flush(path.parent)
+
+
+def _flush(path: Path) -> None:
+    """See that a file, or a folder's entries, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(OSError):  # a file system that cannot flush folders
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _is_alive(pid: str) -> bool:
+    """Whether a process of this host has that number."""
+    if not pid.isdigit():
+        return True
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def revisions(url: str) -> list[str]:
@@ -115,7 +223,7 @@ def revisions(url: str) -> list[str]:
     Empty where there is no such note. Raises StoreError.
     """
     path = path_of(url)
-    if path is None or "alembic_version" not in _names_of_tables(path):
+    if path is None or "alembic_version" not in tables_of(path):
         return []
     with _opened(path) as connection:
         return [str(row[0]) for row in connection.execute("SELECT * FROM alembic_version")]
@@ -162,12 +270,6 @@ def settle(url: str) -> None:
         contextlib.closing(sqlite3.connect(path, timeout=1.0)) as connection,
     ):
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-
-
-def _names_of_tables(path: Path) -> set[str]:
-    with _opened(path) as connection:
-        rows = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
-        return {row[0] for row in rows}
 
 
 @contextlib.contextmanager

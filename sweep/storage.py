@@ -7,6 +7,7 @@ import functools
 import logging
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, cast
 
 import optuna
@@ -25,7 +26,17 @@ _NOWHERE = logging.NullHandler()
 _OPENING = (SQLAlchemyError, StorageInternalError, ValueError, LookupError)
 """What a wrong address raises."""
 _OTHER_TABLES = re.compile(r"no such (column|table)|^(column|relation) .* does not exist")
-"""What SQLite and PostgreSQL say where a column or a table is missing."""
+"""What SQLite and PostgreSQL say of a missing column or table."""
+
+TABLES = frozenset(
+    {
+        "studies", "study_directions", "study_system_attributes", "study_user_attributes",
+        "trial_heartbeats", "trial_intermediate_values", "trial_params",
+        "trial_system_attributes", "trial_user_attributes", "trial_values", "trials",
+        "version_info",
+    }
+)  # fmt: skip
+"""Optuna's, but for the one of its migrations, which it makes anew where that is missing."""
 
 
 def open_storage(url: str, *, create: bool = False) -> BaseStorage:
@@ -40,14 +51,9 @@ def open_storage(url: str, *, create: bool = False) -> BaseStorage:
     for name in ("optuna", "sqlalchemy", "psycopg"):
         # Else Python prints their warnings, tracebacks and all, on standard error.
         logging.getLogger(name).addHandler(_NOWHERE)
-    path, address, has_tables = sqlite.path_of(url), url, not create
+    path, address, is_complete = sqlite.path_of(url), url, not create
     if path is not None:
-        if not create and not path.exists():
-            raise NotFoundError(f"no studies here yet ({path} does not exist): try `sweep run`")
-        if create:
-            sqlite.check(url)
-        address = url if create else sqlite.to_read(url)
-        has_tables = address != url or sqlite.has_tables(url, "studies", "an Optuna storage")
+        address, is_complete = _to_write(path, url) if create else (_to_read(path, url), True)
         sqlite.listen(address)
     with in_one_line(url, "opened", "Check --storage", _OPENING):
         options = {} if path is not None else postgres.engine_options(url)
@@ -57,12 +63,62 @@ def open_storage(url: str, *, create: bool = False) -> BaseStorage:
             try:
                 # A table that is missing is a loss to be told, not to be covered by an empty one.
                 storage = RDBStorage(
-                    address, engine_kwargs=options, skip_table_creation=has_tables
+                    address, engine_kwargs=options, skip_table_creation=is_complete
                 )
             except (RuntimeError, CommandError) as error:
                 # Optuna compares schema revisions itself, alembic refuses a torn table of them.
                 raise _other_version(url, _first_line(error)) from error
     return cast(BaseStorage, _Guarded(storage, url))
+
+
+def _to_write(path: Path, url: str) -> tuple[str, bool]:
+    """The address of an SQLite file to write, and whether it has all tables.
+
+    A missing file is made aside: Optuna commits its tables one by one.
+    """
+    sqlite.check(url)
+    if not path.exists():
+        with (
+            in_one_line(url, "made", "Check --storage", _OPENING),
+            sqlite.made_aside(path) as aside,
+        ):
+            aside_url = _without_braces(sqlite.url_of(aside))
+            sqlite.listen(aside_url)
+            RDBStorage(aside_url).engine.dispose()
+    return _without_braces(url), _is_complete(path, url)
+
+
+def _make_aside(path: Path) -> None:
+    with sqlite.made_aside(path) as aside:
+        url = _without_braces(sqlite.url_of(aside))
+        sqlite.listen(url)
+        RDBStorage(url).engine.dispose()
+
+
+def _to_read(path: Path, url: str) -> str:
+    """The address of an SQLite file to read. Raises NotFoundError where it has no tables yet."""
+    nothing = "no studies here yet ({}): try `sweep run`"
+    if not path.exists():
+        raise NotFoundError(nothing.format(f"{path} does not exist"))
+    address = sqlite.to_read(url)
+    if address == url and not _is_complete(path, url):
+        raise NotFoundError(nothing.format(f"{path} has no tables"))
+    return _without_braces(address)
+
+
+def _is_complete(path: Path, url: str) -> bool:
+    """Whether an SQLite file has Optuna's tables, or a study, whose tables must all be there.
+
+    A full disk, or a kill of something that made them one by one, leaves a few: without a study
+    nothing is lost, and Optuna adds those that are missing.
+    """
+    sqlite.has_tables(url, "studies", "an Optuna storage", TABLES)
+    return sqlite.tables_of(path) >= TABLES or sqlite.n_rows(path, "studies") > 0
+
+
+def _without_braces(url: str) -> str:
+    """Optuna takes braces in an address for a template."""
+    return url.replace("{", "%7B").replace("}", "%7D")
 
 
 @contextlib.contextmanager
@@ -80,11 +136,13 @@ def in_one_line(
         raise StoreError(redacted(f"the Optuna storage {url}: {error}. {then}")) from error
     except kinds as error:
         reason = _first_line(error)
-        if sqlite.is_disk_full(error) or "No space left" in reason:
-            full = f"the Optuna storage {url} cannot be written: {reason}"
-            raise DiskError(redacted(full)) from error
-        if _OTHER_TABLES.search(reason):
+        if sqlite.is_disk_full(error) or "No space left" in reason or "disk I/O" in reason:
+            full = f"the Optuna storage {url} cannot be written: {reason}. See that its disk has "
+            raise DiskError(redacted(f"{full}room, then run the same command again")) from error
+        if (other := _OTHER_TABLES.search(reason)) and "column" in other.group():
             raise _other_version(url, reason) from error
+        if other:
+            hint = "A table was lost: keep a copy of it, then put a backup in its place"
         text = f"the Optuna storage {url} cannot be {what}: {reason.rstrip('.')}. {hint}"
         raise StoreError(redacted(text)) from error
 
@@ -127,7 +185,7 @@ def close_storage(storage: BaseStorage, *, settle: bool = False) -> None:
 def _see_that_tables_are_there(url: str, options: dict[str, Any]) -> None:
     engine = sqlalchemy.create_engine(url, **options)
     try:
-        if not sqlalchemy.inspect(engine).has_table("studies"):
+        if not {"studies", "version_info"} <= {*sqlalchemy.inspect(engine).get_table_names()}:
             where = redacted(url)
             raise NotFoundError(f"no studies here yet ({where} has no tables): try `sweep run`")
     finally:

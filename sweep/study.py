@@ -24,17 +24,30 @@ from sweep.ledger import Ledger, LedgerTrial, best_trial, create_study
 from sweep.proposals import Proposals
 from sweep.provenance import provenance
 from sweep.recollection import ranking_of, study_end
-from sweep.recovery import lock_folder, owned_study, store_lock
+from sweep.recovery import lock_folder, owned_study, presence, store_lock
 from sweep.redact import redacted
 from sweep.retention import KeepEverything, Retention
 from sweep.space import Space, parse_space
 from sweep.training import foreseen_slots, path_of
-from sweep.trial import EndReason, Executor, Listener, Record, StudyFinished, StudyInfo
+from sweep.trial import (
+    EndReason,
+    Exchange,
+    Executor,
+    Listener,
+    Orders,
+    Record,
+    Report,
+    StudyFinished,
+    StudyInfo,
+)
 from sweep.warmstart import as_history, differences
 
 VOLATILE = ("storage", "study")
 """Settings that are not kept with the study: they say where it is, not what it is."""
 
+
+CHECK_S = 2.0
+"""How often a search sees whether its stores were removed: a check takes some 0.1 ms."""
 
 SAME_SIGNAL_S = 0.5
 """A second signal this soon is the same one, sent to the process and to its group."""
@@ -135,6 +148,7 @@ def search(
                 ledger.settle(False)
                 ledger.note_tags(info.tags)
                 listener.open(info)
+            check = presence(work_dir, config.study_name, config.storage, config.tracking_uri)
             driver = Driver(config, ledger, proposals, listener, extras.retention, path_of(task))
             held.enter_context(_set_aside(config))
             with _closing(executor, driver, listener):
@@ -145,10 +159,11 @@ def search(
                 driver.recall(config.study_dir)
                 with _stop_on_signals(driver):
                     driver.prepare(foreseen_slots(task))
-                    executor.run(driver.exchange)
+                    executor.run(_checked(driver.exchange, check))
                 driver.settle()
                 outcome = _outcome(config, ledger, info, driver.reason)
                 listener.write([outcome.end])
+            check()
             extras.after_close(ledger)
             ledger.settle(True)
             _raise_if_failed(outcome, driver)
@@ -157,6 +172,20 @@ def search(
             executor.kill()
             if ledger is not None:
                 ledger.close()
+
+
+def _checked(exchange: Exchange, check: Callable[[], None]) -> Exchange:
+    """`exchange` that sees every CHECK_S seconds whether the stores are still there."""
+    last = time.monotonic()
+
+    def checked(reports: Sequence[Report], n_free: int) -> Orders:
+        nonlocal last
+        if time.monotonic() - last > CHECK_S:
+            check()
+            last = time.monotonic()
+        return exchange(reports, n_free)
+
+    return checked
 
 
 def _set_aside(config: RunConfig) -> contextlib.AbstractContextManager[None]:

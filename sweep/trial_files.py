@@ -83,6 +83,8 @@ def read_verdict(
             return None
         values = dict(body["result"])
         failure = values.pop("failure")
+        # Absolute paths of before the folder was moved or copied, if it was.
+        values |= {key: _in(folder, values.get(key)) for key in ("checkpoint", "model_file")}
         result = TrialResult(**values, failure=Failure(**failure) if failure else None)
         reports = [_report(values) for values in body["reports"]]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -91,6 +93,12 @@ def read_verdict(
     if {f"{number:05d}" for number in numbers} != {folder.name}:
         return None
     return reports, result
+
+
+def _in(folder: Path, file: str | None) -> str | None:
+    """The file of the same name in `folder` where there is one, else `file`."""
+    own = folder.absolute() / Path(file or "").name
+    return str(own) if file and own.is_file() else file
 
 
 def usable_verdict(folder: Path, spec: TrialSpec) -> tuple[list[EpochReport], TrialResult] | None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from searches import INLINE, Call, mlflow_client, query
+from sweep.tracking.spool import Spool
 
 import sweep
 from sweep.config import RunConfig
@@ -18,7 +19,6 @@ from sweep.recollection import Recollections
 from sweep.reuse.best import located
 from sweep.tracking import run_id_of
 from sweep.tracking.disposal import stored_bytes
-from sweep.tracking.spool import Spool
 from sweep.trial import Record, StudyInfo, TrialFinished
 from sweep.trial_files import folder_bytes, is_whole_checkpoint, trial_folder
 

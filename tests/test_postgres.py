@@ -175,7 +175,7 @@ def test_tables_of_another_version_are_left_alone(postgres: Postgres, tmp_path: 
     assert line.endswith("then install the Optuna that wrote it; nothing was changed")
     postgres.query(name, f"UPDATE alembic_version SET version_num = '{mine}'")
     postgres.query(name, "ALTER TABLE trials RENAME TO trails")
-    with pytest.raises(StoreError, match="then run `optuna storage upgrade --storage") as caught:
+    with pytest.raises(StoreError, match="A table was lost: keep a copy of it, then") as caught:
         list_studies(url)
     assert PASSWORD not in str(caught.value)
     tables = "SELECT 1 FROM information_schema.tables WHERE table_name = 'trials'"

@@ -5,18 +5,26 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from searches import INLINE, Call
 
-from sweep.errors import DiskError, StudyLockedError
-from sweep.recovery import BOOT_ID, owned_study, store_lock, study_lock
+import sweep as library
+from sweep.errors import DiskError, StoreError, StudyLockedError
+from sweep.ledger import create_study
+from sweep.recovery import BOOT_ID, owned_study, presence, store_lock, study_lock
+from sweep.testing import RecordingListener
+from sweep.trial import Record, TrialFinished
 
 HOLD = """
 import sys, time
@@ -201,3 +209,54 @@ def test_stores_are_made_one_after_the_other(tmp_path: Path) -> None:
         order.append("first")
     thread.join()
     assert order == ["first", "second"]
+
+
+# Files that are removed under a search
+
+
+@pytest.mark.parametrize("how", ["removed", "replaced", "moved", "log", "folder"])
+def test_a_store_that_is_removed_is_noticed(tmp_path: Path, how: str) -> None:
+    """The check is silent while all is there, and names what was removed or replaced."""
+    file, folder = tmp_path / "optuna.db", tmp_path / "work" / "mine"
+    folder.mkdir(parents=True)
+    url = f"sqlite:///{file}"
+    ledger, _ = create_study(url, "mine", "maximize")
+    check = presence(tmp_path / "work", "mine", url, "http://localhost:5000")
+    ledger.settle(False)
+    check()
+    log = file.with_name("optuna.db-wal")
+    if how == "log":
+        log.unlink()
+    elif how == "folder":
+        folder.rmdir()
+        folder.mkdir()
+    elif how == "moved":
+        file.rename(tmp_path / "backup.db")
+    else:
+        copy = file.read_bytes()
+        file.unlink()
+        if how == "replaced":
+            file.write_bytes(copy)
+    named = {"log": log, "folder": folder}.get(how, file)
+    with pytest.raises(StoreError, match=f"{re.escape(str(named))} was removed or replaced while"):
+        check()
+    ledger.close()
+
+
+@pytest.mark.parametrize("name", ["mlruns/optuna.db", "mlflow.db", "mlruns/.sweep/s"])
+def test_a_search_whose_store_is_removed_says_so(call: Call, name: str) -> None:
+    """`sweep run` ends with exit code 4 and one line, not as if all were well."""
+
+    class Remover(RecordingListener):
+        """Removes the file, or folder, at the third trial's end."""
+
+        def write(self, records: Sequence[Record]) -> None:
+            super().write(records)
+            if sum(isinstance(r, TrialFinished) for r in self.records) >= 3:
+                path = Path(name)
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+    with pytest.raises(StoreError, match="was removed or replaced while the search ran"):
+        library.run(
+            study="s", trials=4, epochs=1, space="mlp_small", listeners=[Remover()], **INLINE
+        )

@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from searches import INLINE, Call, query
 
 import sweep
 from sweep.errors import StoreError
-from sweep.ledger import create_study, open_study
+from sweep.ledger import create_study, list_studies, open_study
 from sweep.sqlite import is_disk_full
 from sweep.storage import open_storage
 from sweep.tracking.store import connect
@@ -150,7 +151,9 @@ def test_a_storage_that_fails_later_is_one_line(six: Path) -> None:
     ledger = open_study(f"sqlite:///{OPTUNA}", "six")
     shutil.copyfile(OPTUNA, "copy.db")
     query(OPTUNA, "ALTER TABLE trials RENAME TO trails")
-    with pytest.raises(StoreError, match=r"optuna\.db has the tables of another Optuna"):
+    with pytest.raises(
+        StoreError, match=r"optuna\.db cannot be used: no such table: trials\. A table"
+    ):
         ledger.trials()
     ledger.close()
     assert len(open_study("sqlite:///copy.db", "six").trials()) == 6
@@ -174,3 +177,66 @@ def test_an_older_file_without_a_note_of_its_version_is_opened(six: Path) -> Non
     assert not is_new
     assert len(ledger.trials()) == 6
     ledger.close()
+
+
+# A store that was never made whole
+
+NEW = """
+import sys
+from sweep.ledger import create_study
+create_study("sqlite:///optuna.db", "mine", "maximize")[0].close()
+"""
+
+
+def some_tables(n: int) -> None:
+    """An `optuna.db` with the first `n` of Optuna's tables, each of them as it makes them."""
+    open_storage("sqlite:///whole.db", create=True)
+    statements = "SELECT sql FROM sqlite_master WHERE type = 'table' AND sql IS NOT NULL"
+    Path("optuna.db").unlink(missing_ok=True)
+    Path("optuna.db").touch()
+    for (statement,) in query(Path("whole.db"), statements)[:n]:
+        query(Path("optuna.db"), statement)
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 7, 12])
+def test_a_storage_that_is_partly_made_is_completed(call: Call, n: int) -> None:
+    """Reading finds no studies in it and says so; whoever writes adds what is missing."""
+    some_tables(n)
+    code, _, errors = call("trials", "mine", "--storage", "sqlite:///optuna.db")
+    assert (code, len(errors)) == (2, 1)
+    assert "no studies here yet" in errors[0] or "no study 'mine'" in errors[0]
+    ledger, is_new = create_study("sqlite:///optuna.db", "mine", "maximize")
+    assert (is_new, ledger.trials()) == (True, [])
+    ledger.close()
+    tables = "SELECT name FROM sqlite_master WHERE type = 'table'"
+    assert sorted(query(Path("optuna.db"), tables)) == sorted(query(Path("whole.db"), tables))
+
+
+def test_a_new_storage_is_whole_or_not_there(tmp_path: Path) -> None:
+    """Processes that die as they make one leave no part of it, and no file in its place."""
+    for delay_s in (0.0, 0.02, 0.05):
+        process = subprocess.Popen([sys.executable, "-c", NEW], cwd=tmp_path)
+        while process.poll() is None and not [*tmp_path.glob(".optuna.db.*")]:
+            time.sleep(0.001)
+        time.sleep(delay_s)
+        process.kill()
+        process.wait()
+        file = tmp_path / "optuna.db"
+        if file.exists():
+            assert len(query(file, "SELECT name FROM sqlite_master WHERE type = 'table'")) >= 13
+            file.unlink()
+    subprocess.run([sys.executable, "-c", NEW], cwd=tmp_path, check=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["optuna.db"]
+
+
+def test_a_log_of_a_removed_storage_is_not_taken_for_the_new_ones(call: Call) -> None:
+    """A write-ahead log that was left alone goes before a new file gets its name."""
+    url = "sqlite:///optuna.db"
+    ledger = create_study(url, "old", "maximize")[0]
+    shutil.copy("optuna.db-wal", "kept-wal")
+    ledger.close()
+    Path("optuna.db").unlink()
+    Path("kept-wal").rename("optuna.db-wal")
+    create_study(url, "new", "maximize")[0].close()
+    assert [study.name for study in list_studies(url)] == ["new"]
+    assert query(Path("optuna.db"), "PRAGMA integrity_check") == [("ok",)]

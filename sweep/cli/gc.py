@@ -20,7 +20,8 @@ from sweep.cli.options import study_argument, where, where_options
 def gc(study: str | None, keep: int, dry_run: bool, **flags: Any) -> None:
     """Remove checkpoints and models of STUDY's trials outside the best K.
 
-    Parameters and metrics are never deleted, nor what an interrupted trial needs to go on.
+    Parameters and metrics are never deleted, nor what an interrupted trial needs to go on. A trial
+    stays that a registered model, a tag of your own or another run refers to.
 
     \b
     Example:
@@ -44,10 +45,14 @@ def gc(study: str | None, keep: int, dry_run: bool, **flags: Any) -> None:
             trials = ledger.trials()
             kept = housekeeping.ranked(trials, config.resolved_direction)[:keep]
             removals = housekeeping.in_work_dir(config, trials, kept, orphans=True)
-            removals += housekeeping.in_mlflow(housekeeping.stored(config), trials, kept)
+            removals += housekeeping.in_mlflow(config, housekeeping.stored(config), trials, kept)
             for removal in removals:
-                click.echo(f"{removal.n_bytes / 1e6:8.2f} MB  {removal.where}")
+                if removal.kept_by:
+                    click.echo(f"trial {removal.number} stays: {removal.kept_by}")
+                else:
+                    click.echo(f"{removal.n_bytes / 1e6:8.2f} MB  {removal.where}")
             if not dry_run:
                 housekeeping.remove(config, removals)
+    removals = [removal for removal in removals if not removal.kept_by]
     total = sum(removal.n_bytes for removal in removals) / 1e6
     click.echo(f"{total:8.2f} MB {'would be freed' if dry_run else 'freed'}")

@@ -36,15 +36,14 @@ class Best:
     """All metrics of the best epoch."""
     recipe: Recipe
     _where: RunConfig
-    _checkpoint: str | None
 
     @property
     def checkpoint(self) -> Path:
         """The Lightning checkpoint of the best epoch. Raises NotFoundError where it is gone."""
         kept = self._where.study_dir / "trials" / f"{self.trial:05d}" / "best.ckpt"
-        for path in (Path(self._checkpoint or ""), kept):
-            if path.is_file():
-                return path
+        # The ledger's own path is absolute: in a copy of the folder it is the original's.
+        if kept.is_file():
+            return kept
         run_id = self.run_id
         if run_id is None:
             raise NotFoundError(f"the checkpoint of trial {self.trial} is gone: {kept}")
@@ -144,7 +143,6 @@ def _as_best(ledger: Ledger, trial: LedgerTrial, where: RunConfig) -> Best:
         metrics=trial.result.get("metrics", {}),
         recipe=recipe_of(ledger, trial, None),
         _where=where,
-        _checkpoint=trial.result.get("checkpoint"),
     )
 
 

@@ -1,4 +1,4 @@
-"""Two small suggesters beside Optuna's trials, so that a space can be sampled without Optuna."""
+"""Three small suggesters beside Optuna's trials, so that a space can be sampled without Optuna."""
 
 from __future__ import annotations
 
@@ -59,6 +59,31 @@ class KnownTrial:
     def suggest_categorical(self, name: str, choices: Sequence[Scalar]) -> Any:
         """The given choice."""
         return self._params[name]
+
+
+class FilledTrial:
+    """Suggests what it was given, and for any other name at random."""
+
+    def __init__(self, params: Mapping[str, Scalar], seed: int) -> None:
+        self._params, self._random = params, RandomTrial(seed)
+
+    def suggest_float(
+        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
+    ) -> Any:
+        """The given number, or one in the range."""
+        drawn = self._random.suggest_float(name, low, high, step=step, log=log)
+        return self._params.get(name, drawn)
+
+    def suggest_int(
+        self, name: str, low: int, high: int, *, step: int = 1, log: bool = False
+    ) -> Any:
+        """The given integer, or one in the range."""
+        drawn = self._random.suggest_int(name, low, high, step=step, log=log)
+        return self._params.get(name, drawn)
+
+    def suggest_categorical(self, name: str, choices: Sequence[Scalar]) -> Any:
+        """The given choice, or any."""
+        return self._params.get(name, self._random.suggest_categorical(name, choices))
 
 
 def _clip(x: Number, low: Number, high: Number) -> Number:

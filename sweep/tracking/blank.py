@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import secrets
 import sqlite3 as _sqlite
 from pathlib import Path
 
@@ -32,27 +31,21 @@ def make_sqlite_store(uri: str) -> None:
         return
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-    aside = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(8)}")
-    aside_uri = f"sqlite:///{aside}"
     file = cache.cache_file(
         "stores", mlflow.__version__, latest_revision(), _sqlite.sqlite_version
     )
-    sqlite.listen(aside_uri)
-    try:
-        blank = cache.kept(file)
-        made = None
+    blank, made = cache.kept(file), None
+    with sqlite.made_aside(path) as aside:
+        aside_uri = sqlite.url_of(aside)
+        sqlite.listen(aside_uri)
         if blank is None:
             made = _migrated(aside, aside_uri)
         else:
             _copy(blank, aside)
         aside_store = SqlAlchemyStore(aside_uri, "./mlruns")  # type: ignore[no-untyped-call]
         aside_store.engine.dispose()
-        _put_in_place(aside, path)
-        if made is not None:
-            cache.keep(file, made)
-    finally:
-        for suffix in ("", "-wal", "-shm"):
-            aside.with_name(aside.name + suffix).unlink(missing_ok=True)
+    if made is not None:
+        cache.keep(file, made)
 
 
 @functools.cache
@@ -90,14 +83,3 @@ def _migrated(path: Path, uri: str) -> bytes | None:
         if connection.execute("PRAGMA journal_mode = DELETE").fetchone() == ("delete",):
             return path.read_bytes()
     return None
-
-
-def _put_in_place(aside: Path, path: Path) -> None:
-    """Name the finished file `path`, unless another process made one first."""
-    try:
-        os.link(aside, path)
-    except FileExistsError:
-        return
-    except OSError:  # a file system without hard links
-        if not path.exists():
-            aside.rename(path)

@@ -6,7 +6,9 @@ goes, and a model is forgotten after its files went.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+import contextlib
+import shutil
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,13 +39,13 @@ class Place:
 
 
 @dataclass(frozen=True)
-class _Holding:
-    """Something in MLflow that holds files of a trial."""
+class _Trial:
+    """A trial's run in an open store, and its logged models."""
 
+    store: Store
     number: int
-    n_bytes: Callable[[], int]
-    is_model: bool
-    drop: Callable[[], None]
+    run: Run
+    models: Sequence[LoggedModel]
 
 
 def stored_bytes(tracking_uri: str, study: str) -> dict[int, int]:
@@ -52,79 +54,133 @@ def stored_bytes(tracking_uri: str, study: str) -> dict[int, int]:
     Artifacts on another machine are counted as MLflow lists them. Raises StoreError.
     """
     sizes: dict[int, int] = {}
-    for holding in _holdings(tracking_uri, study, None):
-        n_bytes = holding.n_bytes()
-        if n_bytes or holding.is_model:
-            sizes[holding.number] = sizes.get(holding.number, 0) + n_bytes
+    with _found(tracking_uri, study, None) as trials:
+        for trial in trials:
+            addresses = [_checkpoint(Place.of(trial.run))]
+            addresses += [model.artifact_location for model in trial.models]
+            n_bytes = sum(_size(files_of(trial.store, address)) for address in addresses)
+            if n_bytes or trial.models:
+                sizes[trial.number] = sizes.get(trial.number, 0) + n_bytes
     return sizes
 
 
-def drop_checkpoints(tracking_uri: str, study: str, numbers: Collection[int]) -> None:
+def kept_by(tracking_uri: str, study: str, numbers: Collection[int]) -> dict[int, str]:
+    """Which of these trials' files must stay, and for what: trial number -> reference in words.
+
+    Raises StoreError.
+    """
+    with _found(tracking_uri, study, numbers) as trials:
+        return _kept_by(trials)
+
+
+def drop_checkpoints(tracking_uri: str, study: str, numbers: Collection[int]) -> dict[int, str]:
     """Delete checkpoint artifacts and logged models of these trials. Raises StoreError.
 
-    Their runs keep parameters, curves and a tag that says what was dropped.
+    Their runs keep parameters, curves and a tag that says what was dropped. Trials whose files
+    something refers to stay whole: they are returned, with the reference in words.
     """
-    for holding in list(_holdings(tracking_uri, study, numbers)):
-        holding.drop()
+    with _found(tracking_uri, study, numbers) as trials:
+        kept = _kept_by(trials)
+        for trial in trials:
+            if trial.number not in kept:
+                _drop(trial.store, Place.of(trial.run), trial.models)
+    return kept
 
 
-def drop_files(store: Store, place: Place) -> None:
-    """The same for one run of an open store."""
-    _drop_checkpoint(store, place)
+def drop_files(store: Store, place: Place) -> str:
+    """The same for one run of an open store; returns what keeps its files, or an empty text."""
+    run = store.client.get_run(place.run_id)
     of_run = f"source_run_id = '{place.run_id}'"
-    for model in store.client.search_logged_models([place.experiment_id], of_run):
-        _drop_model(store, model)
+    models = list(store.client.search_logged_models([place.experiment_id], of_run))
+    with quiet():
+        from sweep.tracking.references import keepers_of
+    keeper = keepers_of(store, [run], {place.run_id: models}).get(place.run_id, "")
+    if not keeper:
+        _drop(store, place, models)
+    return keeper
 
 
-def _holdings(
+@contextlib.contextmanager
+def _found(
     tracking_uri: str, study: str, numbers: Collection[int] | None
-) -> Iterator[_Holding]:
+) -> Iterator[list[_Trial]]:
+    """What MLflow has of these trials (None: of all). What fails in the block is a StoreError."""
     with quiet():
         from sweep.tracking import store as stores
+        from sweep.tracking.addresses import check_home
         from sweep.tracking.keys import trial_number
 
         stores.silence()
-        if not stores.is_there(tracking_uri):
-            return
-        store = stores.connect(tracking_uri)
+    if not stores.is_there(tracking_uri):
+        yield []
+        return
+    store = stores.connect(tracking_uri)
     with stores.in_one_line(f"MLflow at {store.shown}"):
         experiment = store.client.get_experiment_by_name(study)
         if experiment is None:
+            yield []
             return
+        check_home(store, experiment)
         where = experiment.experiment_id
-        number_of: dict[str, int] = {}
-        for run in stores.search_runs(store, where, {"sweep.role": "trial"}):
-            number, place = trial_number(run.data.tags), Place.of(run)
-            if number is not None and (numbers is None or number in numbers):
-                number_of[place.run_id] = number
-                yield _checkpoint_of(store, number, place)
-        page: str | None = None
-        while page != "":
-            models = store.client.search_logged_models([where], max_results=100, page_token=page)
-            for model in models:
-                if model.source_run_id in number_of:
-                    yield _model_of(store, number_of[model.source_run_id], model)
-            page = models.token or ""
+        numbered = [
+            (trial_number(run.data.tags), run)
+            for run in stores.search_runs(store, where, {"sweep.role": "trial"})
+        ]
+        runs = [
+            (number, run)
+            for number, run in numbered
+            if number is not None and (numbers is None or number in numbers)
+        ]
+        models = _models_of(store, where) if runs else {}
+        yield [
+            _Trial(store, number, run, models.get(run.info.run_id, [])) for number, run in runs
+        ]
 
 
-def _checkpoint_of(store: Store, number: int, place: Place) -> _Holding:
-    files = files_of(store, f"{place.artifact_uri}/checkpoint")
-    return _Holding(number, lambda: _size(files), False, lambda: _drop_checkpoint(store, place))
+def _models_of(store: Store, experiment_id: str) -> dict[str, list[LoggedModel]]:
+    """Logged models of an experiment, by the run that made them."""
+    found: dict[str, list[LoggedModel]] = {}
+    page: str | None = None
+    while page != "":
+        models = store.client.search_logged_models(
+            [experiment_id], max_results=100, page_token=page
+        )
+        for model in models:
+            found.setdefault(str(model.source_run_id), []).append(model)
+        page = models.token or ""
+    return found
 
 
-def _model_of(store: Store, number: int, model: LoggedModel) -> _Holding:
-    files = files_of(store, model.artifact_location)
-    return _Holding(number, lambda: _size(files), True, lambda: _drop_model(store, model))
+def _kept_by(trials: Sequence[_Trial]) -> dict[int, str]:
+    if not trials:
+        return {}
+    with quiet():
+        from sweep.tracking.references import keepers_of
+    runs = [trial.run for trial in trials]
+    keepers = keepers_of(trials[0].store, runs, {t.run.info.run_id: t.models for t in trials})
+    return {t.number: keepers[t.run.info.run_id] for t in trials if t.run.info.run_id in keepers}
 
 
-def _drop_checkpoint(store: Store, place: Place) -> None:
+def _drop(store: Store, place: Place, models: Sequence[LoggedModel]) -> None:
     store.client.set_tag(place.run_id, DROPPED_TAG, "true")
-    files_of(store, f"{place.artifact_uri}/checkpoint").delete_artifacts(None)
+    _delete(files_of(store, _checkpoint(place)))
+    for model in models:
+        _delete(files_of(store, model.artifact_location))
+        store.client.delete_logged_model(model.model_id)
 
 
-def _drop_model(store: Store, model: LoggedModel) -> None:
-    files_of(store, model.artifact_location).delete_artifacts(None)
-    store.client.delete_logged_model(model.model_id)
+def _checkpoint(place: Place) -> str:
+    return f"{place.artifact_uri}/checkpoint"
+
+
+def _delete(files: Any) -> None:
+    """All files of an artifact repository."""
+    folder = getattr(files, "artifact_dir", None)
+    if folder is None:
+        files.delete_artifacts(None)
+    elif Path(folder).exists():
+        # MLflow's own method would read `%20` in the folder's name as a blank.
+        shutil.rmtree(folder)
 
 
 def files_of(store: Store, uri: str) -> Any:

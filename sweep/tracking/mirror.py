@@ -275,8 +275,11 @@ class Mirror:
     def drop_files(self, number: int) -> None:
         """Delete a finished trial's checkpoint and model in MLflow."""
         run = self.run_of(number) or (self._load() and self.run_of(number))
-        if run:
-            drop_files(self._store, run.place)
+        if run is None:
+            return
+        if keeper := drop_files(self._store, run.place):
+            _log.warning("trial %d stays: %s", number, keeper)
+        else:
             run.tags[DROPPED_TAG] = "true"
 
     # the study

@@ -23,6 +23,7 @@ from sqlalchemy.exc import OperationalError
 from sweep import postgres, sqlite
 from sweep.errors import DiskError, StoreError, SweepError
 from sweep.redact import redacted
+from sweep.tracking.addresses import check_home, home_tags, mark_home, new_location
 from sweep.tracking.blank import latest_revision, make_sqlite_store
 from sweep.tracking.uri import one_line, resolve, without_credentials
 
@@ -142,15 +143,21 @@ def asked_once() -> Iterator[None]:
 
 
 def find_or_make_experiment(store: Store, name: str) -> tuple[Experiment, bool]:
-    """The experiment `name`, and whether it is new. A deleted one is brought back."""
+    """The experiment `name`, and whether it is new. A deleted one is brought back.
+
+    Raises StoreError where the store's folder was moved or copied (see `addresses`).
+    """
     found = store.client.get_experiment_by_name(name)
     if found is not None:
+        check_home(store, found)
+        mark_home(store, found)
         if found.lifecycle_stage == LifecycleStage.DELETED:
             store.client.restore_experiment(found.experiment_id)
         return found, False
     # The tag keeps MLflow's page from asking what kind of experiment this is.
-    tags = {"mlflow.experimentKind": "custom_model_development"}
-    return store.client.get_experiment(store.client.create_experiment(name, tags=tags)), True
+    tags = {"mlflow.experimentKind": "custom_model_development", **home_tags(store.uri)}
+    made = store.client.create_experiment(name, new_location(store.uri, name), tags)
+    return store.client.get_experiment(made), True
 
 
 def search_runs(

@@ -47,8 +47,7 @@ def resolve(uri: str) -> str:
     path = sqlite.path_of(uri)
     if path is None:
         return uri
-    _, question, options = uri.partition("?")
-    return f"sqlite:///{path}{question}{options}"
+    return sqlite.url_of(path, uri.partition("?")[2])
 
 
 def shown(tracking_uri: str) -> str:
