@@ -172,7 +172,7 @@ def _baseline_value(config: RunConfig, trials: Sequence[LedgerTrial]) -> float |
 def _failure(kept: Mapping[str, Any] | None, said: Failure | None) -> Failure | None:
     if said is not None or kept is None:
         return said
-    return Failure(kept["kind"], kept["message"])
+    return Failure(kept["kind"], kept["message"], kept.get("traceback", ""))
 
 
 def _end_ms(trial: LedgerTrial) -> int:

@@ -17,7 +17,7 @@ from sweep import options
 from sweep.config import DEFAULT_MODULE, RunConfig, identity_changes, vocabulary
 from sweep.driver import Driver
 from sweep.endings import now_ms
-from sweep.errors import ConfigError, StudyFailedError, SweepError
+from sweep.errors import ConfigError, SecondSignal, StudyFailedError, SweepError
 from sweep.executors import begin_loading, make_task
 from sweep.imports import collector_paused, libraries_set_aside
 from sweep.ledger import Ledger, LedgerTrial, best_trial, create_study
@@ -313,7 +313,7 @@ def _stop_on_signals(driver: Driver) -> Iterator[None]:
 
     def stop(signum: int, frame: FrameType | None) -> None:
         if first and time.monotonic() - first[0] > SAME_SIGNAL_S:
-            raise KeyboardInterrupt
+            raise SecondSignal
         first.append(time.monotonic())
         driver.request_stop("interrupted")
 

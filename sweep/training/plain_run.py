@@ -15,7 +15,7 @@ from sweep.errors import DiskError
 from sweep.training.checkpoints import write_checkpoint
 from sweep.training.data import Batches, SearchData
 from sweep.training.exports import export_model
-from sweep.training.failures import not_finite
+from sweep.training.failures import not_finite, raised_by_user_code
 from sweep.training.resuming import (
     RESUME_KEY,
     Keeper,
@@ -69,7 +69,7 @@ class PlainRun(lightning.pytorch.callbacks.Checkpoint):
         self.start_epoch = spec.start_epoch or 0
         self.n_epochs = 0
         self.ordered: list[TrialSpec] = []
-        self.driver_error: Exception | None = None
+        self.driver_error: BaseException | None = None
         """What `exchange` raised, in this very process: not the trial's fault."""
         self.has_begun = False
         """Whether the Trainer has everything in place: what breaks now is the trial's own."""
@@ -214,7 +214,7 @@ class PlainRun(lightning.pytorch.callbacks.Checkpoint):
         said, self._pending = [*self._pending, *reports], []
         try:
             orders: Orders = self._exchange(said, 0)
-        except Exception as error:
+        except BaseException as error:
             self.driver_error = error
             raise
         self.ordered.extend(orders.start)
@@ -254,8 +254,9 @@ class PlainRun(lightning.pytorch.callbacks.Checkpoint):
             return export_model(path, self.module, data.info.feature_shape)
         except DiskError:
             raise
-        except Exception:
+        except BaseException as error:
             # A user's module may hold what torch.export cannot trace: no model is logged then.
+            raised_by_user_code(error)
             if self._task.module == DEFAULT_MODULE:
                 raise
             return None

@@ -6,7 +6,9 @@ For any LightningModule, and the reference that the fused path is tested against
 from __future__ import annotations
 
 import collections
+import contextlib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning
@@ -18,7 +20,7 @@ from sweep.errors import DiskError
 from sweep.imports import import_object
 from sweep.training.data import Batches, SearchData, load_search_data
 from sweep.training.devices import lightning_devices, ready
-from sweep.training.failures import classify
+from sweep.training.failures import classify, raised_by_user_code
 from sweep.training.modules import build_module
 from sweep.training.plain_run import PlainRun
 from sweep.training.quiet import hush_lightning, quiet_trainer
@@ -31,8 +33,9 @@ from sweep.training.resuming import (
     seed_everything,
     unusable,
 )
+from sweep.training.surroundings import current_folder, undisturbed
 from sweep.training.threads import SMALL_FEATURES
-from sweep.trial import Exchange, Notice, Report, Task, TrialSpec
+from sweep.trial import Exchange, Failure, Notice, Report, Task, TrialSpec
 
 EVALUATION_BATCH = 4096
 """Samples of a validation batch: large, since results do not depend on it."""
@@ -52,6 +55,7 @@ class PlainTrainer:
         self._notice = notice
         if task.n_threads:
             torch.set_num_threads(task.n_threads)
+        self._folder = current_folder()
         import_object(task.module, "--module")  # a wrong name is said before the first trial
         self._task = task
         given = data() if callable(data) else data
@@ -76,7 +80,8 @@ class PlainTrainer:
                     return
                 orders = exchange((), 1)
                 continue
-            reports, ordered_meanwhile = self._train_one(waiting.popleft(), exchange)
+            with undisturbed(self._folder):
+                reports, ordered_meanwhile = self._train_one(waiting.popleft(), exchange)
             waiting.extend(ordered_meanwhile)
             orders = exchange(reports, 0 if waiting else 1)
 
@@ -91,7 +96,8 @@ class PlainTrainer:
                 if spec.resume_from is not None:
                     run.resume(load_resume_file(spec, "plain"))
                 self._fit(run)
-            except Exception as error:
+            except BaseException as error:
+                raised_by_user_code(error)
                 # What breaks before the first step is the file's fault, not the trial's.
                 is_resumed = spec.resume_from is not None
                 if run.has_begun or not is_resumed or classify(error).kind == "oom":
@@ -99,10 +105,20 @@ class PlainTrainer:
                 run = self._new_run(spec, exchange, unusable(spec, error))
                 self._fit(run)
             return run.last_words(self._data), run.ordered
-        except Exception as error:  # a user's bug fails the trial, not the search
-            if error is run.driver_error or isinstance(error, DiskError):
+        except BaseException as error:  # a user's bug fails the trial, not the search
+            if run.driver_error is not None:
+                raise run.driver_error from None
+            if isinstance(error, DiskError):
                 raise
-            return run.failed(classify(error)), run.ordered
+            failure = classify(raised_by_user_code(error), self._task.module)
+            self._note(spec, failure)
+            return run.failed(failure), run.ordered
+
+    def _note(self, spec: TrialSpec, failure: Failure) -> None:
+        """Write the traceback into the study's log, for this executor and for every other."""
+        text = f"trial {spec.number} failed: {failure.message}\n{failure.traceback}\n"
+        with contextlib.suppress(OSError), Path(self._task.log_file).open("a") as log:
+            log.write(text)
 
     def _new_run(self, spec: TrialSpec, exchange: Exchange, *said: Report) -> PlainRun:
         return PlainRun(self._task, spec, exchange, self._keeper, said)
