@@ -49,6 +49,19 @@ def path_of(url: str) -> Path | None:
     return Path(os.path.abspath(name))  # noqa: PTH100 - resolve() would follow links
 
 
+def anchored(url: str) -> str:
+    """The `sqlite:///` URL with an absolute path; any other as it is.
+
+    A current folder with characters that mean something in a URL leaves it as it is, too.
+    """
+    path, here = path_of(url), str(Path.cwd())
+    if path is None or set("%?") & set(here):
+        return url
+    scheme, _, rest = url.partition(":///")
+    name, question, options = rest.partition("?")
+    return f"{scheme}:///{Path(here, name)}{question}{options}"
+
+
 def check(url: str) -> None:
     """Make the folder of a `sqlite:///` URL and see that its file can be read and written.
 

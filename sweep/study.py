@@ -111,7 +111,8 @@ def search(
     Workers load torch while the driver opens the stores. Raises ConfigError for a study made
     with other settings, StudyLockedError, StoreError, DataError, StudyFailedError.
     """
-    executor, task = extras.executor or begin_loading(config), make_task(config)
+    executor = extras.executor or begin_loading(config, space)
+    task, asked, config = make_task(config, space), config, config.anchored()
     listener = Listeners(listeners)
     work_dir = Path(config.work_dir)
     with contextlib.ExitStack() as held:
@@ -122,14 +123,16 @@ def search(
             executor.warm_up(task)
             proposals = _proposals(config, space)  # a wrong sampler is said before a store is made
             with store_lock(lock_folder(work_dir, config.storage)):
-                ledger = _open_ledger(config, space)
+                ledger = _open_ledger(asked, space)
                 ledger.confirm = confirm
                 trials = ledger.trials()
                 _carry(ledger, extras.carried, trials)
-                info = _study_info(config, space, trials)
+                info = _study_info(asked, space, trials)
                 extras.before_open(ledger)
                 if info.n_done >= config.trials:
-                    return _outcome(config, ledger, info, "done")
+                    outcome = _outcome(config, ledger, info, "done")
+                    _raise_if_none_succeeded(outcome)
+                    return outcome
                 ledger.settle(False)
                 listener.open(info)
             driver = Driver(config, ledger, proposals, listener, extras.retention, path_of(task))
@@ -220,18 +223,24 @@ def stored_config(config: RunConfig) -> dict[str, Any]:
 
 
 def _open_ledger(config: RunConfig, space: Space) -> Ledger:
-    ledger, is_new = create_study(config.storage, config.study_name, config.resolved_direction)
+    """The study in the storage, which keeps its settings once a trial has a score."""
+    anchored, direction = config.anchored(), config.resolved_direction
+    ledger, is_new = create_study(anchored.storage, config.study_name, direction)
     if is_new or not ledger.config:
         ledger.describe(stored_config(config), space.text)
         return ledger
     changes = identity_changes(config, ledger.config)
     changes += _space_changes(config, space, ledger.space_text)
-    if changes:
+    # With a wrong --metric the first trial is ended unscored, and goes on with the right one.
+    by_unfinished = not all(line.startswith(("--metric ", "--direction ")) for line in changes)
+    if changes and ledger.is_bound(by_unfinished=by_unfinished):
         raise ConfigError(
             f"study {config.study_name!r} exists with other settings ({'; '.join(changes)}): "
             "leave them out to continue it, name another search with --study, or start one from "
             "its trials with --fork NEW"
         )
+    if changes:
+        ledger.start_over(direction)
     if ledger.config != stored_config(config):
         ledger.describe(stored_config(config), space.text)
     return ledger
@@ -287,11 +296,18 @@ def _study_info(config: RunConfig, space: Space, trials: Sequence[LedgerTrial]) 
 
 def _raise_if_failed(outcome: Outcome, driver: Driver) -> None:
     if driver.reason == "failed":
-        raise StudyFailedError(driver.failure_message)
-    if driver.reason in ("done", "exhausted") and outcome.best is None:
-        n_trials, name = sum(outcome.end.n_by_state.values()), outcome.study.name
+        hint = f"once it is mended, `sweep retry {outcome.study.name}` tries them again"
+        raise StudyFailedError(f"{driver.failure_message}; {hint}")
+    if driver.reason in ("done", "exhausted"):
+        _raise_if_none_succeeded(outcome)
+
+
+def _raise_if_none_succeeded(outcome: Outcome) -> None:
+    n_trials, name = sum(outcome.end.n_by_state.values()), outcome.study.name
+    if outcome.best is None and n_trials:
         raise StudyFailedError(
-            f"none of the {n_trials} trials succeeded: `sweep trials {name}` shows why"
+            f"none of the {n_trials} trials succeeded: `sweep trials {name}` shows why, "
+            f"`sweep retry {name}` tries them again"
         )
 
 

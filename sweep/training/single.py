@@ -16,12 +16,12 @@ import torch
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from sweep.config import DEFAULT_MODULE
-from sweep.errors import DiskError
+from sweep.errors import ConfigError, DiskError
 from sweep.imports import import_object
 from sweep.training.data import Batches, SearchData, load_search_data
 from sweep.training.devices import lightning_devices, ready
 from sweep.training.failures import classify, raised_by_user_code
-from sweep.training.modules import build_module
+from sweep.training.modules import argument_faults, build_module
 from sweep.training.plain_run import PlainRun
 from sweep.training.quiet import hush_lightning, quiet_trainer
 from sweep.training.resuming import (
@@ -56,7 +56,11 @@ class PlainTrainer:
         if task.n_threads:
             torch.set_num_threads(task.n_threads)
         self._folder = current_folder()
-        import_object(task.module, "--module")  # a wrong name is said before the first trial
+        # A wrong name is said before the first trial.
+        made_by = import_object(task.module, "--module")
+        is_users = task.module != DEFAULT_MODULE and task.names is not None
+        if is_users and (faults := argument_faults(task.module, made_by, task.names or ())):
+            raise ConfigError(faults)
         self._task = task
         given = data() if callable(data) else data
         self._data = given or load_search_data(task.data, task.data_dir, task.seed)
