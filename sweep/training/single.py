@@ -16,11 +16,13 @@ import torch
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from sweep.config import DEFAULT_MODULE
+from sweep.datasets import is_custom
 from sweep.errors import ConfigError, DiskError
 from sweep.imports import import_object
 from sweep.training.data import Batches, SearchData, load_search_data
 from sweep.training.devices import lightning_devices, ready
 from sweep.training.failures import classify, raised_by_user_code
+from sweep.training.fluent import FluentCalls
 from sweep.training.modules import argument_faults, build_module
 from sweep.training.plain_run import PlainRun
 from sweep.training.quiet import hush_lightning, quiet_trainer
@@ -55,15 +57,18 @@ class PlainTrainer:
         self._notice = notice
         if task.n_threads:
             torch.set_num_threads(task.n_threads)
-        self._folder = current_folder()
+        self._folder, self._calls = current_folder(), FluentCalls(task.work_dir)
+        self._is_users = task.module != DEFAULT_MODULE or is_custom(task.data)
         # A wrong name is said before the first trial.
-        made_by = import_object(task.module, "--module")
-        is_users = task.module != DEFAULT_MODULE and task.names is not None
-        if is_users and (faults := argument_faults(task.module, made_by, task.names or ())):
+        with self._caught():
+            made_by = import_object(task.module, "--module")
+        is_checked = task.module != DEFAULT_MODULE and task.names is not None
+        if is_checked and (faults := argument_faults(task.module, made_by, task.names or ())):
             raise ConfigError(faults)
         self._task = task
         given = data() if callable(data) else data
-        self._data = given or load_search_data(task.data, task.data_dir, task.seed)
+        with self._caught():
+            self._data = given or load_search_data(task.data, task.data_dir, task.seed)
         n_features = self._data.train.x[0].numel()
         if task.module == DEFAULT_MODULE and n_features <= SMALL_FEATURES:
             torch.set_num_threads(1)
@@ -72,6 +77,15 @@ class PlainTrainer:
 
     def train(self, exchange: Exchange) -> None:
         """Train what `exchange` orders, until it says is_last and nothing is left."""
+        try:
+            self._train(exchange)
+        finally:
+            self._calls.remove()
+
+    def _caught(self) -> contextlib.AbstractContextManager[None]:
+        return self._calls.caught() if self._is_users else contextlib.nullcontext()
+
+    def _train(self, exchange: Exchange) -> None:
         waiting: collections.deque[TrialSpec] = collections.deque()
         first: list[Report] = [ready(self._task, self._data, 1, "plain")]
         if self._notice:
@@ -84,7 +98,7 @@ class PlainTrainer:
                     return
                 orders = exchange((), 1)
                 continue
-            with undisturbed(self._folder):
+            with undisturbed(self._folder), self._caught():
                 reports, ordered_meanwhile = self._train_one(waiting.popleft(), exchange)
             waiting.extend(ordered_meanwhile)
             orders = exchange(reports, 0 if waiting else 1)
@@ -125,7 +139,7 @@ class PlainTrainer:
             log.write(text)
 
     def _new_run(self, spec: TrialSpec, exchange: Exchange, *said: Report) -> PlainRun:
-        return PlainRun(self._task, spec, exchange, self._keeper, said)
+        return PlainRun(self._task, spec, exchange, self._keeper, self._calls, said)
 
     def _fit(self, run: PlainRun) -> None:
         task, spec = self._task, run.spec
