@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -62,6 +63,7 @@ def undisturbed(folder: str | None = None) -> Iterator[None]:
         here = folder
     settings = [(write, read(), read) for read, write in _SETTINGS]
     generators, streams, signals = random_state(), (sys.stdout, sys.stderr), _signals()
+    alarm_s, began_s = signal.getitimer(signal.ITIMER_REAL)[0], time.monotonic()
     try:
         with warnings.catch_warnings():
             yield
@@ -72,6 +74,7 @@ def undisturbed(folder: str | None = None) -> Iterator[None]:
         set_random_state(generators)
         sys.stdout, sys.stderr = streams
         _set_signals(signals)
+        _set_alarm(max(alarm_s - (time.monotonic() - began_s), 0.01) if alarm_s else 0.0)
         if here is not None and current_folder() != here:
             with contextlib.suppress(OSError):
                 os.chdir(here)
@@ -92,19 +95,22 @@ def _set_environment(before: dict[str, str]) -> None:
 
 
 def _signals() -> dict[int, Any] | None:
-    """Handlers by signal, and 0: whether a timer runs. None in a thread, which cannot set any."""
+    """Handlers by signal; None in a thread, which cannot set any."""
     if threading.current_thread() is not threading.main_thread():
         return None
-    handlers: dict[int, Any] = {s: signal.getsignal(s) for s in signal.valid_signals()}
-    return {0: signal.getitimer(signal.ITIMER_REAL)[0] > 0, **handlers}
+    return {number: signal.getsignal(number) for number in signal.valid_signals()}
 
 
 def _set_signals(before: dict[int, Any] | None) -> None:
     if before is None:
         return
-    if not before.pop(0):
-        signal.setitimer(signal.ITIMER_REAL, 0)  # an alarm would end a later trial
     for number, handler in before.items():
         if handler is not None and signal.getsignal(number) != handler:
             with contextlib.suppress(OSError, ValueError):
                 signal.signal(number, handler)
+
+
+def _set_alarm(due_s: float) -> None:
+    """One that a trial set would end a later one; one that was set before still comes."""
+    if abs(signal.getitimer(signal.ITIMER_REAL)[0] - due_s) > 0.5:
+        signal.setitimer(signal.ITIMER_REAL, due_s)
