@@ -151,7 +151,7 @@ def search_with(
     """
     from sweep.executors import begin_loading
 
-    executor = begin_loading(config)
+    executor = begin_loading(config, space)
     try:
         return _search(config, space, listeners, executor, extras)
     finally:
@@ -170,14 +170,15 @@ def _search(
         from sweep.study import Extras, search
         from sweep.tracking import MlflowTracker
 
-    retention = KeepBest(config)
+    anchored = config.anchored()
+    retention = KeepBest(anchored)
     tracker = MlflowTracker(
-        config.tracking_uri,
-        config.study_dir / "sweep.log",
+        anchored.tracking_uri,
+        anchored.study_dir / "sweep.log",
         log_model=config.log_models,
         on_stored=retention.stored,
     )
-    upkeep = _Upkeep(config, listeners, tracker, retention)
+    upkeep = _Upkeep(anchored, listeners, tracker, retention)
     extras = dataclasses.replace(
         extras or Extras(),
         retention=retention,

@@ -197,6 +197,17 @@ class RunConfig:
         """The study's own folder for checkpoints, lock and log."""
         return Path(self.work_dir) / self.study_name
 
+    def anchored(self) -> RunConfig:
+        """With absolute paths for a search in this process, whose folder user code may change."""
+        if self.executor != "inline":
+            return self
+        return dataclasses.replace(
+            self,
+            work_dir=str(Path(self.work_dir).absolute()),
+            storage=sqlite.anchored(self.storage),
+            tracking_uri=sqlite.anchored(self.tracking_uri),
+        )
+
     @property
     def resolved_direction(self) -> Direction:
         """`direction` with auto decided by the metric's name."""

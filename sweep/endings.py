@@ -8,6 +8,9 @@ from typing import Any
 
 from sweep.trial import Failure, Notice, Stop, TrialFinished, TrialResult, TrialState
 
+LONGEST_TRACEBACK = 20_000
+"""Characters of a traceback that the ledger keeps; MLflow's traceback.txt has all of them."""
+
 
 def summary_of(
     record: TrialFinished, name: str, metrics: Mapping[int, Mapping[str, float]]
@@ -22,9 +25,20 @@ def summary_of(
         "seconds": round(sum(m.get("epoch_s", 0.0) for m in metrics.values()), 4),
         "checkpoint": record.checkpoint,
         "time_ms": record.time_ms,
-        "failure": failure and {"kind": failure.kind, "message": failure.message},
+        "failure": failure and {
+            "kind": failure.kind, "message": failure.message,
+            "traceback": _last_lines(failure.traceback),
+        },
         **record.tags,
-    }
+    }  # fmt: skip
+
+
+def _last_lines(text: str) -> str:
+    """The end of a traceback, at most LONGEST_TRACEBACK characters: what raised comes last."""
+    if len(text) <= LONGEST_TRACEBACK:
+        return text
+    _, _, rest = text[-LONGEST_TRACEBACK:].partition("\n")
+    return f"...\n{rest}"
 
 
 def verdict_of(result: TrialResult, stop: Stop | None) -> tuple[TrialState, Failure | None]:

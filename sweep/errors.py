@@ -14,13 +14,15 @@
     ├── SealedTestSplitError   1   a search tried to read the test split
     └── StudyInterrupted     130   Ctrl-C or SIGTERM: state is saved, the same command continues
 
-The numbers are exit codes; a class without a number has its parent's.
+The numbers are exit codes; a class without a number has its parent's. `SecondSignal` is no
+SweepError: it is the KeyboardInterrupt of the user, as opposed to one that user code raises.
 """
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from typing import ClassVar, Self
 
@@ -107,6 +109,32 @@ class StudyInterrupted(SweepError):  # noqa: N818 - an interruption is not an er
     """Ctrl-C or SIGTERM: state is saved, the same command continues."""
 
     exit_code = 130
+
+
+class SecondSignal(KeyboardInterrupt):
+    """The user's second Ctrl-C (or SIGTERM): the search ends at once, also within user code."""
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """`error`, then what it was raised from or during, and so on."""
+    seen: set[int] = set()
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen:
+        seen.add(id(link))
+        yield link
+        link = link.__cause__ or link.__context__
+
+
+def os_error_text(error: OSError) -> str:
+    """What went wrong and with which file; some of Python's own errors name none."""
+    reason = error.strerror or str(error) or type(error).__name__
+    if error.filename is not None:
+        return f"{reason} ({error.filename})"
+    try:
+        os.getcwd()  # noqa: PTH109 - errors.py stays light
+    except OSError:
+        return f"{reason}: the current folder does not exist any more"
+    return f"{reason} (the error names no file)" if error.errno else reason
 
 
 def must_be_one_of(field: str, value: object, choices: Iterable[str]) -> str:

@@ -7,29 +7,82 @@ import contextlib
 import gc
 import importlib
 import sys
+import sysconfig
+import traceback
 from collections.abc import Iterator
+from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from sweep.errors import ConfigError
+from sweep.errors import ConfigError, SecondSignal, causes
 
 
 def import_object(path: str, what: str) -> Any:
     """The object that `package.module:name` names, looked up from the current folder too.
 
-    Raises ConfigError where the module cannot be imported or has no such name.
+    Raises ConfigError, with file and line, for whatever the module raises as it is imported, and
+    where it has no such name.
     """
     module_name, _, name = path.partition(":")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
+    with contextlib.suppress(OSError):  # user code may have removed the current folder
+        here = str(Path.cwd())
+        if here not in sys.path:
+            sys.path.insert(0, here)
     try:
-        return getattr(importlib.import_module(module_name), name)
-    except ImportError as error:
-        raise ConfigError(f"{what} {path!r} cannot be imported: {error}") from error
+        module = importlib.import_module(module_name)
+    except SecondSignal:
+        raise
+    except BaseException as error:  # also sys.exit() at the top of a file
+        raise ConfigError(f"{what} {path!r} cannot be imported: {_told(error)}") from error
+    try:
+        return getattr(module, name)
     except AttributeError:
-        raise ConfigError(f"{what} {path!r}: module {module_name} has no {name!r}") from None
+        near = get_close_matches(name, vars(module), n=1, cutoff=0.5)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise ConfigError(f"{what} {path!r}: module {module_name} has no {name!r}{hint}") from None
+
+
+def _told(error: BaseException) -> str:
+    """The error in one line: file, line, class and message."""
+    said = error.msg if isinstance(error, SyntaxError) else str(error)
+    text, name, place = " ".join(said.split()), type(error).__name__, place_of(error)
+    told = f"{name}: {text}" if text and not isinstance(error, ImportError) else text or name
+    return f"{place}: {told}" if place else told
+
+
+def place_of(error: BaseException, module: str = "") -> str:
+    """`file:line` of the deepest frame in the user's own code; "" if no frame is.
+
+    Frames of sweep, of Python's library and of installed packages are not the user's, except
+    those of the package that `module` (`package.module:name`) is in.
+    """
+    top = sys.modules.get(module.partition(":")[0].partition(".")[0])
+    package = [Path(folder) for folder in getattr(top, "__path__", ())]
+    for link in causes(error):
+        frames = [
+            (f.f_code.co_filename, line) for f, line in traceback.walk_tb(link.__traceback__)
+        ]
+        if isinstance(link, SyntaxError) and link.filename and link.lineno:
+            frames.append((link.filename, link.lineno))
+        for file, line in reversed(frames):
+            if _is_users(file) or any(Path(file).is_relative_to(folder) for folder in package):
+                return f"{_shown(file)}:{line}"
+    return ""
+
+
+def _is_users(file: str) -> bool:
+    path, library = Path(file), sysconfig.get_path("stdlib")
+    is_installed = bool({"site-packages", "dist-packages"} & set(path.parts))
+    is_ours = path.is_relative_to(library) or path.is_relative_to(Path(__file__).parent)
+    return not file.startswith("<") and not is_installed and not is_ours
+
+
+def _shown(file: str) -> str:
+    """Relative to the current folder where the file is below it."""
+    with contextlib.suppress(OSError, ValueError):
+        return str(Path(file).relative_to(Path.cwd()))
+    return file
 
 
 @contextlib.contextmanager

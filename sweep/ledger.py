@@ -164,6 +164,32 @@ class Ledger:
         set_attr(self._study_id, CONFIG, json.dumps(dict(config)))
         set_attr(self._study_id, SPACE, space_text)
 
+    def is_bound(self, *, by_unfinished: bool) -> bool:
+        """Whether a trial has a score, or is not finished and may have one: settings are fixed."""
+        trials = self.trials()
+        is_scored = any(t.value is not None or t.curve for t in trials)
+        return is_scored or (by_unfinished and any(not t.state.is_finished for t in trials))
+
+    def start_over(self, direction: Direction) -> None:
+        """Forget settings and space; failed trials stay, without Optuna's parameters.
+
+        Those are of a space that may fit the next one no more, and samplers learn nothing from a
+        trial that failed.
+        """
+        trials = sorted(
+            self._storage.get_all_trials(self._study_id), key=lambda trial: trial.number
+        )
+        attrs = self._storage.get_study_user_attrs(self._study_id)
+        self._storage.delete_study(self._study_id)
+        self._study_id = _new_study(self._storage, self.name, direction)
+        for key in attrs.keys() - {CONFIG, SPACE, DATA}:
+            self._storage.set_study_user_attr(self._study_id, key, attrs[key])
+        for trial in trials:
+            trial.user_attrs.setdefault(HYPERPARAMETERS, trial.params)
+            if trial.state.is_finished():
+                trial.params, trial.distributions = {}, {}
+            self._storage.create_new_trial(self._study_id, template_trial=trial)
+
     @property
     def is_settled(self) -> bool:
         """Whether the last driver came to its end and delivered everything."""
@@ -350,9 +376,7 @@ def create_study(url: str, name: str, direction: Direction) -> tuple[Ledger, boo
                 storage.delete_study(study_id)
                 raise KeyError(name)
         except KeyError:
-            is_up = direction == "maximize"
-            towards = StudyDirection.MAXIMIZE if is_up else StudyDirection.MINIMIZE
-            storage.create_new_study([towards], name)
+            _new_study(storage, name, direction)
             is_new = True
         ledger = Ledger(storage, name)
         if not is_new and not ledger.config:
@@ -372,6 +396,13 @@ def _see_that_it_can_be_taken(ledger: Ledger, direction: Direction) -> None:
             f"study {ledger.name!r} was made by another program and {what}: name another with "
             "--study"
         )
+
+
+def _new_study(storage: BaseStorage, name: str, direction: Direction) -> int:
+    is_up = direction == "maximize"
+    return storage.create_new_study(
+        [StudyDirection.MAXIMIZE if is_up else StudyDirection.MINIMIZE], name
+    )
 
 
 def list_studies(url: str) -> list[StudySummary]:

@@ -81,6 +81,12 @@ def fault_of(url: str) -> str:
     return ""
 
 
+def anchored(url: str) -> str:
+    """The `sqlite:///` URL with an absolute path; any other as it is."""
+    path = path_of(url)
+    return url if path is None else url_of(path, url.partition("?")[2])
+
+
 def check(url: str) -> None:
     """Make the folder of a `sqlite:///` URL and see that its file can be read and written.
 

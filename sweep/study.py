@@ -17,7 +17,7 @@ from sweep import options
 from sweep.config import DEFAULT_MODULE, RunConfig, identity_changes, vocabulary
 from sweep.driver import Driver
 from sweep.endings import now_ms
-from sweep.errors import ConfigError, StudyFailedError, SweepError
+from sweep.errors import ConfigError, SecondSignal, StudyFailedError, SweepError
 from sweep.executors import begin_loading, make_task
 from sweep.imports import collector_paused, libraries_set_aside
 from sweep.ledger import Ledger, LedgerTrial, best_trial, create_study
@@ -124,7 +124,8 @@ def search(
     Workers load torch while the driver opens the stores. Raises ConfigError for a study made
     with other settings, StudyLockedError, StoreError, DataError, StudyFailedError.
     """
-    executor, task = extras.executor or begin_loading(config), make_task(config)
+    executor = extras.executor or begin_loading(config, space)
+    task, asked, config = make_task(config, space), config, config.anchored()
     listener = Listeners(listeners)
     work_dir = Path(config.work_dir)
     with contextlib.ExitStack() as held:
@@ -135,16 +136,18 @@ def search(
             executor.warm_up(task)
             proposals = _proposals(config, space)  # a wrong sampler is said before a store is made
             with store_lock(lock_folder(work_dir, config.storage)):
-                ledger, is_same_store = _open_ledger(config, space)
+                ledger, is_same_store = _open_ledger(asked, space)
                 ledger.confirm = confirm
                 trials = ledger.trials()
                 _carry(ledger, extras.carried, trials)
-                info = _study_info(config, space, trials)
+                info = _study_info(asked, space, trials)
                 is_known = is_same_store and bool(trials)
                 info = dataclasses.replace(info, is_known=is_known, dataset=ledger.dataset)
                 extras.before_open(ledger)
                 if info.n_done >= config.trials:
-                    return _outcome(config, ledger, info, "done")
+                    outcome = _outcome(config, ledger, info, "done")
+                    _raise_if_none_succeeded(outcome)
+                    return outcome
                 ledger.settle(False)
                 ledger.note_tags(info.tags)
                 listener.open(info)
@@ -252,19 +255,27 @@ def stored_config(config: RunConfig) -> dict[str, Any]:
 
 
 def _open_ledger(config: RunConfig, space: Space) -> tuple[Ledger, bool]:
-    """The study's ledger, and whether its last search kept its runs in the same MLflow store."""
-    ledger, is_new = create_study(config.storage, config.study_name, config.resolved_direction)
+    """The study in the storage, and whether its runs are to be in the same MLflow store as before.
+
+    A study keeps its settings once a trial has a score.
+    """
+    anchored, direction = config.anchored(), config.resolved_direction
+    ledger, is_new = create_study(anchored.storage, config.study_name, direction)
     if is_new or not ledger.config:
         ledger.describe(stored_config(config), space.text)
         return ledger, False
     changes = identity_changes(config, ledger.config)
     changes += _space_changes(config, space, ledger.space_text)
-    if changes:
+    # With a wrong --metric the first trial is ended unscored, and goes on with the right one.
+    by_unfinished = not all(line.startswith(("--metric ", "--direction ")) for line in changes)
+    if changes and ledger.is_bound(by_unfinished=by_unfinished):
         raise ConfigError(
             f"study {config.study_name!r} exists with other settings ({'; '.join(changes)}): "
             "leave them out to continue it, name another search with --study, or start one from "
             "its trials with --fork NEW"
         )
+    if changes:
+        ledger.start_over(direction)
     before, now = ledger.config, stored_config(config)
     if before != now:
         ledger.describe(now, space.text)
@@ -322,11 +333,18 @@ def _study_info(config: RunConfig, space: Space, trials: Sequence[LedgerTrial]) 
 
 def _raise_if_failed(outcome: Outcome, driver: Driver) -> None:
     if driver.reason == "failed":
-        raise StudyFailedError(driver.failure_message)
-    if driver.reason in ("done", "exhausted") and outcome.best is None:
-        n_trials, name = sum(outcome.end.n_by_state.values()), outcome.study.name
+        hint = f"once it is mended, `sweep retry {outcome.study.name}` tries them again"
+        raise StudyFailedError(f"{driver.failure_message}; {hint}")
+    if driver.reason in ("done", "exhausted"):
+        _raise_if_none_succeeded(outcome)
+
+
+def _raise_if_none_succeeded(outcome: Outcome) -> None:
+    n_trials, name = sum(outcome.end.n_by_state.values()), outcome.study.name
+    if outcome.best is None and n_trials:
         raise StudyFailedError(
-            f"none of the {n_trials} trials succeeded: `sweep trials {name}` shows why"
+            f"none of the {n_trials} trials succeeded: `sweep trials {name}` shows why, "
+            f"`sweep retry {name}` tries them again"
         )
 
 
@@ -348,7 +366,7 @@ def _stop_on_signals(driver: Driver) -> Iterator[None]:
 
     def stop(signum: int, frame: FrameType | None) -> None:
         if first and time.monotonic() - first[0] > SAME_SIGNAL_S:
-            raise KeyboardInterrupt
+            raise SecondSignal
         first.append(time.monotonic())
         driver.request_stop("interrupted")
 

@@ -85,6 +85,8 @@ class Task:
     """A trial that takes longer has failed; None: no limit."""
     worker_memory_gb: float | None = None
     """A worker process with more resident memory is replaced, in 1e9 bytes; None: no limit."""
+    names: tuple[str, ...] | None = None
+    """Hyperparameters that the search space may give; None: not known, so not checked."""
 
 
 @dataclass(frozen=True, slots=True)

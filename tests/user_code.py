@@ -8,13 +8,19 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+import tempfile
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
 import lightning
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+from sweep.errors import SecondSignal
 
 SPACE = """# One of each.
 parameters:
@@ -62,6 +68,14 @@ def misbehave(mode: str) -> None:
     """What a user's code does on a bad day."""
     if mode == "raise":
         raise ZeroDivisionError("width must not be 8")
+    if mode == "exit":
+        sys.exit("width must not be 8")
+    if mode == "interrupt":
+        raise KeyboardInterrupt("no more of this")
+    if mode == "generator":
+        raise GeneratorExit
+    if mode == "second signal":
+        raise SecondSignal
     if mode == "hang":
         time.sleep(600)
     if mode == "die" and not Path("died").exists():
@@ -69,11 +83,87 @@ def misbehave(mode: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+class Leaving(Model):
+    """Leaves at the call of a method, with `sys.exit`."""
+
+    def __init__(self, where: str = "nowhere") -> None:
+        super().__init__()
+        self.where = where
+        self._leave("__init__")
+
+    def _leave(self, where: str) -> None:
+        if where == self.where:
+            sys.exit(f"left in {where}")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Leaves while it is exported."""
+        if torch.compiler.is_exporting():
+            self._leave("export")
+        return super().forward(x)
+
+    def configure_optimizers(self) -> Any:
+        """Leaves before the first step."""
+        self._leave("configure_optimizers")
+        return super().configure_optimizers()
+
+    def configure_callbacks(self) -> Any:
+        """Leaves as the Trainer is set up."""
+        self._leave("configure_callbacks")
+        return []
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leaves as a checkpoint is written."""
+        self._leave("on_save_checkpoint")
+
+
+class Disturbing(Model):
+    """Leaves other settings of the process behind, and a folder that is gone."""
+
+    def __init__(self, mode: str = "fine", width: int = 8) -> None:
+        if mode == "disturb":
+            with tempfile.TemporaryDirectory() as scratch:
+                os.chdir(scratch)
+            torch.set_default_dtype(torch.float64)
+            torch.set_grad_enabled(False)
+            np.seterr(all="raise")
+            warnings.simplefilter("error")
+            os.environ["MLFLOW_TRACKING_URI"] = "http://127.0.0.1:1"
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        super().__init__("raise" if mode == "disturb" else mode, width)
+
+
+class Wandering(Model):
+    """Works in the folder `elsewhere`."""
+
+    def __init__(self, width: int = 8) -> None:
+        os.chdir("elsewhere")
+        super().__init__("fine", width)
+
+
+class Demanding(Model):
+    """Has an argument without a default."""
+
+    def __init__(self, depth: int, *, width: int = 8) -> None:
+        super().__init__("fine", width)
+
+
+class TakesAny(Model):
+    """Hands on whatever it is given."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+
+
 class NotAModule:
     """Takes any argument, and cannot be trained."""
 
     def __init__(self, **arguments: Any) -> None:
         pass
+
+
+def leaving_data() -> None:
+    """A data function that checks its arguments as a script does."""
+    sys.exit("which file?")
 
 
 def broken_data(*_: Any, **__: Any) -> None:

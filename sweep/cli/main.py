@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from sweep import __version__
-from sweep.errors import DiskError, SweepError
+from sweep.errors import DiskError, SweepError, os_error_text
 from sweep.redact import redacted
 
 COMMANDS = {
@@ -102,9 +102,8 @@ def _leaving_on_errors(is_debug: bool) -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except OSError as error:
-        where = f" ({error.filename})" if error.filename else ""
         hint = "free some space, " if error.errno == NO_SPACE else ""
-        message = f"{error.strerror or error}{where}: {hint}then run the same command again"
+        message = f"{os_error_text(error)}: {hint}then run the same command again"
         _leave(message, DiskError.exit_code, is_debug)
     except Exception as error:  # noqa: BLE001 - the last wall before the user
         message = f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -91,14 +91,26 @@ def show(what: str, trial: int | None, fmt: Format, **flags: Any) -> None:
     with closing(open_study(config.storage, study)) as ledger:
         trials, summary = ledger.trials(), ledger.summary()
     if number is None:
-        fields = study_fields(summary, trials)
+        fields, traceback = study_fields(summary, trials), ""
     else:
         found = [t for t in trials if t.number == number]
         if not found:
             held = f"trials 0 to {len(trials) - 1}" if trials else "no trials yet"
             raise NotFoundError(f"study {study!r} has {held}, but not {number}")
         fields = trial_fields(found[0], study)
+    traceback = "" if fmt == "json" else _take_traceback(fields)
     click.echo(render_fields(fields, fmt, is_colored=_is_colored()), nl=False)
+    if traceback and fmt == "table":
+        click.echo(f"\n{traceback.rstrip()}")
+
+
+def _take_traceback(fields: dict[str, Any]) -> str:
+    """The traceback of a failed trial, out of its fields: it has lines of its own."""
+    failure = dict(fields.get("failure") or {})
+    traceback = str(failure.pop("traceback", ""))
+    if failure:
+        fields["failure"] = failure
+    return traceback
 
 
 def _print_rows(rows: Sequence[Any], columns: Sequence[str], fmt: Format) -> None:

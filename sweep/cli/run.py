@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import click
 
 from sweep.cli.options import config_options, print_config
+from sweep.redact import redacted
 
 NEXT_IF_DONE = "study {name} already has {n} finished trials of {total}: nothing to do. {hint}"
 
@@ -63,14 +65,19 @@ def finish(config: Any, outcome: Any) -> int:
     """Say what came out of a search and what to type next; the exit code."""
     from sweep.reporting.summary import end_summary
 
-    n_done = outcome.study.n_done
+    n_done, n_failed = outcome.study.n_done, outcome.end.n_by_state.get("FAIL", 0)
     if outcome.n_new == 0 and n_done >= config.trials:
         hint = f"Ask for more with --trials {n_done + 50}."
+        if n_failed:
+            hint += f" Try failed trials again with `sweep retry {config.study_name}`."
         click.echo(
             NEXT_IF_DONE.format(name=config.study_name, n=n_done, total=config.trials, hint=hint)
         )
     best_name = str(outcome.best.result.get("name", "")) if outcome.best else ""
     places, commands = _places(config), _commands(config, has_best=outcome.best is not None)
+    if n_failed:
+        trials = "the failed trial" if n_failed == 1 else f"the {n_failed} failed trials"
+        commands = [*commands, (_retry(config), f"try {trials} again")]
     lines = end_summary(
         outcome.study, outcome.end, best_name=best_name, places=places, commands=commands
     )
@@ -79,8 +86,6 @@ def finish(config: Any, outcome: Any) -> int:
 
 
 def _places(config: Any) -> dict[str, str]:
-    from sweep.redact import redacted
-
     return {
         "MLflow": redacted(config.tracking_uri),
         "Optuna": redacted(config.storage),
@@ -101,6 +106,13 @@ def _commands(config: Any, *, has_best: bool) -> list[tuple[str, str]]:
         is_default_store=config.tracking_uri == RunConfig().tracking_uri,
         has_best=has_best,
     )
+
+
+def _retry(config: Any) -> str:
+    words = ["sweep", "retry", config.study_name]
+    if storage := _unknown(config, "storage"):
+        words += ["--storage", redacted(storage)]
+    return shlex.join(words)
 
 
 def _unknown(config: Any, field: str) -> str | None:

@@ -38,6 +38,8 @@ def spaces(fmt: Literal["table", "json", "csv"]) -> None:
 def validate(file: str, samples: int, **flags: Any) -> None:
     """Check a search-space file: every fault at once, or a few samples of what it holds.
 
+    With --module, also that its constructor takes these names.
+
     \b
     Examples:
       sweep validate search_spaces/mlp.yaml
@@ -48,12 +50,27 @@ def validate(file: str, samples: int, **flags: Any) -> None:
 
     config = resolve(flags).config
     space = load_space(file if not Path(file).exists() else Path(file), vocabulary(config))
+    _check_module(config.module, space)
     n = space.n_configurations()
     size = "endless" if n is None else f"{n:,}"
     click.echo(f"{file}: valid, {len(space.parameters)} parameters, {size} configurations")
     for number, configuration in enumerate(sample(space, samples, config.seed)):
         values = " ".join(f"{k}={_short(v)}" for k, v in configuration.items())
         click.echo(f"  {run_name(number, configuration)}: {values}")
+
+
+def _check_module(module: str, space: Any) -> None:
+    from sweep.config import DEFAULT_MODULE
+    from sweep.errors import ConfigError
+    from sweep.imports import import_object
+
+    if module == DEFAULT_MODULE:
+        return  # its names were the vocabulary
+    made_by = import_object(module, "--module")
+    from sweep.training.modules import argument_faults
+
+    if faults := argument_faults(module, made_by, space.names):
+        raise ConfigError(faults)
 
 
 def _short(value: Any) -> str:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+from typing import TYPE_CHECKING
 
 from sweep import datasets
 from sweep.config import RunConfig
 from sweep.trial import Executor, Task
+
+if TYPE_CHECKING:
+    from sweep.space import Space
 
 
 def make_executor(name: str, n_workers: int) -> Executor:
@@ -20,7 +24,7 @@ def make_executor(name: str, n_workers: int) -> Executor:
     return ProcessExecutor(n_workers)
 
 
-def begin_loading(config: RunConfig) -> Executor:
+def begin_loading(config: RunConfig, space: Space | None = None) -> Executor:
     """An executor whose workers load their libraries from now on; whoever calls has to kill it.
 
     Called before Optuna is imported: that takes as long as a tenth of what the workers load.
@@ -29,11 +33,11 @@ def begin_loading(config: RunConfig) -> Executor:
     datasets.prepare(config.data, config.data_dir)
     executor = make_executor(config.executor, config.workers)
     with contextlib.suppress(OSError):  # a folder that cannot be written: the search says so
-        executor.warm_up(make_task(config))
+        executor.warm_up(make_task(config, space))
     return executor
 
 
-def make_task(config: RunConfig) -> Task:
+def make_task(config: RunConfig, space: Space | None = None) -> Task:
     """What the workers of this search have to know."""
     return Task(
         study=config.study_name,
@@ -55,4 +59,5 @@ def make_task(config: RunConfig) -> Task:
         checkpoint_interval_s=config.checkpoint_interval_s,
         trial_timeout_s=config.trial_timeout_s,
         worker_memory_gb=config.worker_memory_gb,
+        names=None if space is None else space.names,
     )

@@ -113,6 +113,7 @@ class ProcessExecutor:
                 continue
             if isinstance(message, Crash):
                 if message.error is not None:
+                    message.error.add_note(f"In the worker:\n{message.traceback}")
                     raise message.error
                 failure = Failure("exception", message.message, message.traceback)
                 self._bury(worker, exchange, failure)

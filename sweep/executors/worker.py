@@ -59,12 +59,10 @@ def main() -> None:
             trainer = make_trainer(task, is_own_process=True)
         gc.freeze()  # the libraries stay: 0.4 s less for the first export, and a fast exit
         trainer.train(PipeExchange(pipe))
-    except Exception as error:  # noqa: BLE001 - whatever it is, the driver has to know
-        pipe.send(
-            Crash(
-                redacted(traceback.format_exc()), error if isinstance(error, SweepError) else None
-            )
-        )
+    except BaseException as error:  # noqa: BLE001 - whatever it is, the driver has to know
+        text = redacted(traceback.format_exc())
+        sys.stderr.write(text)  # into the study's log
+        pipe.send(Crash(text, error if isinstance(error, SweepError) else None))
         sys.exit(1)
 
 

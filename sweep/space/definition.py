@@ -61,6 +61,12 @@ class Space:
     first: tuple[Mapping[str, HyperValue], ...]
     """Configurations to try first, resolved and complete."""
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every hyperparameter that some configuration has."""
+        given = [p.name for p in self.parameters] + [name for c in self.first for name in c]
+        return tuple(dict.fromkeys([*given, *self.fixed]))
+
     def suggest(self, trial: Suggester) -> dict[str, HyperValue]:
         """A configuration, by asking `trial` (Optuna's, or any Suggester) for each value.
 

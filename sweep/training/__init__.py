@@ -10,6 +10,7 @@ from sweep.config import DEFAULT_MODULE
 from sweep.datasets import is_custom
 from sweep.imports import deferred
 from sweep.training.choice import foreseen_slots, path_of, precision_of, why_plain
+from sweep.training.fluent import nothing_logged
 from sweep.trial import Task, Trainer
 
 if TYPE_CHECKING:
@@ -42,7 +43,9 @@ def make_trainer(task: Task, *, is_own_process: bool = False) -> Trainer:
         if path_of(task) == "fused":
             from sweep.training.fused import FusedTrainer
 
-            return BothPaths(task, "fused", FusedTrainer(task, data))
+            is_users = is_custom(task.data)
+            with nothing_logged(task.work_dir) if is_users else contextlib.nullcontext():
+                return BothPaths(task, "fused", FusedTrainer(task, data))
         from sweep.training.single import PlainTrainer
 
         if task.population == 1 and not task.was_larger:

@@ -27,8 +27,9 @@ from torch import Tensor
 from torch.utils.data import SequentialSampler
 
 from sweep import datasets
-from sweep.errors import ConfigError, DataError, SealedTestSplitError
+from sweep.errors import DataError, SealedTestSplitError
 from sweep.imports import import_object
+from sweep.training.failures import one_line, raised_by_user_code
 from sweep.trial import DatasetInfo, derive_seed
 
 CUSTOM_VAL_FRACTION = 0.1
@@ -242,14 +243,12 @@ def _train_val_rows(name: str, labels: Any, fraction: float, seed: int) -> tuple
 
 def _call(name: str) -> Mapping[str, Any]:
     """What the user's function returns."""
-    try:
-        function = import_object(name, "data")
-    except ValueError as error:  # ":function"
-        raise ConfigError(f"data {name!r} cannot be imported: {error}") from error
+    function = import_object(name, "data")
     try:
         given = function()
-    except Exception as error:
-        raise DataError(f"{name} raised {type(error).__name__}: {error}") from error
+    except BaseException as error:  # also sys.exit
+        told = one_line(raised_by_user_code(error), name)
+        raise DataError(f"{name} raised {told}") from error
     if not isinstance(given, Mapping):
         raise DataError(f"{name} must return a mapping, but got {type(given).__name__}")
     return given

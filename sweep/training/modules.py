@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import lightning
@@ -10,6 +11,7 @@ import torch
 
 from sweep import options
 from sweep.config import DEFAULT_MODULE
+from sweep.errors import must_be_one_of
 from sweep.imports import import_object
 from sweep.training.data import FinalData, SearchData
 from sweep.training.mlp import MLPClassifier
@@ -41,3 +43,43 @@ def build_module(
     if not isinstance(built, lightning.LightningModule):
         raise TypeError(f"{module} must be a LightningModule, but is a {type(built).__name__}")
     return built
+
+
+def argument_faults(module: str, made_by: Any, names: Collection[str]) -> list[str]:
+    """One sentence for each hyperparameter that a user's module does not take, or lacks.
+
+    Args:
+        module: Its name, `package.module:name`.
+        made_by: A class, or a function that returns a module.
+        names: What the search space may give.
+    """
+    if inspect.isclass(made_by) and not issubclass(made_by, lightning.LightningModule):
+        return [f"{module} must be a LightningModule of the package lightning, but is none"]
+    try:
+        parameters = inspect.signature(made_by).parameters.values()
+    except (TypeError, ValueError):  # not callable, or written in C
+        return [] if callable(made_by) else [f"{module} must be a class or a function"]
+    given = [name for name in names if name not in options.TRAINING_ARGUMENTS]
+    takes = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    unknown = [name for name in given if name not in takes and not takes_any]
+    what = f"a hyperparameter of {module}"
+    faults = [
+        must_be_one_of(what, name, takes)
+        if takes
+        else f"{module} takes no {name!r}, nor any other"
+        for name in unknown
+    ]
+    for p in parameters:
+        is_needed = p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        if is_needed and p.kind is p.POSITIONAL_ONLY:
+            faults.append(f"{module} takes {p.name!r} by position only, but gets keywords")
+        elif is_needed and p.name not in given:
+            is_trainers = p.name in options.TRAINING_ARGUMENTS
+            why = (
+                "is the trainer's: give it a default"
+                if is_trainers
+                else ("the search space does not give: add it under parameters or fixed")
+            )
+            faults.append(f"{module} needs {p.name!r}, which {why}")
+    return faults

@@ -15,7 +15,8 @@ from sweep.errors import DiskError
 from sweep.training.checkpoints import write_checkpoint
 from sweep.training.data import Batches, SearchData
 from sweep.training.exports import export_model
-from sweep.training.failures import not_finite
+from sweep.training.failures import not_finite, raised_by_user_code
+from sweep.training.fluent import FluentCalls
 from sweep.training.resuming import (
     RESUME_KEY,
     Keeper,
@@ -52,6 +53,7 @@ class PlainRun(lightning.pytorch.callbacks.Checkpoint):
         spec: What to train.
         exchange: Whom to report to.
         keeper: When resume state is due.
+        calls: What the module logs by MLflow's own calls.
         first_reports: To be handed over as the trial starts.
     """
 
@@ -61,15 +63,16 @@ class PlainRun(lightning.pytorch.callbacks.Checkpoint):
         spec: TrialSpec,
         exchange: Exchange,
         keeper: Keeper,
+        calls: FluentCalls,
         first_reports: Sequence[Report] = (),
     ) -> None:
         self.spec = spec
-        self._task, self._exchange, self._keeper = task, exchange, keeper
+        self._task, self._exchange, self._keeper, self._calls = task, exchange, keeper, calls
         self.module: lightning.LightningModule | None = None
         self.start_epoch = spec.start_epoch or 0
         self.n_epochs = 0
         self.ordered: list[TrialSpec] = []
-        self.driver_error: Exception | None = None
+        self.driver_error: BaseException | None = None
         """What `exchange` raised, in this very process: not the trial's fault."""
         self.has_begun = False
         """Whether the Trainer has everything in place: what breaks now is the trial's own."""
@@ -132,7 +135,9 @@ class PlainRun(lightning.pytorch.callbacks.Checkpoint):
     ) -> None:
         """Report the epoch and obey the orders that come back."""
         self.n_epochs, self._is_unchanged = trainer.current_epoch + 1, False
-        metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
+        metrics, notices = self._calls.metrics(now_ms())
+        metrics |= {k: float(v) for k, v in trainer.callback_metrics.items()}
+        self._pending += notices
         broken = [
             k for k in ("train_loss", self._task.metric) if not math.isfinite(metrics.get(k, 0.0))
         ]
@@ -214,7 +219,7 @@ class PlainRun(lightning.pytorch.callbacks.Checkpoint):
         said, self._pending = [*self._pending, *reports], []
         try:
             orders: Orders = self._exchange(said, 0)
-        except Exception as error:
+        except BaseException as error:
             self.driver_error = error
             raise
         self.ordered.extend(orders.start)
@@ -254,8 +259,9 @@ class PlainRun(lightning.pytorch.callbacks.Checkpoint):
             return export_model(path, self.module, data.info.feature_shape)
         except DiskError:
             raise
-        except Exception:
+        except BaseException as error:
             # A user's module may hold what torch.export cannot trace: no model is logged then.
+            raised_by_user_code(error)
             if self._task.module == DEFAULT_MODULE:
                 raise
             return None

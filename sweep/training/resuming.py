@@ -21,7 +21,7 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from sweep.errors import DiskError
-from sweep.training.failures import classify
+from sweep.training.failures import classify, raised_by_user_code
 from sweep.trial import EpochReport, Notice, Report, Task, TrialResult, TrialSpec
 from sweep.trial_files import (
     RESUME_STATE,
@@ -124,7 +124,8 @@ class Keeper:
         for write in writes:
             try:
                 write()
-            except Exception as error:  # noqa: BLE001 - a user's module may not be picklable
+            except BaseException as error:  # noqa: BLE001 - a user's module may not be picklable
+                raised_by_user_code(error)
                 if not self._is_told:
                     self._is_told = True
                     said.append(_not_kept(error))
@@ -134,7 +135,7 @@ class Keeper:
         return said
 
 
-def _not_kept(error: Exception) -> Notice:
+def _not_kept(error: BaseException) -> Notice:
     failure = classify(error)
     what = f"{RESUME_STATE} cannot be written: {failure.message}"
     if isinstance(error, DiskError):

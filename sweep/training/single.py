@@ -6,7 +6,9 @@ For any LightningModule, and the reference that the fused path is tested against
 from __future__ import annotations
 
 import collections
+import contextlib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning
@@ -14,12 +16,14 @@ import torch
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from sweep.config import DEFAULT_MODULE
-from sweep.errors import DiskError
+from sweep.datasets import is_custom
+from sweep.errors import ConfigError, DiskError
 from sweep.imports import import_object
 from sweep.training.data import Batches, SearchData, load_search_data
 from sweep.training.devices import lightning_devices, ready
-from sweep.training.failures import classify
-from sweep.training.modules import build_module
+from sweep.training.failures import classify, raised_by_user_code
+from sweep.training.fluent import FluentCalls
+from sweep.training.modules import argument_faults, build_module
 from sweep.training.plain_run import PlainRun
 from sweep.training.quiet import hush_lightning, quiet_trainer
 from sweep.training.resuming import (
@@ -31,8 +35,9 @@ from sweep.training.resuming import (
     seed_everything,
     unusable,
 )
+from sweep.training.surroundings import current_folder, undisturbed
 from sweep.training.threads import SMALL_FEATURES
-from sweep.trial import Exchange, Notice, Report, Task, TrialSpec
+from sweep.trial import Exchange, Failure, Notice, Report, Task, TrialSpec
 
 EVALUATION_BATCH = 4096
 """Samples of a validation batch: large, since results do not depend on it."""
@@ -52,10 +57,18 @@ class PlainTrainer:
         self._notice = notice
         if task.n_threads:
             torch.set_num_threads(task.n_threads)
-        import_object(task.module, "--module")  # a wrong name is said before the first trial
+        self._folder, self._calls = current_folder(), FluentCalls(task.work_dir)
+        self._is_users = task.module != DEFAULT_MODULE or is_custom(task.data)
+        # A wrong name is said before the first trial.
+        with self._caught():
+            made_by = import_object(task.module, "--module")
+        is_checked = task.module != DEFAULT_MODULE and task.names is not None
+        if is_checked and (faults := argument_faults(task.module, made_by, task.names or ())):
+            raise ConfigError(faults)
         self._task = task
         given = data() if callable(data) else data
-        self._data = given or load_search_data(task.data, task.data_dir, task.seed)
+        with self._caught():
+            self._data = given or load_search_data(task.data, task.data_dir, task.seed)
         n_features = self._data.train.x[0].numel()
         if task.module == DEFAULT_MODULE and n_features <= SMALL_FEATURES:
             torch.set_num_threads(1)
@@ -64,6 +77,15 @@ class PlainTrainer:
 
     def train(self, exchange: Exchange) -> None:
         """Train what `exchange` orders, until it says is_last and nothing is left."""
+        try:
+            self._train(exchange)
+        finally:
+            self._calls.remove()
+
+    def _caught(self) -> contextlib.AbstractContextManager[None]:
+        return self._calls.caught() if self._is_users else contextlib.nullcontext()
+
+    def _train(self, exchange: Exchange) -> None:
         waiting: collections.deque[TrialSpec] = collections.deque()
         first: list[Report] = [ready(self._task, self._data, 1, "plain")]
         if self._notice:
@@ -76,7 +98,8 @@ class PlainTrainer:
                     return
                 orders = exchange((), 1)
                 continue
-            reports, ordered_meanwhile = self._train_one(waiting.popleft(), exchange)
+            with undisturbed(self._folder), self._caught():
+                reports, ordered_meanwhile = self._train_one(waiting.popleft(), exchange)
             waiting.extend(ordered_meanwhile)
             orders = exchange(reports, 0 if waiting else 1)
 
@@ -91,7 +114,8 @@ class PlainTrainer:
                 if spec.resume_from is not None:
                     run.resume(load_resume_file(spec, "plain"))
                 self._fit(run)
-            except Exception as error:
+            except BaseException as error:
+                raised_by_user_code(error)
                 # What breaks before the first step is the file's fault, not the trial's.
                 is_resumed = spec.resume_from is not None
                 if run.has_begun or not is_resumed or classify(error).kind == "oom":
@@ -99,13 +123,23 @@ class PlainTrainer:
                 run = self._new_run(spec, exchange, unusable(spec, error))
                 self._fit(run)
             return run.last_words(self._data), run.ordered
-        except Exception as error:  # a user's bug fails the trial, not the search
-            if error is run.driver_error or isinstance(error, DiskError):
+        except BaseException as error:  # a user's bug fails the trial, not the search
+            if run.driver_error is not None:
+                raise run.driver_error from None
+            if isinstance(error, DiskError):
                 raise
-            return run.failed(classify(error)), run.ordered
+            failure = classify(raised_by_user_code(error), self._task.module)
+            self._note(spec, failure)
+            return run.failed(failure), run.ordered
+
+    def _note(self, spec: TrialSpec, failure: Failure) -> None:
+        """Write the traceback into the study's log, for this executor and for every other."""
+        text = f"trial {spec.number} failed: {failure.message}\n{failure.traceback}\n"
+        with contextlib.suppress(OSError), Path(self._task.log_file).open("a") as log:
+            log.write(text)
 
     def _new_run(self, spec: TrialSpec, exchange: Exchange, *said: Report) -> PlainRun:
-        return PlainRun(self._task, spec, exchange, self._keeper, said)
+        return PlainRun(self._task, spec, exchange, self._keeper, self._calls, said)
 
     def _fit(self, run: PlainRun) -> None:
         task, spec = self._task, run.spec

@@ -1,0 +1,143 @@
+"""MLflow's fluent calls in user code: their metrics go into the trial's own run.
+
+The driver is the only writer of the study's store, so while user code runs MLflow's default store
+is a small SQLite file of this process. What a trial logged there is read at the end of each epoch
+and reported with the epoch. Autologging is off: it would log again what the driver records.
+Nothing here imports MLflow: a module that does without it does not pay for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from sweep.trial import Notice
+
+VARIABLES = (
+    "MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME",
+)  # fmt: skip
+"""Name a store, or a run or an experiment in it."""
+
+
+class FluentCalls:
+    """What user code of this process logs by `mlflow.log_metric` and the like.
+
+    Args:
+        folder: Where the private store may lie.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self._file = Path(folder, f".mlflow.{os.getpid()}.{secrets.token_hex(4)}")
+        self._uri = f"sqlite:///{self._file.resolve()}"
+        self._said: set[str] = set()
+        _remove_old(Path(folder))
+
+    @contextlib.contextmanager
+    def caught(self) -> Iterator[None]:
+        """Within, MLflow's default store is the private one; afterwards no run is left in it."""
+        mlflow = sys.modules.get("mlflow")
+        address = mlflow.get_tracking_uri() if mlflow is not None else None
+        before = {name: os.environ.pop(name, None) for name in VARIABLES}
+        os.environ["MLFLOW_TRACKING_URI"] = self._uri
+        try:
+            with contextlib.ExitStack() as stack:
+                stack.callback(self._forget_runs)
+                if mlflow is not None:
+                    self._take_over(mlflow, stack)
+                yield
+        finally:
+            for name, value in before.items():
+                os.environ.pop(name, None)
+                if value is not None:
+                    os.environ[name] = value
+            mlflow = sys.modules.get("mlflow")
+            if mlflow is not None and address and mlflow.get_tracking_uri() != address:
+                mlflow.set_tracking_uri(address)
+
+    def metrics(self, now_ms: int) -> tuple[dict[str, float], list[Notice]]:
+        """The latest value of each metric that this trial logged, and what there is to say."""
+        mlflow, found, said = sys.modules.get("mlflow"), dict[str, float](), list[str]()
+        if mlflow is not None and mlflow.get_tracking_uri() != self._uri:
+            said.append(
+                "the module names an MLflow store of its own: what it logs there is not in "
+                "the trial's run"
+            )
+            mlflow.set_tracking_uri(self._uri)
+        for run in self._runs():
+            found |= run.data.metrics
+            own_tags = [name for name in run.data.tags if not name.startswith("mlflow.")]
+            if run.data.params or own_tags or self._client().list_artifacts(run.info.run_id):
+                said.append(
+                    "of what the module logs by MLflow's own calls, metrics go into the trial's "
+                    "run; parameters, tags and files do not"
+                )
+        notices = [Notice(now_ms, text) for text in dict.fromkeys(said) if text not in self._said]
+        self._said.update(said)
+        return found, notices
+
+    def remove(self) -> None:
+        """Remove the private store."""
+        for part in self._file.parent.glob(f"{self._file.name}*"):
+            part.unlink(missing_ok=True)
+
+    def _take_over(self, mlflow: ModuleType, stack: contextlib.ExitStack) -> None:
+        """Addresses and runs that were set by calls go before those of the environment."""
+        if (utils := sys.modules.get("mlflow.utils.autologging_utils")) is not None:
+            stack.enter_context(utils.disable_autologging())
+        if mlflow.get_tracking_uri() != self._uri:
+            mlflow.set_tracking_uri(self._uri)
+        if mlflow.active_run() is not None:  # of the program that called `sweep.run`
+            mlflow.start_run(nested=True)
+
+    def _forget_runs(self) -> None:
+        mlflow, runs = sys.modules.get("mlflow"), {run.info.run_id for run in self._runs()}
+        while mlflow is not None and (run := mlflow.active_run()) and run.info.run_id in runs:
+            mlflow.end_run()
+        for run_id in runs:
+            self._client().delete_run(run_id)
+
+    def _runs(self) -> list[Any]:
+        """Of this trial, the oldest first; none as long as nothing was logged."""
+        if "mlflow" not in sys.modules or not self._file.exists():
+            return []
+        client = self._client()
+        places = [experiment.experiment_id for experiment in client.search_experiments()]
+        return list(client.search_runs(places, order_by=["attributes.start_time ASC"]))
+
+    def _client(self) -> Any:
+        return sys.modules["mlflow"].MlflowClient(tracking_uri=self._uri)
+
+
+@contextlib.contextmanager
+def nothing_logged(folder: str | Path) -> Iterator[None]:
+    """Within, MLflow's fluent calls (of a data function) lead nowhere."""
+    calls = FluentCalls(folder)
+    try:
+        with calls.caught():
+            yield
+    finally:
+        calls.remove()
+
+
+def _remove_old(folder: Path) -> None:
+    """Remove what processes left that were killed."""
+    for part in folder.glob(".mlflow.*"):
+        pid = part.name.split(".")[2]
+        if pid.isdigit() and not _is_alive(int(pid)):
+            part.unlink(missing_ok=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
