@@ -21,6 +21,8 @@ class Running:
     name: str
     began: float = field(default_factory=time.monotonic)
     metrics: dict[int, Mapping[str, float]] = field(default_factory=dict)
+    told_ms: list[int] = field(default_factory=list)
+    """Unix time of each epoch that was trained since it was handed out."""
     best_epoch: int = 0
     stop: Stop | None = None
     n_retries: int = 0

@@ -43,7 +43,13 @@ from sweep.trial import (
     WorkerReady,
     derive_seed,
 )
-from sweep.trial_files import remove_broken_off_writes, resume_file, trial_folder, usable_verdict
+from sweep.trial_files import (
+    remove_broken_off_writes,
+    resume_file,
+    starts_again,
+    trial_folder,
+    usable_verdict,
+)
 
 MAX_RETRIES = 2
 """How often a trial is tried again after its worker died: the machine's fault, not the user's."""
@@ -78,6 +84,8 @@ class Driver:
         """The population epoch that ended last, in which a new trial most likely starts."""
         self._greetings = Greetings()
         self.failure_message = ""
+        self.unsaved: list[str] = []
+        """A sentence for each interrupted trial whose resume state lacks epochs."""
 
     def plan(
         self,
@@ -142,11 +150,11 @@ class Driver:
         while self._is_stopping and self._again:
             trial = self._again.popleft()
             result = TrialResult(trial.spec.number, "stopped", len(trial.metrics))
-            self._close(trial, result, TrialState.WAITING, None, records)
+            self._interrupt(trial, result, records)
         stops = self._stops([r.number for r in reports if isinstance(r, EpochReport)])
         starts = [] if self._is_stopping else self._hand_out(n_free + len(stops), records)
         self._record(records)
-        return Orders(stops, tuple(starts), is_last=self._is_last())
+        return Orders(stops, tuple(starts), self._is_last(), self._is_stopping)
 
     def _welcome(self, worker: WorkerReady, records: list[Record]) -> None:
         records.append(worker)
@@ -230,6 +238,8 @@ class Driver:
         if self._trainer == "fused" and not report.is_replay:
             self._epoch = report.start_epoch + report.epoch
         trial.metrics[report.epoch] = report.metrics
+        if not report.is_replay:
+            trial.told_ms.append(report.time_ms)
         records.append(report)
         value = report.metrics[metric]
         if not trial.best_epoch or self._is_better(value, trial.metrics[trial.best_epoch][metric]):
@@ -264,11 +274,12 @@ class Driver:
         if trial is None:
             return  # already ended, e.g. by its time limit
         state, failure = verdict_of(result, trial.stop)
-        may_retry = failure is not None and failure.is_transient and trial.n_retries < MAX_RETRIES
+        may_retry = failure is not None and failure.is_transient
+        may_retry = may_retry and (self._is_stopping or trial.n_retries < MAX_RETRIES)
         if not may_retry and state is not TrialState.WAITING:
             self._close(trial, result, state, failure, records)
         elif self._is_stopping:
-            self._close(trial, result, TrialState.WAITING, None, records)
+            self._interrupt(trial, result, records)
         elif failure is not None:
             trial.n_retries += 1
             self._again.append(trial)
@@ -276,6 +287,14 @@ class Driver:
         else:
             trial.spent_s = time.monotonic() - trial.began
             self._again.append(trial)
+
+    def _interrupt(self, trial: Running, result: TrialResult, records: list[Record]) -> None:
+        """Leave a trial to the next run; note what it will have to train again."""
+        number, folder = result.number, trial_folder(self._config.study_dir, result.number)
+        n_ahead = len(trial.metrics) - result.n_epochs if result.failure is None else 0
+        lost = starts_again(folder, number, trial.told_ms, n_ahead)
+        self.unsaved += [lost] if lost else []
+        self._close(trial, result, TrialState.WAITING, None, records)
 
     def _close(
         self,

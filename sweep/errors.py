@@ -12,7 +12,9 @@
     ├── StudyFailedError       6   trials keep failing, or none succeeded
     ├── UndeliveredError       7   the search is done, but records could not be delivered to MLflow
     ├── SealedTestSplitError   1   a search tried to read the test split
-    └── StudyInterrupted     130   Ctrl-C or SIGTERM: state is saved, the same command continues
+    └── StudyInterrupted     130   Ctrl-C, SIGTERM or SIGHUP: the same command continues
+
+    OUT_OF_TIME                8   no error: --timeout ended the search, the same command continues
 
 The numbers are exit codes; a class without a number has its parent's.
 """
@@ -104,9 +106,13 @@ class SealedTestSplitError(SweepError):
 
 
 class StudyInterrupted(SweepError):  # noqa: N818 - an interruption is not an error
-    """Ctrl-C or SIGTERM: state is saved, the same command continues."""
+    """Ctrl-C, SIGTERM or SIGHUP: the same command continues."""
 
     exit_code = 130
+
+
+OUT_OF_TIME = 8
+"""Exit code of a search that --timeout ended: a script calls again until it is 0."""
 
 
 def must_be_one_of(field: str, value: object, choices: Iterable[str]) -> str:

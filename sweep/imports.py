@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from sweep.errors import ConfigError
+from sweep.surroundings import importable
 
 
 def import_object(path: str, what: str) -> Any:
@@ -21,11 +22,9 @@ def import_object(path: str, what: str) -> Any:
     Raises ConfigError where the module cannot be imported or has no such name.
     """
     module_name, _, name = path.partition(":")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
     try:
-        return getattr(importlib.import_module(module_name), name)
+        with importable(str(Path.cwd())):
+            return getattr(importlib.import_module(module_name), name)
     except ImportError as error:
         raise ConfigError(f"{what} {path!r} cannot be imported: {error}") from error
     except AttributeError:

@@ -9,7 +9,9 @@ from typing import Any
 import click
 
 from sweep.cli.options import config_options, print_config
+from sweep.errors import OUT_OF_TIME, StudyInterrupted
 
+EXIT_CODES = {"interrupted": StudyInterrupted.exit_code, "timeout": OUT_OF_TIME}
 NEXT_IF_DONE = "study {name} already has {n} finished trials of {total}: nothing to do. {hint}"
 
 
@@ -72,10 +74,11 @@ def finish(config: Any, outcome: Any) -> int:
     best_name = str(outcome.best.result.get("name", "")) if outcome.best else ""
     places, commands = _places(config), _commands(config, has_best=outcome.best is not None)
     lines = end_summary(
-        outcome.study, outcome.end, best_name=best_name, places=places, commands=commands
-    )
+        outcome.study, outcome.end, best_name=best_name, places=places, commands=commands,
+        unsaved=outcome.unsaved,
+    )  # fmt: skip
     click.echo("\n".join(lines))
-    return 130 if outcome.end.reason == "interrupted" else 0
+    return EXIT_CODES.get(outcome.end.reason, 0)
 
 
 def _places(config: Any) -> dict[str, str]:
