@@ -67,10 +67,13 @@ class _Worker:
 
 
 class ProcessExecutor:
-    """`n_workers` processes on this machine, each with its own torch."""
+    """`n_workers` processes on this machine, each with its own torch.
 
-    def __init__(self, n_workers: int) -> None:
-        self._n_workers = n_workers
+    Those that do not answer are ended `stop_grace_s` seconds after a stop.
+    """
+
+    def __init__(self, n_workers: int, stop_grace_s: float = STOP_GRACE_S) -> None:
+        self._n_workers, self._stop_grace_s = n_workers, stop_grace_s
         self._workers: list[_Worker] = []
         self._leaving: list[_Worker] = []
         """Told that nothing more will come; with Lightning and torch that takes 0.2 s."""
@@ -259,7 +262,7 @@ class ProcessExecutor:
             self._stopped_at = self._now
         for worker in list(self._workers):
             silent_s = self._now - max(self._stopped_at, worker.heard)
-            if worker.is_ready and silent_s < max(STOP_GRACE_S, 2 * worker.longest_s):
+            if worker.is_ready and silent_s < max(self._stop_grace_s, 2 * worker.longest_s):
                 continue
             _end(worker)
             self._workers.remove(worker)
