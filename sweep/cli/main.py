@@ -10,6 +10,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import click
@@ -18,7 +19,7 @@ from sweep import __version__
 from sweep.errors import DiskError, SweepError
 from sweep.redact import redacted
 from sweep.signals import interrupting
-from sweep.surroundings import fill_standard_streams, foreign_set_aside
+from sweep.surroundings import fill_standard_streams, foreign_set_aside, import_path
 
 COMMANDS = {
     "run": "sweep.cli.run:run",
@@ -85,6 +86,8 @@ def main() -> None:
     is_debug = "--debug" in sys.argv
     arguments = [a for a in sys.argv[1:] if a != "--debug"]  # wherever on the line it stands
     _open_streams()
+    with contextlib.suppress(FileNotFoundError):  # a folder that was removed
+        sys.path[:] = import_path(str(Path.cwd()))
     with _leaving_on_errors(is_debug), interrupting(), foreign_set_aside():
         result: Any = cli.main(arguments, prog_name="sweep", standalone_mode=False)
         sys.exit(result if isinstance(result, int) else 0)
