@@ -75,13 +75,17 @@ def ensure_home() -> None:
         os.environ["HOME"] = NO_HOME
 
 
-def import_path(folder: str) -> list[str]:
+def import_path() -> list[str]:
     """`sys.path` for a worker: the standard library, sweep's own folder, then the others.
 
-    Without `folder`, the current one: a file of the user's there stands for none of their
+    Without the current folder: a file of the user's there stands for none of their
     modules. What the user names is found there (`sweep.imports.import_object`).
     """
     first = [entry for entry in sys.path if _is_standard(entry)]
+    try:
+        folder = str(Path.cwd())
+    except FileNotFoundError:  # it was removed
+        folder = ""
     others = [
         entry for entry in sys.path
         if entry not in (*first, PACKAGE_ROOT) and not is_folder(entry, folder)
@@ -108,7 +112,10 @@ def is_folder(entry: str, folder: str) -> bool:
     """Whether an entry of `sys.path` is `folder`, also by another name; sweep's own never is."""
     if entry == PACKAGE_ROOT:
         return False
-    return entry in ("", ".", folder) or os.path.realpath(entry) == os.path.realpath(folder)
+    try:
+        return entry in ("", ".", folder) or os.path.realpath(entry) == os.path.realpath(folder)
+    except FileNotFoundError:  # a relative entry, in a folder that was removed
+        return False
 
 
 def _is_standard(entry: str) -> bool:

@@ -39,8 +39,9 @@ def test_a_worker_looks_into_the_standard_library_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Then for sweep, then where its driver looks; never into the current folder."""
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", ["", str(tmp_path), "/opt/mine", *sys.path])
-    path = import_path(str(tmp_path))
+    path = import_path()
     assert "" not in path
     assert str(tmp_path) not in path
     places = [path.index(entry) for entry in (os.path.dirname(os.__file__), PACKAGE_ROOT)]  # noqa: PTH120

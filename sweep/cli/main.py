@@ -10,7 +10,6 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import click
@@ -86,8 +85,7 @@ def main() -> None:
     is_debug = "--debug" in sys.argv
     arguments = [a for a in sys.argv[1:] if a != "--debug"]  # wherever on the line it stands
     _open_streams()
-    with contextlib.suppress(FileNotFoundError):  # a folder that was removed
-        sys.path[:] = import_path(str(Path.cwd()))
+    sys.path[:] = import_path()
     with _leaving_on_errors(is_debug), interrupting(), foreign_set_aside():
         result: Any = cli.main(arguments, prog_name="sweep", standalone_mode=False)
         sys.exit(result if isinstance(result, int) else 0)

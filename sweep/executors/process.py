@@ -287,7 +287,7 @@ def _start(task: Task) -> _Worker:
         process = subprocess.Popen(
             [
                 sys.executable, "-P", "-c", PROGRAM, str(theirs.fileno()),
-                repr(import_path(str(Path.cwd()))),
+                repr(import_path()),
             ],
             stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=[theirs.fileno()],
             env=_environment(task), process_group=0,
