@@ -22,6 +22,8 @@ class Running:
     began: float = field(default_factory=time.monotonic)
     reports: dict[int, EpochReport] = field(default_factory=dict)
     """By epoch."""
+    told_ms: list[int] = field(default_factory=list)
+    """Unix time of each epoch that was trained since it was handed out."""
     best_epoch: int = 0
     stop: Stop | None = None
     n_retries: int = 0

@@ -13,6 +13,7 @@ from sweep.config import Resolved, RunConfig, resolve, vocabulary
 from sweep.errors import ConfigError, NotFoundError, UndeliveredError, must_be_one_of
 from sweep.imports import collector_paused
 from sweep.space import Space, load_space, parse_space
+from sweep.surroundings import foreign_set_aside
 from sweep.trial import Executor, Listener, Notice
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def fork(
         raise ConfigError(f"--fork NEW must be another name than that of the study, {new!r}")
     ledger = open_study(old.storage, old.study_name)
     trials = ledger.trials()
-    stored = {k: v for k, v in ledger.config.items() if k != "study"}
+    stored = _lasting(ledger.config)
     space_text, direction = ledger.space_text, ledger.direction
     ledger.close()
     resolved = resolve({**flags, "study": new}, file=config_file, stored=stored)
@@ -151,11 +152,12 @@ def search_with(
     """
     from sweep.executors import begin_loading
 
-    executor = begin_loading(config, space)
-    try:
-        return _search(config, space, listeners, executor, extras)
-    finally:
-        executor.kill()
+    with foreign_set_aside():
+        executor = begin_loading(config, space)
+        try:
+            return _search(config, space, listeners, executor, extras)
+        finally:
+            executor.kill()
 
 
 def _search(
@@ -279,6 +281,11 @@ def bring_up(config: RunConfig, ledger: Ledger, *, is_live: bool = False) -> lis
     return [one.sentence for one in found if one.is_refused]
 
 
+def _lasting(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that a study is continued with; older ones kept a call's time limit, too."""
+    return {k: v for k, v in stored.items() if k not in ("study", "timeout_s")}
+
+
 def _stored(config: RunConfig) -> tuple[Mapping[str, Any], str]:
     """Configuration and space text that the named study was made with; empty for a new one."""
     path = sqlite.path_of(config.storage)
@@ -290,7 +297,7 @@ def _stored(config: RunConfig) -> tuple[Mapping[str, Any], str]:
         ledger = open_study(config.storage, config.study_name)
         try:
             if ledger.trials():  # else an attempt that came to nothing
-                return ledger.config, ledger.space_text
+                return _lasting(ledger.config), ledger.space_text
         finally:
             ledger.close()
     return {}, ""

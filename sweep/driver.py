@@ -44,7 +44,13 @@ from sweep.trial import (
     WorkerReady,
     derive_seed,
 )
-from sweep.trial_files import remove_broken_off_writes, resume_file, trial_folder, usable_verdict
+from sweep.trial_files import (
+    remove_broken_off_writes,
+    resume_file,
+    starts_again,
+    trial_folder,
+    usable_verdict,
+)
 
 MAX_RETRIES = 2
 """How often a trial is tried again after its worker died: the machine's fault, not the user's."""
@@ -80,6 +86,8 @@ class Driver:
         self._greetings = Greetings()
         self._known_names: set[str] = set()
         self.failure_message = ""
+        self.unsaved: list[str] = []
+        """A sentence for each interrupted trial whose resume state lacks epochs."""
 
     def plan(
         self,
@@ -167,11 +175,11 @@ class Driver:
         while self._is_stopping and self._again:
             trial = self._again.popleft()
             result = TrialResult(trial.spec.number, "stopped", len(trial.reports))
-            self._close(trial, result, TrialState.WAITING, None, records)
+            self._interrupt(trial, result, records)
         stops = self._stops([r.number for r in reports if isinstance(r, EpochReport)])
         starts = [] if self._is_stopping else self._hand_out(n_free + len(stops), records)
         self._record(records)
-        return Orders(stops, tuple(starts), is_last=self._is_last())
+        return Orders(stops, tuple(starts), self._is_last(), self._is_stopping)
 
     def _welcome(self, worker: WorkerReady, records: list[Record]) -> None:
         records.append(worker)
@@ -254,6 +262,8 @@ class Driver:
         if self._trainer == "fused" and not report.is_replay:
             self._epoch = report.start_epoch + report.epoch
         trial.reports[report.epoch] = report
+        if not report.is_replay:
+            trial.told_ms.append(report.time_ms)
         records.append(report)
         records += [notice(text) for text in self._odd_names(report.metrics)]
         value = report.metrics[metric]
@@ -296,11 +306,12 @@ class Driver:
         if trial is None:
             return  # already ended, e.g. by its time limit
         state, failure = verdict_of(result, trial.stop)
-        may_retry = failure is not None and failure.is_transient and trial.n_retries < MAX_RETRIES
+        may_retry = failure is not None and failure.is_transient
+        may_retry = may_retry and (self._is_stopping or trial.n_retries < MAX_RETRIES)
         if not may_retry and state is not TrialState.WAITING:
             self._close(trial, result, state, failure, records)
         elif self._is_stopping:
-            self._close(trial, result, TrialState.WAITING, None, records)
+            self._interrupt(trial, result, records)
         elif failure is not None:
             trial.n_retries += 1
             self._again.append(trial)
@@ -308,6 +319,14 @@ class Driver:
         else:
             trial.spent_s = time.monotonic() - trial.began
             self._again.append(trial)
+
+    def _interrupt(self, trial: Running, result: TrialResult, records: list[Record]) -> None:
+        """Leave a trial to the next run; note what it will have to train again."""
+        number, folder = result.number, trial_folder(self._config.study_dir, result.number)
+        n_ahead = len(trial.reports) - result.n_epochs if result.failure is None else 0
+        lost = starts_again(folder, number, trial.told_ms, n_ahead)
+        self.unsaved += [lost] if lost else []
+        self._close(trial, result, TrialState.WAITING, None, records)
 
     def _close(
         self,

@@ -12,10 +12,12 @@
     ├── StudyFailedError       6   trials keep failing, or none succeeded
     ├── UndeliveredError       7   the search is done, but records could not be delivered to MLflow
     ├── SealedTestSplitError   1   a search tried to read the test split
-    └── StudyInterrupted     130   Ctrl-C or SIGTERM: state is saved, the same command continues
+    └── StudyInterrupted     130   Ctrl-C, SIGTERM or SIGHUP: the same command continues
 
-The numbers are exit codes; a class without a number has its parent's. `SecondSignal` is no
-SweepError: it is the KeyboardInterrupt of the user, as opposed to one that user code raises.
+    OUT_OF_TIME                8   no error: --timeout ended the search, the same command continues
+
+The numbers are exit codes; a class without a number has its parent's. `Interruption` is no
+SweepError: it is the user's second Ctrl-C, as opposed to a KeyboardInterrupt of user code.
 """
 
 from __future__ import annotations
@@ -106,13 +108,20 @@ class SealedTestSplitError(SweepError):
 
 
 class StudyInterrupted(SweepError):  # noqa: N818 - an interruption is not an error
-    """Ctrl-C or SIGTERM: state is saved, the same command continues."""
+    """Ctrl-C, SIGTERM or SIGHUP: the same command continues."""
 
     exit_code = 130
 
 
-class SecondSignal(KeyboardInterrupt):
-    """The user's second Ctrl-C (or SIGTERM): the search ends at once, also within user code."""
+OUT_OF_TIME = 8
+"""Exit code of a search that --timeout ended: a script calls again until it is 0."""
+
+
+class Interruption(BaseException):
+    """The user's second Ctrl-C (or SIGTERM): the search ends at once, also within user code.
+
+    Not a KeyboardInterrupt: Lightning answers that with sys.exit(1).
+    """
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:

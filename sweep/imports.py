@@ -15,7 +15,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from sweep.errors import ConfigError, SecondSignal, causes
+from sweep.errors import ConfigError, Interruption, causes
+from sweep.surroundings import importable
 
 
 def import_object(path: str, what: str) -> Any:
@@ -25,13 +26,14 @@ def import_object(path: str, what: str) -> Any:
     where it has no such name.
     """
     module_name, _, name = path.partition(":")
-    with contextlib.suppress(OSError):  # user code may have removed the current folder
-        here = str(Path.cwd())
-        if here not in sys.path:
-            sys.path.insert(0, here)
     try:
-        module = importlib.import_module(module_name)
-    except SecondSignal:
+        folder = str(Path.cwd())
+    except OSError:  # user code removed it
+        folder = ""
+    try:
+        with importable(folder) if folder else contextlib.nullcontext():
+            module = importlib.import_module(module_name)
+    except Interruption:
         raise
     except BaseException as error:  # also sys.exit() at the top of a file
         raise ConfigError(f"{what} {path!r} cannot be imported: {_told(error)}") from error

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from sweep import options
 from sweep.config import DEFAULT_MODULE, RunConfig, identity_changes, vocabulary
 from sweep.driver import Driver
 from sweep.endings import now_ms
-from sweep.errors import ConfigError, SecondSignal, StudyFailedError, SweepError
+from sweep.errors import ConfigError, StudyFailedError, SweepError
 from sweep.executors import begin_loading, make_task
 from sweep.imports import collector_paused, libraries_set_aside
 from sweep.ledger import Ledger, LedgerTrial, best_trial, create_study
@@ -27,6 +24,7 @@ from sweep.recollection import ranking_of, study_end
 from sweep.recovery import lock_folder, owned_study, presence, store_lock
 from sweep.redact import redacted
 from sweep.retention import KeepEverything, Retention
+from sweep.signals import stopping
 from sweep.space import Space, parse_space
 from sweep.training import foreseen_slots, path_of
 from sweep.trial import (
@@ -42,15 +40,11 @@ from sweep.trial import (
 )
 from sweep.warmstart import as_history, differences
 
-VOLATILE = ("storage", "study")
-"""Settings that are not kept with the study: they say where it is, not what it is."""
-
+VOLATILE = ("storage", "study", "timeout_s")
+"""Settings that are not kept with the study: where it is, and what one call is given."""
 
 CHECK_S = 2.0
 """How often a search sees whether its stores were removed: a check takes some 0.1 ms."""
-
-SAME_SIGNAL_S = 0.5
-"""A second signal this soon is the same one, sent to the process and to its group."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +56,8 @@ class Outcome:
     n_new: int
     """Trials that this call finished."""
     best: LedgerTrial | None
+    unsaved: tuple[str, ...] = ()
+    """A sentence for each interrupted trial that has to train epochs again."""
 
 
 class Listeners:
@@ -154,17 +150,17 @@ def search(
             check = presence(work_dir, config.study_name, config.storage, config.tracking_uri)
             driver = Driver(config, ledger, proposals, listener, extras.retention, path_of(task))
             held.enter_context(_set_aside(config))
+            held.enter_context(stopping(lambda: driver.request_stop("interrupted")))
             with _closing(executor, driver, listener):
                 if trials:
                     extras.after_open(ledger)
                 proposals.remember(as_history(space, ledger.carried()))
                 driver.plan(trials, first_configurations(config, space), extras.again)
                 driver.recall(config.study_dir)
-                with _stop_on_signals(driver):
-                    driver.prepare(foreseen_slots(task))
-                    executor.run(_checked(driver.exchange, check))
+                driver.prepare(foreseen_slots(task))
+                executor.run(_checked(driver.exchange, check))
                 driver.settle()
-                outcome = _outcome(config, ledger, info, driver.reason)
+                outcome = _outcome(config, ledger, info, driver.reason, driver.unsaved)
                 listener.write([outcome.end])
             check()
             extras.after_close(ledger)
@@ -348,31 +344,14 @@ def _raise_if_none_succeeded(outcome: Outcome) -> None:
         )
 
 
-def _outcome(config: RunConfig, ledger: Ledger, info: StudyInfo, reason: EndReason) -> Outcome:
+def _outcome(
+    config: RunConfig, ledger: Ledger, info: StudyInfo, reason: EndReason,
+    unsaved: Sequence[str] = (),
+) -> Outcome:  # fmt: skip
     trials = ledger.trials()
     best = best_trial(trials, config.resolved_direction)
-    end = study_end(config, trials, reason, now_ms())
     n_finished = sum(t.state.is_finished for t in trials)
-    return Outcome(info, end, n_finished - info.n_done, best)
-
-
-@contextlib.contextmanager
-def _stop_on_signals(driver: Driver) -> Iterator[None]:
-    """The first SIGINT or SIGTERM stops at the next epoch boundary, the second at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    first: list[float] = []
-
-    def stop(signum: int, frame: FrameType | None) -> None:
-        if first and time.monotonic() - first[0] > SAME_SIGNAL_S:
-            raise SecondSignal
-        first.append(time.monotonic())
-        driver.request_stop("interrupted")
-
-    previous = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+    if reason in ("timeout", "interrupted") and n_finished >= config.trials:
+        reason = "done"  # it came too late to stop anything
+    end = study_end(config, trials, reason, now_ms())
+    return Outcome(info, end, n_finished - info.n_done, best, tuple(unsaved))

@@ -340,6 +340,8 @@ class Orders:
     start: tuple[TrialSpec, ...] = ()
     is_last: bool = False
     """No trial will come any more: leave when the running ones are done."""
+    is_stopping: bool = False
+    """The search ends early (Ctrl-C, time limit): a worker that does not answer is ended."""
 
 
 class Exchange(Protocol):

@@ -29,6 +29,8 @@ from sweep.trial import EpochReport, Failure, TrialResult, TrialSpec
 
 VERDICT, RESUME_STATE = "verdict.json", "last.ckpt"
 _VERSION = 1
+FILE_TIME_MS = 1000
+"""So much may a file system's clock be behind."""
 
 
 def trial_folder(work_dir: str | Path, number: int) -> Path:
@@ -117,6 +119,26 @@ def resume_file(folder: Path) -> str | None:
     """The trial's resume state where there is one. Whoever opens it sees whether it is whole."""
     path = folder / RESUME_STATE
     return str(path.resolve()) if path.is_file() else None
+
+
+def starts_again(folder: Path, number: int, told_ms: Sequence[int], n_ahead: int = 0) -> str:
+    """One sentence on the epochs of interrupted trial `number` that no resume state has, or "".
+
+    Args:
+        folder: The trial's.
+        number: Its number.
+        told_ms: When each epoch was told (Unix time); an older file lacks it.
+        n_ahead: Epochs told that its worker had yet to train again.
+    """
+    try:
+        written_ms = (folder / RESUME_STATE).stat().st_mtime_ns // 1_000_000
+    except OSError:
+        return f"trial {number} starts again: it was stopped before its first checkpoint"
+    n_lost = max(n_ahead, sum(written_ms + FILE_TIME_MS < time_ms for time_ms in told_ms))
+    if n_lost == 0:
+        return ""
+    epochs = "epoch" if n_lost == 1 else f"{n_lost} epochs"
+    return f"trial {number} trains its last {epochs} again: its checkpoint is older"
 
 
 def resume_point(folder: Path) -> Path | None:

@@ -31,10 +31,12 @@ from sweep.trial import (
     Orders,
     Record,
     Report,
+    Stop,
     TrialFinished,
     TrialSpec,
     TrialStarted,
 )
+from sweep.trial_files import trial_folder
 
 THREE_PARAMETERS = (
     "# A line.\nparameters:\n  optimizer: {choices: [Adam]}\n"
@@ -97,16 +99,19 @@ def test_the_driver_is_asked_while_no_worker_speaks(tmp_path: Path) -> None:
 def test_a_worker_that_dies_before_its_first_trial_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After three such deaths the executor gives up instead of starting workers for ever."""
+    """After three such deaths the executor gives up, and says what the last one said last."""
     (tmp_path / "torch.py").write_text(
-        "import os\nos._exit(7)  # as a broken build of torch does\n"
+        "import os, sys\nprint('libcudart is missing', file=sys.stderr, flush=True)\n"
+        "os._exit(7)  # as a broken build of torch does\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     executor = ProcessExecutor(1)
     executor.warm_up(example_task(tmp_path, population=1))
     with pytest.raises(StudyFailedError) as caught:
         executor.run(ScriptedExchange([TrialSpec(0, {}, 0)]))
-    assert str(caught.value) == "a worker cannot start: its worker left with exit code 7"
+    assert str(caught.value) == (
+        "a worker cannot start: its worker left with exit code 7: libcudart is missing"
+    )
     assert workers_of(os.getpid()) == []
 
 
@@ -207,6 +212,47 @@ def test_a_limit_that_every_worker_is_over_is_left_out(tmp_path: Path) -> None:
     )
     assert [r.number for r in listener.of(TrialStarted)] == [0, 1]
     assert [r.epoch for r in listener.of(EpochReport)] == [1, 2, 3] * 2
+
+
+class StoppingExchange(ScriptedExchange):
+    """Hands out its specs, and stops once all of them have begun."""
+
+    def __call__(self, reports: Sequence[Report], n_free: int) -> Orders:
+        """As the driver does after a Ctrl-C."""
+        orders = super().__call__(reports, n_free)
+        stops = tuple(Stop(r.number, "interrupted") for r in reports if isinstance(r, EpochReport))
+        is_stopping = orders.is_last and bool(self.epochs(0))
+        return Orders(stops if is_stopping else (), orders.start, orders.is_last, is_stopping)
+
+
+def test_a_hung_worker_does_not_keep_a_stopped_search(tmp_path: Path) -> None:
+    """Of two workers one is suspended, as by SIGSTOP: the other saves, it is ended and said."""
+    executor = ProcessExecutor(2, stop_grace_s=1.0)
+    executor.warm_up(
+        example_task(
+            tmp_path, module="user_code:Model", metric="val_f1", epochs=500, population=1
+        )
+    )  # fmt: skip
+    specs = [TrialSpec(n, {"mode": mode}, n) for n, mode in enumerate(["slow", "hang"])]
+    exchange = StoppingExchange(specs)
+    executor.run(exchange)
+    executor.kill()
+    results = exchange.results()
+    assert results[0].outcome == "stopped"
+    assert (trial_folder(tmp_path / "example", 0) / "last.ckpt").is_file()
+    assert results[1].failure is not None
+    assert results[1].failure.kind == "killed"
+    said = [r.message for r in exchange.reports if isinstance(r, Notice)]
+    assert re.fullmatch(r"a worker was ended: no epoch ended within \d+ s of the stop", said[-1])
+    assert workers_of(os.getpid()) == []
+
+
+def test_a_worker_that_still_loads_is_ended_at_once(tmp_path: Path) -> None:
+    """Data that never come have cost nothing that could be saved."""
+    executor = ProcessExecutor(1)
+    executor.warm_up(example_task(tmp_path, data="user_code:hung_data", population=1))
+    executor.run(lambda reports, n_free: Orders(is_last=True, is_stopping=True))
+    assert workers_of(os.getpid()) == []
 
 
 def too_large(limit: MemoryLimit, pid: int, *epochs: int) -> bool:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
+import signal
 import threading
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,7 @@ import pytest
 
 import sweep
 from sweep import options
+from sweep.api import prepare
 from sweep.config import RunConfig
 from sweep.errors import ConfigError, StudyFailedError, StudyLockedError, UndeliveredError
 from sweep.ledger import open_study
@@ -18,7 +22,7 @@ from sweep.redact import redacted
 from sweep.space import load_space, parse_space
 from sweep.study import Listeners, first_configurations, search, stored_config
 from sweep.testing import RecordingListener, example_epoch, example_study
-from sweep.trial import TrialStarted, WorkerReady
+from sweep.trial import TrialFinished, TrialStarted, WorkerReady
 
 SMALL: dict[str, Any] = {
     "executor": "inline", "epochs": 2, "threads": 1, "population": 1, "space": "mlp_small",
@@ -92,6 +96,69 @@ def test_a_search_may_run_in_a_thread() -> None:
     thread.start()
     thread.join()
     assert found[0].n_new == 1
+
+
+def signalled(number: signal.Signals, **arguments: object) -> Any:
+    """A search in this process that gets a signal in the third epoch of its first trial."""
+    fixed = "".join(f"  {k}: {v}\n" for k, v in {"number": int(number), **arguments}.items())
+    text = f"# A line.\nparameters:\n  width: {{int: [4, 8]}}\nfixed:\n{fixed}"
+    config = RunConfig(
+        **(SMALL | {"module": "user_code:Signalled", "metric": "val_f1", "study": "s"}),
+        trials=2,
+    )  # fmt: skip
+    config = dataclasses.replace(config, epochs=4)
+    return search(config, parse_space(text, "s", vocabulary=None), [])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_stops_an_inline_search_at_the_epochs_end(
+    here: Path, number: signal.Signals
+) -> None:
+    """Lightning does not break the epoch off; three epochs are saved, and the search goes on."""
+    outcome = signalled(number)
+    assert (outcome.end.reason, outcome.unsaved) == ("interrupted", ())
+    assert outcome.end.n_by_state == {"WAITING": 1}
+    trials = open_study("sqlite:///mlruns/optuna.db", "s").trials()
+    assert [t.result["n_epochs"] for t in trials] == [3]
+    assert (here / "mlruns/.sweep/s/trials/00000/last.ckpt").is_file()
+    assert signalled(number).end.n_by_state == {"COMPLETE": 2}
+
+
+@pytest.mark.usefixtures("here")
+def test_a_second_signal_ends_an_inline_search_at_once() -> None:
+    """With KeyboardInterrupt: Lightning would make sys.exit(1) of it, and ignore Ctrl-C after."""
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        signalled(signal.SIGINT, again_after_s=0.7)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.usefixtures("here")
+def test_a_time_limit_belongs_to_the_call() -> None:
+    """The next call has none; a study that a limit was stored with is continued without it."""
+    outcome = run(trials=2, timeout_s=1e-9)
+    assert (outcome.end.reason, outcome.n_new) == ("timeout", 0)
+    ledger = open_study("sqlite:///mlruns/optuna.db", "digits-mlp_small")
+    assert "timeout_s" not in ledger.config
+    ledger.describe(stored_config(RunConfig(**SMALL, trials=2)) | {"timeout_s": 1e-9}, "")
+    ledger.close()
+    resolved, _ = prepare({"study": "digits-mlp_small", "space": "mlp_small"}, None)
+    assert resolved.config.timeout_s is None
+    assert run(trials=2).end.reason == "done"
+
+
+@pytest.mark.usefixtures("here")
+def test_a_limit_that_comes_too_late_stopped_nothing() -> None:
+    """Where all trials are finished the search is done, whatever asked it to stop meanwhile."""
+
+    class Late(RecordingListener):
+        def write(self, records: Any) -> None:
+            super().write(records)
+            if any(isinstance(record, TrialFinished) for record in records):
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    outcome = run(Late(), trials=1)
+    assert (outcome.end.reason, outcome.end.n_by_state) == ("done", {"COMPLETE": 1})
 
 
 @pytest.mark.usefixtures("here")

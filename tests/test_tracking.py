@@ -668,7 +668,8 @@ def test_a_training_is_a_run_that_names_its_trial(uri: str, model: records.Train
         )
     )  # fmt: skip
     for epoch in (1, 2):
-        training.log_epoch(epoch, {"train_loss": 1 / epoch}, records.START_MS + epoch)
+        report = EpochReport(17, epoch, {"train_loss": 1 / epoch}, records.START_MS + epoch)
+        training.log_epochs([report])
     outcome = TrainingOutcome(
         records.START_MS + 10, 2, {"test_acc": 0.9},
         checkpoint=model.checkpoint, model_file=model.model_file,

@@ -25,6 +25,7 @@ from sweep.trial_files import (
     replace_file,
     resume_point,
     spec_digest,
+    starts_again,
     trial_folder,
     write_verdict,
 )
@@ -42,6 +43,20 @@ RESULT = TrialResult(
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return trial_folder(tmp_path, 17)
+
+
+def test_what_no_resume_state_has_is_counted(folder: Path) -> None:
+    """None at all, one that is older than the last epochs told, and one that has them."""
+    again = "trial 17 starts again: it was stopped before its first checkpoint"
+    assert starts_again(folder, 17, [5_000]) == again
+    folder.mkdir(parents=True)
+    (folder / "last.ckpt").touch()
+    os.utime(folder / "last.ckpt", (10, 10))
+    assert starts_again(folder, 17, [5_000, 10_000]) == ""
+    last = "trial 17 trains its last {} again: its checkpoint is older"
+    assert starts_again(folder, 17, [5_000, 12_000]) == last.format("epoch")
+    assert starts_again(folder, 17, [12_000, 15_000]) == last.format("2 epochs")
+    assert starts_again(folder, 17, [5_000], n_ahead=3) == last.format("3 epochs")
 
 
 def test_folders_are_named_by_number(tmp_path: Path) -> None:

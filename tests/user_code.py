@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sweep.errors import SecondSignal
+from sweep.errors import Interruption
 
 SPACE = """# One of each.
 parameters:
@@ -44,7 +44,7 @@ class Model(lightning.LightningModule):
         return self.net(x.float() / 16)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        if self.current_epoch == 1:
+        if self.current_epoch == 1 or self.mode == "slow":
             misbehave(self.mode)
         x, y = batch
         loss = nn.functional.cross_entropy(self(x), y)
@@ -75,9 +75,11 @@ def misbehave(mode: str) -> None:
     if mode == "generator":
         raise GeneratorExit
     if mode == "second signal":
-        raise SecondSignal
+        raise Interruption
     if mode == "hang":
         time.sleep(600)
+    if mode == "slow":
+        time.sleep(0.05)
     if mode == "die" and not Path("died").exists():
         Path("died").write_text("once is enough")
         os.kill(os.getpid(), signal.SIGKILL)
@@ -164,6 +166,29 @@ class NotAModule:
 def leaving_data() -> None:
     """A data function that checks its arguments as a script does."""
     sys.exit("which file?")
+
+
+def hung_data(*_: Any, **__: Any) -> None:
+    """A network disk that does not answer."""
+    time.sleep(600)
+
+
+class Signalled(Model):
+    """Its own process gets a signal in the midst of its third epoch."""
+
+    def __init__(self, number: int, width: int = 8, again_after_s: float = 0.0) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.number, self.again_after_s = number, again_after_s
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        if self.current_epoch == 2 and batch_idx == 1 and not Path("signalled").exists():
+            Path("signalled").touch()
+            os.kill(os.getpid(), self.number)
+            if self.again_after_s:
+                time.sleep(self.again_after_s)
+                os.kill(os.getpid(), self.number)
+        return super().training_step(batch, batch_idx)
 
 
 def broken_data(*_: Any, **__: Any) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
+import io
 import os
 import sys
 import traceback
@@ -15,6 +17,8 @@ import click
 from sweep import __version__
 from sweep.errors import DiskError, SweepError, os_error_text
 from sweep.redact import redacted
+from sweep.signals import interrupting
+from sweep.surroundings import fill_standard_streams, foreign_set_aside, import_path
 
 COMMANDS = {
     "run": "sweep.cli.run:run",
@@ -32,7 +36,6 @@ COMMANDS = {
     "data": "sweep.cli.data:data",
     "completion": "sweep.cli.completion:completion",
 }
-NO_SPACE = 28  # errno.ENOSPC
 
 
 class LazyGroup(click.Group):
@@ -81,9 +84,40 @@ def main() -> None:
     """Run the command line; every SweepError is one line and its own exit code."""
     is_debug = "--debug" in sys.argv
     arguments = [a for a in sys.argv[1:] if a != "--debug"]  # wherever on the line it stands
-    with _leaving_on_errors(is_debug):
+    _open_streams()
+    sys.path[:] = import_path()
+    with _leaving_on_errors(is_debug), interrupting(), foreign_set_aside():
         result: Any = cli.main(arguments, prog_name="sweep", standalone_mode=False)
         sys.exit(result if isinstance(result, int) else 0)
+
+
+def _open_streams() -> None:
+    """Have standard streams that can be written, whoever listens.
+
+    Closed ones are /dev/null, as some daemons and job starters should have made them.
+    """
+    fill_standard_streams()
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        stream: Any = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(number, "w", closefd=False))  # noqa: SIM115
+        elif stream.isatty():
+            terminal = io.BufferedWriter(_Terminal(number, "w", closefd=False))
+            again = io.TextIOWrapper(terminal, stream.encoding, stream.errors, line_buffering=True)
+            setattr(sys, name, again)
+
+
+class _Terminal(io.FileIO):
+    """A terminal that may go away (SIGHUP) while a search saves or, under nohup, goes on."""
+
+    def write(self, data: Any) -> int:
+        """Write `data`; what nobody can read any more counts as written."""
+        try:
+            return super().write(data) or 0
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            return memoryview(data).nbytes
 
 
 @contextlib.contextmanager
@@ -102,7 +136,7 @@ def _leaving_on_errors(is_debug: bool) -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except OSError as error:
-        hint = "free some space, " if error.errno == NO_SPACE else ""
+        hint = "free some space, " if error.errno == errno.ENOSPC else ""
         message = f"{os_error_text(error)}: {hint}then run the same command again"
         _leave(message, DiskError.exit_code, is_debug)
     except Exception as error:  # noqa: BLE001 - the last wall before the user

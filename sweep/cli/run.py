@@ -10,8 +10,10 @@ from typing import Any
 import click
 
 from sweep.cli.options import config_options, print_config
+from sweep.errors import OUT_OF_TIME, StudyInterrupted
 from sweep.redact import redacted
 
+EXIT_CODES = {"interrupted": StudyInterrupted.exit_code, "timeout": OUT_OF_TIME}
 NEXT_IF_DONE = "study {name} already has {n} finished trials of {total}: nothing to do. {hint}"
 
 
@@ -79,10 +81,11 @@ def finish(config: Any, outcome: Any) -> int:
         trials = "the failed trial" if n_failed == 1 else f"the {n_failed} failed trials"
         commands = [*commands, (_retry(config), f"try {trials} again")]
     lines = end_summary(
-        outcome.study, outcome.end, best_name=best_name, places=places, commands=commands
-    )
+        outcome.study, outcome.end, best_name=best_name, places=places, commands=commands,
+        unsaved=outcome.unsaved,
+    )  # fmt: skip
     click.echo("\n".join(lines))
-    return 130 if outcome.end.reason == "interrupted" else 0
+    return EXIT_CODES.get(outcome.end.reason, 0)
 
 
 def _places(config: Any) -> dict[str, str]:

@@ -74,7 +74,10 @@ def _train(recipe: Any, config: Any, output: Path, *, quiet: bool) -> None:
         numbers = " ".join(f"{k}={v:.4g}" for k, v in metrics.items())
         click.echo(f"epoch={epoch}/{recipe.epochs} {numbers}")
 
-    trained = train_downstream(recipe, config, output, None if quiet else say)
+    def warn(message: str) -> None:
+        click.echo(f"sweep: {message}", err=True)
+
+    trained = train_downstream(recipe, config, output, None if quiet else say, warn)
     for name, value in trained.metrics.items():
         click.echo(f"{name}={value:.4f}")
     click.echo(f"checkpoint: {trained.checkpoint}")

@@ -35,6 +35,7 @@ def ui(host: str, port: int, **flags: Any) -> None:
         return
     # Not as an argument: those are everybody's to see.
     os.environ["MLFLOW_BACKEND_STORE_URI"] = absolute(uri)
+    os.environ["PYTHONSAFEPATH"] = "1"  # a file mlflow.py of this folder is not the server
     command = [sys.executable, "-m", "mlflow", "ui", "--host", host, "--port", str(port)]
     click.echo(f"MLflow UI on http://{host}:{port} (Ctrl-C ends it)")
     sys.stdout.flush()

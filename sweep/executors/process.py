@@ -16,16 +16,29 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+from sweep import signals
 from sweep.errors import StudyFailedError
 from sweep.executors.memory import MemoryLimit
 from sweep.executors.messages import Crash
+from sweep.redact import redacted
+from sweep.surroundings import fill_standard_streams, import_path, without_foreign
 from sweep.trial import Exchange, Failure, Notice, Orders, Report, Stop, Task, TrialResult
 from sweep.trial_files import make_private_folder
 
 TICK_S = 0.5
 HANG_GRACE_S = 5.0
 """A trial past its limit ends at the next epoch boundary; so much later its worker is killed."""
+STOP_GRACE_S = 30.0
+"""A search that is stopped waits so long for the end of an epoch, and at least twice as long as
+the worker's longest: resume states are written as rarely by default, so that little is lost."""
+MOST_TICK_S = 2.0
+"""In a longer pause this process was suspended, or waited for a store: no worker is to blame."""
 LEAVE_S = 30.0
+PROGRAM = (
+    "import sys; sys.path[:] = eval(sys.argv.pop()); "
+    "from sweep.executors.worker import main; main()"
+)
+"""Of a worker. It has its import path before it imports anything but `sys`."""
 MAX_STILLBORN = 3
 """Workers in a row that may die before they say that they are ready."""
 MAX_DEATHS = 20
@@ -37,10 +50,16 @@ class _Worker:
     task: Task
     process: subprocess.Popen[bytes]
     pipe: Connection
+    log_start: int
+    """Where in the log file its own lines begin."""
     running: dict[int, float] = field(default_factory=dict)
-    """Trial number -> monotonic time of its start."""
+    """Trial number -> the executor's time at its start."""
     is_ready: bool = False
     """It has loaded its data and said so."""
+    heard: float = 0.0
+    """The executor's time when it last spoke, or was last answered."""
+    longest_s: float = 0.0
+    """The longest that an epoch took."""
     n_free_parked: int | None = None
     """Set while the worker waits for orders that the driver could not give yet."""
     why_replaced: str = ""
@@ -48,10 +67,13 @@ class _Worker:
 
 
 class ProcessExecutor:
-    """`n_workers` processes on this machine, each with its own torch."""
+    """`n_workers` processes on this machine, each with its own torch.
 
-    def __init__(self, n_workers: int) -> None:
-        self._n_workers = n_workers
+    Those that do not answer are ended `stop_grace_s` seconds after a stop.
+    """
+
+    def __init__(self, n_workers: int, stop_grace_s: float = STOP_GRACE_S) -> None:
+        self._n_workers, self._stop_grace_s = n_workers, stop_grace_s
         self._workers: list[_Worker] = []
         self._leaving: list[_Worker] = []
         """Told that nothing more will come; with Lightning and torch that takes 0.2 s."""
@@ -59,10 +81,15 @@ class ProcessExecutor:
         self._memory = MemoryLimit(None)
         self._n_deaths = 0
         self._n_stillborn = 0
+        self._now = 0.0
+        """Seconds that this executor watched its workers."""
+        self._stopped_at: float | None = None
+        """Since when workers are to stop."""
 
     def warm_up(self, task: Task) -> None:
         """Start the workers; they import torch and Lightning while the driver goes on."""
         self._task, self._memory = task, MemoryLimit(task.worker_memory_gb)
+        fill_standard_streams()
         while len(self._workers) < self._n_workers:
             self._workers.append(_start(task))
 
@@ -72,17 +99,25 @@ class ProcessExecutor:
         Workers leave while the caller goes on; `kill` waits for them.
         """
         try:
-            while self._workers:
-                ready = wait([w.pipe for w in self._workers], TICK_S)
-                self._serve(exchange, ready)
-                if not ready:
-                    exchange((), 0)  # what cannot be recorded, or is too late, is to be noticed
-                self._end_hung(exchange)
+            with signals.suspending(lambda: [w.process.pid for w in self._workers]):
+                self._watch(exchange)
         except BaseException:
             self._workers += self._leaving
             self._leaving.clear()
             self.kill()
             raise
+
+    def _watch(self, exchange: Exchange) -> None:
+        seen = time.monotonic()
+        while self._workers:
+            ready = wait([w.pipe for w in self._workers], TICK_S)
+            seen, before = time.monotonic(), seen
+            self._now += min(seen - before, MOST_TICK_S)
+            self._serve(exchange, ready)
+            # Asked also while no worker speaks: what cannot be recorded is to be noticed.
+            if not ready and exchange((), 0).is_stopping:
+                self._end_silent(exchange)
+            self._end_hung(exchange)
 
     def kill(self) -> None:
         """End all workers now; those that are leaving by themselves are given a while."""
@@ -127,6 +162,9 @@ class ProcessExecutor:
     def _answer(
         self, worker: _Worker, exchange: Exchange, reports: tuple[Report, ...], n_free: int
     ) -> None:
+        if worker.running:
+            worker.longest_s = max(worker.longest_s, self._now - worker.heard)
+        worker.heard = self._now
         for report in reports:
             if isinstance(report, TrialResult):
                 worker.running.pop(report.number, None)
@@ -168,8 +206,8 @@ class ProcessExecutor:
                 self._answer(worker, exchange, (), n_free)
 
     def _send(self, worker: _Worker, orders: Orders) -> None:
-        now = time.monotonic()
-        worker.running |= {spec.number: now for spec in orders.start}
+        worker.running |= {spec.number: self._now for spec in orders.start}
+        worker.heard = self._now
         try:
             worker.pipe.send(orders)
         except OSError:
@@ -196,7 +234,8 @@ class ProcessExecutor:
         results = [_failed(number, failure) for number in worker.running]
         is_hopeless = self._n_deaths > MAX_DEATHS or self._n_stillborn >= MAX_STILLBORN
         if is_hopeless or (not results and failure.kind == "exception"):
-            raise StudyFailedError(f"a worker cannot start: {failure.message}")
+            said_last = "" if worker.is_ready else _last_words(worker)
+            raise StudyFailedError(f"a worker cannot start: {failure.message}{said_last}")
         orders = exchange([*said, *results], 0)
         if not orders.is_last:
             self._workers.append(_start(task))
@@ -205,15 +244,33 @@ class ProcessExecutor:
         limit = self._task.trial_timeout_s if self._task else None
         if limit is None:
             return
-        now = time.monotonic()
+        latest = self._now - limit - HANG_GRACE_S
         for worker in list(self._workers):
-            late = [n for n, since in worker.running.items() if now - since > limit + HANG_GRACE_S]
+            late = [number for number, since in worker.running.items() if since < latest]
             if late:
                 timeout = Failure("timeout", f"no epoch ended within {limit:g} s")
                 exchange([_failed(number, timeout) for number in late], 0)
                 for number in late:
                     del worker.running[number]
                 self._bury(worker, exchange, Failure("killed", "its worker hung and was ended"))
+
+    def _end_silent(self, exchange: Exchange) -> None:
+        """End workers that come to no epoch's end though the search stops.
+
+        One that is not ready has nothing to keep: it is ended at once.
+        """
+        if self._stopped_at is None:
+            self._stopped_at = self._now
+        for worker in list(self._workers):
+            silent_s = self._now - max(self._stopped_at, worker.heard)
+            if worker.is_ready and silent_s < max(self._stop_grace_s, 2 * worker.longest_s):
+                continue
+            _end(worker)
+            self._workers.remove(worker)
+            said = f"a worker was ended: no epoch ended within {silent_s:.0f} s of the stop"
+            failure = Failure("killed", said)
+            notices = [Notice(_now_ms(), said)] if worker.is_ready else []
+            exchange([*notices, *(_failed(number, failure) for number in worker.running)], 0)
 
 
 def _failed(number: int, failure: Failure) -> TrialResult:
@@ -224,22 +281,25 @@ def _start(task: Task) -> _Worker:
     make_private_folder(Path(task.log_file).parent)
     with contextlib.ExitStack() as open_here:
         log = open_here.enter_context(Path(task.log_file).open("ab"))
+        log_start = log.seek(0, os.SEEK_END)
         ours, theirs = socket.socketpair()
         open_here.enter_context(theirs)
+        open_here.enter_context(signals.held_back())
         process = subprocess.Popen(
-            [sys.executable, "-m", "sweep.executors.worker", str(theirs.fileno())],
+            [
+                sys.executable, "-P", "-c", PROGRAM, str(theirs.fileno()),
+                repr(import_path()),
+            ],
             stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=[theirs.fileno()],
-            env=_environment(task),
+            env=_environment(task), process_group=0,
         )  # fmt: skip
     pipe = Connection(ours.detach())
-    pipe.send((task, sys.path))
-    return _Worker(task, process, pipe)
+    pipe.send(task)
+    return _Worker(task, process, pipe, log_start)
 
 
 def _environment(task: Task) -> dict[str, str]:
-    env = dict(os.environ)
-    package_root = str(Path(__file__).resolve().parents[2])
-    env["PYTHONPATH"] = os.pathsep.join(filter(None, [package_root, env.get("PYTHONPATH")]))
+    env = without_foreign(os.environ)
     if task.n_threads:  # before torch is loaded, so that its pools have this size
         env["OMP_NUM_THREADS"] = str(task.n_threads)
     return env
@@ -247,7 +307,7 @@ def _environment(task: Task) -> dict[str, str]:
 
 def _end(worker: _Worker) -> None:
     if worker.process.poll() is None:
-        worker.process.kill()
+        os.killpg(worker.process.pid, signal.SIGKILL)  # with a DataLoader's workers
     worker.process.wait()
     worker.pipe.close()
 
@@ -259,6 +319,18 @@ def _why_dead(worker: _Worker) -> Failure:
         hint = " (out of memory?)" if name == "SIGKILL" else ""
         return Failure("killed", f"its worker was ended by {name}{hint}")
     return Failure("killed", f"its worker left with exit code {code}")
+
+
+def _last_words(worker: _Worker) -> str:
+    """The last line that a worker printed, behind a colon; empty where it printed none."""
+    try:
+        with Path(worker.task.log_file).open("rb") as log:
+            log.seek(worker.log_start)
+            lines = log.read().decode(errors="replace").split("\n")
+    except OSError:
+        return ""
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return f": {redacted(last)[:300]}" if last else ""
 
 
 def _now_ms() -> int:

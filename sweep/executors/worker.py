@@ -1,8 +1,10 @@
-"""A worker process: `python -m sweep.executors.worker FD`, started by ProcessExecutor.
+"""A worker process: `python -c "... main()" FD`, started by ProcessExecutor.
 
 It owns torch, Lightning and a device, and talks over one socket whose other end the driver
 holds. A plain command instead of multiprocessing's spawn: spawn imports the user's main script
-again, which starts a second search where that script has no `__main__` guard.
+again, which starts a second search where that script has no `__main__` guard. It leads a process
+group of its own, with all that the user's code starts in it: a terminal and GNU timeout signal the
+driver's group.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from typing import cast
 
+from sweep import signals
 from sweep.errors import SweepError
 from sweep.executors.messages import Crash
 from sweep.imports import collector_paused
@@ -48,10 +51,10 @@ class PipeExchange:
 
 def main() -> None:
     """Receive the task, train what is ordered, leave."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's to answer
+    signals.leave_to_driver()
     _leave_with(os.getppid())
     pipe = Connection(socket.socket(fileno=int(sys.argv[1])).detach())
-    task, sys.path[:] = cast("tuple[Task, list[str]]", pipe.recv())
+    task = cast(Task, pipe.recv())
     try:
         from sweep.training import make_trainer
 
@@ -72,10 +75,8 @@ def _leave_with(parent: int) -> None:
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(PARENT_POLL_S)
+        if os.getpgrp() == os.getpid():
+            os.killpg(0, signal.SIGKILL)  # a DataLoader's workers, too
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True, name="parent-watch").start()
-
-
-if __name__ == "__main__":
-    main()

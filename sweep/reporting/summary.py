@@ -13,6 +13,7 @@ _REASONS = {
     "done": "",
     "timeout": "The time limit was reached; the same command with more time goes on.",
     "interrupted": "Interrupted; everything is saved, and the same command goes on.",
+    "unsaved": "Interrupted; the same command goes on.",
     "failed": "Stopped, because trials keep failing.",
     "exhausted": "The search space holds no further configuration.",
 }
@@ -31,6 +32,7 @@ def end_summary(
     best_name: str = "",
     places: Mapping[str, str] | None = None,
     commands: Sequence[tuple[str, str]] = (),
+    unsaved: Sequence[str] = (),
 ) -> list[str]:
     """The last lines of a search, as plain text.
 
@@ -40,10 +42,12 @@ def end_summary(
         best_name: Run name of the best trial; empty: only its number is said.
         places: What lies where, e.g. {"MLflow": "sqlite:///mlflow.db", "log": "..."}.
         commands: (command, what it does) to type next, see `next_commands`.
+        unsaved: Sentences on interrupted trials that have to train epochs again.
     """
     lines = [_counts(study, end)]
-    if _REASONS[end.reason]:
-        lines.append(_REASONS[end.reason])
+    reason = "unsaved" if unsaved and end.reason == "interrupted" else end.reason
+    if _REASONS[reason]:
+        lines += [_REASONS[reason], *unsaved]
     lines += _best(study, end, best_name)
     if places:
         lines += ["", *_aligned([(f"{name}:", place) for name, place in places.items()])]

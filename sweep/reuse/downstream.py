@@ -1,30 +1,75 @@
-"""`sweep train`: one configuration on train + validation, tested once at the end."""
+"""`sweep train`: one configuration on train + validation, tested once at the end.
+
+It goes on after an interruption as a trial does: by the same callback, from the same kind of file.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import json
+import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning
-import torch
 
 from sweep.config import RunConfig
+from sweep.errors import (
+    StoreError,
+    StudyFailedError,
+    StudyInterrupted,
+    SweepError,
+    UndeliveredError,
+)
+from sweep.executors import make_task
 from sweep.provenance import provenance
 from sweep.reuse.recipe import Recipe
+from sweep.signals import stopping
+from sweep.surroundings import foreign_set_aside
 from sweep.tracking import TrainingInfo, TrainingOutcome, TrainingRun
 from sweep.training.checkpoints import write_checkpoint
 from sweep.training.data import Batches, FinalData, load_final_data
 from sweep.training.devices import lightning_devices
 from sweep.training.exports import export_model
+from sweep.training.fluent import FluentCalls
 from sweep.training.modules import build_module
+from sweep.training.plain_run import PlainRun
 from sweep.training.quiet import hush_lightning, quiet_trainer
+from sweep.training.resuming import (
+    AtomicCheckpointIO,
+    Keeper,
+    UnusableError,
+    load_resume_file,
+    seed_everything,
+    unusable,
+)
 from sweep.training.single import EVALUATION_BATCH
-from sweep.trial import TrialState, derive_seed
+from sweep.trial import (
+    EpochReport,
+    Notice,
+    Orders,
+    Report,
+    Stop,
+    TrialSpec,
+    TrialState,
+    derive_seed,
+)
+from sweep.trial_files import (
+    replace_file,
+    resume_file,
+    spec_digest,
+    starts_again,
+    trial_folder,
+)
 
 EpochHook = Callable[[int, Mapping[str, float]], None]
+NoticeHook = Callable[[str], object]
+TRY_AGAIN_S = 30.0
+"""MLflow that did not take an epoch is not asked sooner: it may keep the training waiting."""
 
 
 @dataclass(frozen=True)
@@ -39,60 +84,121 @@ class Trained:
 
 
 def train(
-    recipe: Recipe, config: RunConfig, output: Path, on_epoch: EpochHook | None = None
-) -> Trained:
+    recipe: Recipe, config: RunConfig, output: Path, on_epoch: EpochHook | None = None,
+    on_notice: NoticeHook | None = None,
+) -> Trained:  # fmt: skip
     """Train `recipe` on train + validation; the test split is read once, after the last epoch.
 
     Args:
         recipe: What to train. Data, epochs, seed and batch size are the recipe's.
         config: Where to train and to track: data_dir, accelerator, devices, tracking_uri.
-        output: Where the Lightning checkpoint goes.
+        output: Where the Lightning checkpoint goes. Beside it is a folder with what is needed to
+            go on, until the training is done.
         on_epoch: Called after each epoch with its number (from 1) and metrics.
+        on_notice: Called with a line for the user.
 
-    Raises DataError, StoreError, and what the module itself raises.
+    Raises StudyInterrupted once the epoch of a signal is saved, UndeliveredError where MLflow is
+    away in the end (the same call delivers), DataError, StoreError, DiskError, StudyFailedError
+    for metrics that are not finite, and what the module itself raises.
     """
     hush_lightning()
-    data = load_final_data(recipe.data, config.data_dir, recipe.seed)
-    seed = _seed(recipe)
-    torch.manual_seed(seed)
-    module = build_module(recipe.module, recipe.model, data, seed)
-    run = TrainingRun(config.tracking_uri)
-    run_id = run.open(_info(recipe, data))
-    follower = _Follower(run, on_epoch)
+    with foreign_set_aside():
+        data = load_final_data(recipe.data, config.data_dir, recipe.seed)
+        parts = output.with_name(f"{output.name}.parts")
+        spec = _spec(recipe, parts)
+        log = _Log(TrainingRun(config.tracking_uri), spec, on_epoch, on_notice or _nobody)
+        seed_everything(spec.seed)
+        module = build_module(recipe.module, recipe.model, data, spec.seed)
+        with log.pausing(), stopping(log.stop):
+            log.open(_info(recipe, data), parts)
+            trained = _train(recipe, config, output, (module, data), log)
+        shutil.rmtree(parts, ignore_errors=True)
+        return trained
+
+
+def _train(
+    recipe: Recipe, config: RunConfig, output: Path,
+    what: tuple[lightning.LightningModule, FinalData], log: _Log,
+) -> Trained:  # fmt: skip
+    module, data = what
+    task = dataclasses.replace(
+        make_task(config), epochs=recipe.epochs, metric="",
+        work_dir=str(output.with_name(f"{output.name}.parts")),
+    )  # fmt: skip
+    calls = FluentCalls(output.parent)
+    run = PlainRun(task, log.spec, log, Keeper(config.checkpoint_interval_s), calls)
+    run.keeps_end, run.module = True, module
+    checkpoint: Mapping[str, Any] = {}
+    if log.spec.resume_from is not None:
+        try:
+            checkpoint = load_resume_file(log.spec, "plain")
+            run.resume(checkpoint)
+        except UnusableError as error:
+            log([unusable(log.spec, error)], 0)
     trainer = quiet_trainer(
         output.parent, max_epochs=recipe.epochs, accelerator=config.accelerator,
         devices=lightning_devices(config.devices), precision=recipe.precision,
-        callbacks=[follower],
+        callbacks=[run], plugins=[AtomicCheckpointIO()],
     )  # fmt: skip
     try:
-        metrics = _fit_and_test(trainer, module, data, recipe)
-    except BaseException:
-        run.finish(TrainingOutcome(_now_ms(), follower.n_epochs, {}, TrialState.FAIL))
-        raise
-    write_checkpoint(output, module, follower.n_epochs - 1, trainer.global_step)
+        with calls.caught():
+            metrics = _fit_and_test(trainer, run, data, recipe, log, checkpoint)
+    finally:
+        calls.remove()
+    n_steps = trainer.global_step or int(checkpoint.get("global_step", 0))
+    write_checkpoint(output, module, run.n_epochs - 1, n_steps)
     archive = output.with_suffix(".pt2")
     export_model(archive, module, data.info.feature_shape)
-    run.finish(
+    log.finish(
         TrainingOutcome(
-            _now_ms(), follower.n_epochs, metrics, TrialState.COMPLETE, str(output), str(archive)
+            _now_ms(), run.n_epochs, metrics, TrialState.COMPLETE, str(output), str(archive)
         )
     )
-    return Trained(metrics, output, run_id, follower.n_epochs)
+    return Trained(metrics, output, log.run_id, run.n_epochs)
 
 
 def _fit_and_test(
-    trainer: lightning.Trainer, module: lightning.LightningModule, data: FinalData, recipe: Recipe
-) -> dict[str, float]:
+    trainer: lightning.Trainer, run: PlainRun, data: FinalData, recipe: Recipe, log: _Log,
+    checkpoint: Mapping[str, Any],
+) -> dict[str, float]:  # fmt: skip
+    assert run.module is not None
     data = data.to(trainer.strategy.root_device)
-    batches = Batches(data.train, recipe.batch_size, seed=recipe.seed)
-    trainer.fit(module, train_dataloaders=batches)
-    results = trainer.test(module, dataloaders=Batches(data.test, EVALUATION_BATCH), verbose=False)
+    if run.is_trained:
+        run.module.load_state_dict(checkpoint["state_dict"])
+    else:
+        trainer.fit(
+            run.module,
+            train_dataloaders=Batches(data.train, recipe.batch_size, seed=recipe.seed),
+            ckpt_path=log.spec.resume_from if run.is_resumed else None,
+            weights_only=True,
+        )
+    log(run.take_pending(), 0)
+    if run.failure is not None:
+        raise StudyFailedError(f"the training failed: {run.failure.message}")
+    if not run.is_trained:
+        saved = "that is not saved" if log.is_unsaved else "that is saved"
+        raise StudyInterrupted(
+            f"interrupted after epoch {run.n_epochs} of {recipe.epochs}: {saved}, "
+            "the same command goes on"
+        )
+    results = trainer.test(
+        run.module, dataloaders=Batches(data.test, EVALUATION_BATCH), verbose=False
+    )
     return {name: float(value) for name, value in results[0].items()}
 
 
-def _seed(recipe: Recipe) -> int:
-    """The initial weights of the trial that the recipe came from, or of its seed."""
-    return derive_seed(recipe.seed, "init", recipe.trial or 0)
+def _spec(recipe: Recipe, parts: Path) -> TrialSpec:
+    """The training as a trial: number and initial weights of the one that the recipe came from.
+
+    Its hyperparameters are all that decides over the weights, so that a resume state of another
+    training counts for nothing.
+    """
+    number = recipe.trial or 0
+    training = (recipe.module, recipe.data, recipe.epochs, recipe.batch_size, recipe.seed)
+    identity = {**recipe.model, "sweep train": (*training, recipe.precision)}
+    seed = derive_seed(recipe.seed, "init", number)
+    resume_from = resume_file(trial_folder(parts, number))
+    return TrialSpec(number, identity, seed, resume_from=resume_from)
 
 
 def _info(recipe: Recipe, data: FinalData) -> TrainingInfo:
@@ -113,32 +219,99 @@ def _info(recipe: Recipe, data: FinalData) -> TrainingInfo:
     )
 
 
-class _Follower(lightning.pytorch.callbacks.Checkpoint):
-    """Tells MLflow and the caller of each epoch; sets the data order. Last of the callbacks."""
+class _Log:
+    """Takes the reports of a training: to MLflow, when it answers, and to the caller."""
 
-    def __init__(self, run: TrainingRun, on_epoch: EpochHook | None) -> None:
-        self._run, self._on_epoch = run, on_epoch
-        self.n_epochs = 0
-        self._began = time.perf_counter()
-
-    def on_train_epoch_start(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    def __init__(
+        self, run: TrainingRun, spec: TrialSpec, on_epoch: EpochHook | None, on_notice: NoticeHook
     ) -> None:
-        """Start the epoch's clock and its data order."""
-        self._began = time.perf_counter()
-        if isinstance(trainer.train_dataloader, Batches):
-            trainer.train_dataloader.set_epoch(trainer.current_epoch)
+        self._run, self.spec = run, spec
+        self._on_epoch, self._on_notice = on_epoch, on_notice
+        self._is_stopping = False
+        self._behind: list[EpochReport] = []
+        """Epochs that MLflow does not have."""
+        self._next_try_s = 0.0
+        self._n_epochs = 0
+        self._told_ms: list[int] = []
+        self._folder = Path()
+        self.run_id = ""
 
-    def on_train_epoch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
-    ) -> None:
-        """Log the epoch."""
-        self.n_epochs = trainer.current_epoch + 1
-        metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
-        metrics["epoch_s"] = time.perf_counter() - self._began
-        self._run.log_epoch(self.n_epochs, metrics, _now_ms())
-        if self._on_epoch is not None:
-            self._on_epoch(self.n_epochs, metrics)
+    @property
+    def is_unsaved(self) -> bool:
+        """Whether the resume state lacks epochs that were told."""
+        return bool(starts_again(self._folder, self.spec.number, self._told_ms))
+
+    def open(self, info: TrainingInfo, parts: Path) -> None:
+        """Make the MLflow run, or go on with that of the same training. Raises StoreError."""
+        self._folder, digest = trial_folder(parts, self.spec.number), spec_digest(self.spec)
+        known: dict[str, str] = {}
+        with contextlib.suppress(OSError, ValueError):
+            known = json.loads((parts / "run.json").read_text())
+        same = known.get("run_id") if known.get("training") == digest else None
+        self.run_id = self._run.open(info, same)
+        note = json.dumps({"training": digest, "run_id": self.run_id})
+        replace_file(parts / "run.json", note.encode())
+
+    def stop(self) -> None:
+        """End the training after this epoch."""
+        self._is_stopping = True
+
+    def __call__(self, reports: Sequence[Report], n_free: int) -> Orders:
+        """Take reports; orders the training to stop where a signal came."""
+        epochs = [report for report in reports if isinstance(report, EpochReport)]
+        for report in reports:
+            if isinstance(report, Notice):
+                self._on_notice(report.message)
+            elif isinstance(report, EpochReport) and not report.is_replay and self._on_epoch:
+                self._on_epoch(report.epoch, report.metrics)
+        self._behind += epochs
+        self._n_epochs += len(epochs)
+        self._told_ms += [report.time_ms for report in epochs if not report.is_replay]
+        if self._behind and time.monotonic() >= self._next_try_s:
+            self._deliver()
+        is_stopped = self._is_stopping and epochs
+        return Orders((Stop(self.spec.number, "interrupted"),) if is_stopped else ())
+
+    def _deliver(self) -> None:
+        try:
+            self._run.log_epochs(self._behind)
+            self._behind = []
+        except StoreError as error:
+            if self._next_try_s == 0.0:
+                self._on_notice(f"{error}: the training goes on, MLflow is told later")
+            self._next_try_s = time.monotonic() + TRY_AGAIN_S
+
+    def finish(self, outcome: TrainingOutcome) -> None:
+        """Tell MLflow all that it lacks. Raises UndeliveredError."""
+        try:
+            self._run.log_epochs(self._behind)
+            self._run.finish(outcome)
+        except StoreError as error:
+            raise UndeliveredError(
+                f"trained, and {outcome.checkpoint} is written, but MLflow does not have it yet "
+                f"({error}): the same command delivers it"
+            ) from error
+
+    @contextlib.contextmanager
+    def pausing(self) -> Iterator[None]:
+        """Where the block breaks off, the MLflow run is SCHEDULED, or FAILED for a bad module."""
+        try:
+            yield
+        except BaseException as error:
+            goes_on = isinstance(error, SweepError | KeyboardInterrupt)
+            goes_on = goes_on and not isinstance(error, StudyFailedError)
+            with contextlib.suppress(SweepError, RuntimeError):
+                if goes_on:
+                    self._run.log_epochs(self._behind)
+                    self._run.pause()
+                else:
+                    end = TrainingOutcome(_now_ms(), self._n_epochs, {}, TrialState.FAIL)
+                    self._run.finish(end)
+            raise
+
+
+def _nobody(message: str) -> None:
+    """Nobody is told."""
 
 
 def _now_ms() -> int:

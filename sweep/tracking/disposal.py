@@ -132,9 +132,7 @@ def _found(
             if number is not None and (numbers is None or number in numbers)
         ]
         models = _models_of(store, where) if runs else {}
-        yield [
-            _Trial(store, number, run, models.get(run.info.run_id, [])) for number, run in runs
-        ]
+        yield [_Trial(store, number, run, models.get(run.info.run_id, [])) for number, run in runs]
 
 
 def _models_of(store: Store, experiment_id: str) -> dict[str, list[LoggedModel]]:

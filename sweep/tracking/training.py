@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,8 @@ from sweep.tracking.uri import quiet
 from sweep.trial import DatasetInfo, EpochReport, TrialState
 
 if TYPE_CHECKING:
+    from mlflow.entities import Run
+
     from sweep.tracking.run import RunLog
     from sweep.tracking.store import Store
 
@@ -63,14 +65,23 @@ class TrainingRun:
         self._opened: tuple[Store, RunLog, TrainingInfo] | None = None
         self._keys = metric_keys("train_loss")
 
-    def open(self, info: TrainingInfo) -> str:
-        """Make the run; returns its id. Raises StoreError where that cannot be done."""
+    def open(self, info: TrainingInfo, run_id: str | None = None) -> str:
+        """Make the run, or go on with `run_id` where it is there; returns the run's id.
+
+        Raises StoreError where that cannot be done.
+        """
         with quiet():
             from sweep.tracking import keys, run, store
 
             store.route_logs(self._log_file)
             opened = store.connect(self._uri)
         with store.in_one_line(f"MLflow at {opened.shown}"):
+            known = _known_run(opened, run_id) if run_id else None
+            if known is not None:
+                log = run.RunLog(opened, known, is_new=False)
+                log.reopen()
+                self._opened = opened, log, info
+                return log.run_id
             experiment, _ = store.find_or_make_experiment(opened, info.experiment)
             tags = {**info.tags, **store.source_tags(), **_origin(info)}
             new = run.NewRun(experiment.experiment_id, info.name, info.time_ms, keys.tags(tags))
@@ -80,14 +91,22 @@ class TrainingRun:
         self._opened = opened, log, info
         return log.run_id
 
-    def log_epoch(self, epoch: int, metrics: Mapping[str, float], time_ms: int) -> None:
-        """Log one point of every curve; `epoch` counts from 1. Raises StoreError."""
+    def log_epochs(self, reports: Sequence[EpochReport]) -> None:
+        """Log one point of every curve for each epoch that the run lacks. Raises StoreError."""
         store, log, _ = self._now_open()
         from sweep.tracking.run import curve_points
         from sweep.tracking.store import in_one_line
 
         with in_one_line(f"MLflow at {store.shown}"):
-            log.log(curve_points([EpochReport(0, epoch, metrics, time_ms)], self._keys))
+            log.log(curve_points(reports, self._keys))
+
+    def pause(self) -> None:
+        """An interrupted training: its run is SCHEDULED. Raises StoreError."""
+        store, log, _ = self._now_open()
+        from sweep.tracking.store import in_one_line
+
+        with in_one_line(f"MLflow at {store.shown}"):
+            log.pause()
 
     def finish(self, outcome: TrainingOutcome) -> str | None:
         """Store metrics, checkpoint and model, end the run; returns the logged model's id.
@@ -109,6 +128,19 @@ class TrainingRun:
         if self._opened is None:
             raise RuntimeError("open() comes first")
         return self._opened
+
+
+def _known_run(store: Store, run_id: str) -> Run | None:
+    """The run, unless it was deleted."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        found = store.client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+    return found if found.info.lifecycle_stage == "active" else None
 
 
 def _finish(store: Store, log: RunLog, info: TrainingInfo, outcome: TrainingOutcome) -> str | None:

@@ -8,7 +8,7 @@ from typing import TypeGuard
 
 import torch
 
-from sweep.errors import SecondSignal, causes, os_error_text
+from sweep.errors import Interruption, causes, os_error_text
 from sweep.imports import place_of
 from sweep.redact import redacted
 from sweep.trial import Failure, FailureKind
@@ -35,10 +35,10 @@ def one_line(error: BaseException, module: str = "") -> str:
 def raised_by_user_code(error: BaseException) -> BaseException:
     """`error`, or the KeyboardInterrupt that Lightning turned into `sys.exit(1)`.
 
-    Raises SecondSignal if that is behind it: Ctrl-C is the user's and not a trial's failure.
+    Raises Interruption if that is behind it: Ctrl-C is the user's and not a trial's failure.
     """
     for link in causes(error):
-        if isinstance(link, SecondSignal):
+        if isinstance(link, Interruption):
             raise link
     before = error.__context__
     is_lightnings = isinstance(error, SystemExit) and error.code == 1

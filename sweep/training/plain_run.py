@@ -74,6 +74,8 @@ class PlainRun(lightning.pytorch.callbacks.Checkpoint):
         self.ordered: list[TrialSpec] = []
         self.driver_error: BaseException | None = None
         """What `exchange` raised, in this very process: not the trial's fault."""
+        self.keeps_end = False
+        """Whether the resume state after the last epoch is kept, too."""
         self.has_begun = False
         """Whether the Trainer has everything in place: what breaks now is the trial's own."""
         self._folder = trial_folder(task.work_dir, spec.number)
@@ -162,7 +164,8 @@ class PlainRun(lightning.pytorch.callbacks.Checkpoint):
     ) -> None:
         """Keep what an interrupted trial needs; one that did not train keeps what it had."""
         is_interrupted = self._stop is not None and self._stop.reason == "interrupted"
-        if is_interrupted and not self._is_unchanged and self._failure is None:
+        is_kept = is_interrupted or (self.keeps_end and self.is_trained)
+        if is_kept and not self._is_unchanged and self._failure is None:
             self._keep(trainer)
 
     def on_save_checkpoint(
@@ -180,6 +183,16 @@ class PlainRun(lightning.pytorch.callbacks.Checkpoint):
         progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]
         for counts in (progress["total"], progress["current"]):
             counts["ready"] = counts["processed"]  # the epoch that starts now is not part of it
+
+    @property
+    def failure(self) -> Failure | None:
+        """Set once a metric was not finite."""
+        return self._failure
+
+    def take_pending(self) -> list[Report]:
+        """What is left to report beside the result."""
+        pending, self._pending = self._pending, []
+        return pending
 
     def last_words(self, data: SearchData) -> list[Report]:
         """What is left to report once the Trainer is done: the result, with its files.
@@ -212,8 +225,10 @@ class PlainRun(lightning.pytorch.callbacks.Checkpoint):
         return self._end(TrialResult(self.spec.number, "failed", self.n_epochs, failure=failure))
 
     def _end(self, result: TrialResult, reason: str = "") -> list[Report]:
-        pending, self._pending = self._pending, []
-        return [*pending, conclude(self._task, self.spec, self._history, result, reason)]
+        return [
+            *self.take_pending(),
+            conclude(self._task, self.spec, self._history, result, reason),
+        ]
 
     def _report(self, trainer: lightning.Trainer, reports: list[Report]) -> None:
         said, self._pending = [*self._pending, *reports], []

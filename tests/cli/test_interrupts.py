@@ -118,6 +118,56 @@ def test_mlflow_agrees_after_all_that(folder: Path) -> None:
         assert sorted(m.step for m in points) == list(range(1, 81))
 
 
+SLOW = """
+import time
+from pathlib import Path
+from torch.utils.data import DataLoader, TensorDataset
+import torch
+from sweep import MLPClassifier
+
+class Slow(MLPClassifier):
+    def __init__(self, lr):
+        super().__init__(64, 10, hidden=(8,), lr=lr)
+    def train_dataloader(self):
+        data = TensorDataset(torch.rand(40, 1, 8, 8), torch.arange(40) % 10)
+        return DataLoader(data, batch_size=20, num_workers=1)
+    def on_train_epoch_start(self):
+        super().on_train_epoch_start()
+        time.sleep(0.2)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_every_process_is_an_interruption(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    """To the group and to the worker itself, as timeout, systemd, Slurm and a lost terminal send
+    it, where a DataLoader has processes of its own: "everything is saved" is true."""
+    (tmp_path / "slow.py").write_text(SLOW)
+    (tmp_path / "slow.yaml").write_text("# Slow.\nparameters:\n  lr: {float: [0.1, 0.2]}\n")
+    command = (
+        "run", "--module", "slow:Slow", "--space", "slow.yaml", "--trials", "1", "--epochs", "8",
+        "--study", "s", "-v",
+    )  # fmt: skip
+    process = start_sweep(tmp_path, *command)
+    wait_for_line(process, "trial=0 epoch=3/8")
+    workers = children_of(process.pid)
+    os.killpg(process.pid, number)
+    for worker in workers:
+        os.kill(worker, number)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, "")
+    assert "everything is saved" in out
+    assert (tmp_path / "mlruns/.sweep/s/trials/00000/last.ckpt").is_file()
+    assert wait_until_gone(workers, 3.0) == []
+    last = max(int(line.split("epoch=")[1].split("/")[0]) for line in out.splitlines()
+               if "epoch=" in line and "state=" not in line) if "epoch=" in out else 3  # fmt: skip
+    said = sweep(tmp_path, *command)
+    first = next(line for line in said.stdout.splitlines() if "epoch=" in line)
+    assert int(first.split("epoch=")[1].split("/")[0]) == last + 1
+    assert said.returncode == 0
+
+
 def test_a_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:
     """In the midst of an epoch that never ends: exit code 130 within seconds, no worker left."""
     (tmp_path / "slow.py").write_text(

@@ -50,6 +50,16 @@ def test_the_end_says_best_gain_places_and_commands():
     ]
 
 
+def test_saved_is_said_only_of_what_is_saved():
+    """Trials that have to train epochs again are named in its place."""
+    end = the_end(reason="interrupted")
+    assert "everything is saved" in end_summary(a_study(), end)[1]
+    lines = end_summary(a_study(), end, unsaved=["trial 3 starts again: why"])
+    assert lines[1:3] == ["Interrupted; the same command goes on.", "trial 3 starts again: why"]
+    late = end_summary(a_study(), the_end(reason="timeout"), unsaved=["trial 3 starts again: why"])
+    assert late[2] == "trial 3 starts again: why"
+
+
 @pytest.mark.parametrize(
     ("direction", "value", "baseline", "words"),
     [

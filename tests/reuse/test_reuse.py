@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,10 +16,11 @@ import optuna
 import pytest
 import torch
 import yaml
+from searches import mlflow_client, query
 
 import sweep
 from sweep.config import RunConfig
-from sweep.errors import ConfigError, NotFoundError
+from sweep.errors import ConfigError, NotFoundError, StudyInterrupted, UndeliveredError
 from sweep.ledger import create_study
 from sweep.reuse import Best, Recipe, find_best, find_trial, read_recipe
 from sweep.reuse.downstream import train
@@ -162,6 +164,86 @@ def test_training_downstream_opens_the_test_split(best: Best, folder: Path) -> N
     assert 0.8 < trained.metrics["test_acc"] <= 1.0
     model = sweep.MLPClassifier.load_from_checkpoint(trained.checkpoint, weights_only=True)
     assert list(model.hparams["hidden"]) == list(best.config["hidden"])
+
+
+@pytest.fixture
+def at(folder: Path, tmp_path: Path) -> Path:
+    """Where a training of a test of its own puts its checkpoint."""
+    return tmp_path / "trained.ckpt"
+
+
+def epochs_of(run_id: str) -> list[int]:
+    """Epochs of which MLflow has a point, each as often as it has one."""
+    client = mlflow_client(Path.cwd())
+    return sorted(m.step for m in client.get_metric_history(run_id, "train_loss"))
+
+
+def weights_of(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """As they are in the file."""
+    weights: dict[str, torch.Tensor] = torch.load(checkpoint, weights_only=True)["state_dict"]
+    return weights
+
+
+def test_a_training_goes_on_after_a_signal(best: Best, at: Path) -> None:
+    """It is saved at the epoch's end; the same call ends with the weights of an undisturbed one,
+    one MLflow run and one point an epoch."""
+    seen: list[int] = []
+
+    def terminate(epoch: int, metrics: object) -> None:
+        seen.append(epoch)
+        if seen == [1]:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(StudyInterrupted, match="after epoch 1 of 3: that is saved"):
+        train(best.recipe, RunConfig(), at, terminate)
+    assert not at.exists()
+    trained = train(best.recipe, RunConfig(), at, terminate)
+    assert seen == [1, 2, 3]
+    assert epochs_of(trained.run_id) == [1, 2, 3]
+    assert [path.name for path in at.parent.iterdir() if path.is_dir()] == []
+    undisturbed = train(best.recipe, RunConfig(), at.with_name("undisturbed.ckpt"))
+    assert undisturbed.run_id != trained.run_id
+    expected = weights_of(undisturbed.checkpoint)
+    assert all(torch.equal(expected[k], w) for k, w in weights_of(at).items())
+
+
+def test_another_training_does_not_go_on_with_it(best: Best, at: Path) -> None:
+    """What was saved for other settings counts for nothing, and that is said."""
+
+    def terminate(epoch: int, metrics: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(StudyInterrupted):
+        train(best.recipe, RunConfig(), at, terminate)
+    seen, said = [], []
+    other = dataclasses.replace(best.recipe, batch_size=128, epochs=1)
+    train(other, RunConfig(), at, lambda epoch, _: seen.append(epoch), said.append)
+    assert seen == [1]
+    assert ["it is of another configuration" in line for line in said] == [True]
+
+
+def test_mlflow_may_be_away_while_a_network_is_trained(best: Best, at: Path) -> None:
+    """The training goes on; what MLflow did not take, the same call delivers without training."""
+
+    def away(epoch: int, metrics: object) -> None:
+        seen.append(epoch)
+        if epoch == 2:
+            query(Path("mlflow.db"), "ALTER TABLE metrics RENAME TO away")
+
+    seen: list[int] = []
+    said: list[str] = []
+    try:
+        with pytest.raises(UndeliveredError, match="the same command delivers it"):
+            train(best.recipe, RunConfig(), at, away, said.append)
+    finally:
+        query(Path("mlflow.db"), "ALTER TABLE away RENAME TO metrics")
+    assert seen == [1, 2, 3]
+    assert len(said) == 1
+    kept = weights_of(at)
+    trained = train(best.recipe, RunConfig(), at, away, said.append)
+    assert seen == [1, 2, 3], "nothing is trained again"
+    assert epochs_of(trained.run_id) == [1, 2, 3]
+    assert all(torch.equal(kept[k], w) for k, w in weights_of(at).items())
 
 
 RECIPE_FAULTS = """

@@ -17,7 +17,7 @@ import pytest
 import torch
 import user_code
 
-from sweep.errors import ConfigError, DataError, SecondSignal
+from sweep.errors import ConfigError, DataError, Interruption
 from sweep.testing import ScriptedExchange, example_task
 from sweep.training import make_trainer
 from sweep.training.modules import argument_faults
@@ -90,7 +90,7 @@ def test_a_model_that_cannot_be_exported_is_no_failure(tmp_path: Path) -> None:
 def test_the_second_ctrl_c_is_no_failure_of_a_trial(tmp_path: Path) -> None:
     """What the driver's signal handler raises within user code comes out of the trainer."""
     exchange = ScriptedExchange([TrialSpec(0, {"mode": "second signal"}, 7)])
-    with pytest.raises(SecondSignal):
+    with pytest.raises(Interruption):
         PlainTrainer(example_task(tmp_path, module="user_code:Model", **METRIC)).train(exchange)
     assert exchange.results() == {}
 

@@ -1,0 +1,126 @@
+"""Signals: the driver answers SIGINT, SIGTERM and SIGHUP, workers leave them to it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from types import FrameType
+from typing import Any
+
+from sweep.errors import Interruption
+
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Ctrl-C; GNU timeout, systemd, Slurm and kill; a terminal that is gone."""
+SAME_SIGNAL_S = 0.5
+"""A second signal this soon is the same one, sent to the process and to its group."""
+
+
+@contextlib.contextmanager
+def stopping(request: Callable[[], object]) -> Iterator[None]:
+    """Within, a signal calls `request`, and a second SIGINT or SIGTERM raises KeyboardInterrupt.
+
+    SIGHUP never counts as a second one: what follows a lost terminal is not impatience. It stays
+    ignored where it is (nohup). In other threads than the main one signals are left alone.
+    """
+    first: list[float] = []
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        if signum != signal.SIGHUP:
+            if first and time.monotonic() - first[0] > SAME_SIGNAL_S:
+                raise Interruption
+            first.append(time.monotonic())
+        request()
+
+    with _handling(stop, STOPPING):
+        try:
+            yield
+        except Interruption:
+            raise KeyboardInterrupt from None
+
+
+@contextlib.contextmanager
+def interrupting() -> Iterator[None]:
+    """Within, SIGTERM and SIGHUP raise KeyboardInterrupt, as SIGINT does."""
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    with _handling(interrupt, STOPPING[1:]):
+        yield
+
+
+@contextlib.contextmanager
+def suspending(pids: Callable[[], Iterable[int]]) -> Iterator[None]:
+    """Within, Ctrl-Z suspends the process groups of `pids` along with this process."""
+
+    def suspend(signum: int, frame: FrameType | None) -> None:
+        groups = tuple(pids())
+        _signal_groups(groups, signal.SIGSTOP)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        _signal_groups(groups, signal.SIGCONT)
+
+    is_ours = signal.getsignal(signal.SIGTSTP) is signal.SIG_DFL
+    with _handling(suspend, (signal.SIGTSTP,)) if is_ours else contextlib.nullcontext():
+        yield
+
+
+@contextlib.contextmanager
+def held_back() -> Iterator[None]:
+    """Within, a process that is started gets none of the signals before it asks for them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def leave_to_driver() -> None:
+    """In a worker: let the signals pass, from now on.
+
+    By a handler that does nothing, instead of SIG_IGN: programs that the user's code starts would
+    inherit that, and `Popen.terminate` or a Pool could not end them.
+    """
+    for number in STOPPING:
+        signal.signal(number, _nothing)
+    os.register_at_fork(after_in_child=_as_at_first)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+
+
+def _nothing(signum: int, frame: FrameType | None) -> None:
+    """The driver decides."""
+
+
+def _as_at_first() -> None:
+    for number in STOPPING:
+        if signal.getsignal(number) is _nothing:
+            signal.signal(number, signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def _handling(
+    handler: Callable[[int, FrameType | None], Any], numbers: Iterable[signal.Signals]
+) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    hangup_ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    before = {
+        number: signal.signal(number, handler)
+        for number in numbers
+        if not (number == signal.SIGHUP and hangup_ignored)
+    }
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)
+
+
+def _signal_groups(groups: Iterable[int], number: signal.Signals) -> None:
+    for group in groups:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(group, number)
