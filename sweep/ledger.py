@@ -21,6 +21,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
 from sweep.errors import NotFoundError, StoreError, must_be_one_of
+from sweep.objective import Objective
 from sweep.storage import close_storage, open_storage, rows_of
 from sweep.trial import DatasetInfo, Direction, TrainerName, TrialState
 
@@ -272,9 +273,7 @@ def _closed_on_errors(storage: BaseStorage) -> Iterator[BaseStorage]:
 
 def best_trial(trials: Sequence[LedgerTrial], direction: Direction) -> LedgerTrial | None:
     """The completed trial with the best value; the earliest of equals; None where none is."""
-    done = [t for t in trials if t.state is TrialState.COMPLETE and t.value is not None]
-    sign = -1.0 if direction == "maximize" else 1.0
-    return min(done, key=lambda t: (sign * (t.value or 0.0), t.number), default=None)
+    return Objective("", direction).best(trials)
 
 
 def summarise(

@@ -216,7 +216,9 @@ def stored_config(config: RunConfig) -> dict[str, Any]:
     for them, instead of being given another MLflow store.
     """
     values = {k: v for k, v in dataclasses.asdict(config).items() if k not in VOLATILE}
-    return values | {"tracking_uri": redacted(config.tracking_uri)}
+    return values | {
+        "tracking_uri": redacted(config.tracking_uri), "direction": config.resolved_direction,
+    }  # fmt: skip
 
 
 def _open_ledger(config: RunConfig, space: Space) -> Ledger:
@@ -224,7 +226,7 @@ def _open_ledger(config: RunConfig, space: Space) -> Ledger:
     if is_new or not ledger.config:
         ledger.describe(stored_config(config), space.text)
         return ledger
-    changes = identity_changes(config, ledger.config)
+    changes = identity_changes(config, ledger.config | {"direction": ledger.direction})
     changes += _space_changes(config, space, ledger.space_text)
     if changes:
         raise ConfigError(

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sweep.document import show
 from sweep.errors import SpaceError, must_be_one_of
-from sweep.space.document import show
 from sweep.space.parameters import Parameter, Scalar, Suggester, same
 from sweep.space.trials import KnownTrial, RandomTrial
 from sweep.trial import HyperValue, derive_seed
