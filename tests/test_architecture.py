@@ -234,7 +234,7 @@ def test_light_modules_load_nothing_heavy(module: str) -> None:
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_modules_say_what_they_are(path: Path) -> None:
-    """A docstring at the top, and at most 400 lines (config holds one entry per setting)."""
+    """A docstring at the top, and at most 500 lines."""
     text = path.read_text(encoding="utf-8")
     assert ast.get_docstring(ast.parse(text))
-    assert len(text.splitlines()) <= 400
+    assert len(text.splitlines()) <= 500

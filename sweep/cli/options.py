@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from sweep.config import Resolved, RunConfig, flag_name, resolve
+from sweep.config import Resolved, RunConfig, flag_name, public_name, resolve
 
 F = TypeVar("F", bound=Callable[..., Any])
 WHERE = ("storage", "tracking_uri", "work_dir")
@@ -73,8 +73,7 @@ def where(flags: dict[str, Any], config_file: Path | None = None) -> RunConfig:
 
 def print_config(resolved: Resolved) -> None:
     """Each setting, its value, and where it came from."""
-    import yaml
-
+    from sweep.document import write_document
     from sweep.redact import redacted
 
     for field in dataclasses.fields(RunConfig):
@@ -82,9 +81,8 @@ def print_config(resolved: Resolved) -> None:
         if field.name == "study":
             value = resolved.config.study_name
         shown = redacted(value) if isinstance(value, str) else value
-        text = yaml.safe_dump(shown, default_flow_style=True, width=10**6)
-        text = text.removesuffix("...\n").strip()
-        line = f"{field.name}: {text}"
+        text = write_document(shown, flow=True).removesuffix("...\n").strip()
+        line = f"{public_name(field.name)}: {text}"
         click.echo(f"{line:<48}  # {resolved.origins[field.name]}")
 
 
