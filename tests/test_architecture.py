@@ -23,6 +23,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "sweep.ledger",
         "sweep.storage",
         "sweep.tpe",
+        "sweep.known_trials",
         "sweep.trial_rows",
         "sweep.warmstart",
     ),
@@ -64,7 +65,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "sweep.reporting",
     ),
     ("sweep.executors", "sweep.proposals", "sweep.ledger"),
-    ("sweep.storage", "sweep.trial_rows", "sweep.tpe"),
+    ("sweep.storage", "sweep.trial_rows", "sweep.tpe", "sweep.known_trials"),
     ("sweep.training", "sweep.space"),
     ("sweep.config", "sweep.parsers"),
     (
