@@ -28,7 +28,7 @@ SAMPLERS: Final = ("tpe", "gp", "cmaes", "qmc", "random", "grid", "nsga2")
 PRUNERS: Final = ("none", "median", "asha", "hyperband", "patient")
 MLP_METRICS: Final = ("val_acc", "val_loss", "train_loss")
 _DIRECTION = "--direction must be said for --metric {metric}: maximize or minimize"
-OTHER_VARIABLES: Final = ("SWEEP_KERNEL",)
+OTHER_VARIABLES: Final = ("SWEEP_KERNEL", "SWEEP_TEST_MNIST")
 """Variables of the environment that are no settings of a search."""
 PRECISIONS: Final = ("32-true", "64-true", "16-mixed", "bf16-mixed", "bf16-true", "16-true")
 
@@ -233,7 +233,7 @@ class Resolved:
     """A configuration and where each of its values came from."""
 
     config: RunConfig
-    origins: Mapping[str, str]
+    origins: Mapping[str, str] = dataclasses.field(repr=False)
     """Field name -> flag, environment NAME, file NAME, study or default."""
 
 

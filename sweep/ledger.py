@@ -12,7 +12,7 @@ import json
 import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import optuna
@@ -54,7 +54,7 @@ class LedgerTrial:
     """Population epoch that it first started in."""
     trainer: TrainerName | None
     """The path that it was begun in, where that is known."""
-    frozen: FrozenTrial
+    frozen: FrozenTrial = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class StudySummary:
     n_by_state: Mapping[str, int]
     best_value: float | None
     best_number: int | None
-    config: Mapping[str, Any]
+    config: Mapping[str, Any] = field(repr=False)
 
 
 class Ledger:

@@ -187,7 +187,7 @@ def module_path(field: str, value: Any) -> str:
 
 def device_count(field: str, value: Any) -> str:
     """Lightning's `devices`: 1, or one device's index."""
-    text = str(value).strip()
+    text = str(value).strip().replace("'", "")  # a list of a file has words
     if text in ("1", "auto") or re.fullmatch(r"\d+,|\[\d+\]", text):
         return "1" if text == "auto" else text
     raise ConfigError(

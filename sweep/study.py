@@ -40,7 +40,7 @@ SAME_SIGNAL_S = 0.5
 """A second signal this soon is the same one, sent to the process and to its group."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Outcome:
     """What a search came to."""
 
@@ -49,6 +49,13 @@ class Outcome:
     n_new: int
     """Trials that this call finished."""
     best: LedgerTrial | None
+
+    def __repr__(self) -> str:
+        """Study, new trials and the best one."""
+        found = (
+            f"best {self.best.value:.6g} by trial {self.best.number}" if self.best else "no best"
+        )
+        return f"<Outcome {self.study.name} {self.end.reason}: {self.n_new} new trials, {found}>"
 
 
 class Listeners:

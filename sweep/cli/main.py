@@ -82,8 +82,17 @@ def main() -> None:
     is_debug = "--debug" in sys.argv
     arguments = [a for a in sys.argv[1:] if a != "--debug"]  # wherever on the line it stands
     with _leaving_on_errors(is_debug):
-        result: Any = cli.main(arguments, prog_name="sweep", standalone_mode=False)
+        _tell_unknown_variables()
+        result: Any = cli.main(arguments or ["--help"], prog_name="sweep", standalone_mode=False)
         sys.exit(result if isinstance(result, int) else 0)
+
+
+def _tell_unknown_variables() -> None:
+    if any(name.startswith("SWEEP_") for name in os.environ):
+        from sweep.config import unknown_variables
+
+        for line in unknown_variables(os.environ):
+            click.echo(f"sweep: {line}", err=True)
 
 
 @contextlib.contextmanager
@@ -94,6 +103,9 @@ def _leaving_on_errors(is_debug: bool) -> Iterator[None]:
         _leave(str(error) + _what_to_free(error), error.exit_code, is_debug)
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        sys.exit(2)
     except click.ClickException as error:
         _leave(_with_hint(error), 2, is_debug)
     except (KeyboardInterrupt, click.Abort):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +52,7 @@ class Space:
     name: str
     path: Path | None
     """The file it was read from, or None."""
-    text: str
+    text: str = field(repr=False)
     """The file's text, to be stored with the study."""
     parameters: tuple[Parameter, ...]
     """What varies; a parameter comes after those its `when:` depends on."""
