@@ -9,11 +9,11 @@ from typing import Any
 
 import optuna
 import pytest
-from searches import FREE_SPACE, SIX_SPACE
+from searches import FREE_SPACE, SIX_SPACE, sweep
 
 from sweep.config import PRUNERS, SAMPLERS
 from sweep.errors import ConfigError, SpaceError
-from sweep.ledger import HYPERPARAMETERS, Ledger, create_study
+from sweep.ledger import HYPERPARAMETERS, Ledger, create_study, open_study
 from sweep.proposals import MOST_KNOWN, Proposals, make_pruner, sampler_factory
 from sweep.space import Space, canonical_key, load_space, parse_space
 from sweep.trial import TrialState, derive_seed
@@ -298,3 +298,26 @@ def test_eight_and_eight_trials_are_sixteen(
     found = parts.run(16)
     assert found == whole.run(16)
     assert pruner in ("none", "patient") or "PRUNED" in [state for _, state, _ in found]
+
+
+HYPERBAND = (
+    "run", "--study", "h", "--pruner", "hyperband", "--sampler", "random", "--epochs", "9",
+    "--batch-size", "512", "--population", "1", "--executor", "inline", "--seed", "3",
+    "--no-log-models", "--no-baseline", "--threads", "1",
+)  # fmt: skip
+
+
+def test_hyperband_prunes_the_same_trials_in_two_processes(tmp_path: Path) -> None:
+    """A real search of 5 + 5 trials is, trial by trial, the search of 10."""
+    found = []
+    for name, totals in (("whole", [10]), ("parts", [5, 10])):
+        folder = tmp_path / name
+        folder.mkdir()
+        for total in totals:
+            done = sweep(folder, *HYPERBAND, "--trials", str(total))
+            assert done.returncode == 0, done.stderr
+        ledger = open_study(f"sqlite:///{folder}/mlruns/optuna.db", "h")
+        found.append([(t.hyperparameters, t.state, t.curve) for t in ledger.trials()])
+        ledger.close()
+    assert found[0] == found[1]
+    assert TrialState.PRUNED in [state for _, state, _ in found[0]]
