@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from sweep.study import Extras, Outcome
     from sweep.tracking import MlflowTracker
 
+PLACES = ("storage", "tracking_uri", "work_dir")
+"""Settings that say where a study is."""
+
 
 def run(
     *, listeners: Sequence[Listener] = (), config_file: str | None = None, **settings: Any
@@ -32,31 +35,42 @@ def run(
     Args:
         listeners: Who else wants to hear of trials as they go (see `sweep.trial.Listener`).
         config_file: YAML file with settings.
-        **settings: Fields of `sweep.config.RunConfig`, e.g. trials=50, data="mnist".
+        **settings: Flags of `sweep run` with underscores, e.g. trials=50, timeout="10m".
 
     Returns the outcome: the best trial and the counts. Raises what `sweep.errors` lists.
 
     >>> outcome = sweep.run(trials=20, epochs=5)               # doctest: +SKIP
     """
-    from dataclasses import fields
-
-    known = [field.name for field in fields(RunConfig)]
-    wrong = [must_be_one_of("a setting", name, known) for name in settings if name not in known]
-    if wrong:
-        raise ConfigError(wrong)
     resolved, space = prepare(settings, Path(config_file) if config_file else None)
     return search_with(resolved.config, space, listeners)
 
 
-def best(study: str, **where: Any) -> Best:
-    """The best trial of `study`: configuration, score, checkpoint, MLflow run id.
+def best(study: str | None = None, *, trial: int | None = None, **where: Any) -> Best:
+    """The best trial of `study`, or another: configuration, score, checkpoint, MLflow run id.
 
-    `where` are storage, tracking_uri and work_dir, where they are not the defaults. Raises
-    NotFoundError for an unknown study or one without a completed trial.
+    Args:
+        study: Its name; None: the only study there is.
+        trial: Number of the trial to take instead of the best.
+        **where: storage, tracking_uri and work_dir, where they are not the defaults.
+
+    Raises NotFoundError for an unknown study or one without such a trial, ConfigError for any
+    other argument.
     """
-    from sweep.reuse import find_best
+    from sweep.reuse import find_best, find_trial
 
-    return find_best(study, resolve(where).config)
+    wrong = [
+        must_be_one_of("an argument of best", name, ("study", "trial", *PLACES))
+        for name in where
+        if name not in PLACES
+    ]
+    if wrong:
+        raise ConfigError(wrong)
+    config = resolve(where).config
+    if trial is None:
+        return find_best(study, config)
+    if isinstance(trial, bool) or not isinstance(trial, int) or trial < 0:
+        raise ConfigError(f"trial must be a whole number >= 0, but got {trial!r}")
+    return find_trial(study, trial, config)
 
 
 def prepare(flags: Mapping[str, Any], config_file: Path | None) -> tuple[Resolved, Space]:
@@ -95,8 +109,8 @@ def fork(
         raise ConfigError(f"--fork NEW must be another name than that of the study, {new!r}")
     ledger = open_study(old.storage, old.study_name)
     trials = ledger.trials()
-    stored = _lasting(ledger.config)
     space_text, direction = ledger.space_text, ledger.direction
+    stored = _lasting(ledger.config) | {"direction": direction}
     ledger.close()
     resolved = resolve({**flags, "study": new}, file=config_file, stored=stored)
     space = _space_of(resolved, space_text)
@@ -297,7 +311,9 @@ def _stored(config: RunConfig) -> tuple[Mapping[str, Any], str]:
         ledger = open_study(config.storage, config.study_name)
         try:
             if ledger.trials():  # else an attempt that came to nothing
-                return _lasting(ledger.config), ledger.space_text
+                # Studies of earlier versions keep "auto", and their direction in the ledger alone.
+                stored = ledger.config | {"direction": ledger.direction}
+                return _lasting(stored), ledger.space_text
         finally:
             ledger.close()
     return {}, ""

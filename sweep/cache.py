@@ -1,7 +1,8 @@
-"""What takes time to make and is made once a user: files in the platform's cache folder.
+"""Per-user cache for expensive artifacts (compiled kernel, exported graphs, empty stores).
 
-Each begins with a checksum of the rest and is the user's own (0600). One that is damaged, or
-that somebody else put there, counts as missing; all of them may be deleted at any time.
+Each file begins with a checksum of the rest and is the user's own (0600). A damaged file, or one
+of another user, counts as missing; all of them may be deleted at any time. Nothing is written
+through a link of another user.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import stat
 from pathlib import Path
 
 from sweep.errors import DiskError
@@ -36,11 +38,20 @@ def cache_file(folder: str, *made_by: object) -> Path | None:
 
 def keep(file: Path | None, content: bytes) -> None:
     """Write `content` to `file`, where there is one that can be written."""
-    if file is None:
+    if file is None or any(_is_foreign_link(folder) for folder in file.parents):
         return
     with contextlib.suppress(OSError, DiskError):
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         replace_file(file, _checksum(content) + content, mode=0o600)
+
+
+def _is_foreign_link(folder: Path) -> bool:
+    """Whether somebody but the user and root made `folder` a link."""
+    try:
+        found = folder.lstat()
+    except OSError:
+        return False
+    return stat.S_ISLNK(found.st_mode) and found.st_uid not in (0, os.geteuid())
 
 
 def kept(file: Path | None) -> bytes | None:

@@ -11,17 +11,25 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from sweep import options, parsers, sqlite
 from sweep.datasets import dataset_names
-from sweep.errors import ConfigError, must_be_one_of
+from sweep.errors import ConfigError, did_you_mean, must_be_one_of, shown
+from sweep.objective import Objective, told_direction
+from sweep.redact import redacted
 from sweep.trial import Direction
+
+if TYPE_CHECKING:
+    from sweep.document import Node
 
 DEFAULT_MODULE: Final = "sweep.training.mlp:MLPClassifier"
 SAMPLERS: Final = ("tpe", "gp", "cmaes", "qmc", "random", "grid", "nsga2")
 PRUNERS: Final = ("none", "median", "asha", "hyperband", "patient")
 MLP_METRICS: Final = ("val_acc", "val_loss", "train_loss")
+_DIRECTION = "--direction must be said for --metric {metric}: maximize or minimize"
+OTHER_VARIABLES: Final = ("SWEEP_KERNEL", "SWEEP_TEST_MNIST")
+"""Variables of the environment that are no settings of a search."""
 PRECISIONS: Final = ("32-true", "64-true", "16-mixed", "bf16-mixed", "bf16-true", "16-true")
 
 
@@ -45,7 +53,7 @@ def _option(
     )  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class RunConfig:
     """Everything that `sweep run` was asked for. Field help says units and why that default."""
 
@@ -66,11 +74,11 @@ class RunConfig:
         metavar="NAME", is_identity=True, choices=tuple(dataset_names()),
     )
     data_dir: str | None = _option(
-        None, parsers.text, "Folder that already holds the data set's files.", metavar="DIR",
+        None, parsers.path, "Folder that already holds the data set's files.", metavar="DIR",
         env=("SWEEP_DATA_DIR",),
     )
     space: str = _option(
-        "mlp", parsers.text, "Search space: a name of `sweep spaces`, or a YAML file.",
+        "mlp", parsers.path, "Search space: a name of `sweep spaces`, or a YAML file.",
         metavar="FILE", is_identity=True,
     )
     module: str = _option(
@@ -92,7 +100,8 @@ class RunConfig:
     )
     direction: Direction | Literal["auto"] = _option(
         "auto", parsers.choice(("auto", "maximize", "minimize")),
-        "maximize or minimize; auto minimizes what ends in loss or error.", metavar="WORD",
+        "maximize or minimize; auto: as the metric's name tells, else it has to be said.",
+        metavar="WORD",
         is_identity=True, choices=("auto", "maximize", "minimize"),
     )
     seed: int = _option(
@@ -179,10 +188,18 @@ class RunConfig:
         env=("MLFLOW_TRACKING_URI",),
     )
     work_dir: str = _option(
-        "mlruns/.sweep", parsers.text, "Folder for checkpoints, locks and logs of all studies.",
+        "mlruns/.sweep", parsers.path, "Folder for checkpoints, locks and logs of all studies.",
         metavar="DIR",
     )
     # fmt: on
+
+    def __repr__(self) -> str:
+        """The settings that are not the defaults, without credentials."""
+        said = {
+            f.name: getattr(self, f.name) for f in dataclasses.fields(self)
+            if getattr(self, f.name) != f.default
+        }  # fmt: skip
+        return redacted(f"RunConfig({', '.join(f'{k}={shown(v)}' for k, v in said.items())})")
 
     @property
     def study_name(self) -> str:
@@ -210,10 +227,16 @@ class RunConfig:
 
     @property
     def resolved_direction(self) -> Direction:
-        """`direction` with auto decided by the metric's name."""
-        if self.direction != "auto":
-            return self.direction
-        return "minimize" if self.metric.endswith(("loss", "error")) else "maximize"
+        """`direction`; for auto, what the metric's name tells. Raises ConfigError if nothing."""
+        direction = told_direction(self.metric) if self.direction == "auto" else self.direction
+        if direction is None:
+            raise ConfigError(_DIRECTION.format(metric=shown(self.metric)[1:-1]))
+        return direction
+
+    @property
+    def objective(self) -> Objective:
+        """The metric and its direction. Raises ConfigError where the name tells none."""
+        return Objective(self.metric, self.resolved_direction)
 
 
 @dataclass(frozen=True)
@@ -221,7 +244,7 @@ class Resolved:
     """A configuration and where each of its values came from."""
 
     config: RunConfig
-    origins: Mapping[str, str]
+    origins: Mapping[str, str] = dataclasses.field(repr=False)
     """Field name -> flag, environment NAME, file NAME, study or default."""
 
 
@@ -235,25 +258,25 @@ def resolve(
 
     Raises ConfigError with all faults: unknown names, wrong types, values out of range.
     """
-    env = os.environ if env is None else env
-    from_file = read_config_file(file) if file else {}
     faults: list[str] = []
+    sources = (
+        _of_flags(flags, faults), _of_environment(os.environ if env is None else env),
+        _of_file(file, faults), _of_study(stored or {}),
+    )  # fmt: skip
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for field in dataclasses.fields(RunConfig):
-        raw, origin = _pick(field, flags, env, (from_file, file), stored or {})
-        origins[field.name] = origin
-        if origin == "default" or raw is None:
+        given = next((source[field.name] for source in sources if field.name in source), None)
+        origins[field.name] = given.origin if given else "default"
+        if given is None:
             continue
         try:
-            values[field.name] = field.metadata["parse"](_label(field.name, origin), raw)
+            values[field.name] = field.metadata["parse"](given.label, given.value)
         except ConfigError as error:
             faults += error.faults
-    known = [f.name for f in dataclasses.fields(RunConfig)]
-    faults += [
-        f"{file}: " + must_be_one_of("a setting", key, known) for key in from_file
-        if key not in known
-    ]  # fmt: skip
+    is_other_metric = stored and values.get("metric") != stored.get("metric", RunConfig.metric)
+    if origins["direction"] == "study" and is_other_metric:
+        values["direction"], origins["direction"] = "auto", "default"
     config = RunConfig(**values)  # faulty settings have their defaults here
     faults += _cross_check(config)
     if faults:
@@ -261,73 +284,131 @@ def resolve(
     return Resolved(config, origins)
 
 
+def public_name(field_name: str) -> str:
+    """A setting's name for users: the field's without its unit (data_dir, timeout, disk_limit)."""
+    return field_name.removesuffix("_s").removesuffix("_gb")
+
+
 def flag_name(field_name: str) -> str:
-    """The flag of a field: its name with dashes, without the unit."""
-    return "--" + field_name.removesuffix("_s").removesuffix("_gb").replace("_", "-")
+    """The flag of a field: its public name with dashes."""
+    return "--" + public_name(field_name).replace("_", "-")
+
+
+def setting_names() -> dict[str, str]:
+    """Public name -> field name of every setting, in the order of the fields."""
+    return {public_name(f.name): f.name for f in dataclasses.fields(RunConfig)}
+
+
+def unknown_variables(env: Mapping[str, str]) -> list[str]:
+    """One sentence for each variable of `env` that begins with SWEEP_ and is no setting."""
+    names = setting_names()
+    known = [f"SWEEP_{name.upper()}" for name in (*names, *names.values())] + [*OTHER_VARIABLES]
+    return [
+        f"{name} is not a setting{did_you_mean(name, known)}: it is ignored"
+        for name in sorted(env)
+        if name.startswith("SWEEP_") and name not in known
+    ]
 
 
 def identity_changes(config: RunConfig, stored: Mapping[str, Any]) -> list[str]:
     """One sentence for each setting that makes this another search than the stored one."""
     changes = []
-    now = dataclasses.asdict(config)
+    now = dataclasses.asdict(config) | {"direction": config.resolved_direction}
     for field in dataclasses.fields(RunConfig):
         if not field.metadata["is_identity"] or field.name == "space":
             continue
         before = stored.get(field.name, field.default)
-        if before != now[field.name]:
+        if before != now[field.name] and (field.name, before) != ("direction", "auto"):
             flag = flag_name(field.name)
             changes.append(f"{flag} was {before!r} and is now {now[field.name]!r}")
     return changes
 
 
-def read_config_file(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML config file. Raises ConfigError where it is none."""
-    import yaml
+def read_config_file(path: Path) -> dict[str, Node]:
+    """The entries of a YAML file of settings. Raises ConfigError with all faults and lines."""
+    from sweep.document import Faults, read_file, show
 
+    faults = Faults(str(path), ConfigError)
+    root = read_file(path, faults)
+    if root.value is not None and not isinstance(root.value, dict):
+        faults.add(root.line, f"must hold `setting: value` lines, but got {show(root)}")
+    faults.raise_if_any()
+    return dict(root.value or {})
+
+
+class _Given(NamedTuple):
+    """A raw value, its source, and its name in messages."""
+
+    value: Any
+    origin: str
+    label: str
+
+
+def _of_flags(flags: Mapping[str, Any], faults: list[str]) -> dict[str, _Given]:
+    names, found = setting_names(), dict[str, _Given]()
+    for name, value in flags.items():
+        field = names.get(name, name)
+        if field not in names.values():
+            faults.append(must_be_one_of("a setting", name, names))
+        elif field in found and value is not None:
+            faults.append(f"{public_name(field)} is given twice")
+        elif value is not None:
+            found[field] = _Given(value, "flag", flag_name(field))
+    return found
+
+
+def _of_environment(env: Mapping[str, str]) -> dict[str, _Given]:
+    found = {}
+    for field in dataclasses.fields(RunConfig):
+        own = (f"SWEEP_{name.upper()}" for name in (public_name(field.name), field.name))
+        for name in (*field.metadata["env"], *own):
+            if env.get(name):
+                found[field.name] = _Given(env[name], f"environment {name}", name)
+                break
+    return found
+
+
+def _of_file(file: Path | None, faults: list[str]) -> dict[str, _Given]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if content is None:
+        nodes = read_config_file(file) if file else {}
+    except ConfigError as error:
+        faults += error.faults
         return {}
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} must hold `setting: value` lines, but got {content!r}")
-    return {str(key): value for key, value in content.items()}
+    names, found, lines = setting_names(), dict[str, _Given](), dict[str, int]()
+    for key, node in nodes.items():
+        name = key.replace("-", "_")
+        field, place = names.get(name, name), f"{file}:{node.line}: "
+        if field not in names.values():
+            known = [name.replace("_", "-") for name in names]
+            faults.append(place + must_be_one_of("a setting", key, known))
+        elif field in lines:
+            first = f"first in line {lines[field]}"
+            faults.append(f"{place}{public_name(field)} is given twice, {first}")
+        elif node.value is not None:
+            found[field] = _Given(_raw(node), f"file {file}", place + key)
+        lines.setdefault(field, node.line)
+    return found
 
 
-def _pick(
-    field: dataclasses.Field[Any],
-    flags: Mapping[str, Any],
-    env: Mapping[str, str],
-    file: tuple[Mapping[str, Any], Path | None],
-    stored: Mapping[str, Any],
-) -> tuple[Any, str]:
-    if flags.get(field.name) is not None:
-        return flags[field.name], "flag"
-    for name in (*field.metadata["env"], f"SWEEP_{field.name.removesuffix('_s').upper()}"):
-        if env.get(name):
-            return env[name], f"environment {name}"
-    if file[0].get(field.name) is not None:
-        return file[0][field.name], f"file {file[1]}"
-    if stored.get(field.name) is not None:
-        return stored[field.name], "study"
-    return field.default, "default"
+def _raw(node: Node) -> Any:
+    """A scalar as it is spelled: the same parsers read it as read flags and the environment."""
+    if isinstance(node.value, list):
+        return [_raw(item) for item in node.value]
+    if isinstance(node.value, dict):
+        return {key: _raw(item) for key, item in node.value.items()}
+    return node.text
 
 
-def _label(field_name: str, origin: str) -> str:
-    if origin.startswith("environment"):
-        return origin.removeprefix("environment ")
-    if origin.startswith("file"):
-        return f"{origin.removeprefix('file ')}: {field_name}"
-    return flag_name(field_name) if origin == "flag" else field_name
+def _of_study(stored: Mapping[str, Any]) -> dict[str, _Given]:
+    return {name: _Given(v, "study", name) for name, v in stored.items() if v is not None}
 
 
 def _cross_check(config: RunConfig) -> list[str]:
     faults = []
     if config.module == DEFAULT_MODULE and config.metric not in MLP_METRICS:
         faults.append(must_be_one_of("--metric", config.metric, MLP_METRICS))
+    elif config.direction == "auto" and told_direction(config.metric) is None:
+        faults.append(_DIRECTION.format(metric=shown(config.metric)[1:-1]))
     if config.executor == "inline" and config.workers > 1:
         faults.append("--executor inline runs in this process: --workers must be 1")
     if _same_database(config.storage, config.tracking_uri):
@@ -345,8 +426,9 @@ def _cross_check(config: RunConfig) -> list[str]:
 
 def _same_database(storage: str, tracking_uri: str) -> bool:
     """Whether both would make tables in one place, where they trip over each other's names."""
-    path = sqlite.path_of(storage)
-    return storage == tracking_uri or (path is not None and path == sqlite.path_of(tracking_uri))
+    paths = [sqlite.path_of(url) for url in (storage, tracking_uri)]
+    real = [os.path.realpath(path) for path in paths if path is not None]
+    return storage == tracking_uri or (len(real) == 2 and real[0] == real[1])
 
 
 def vocabulary(config: RunConfig) -> tuple[str, ...] | None:

@@ -65,7 +65,7 @@ class Driver:
     ) -> None:  # fmt: skip
         self._config, self._ledger, self._proposals = config, ledger, proposals
         self._listener, self._retention = listener, retention or KeepEverything()
-        self._maximize = config.resolved_direction == "maximize"
+        self._is_better = config.objective.better
         self._running: dict[int, Running] = {}
         self._planned: collections.deque[Planned] = collections.deque()
         self._again: collections.deque[Running] = collections.deque()
@@ -449,6 +449,3 @@ class Driver:
             )
         )  # fmt: skip
         return spec
-
-    def _is_better(self, value: float, than: float) -> bool:
-        return value > than if self._maximize else value < than

@@ -28,6 +28,8 @@ from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from typing import ClassVar, Self
 
+_MAX_SHOWN, _MAX_FAULTS = 100, 20
+
 
 class SweepError(Exception):
     """Root of the tree. The message is one line that says what to do."""
@@ -46,7 +48,7 @@ class ConfigError(UsageError):
 
     def __init__(self, faults: str | Iterable[str]) -> None:
         self.faults = (faults,) if isinstance(faults, str) else tuple(faults)
-        super().__init__("\n".join(self.faults))
+        super().__init__(_listed(self.faults))
 
 
 class SpaceError(UsageError):
@@ -54,7 +56,7 @@ class SpaceError(UsageError):
 
     def __init__(self, faults: str | Iterable[str]) -> None:
         self.faults = (faults,) if isinstance(faults, str) else tuple(faults)
-        super().__init__("\n".join(self.faults))
+        super().__init__(_listed(self.faults))
 
 
 class NotFoundError(UsageError):
@@ -153,7 +155,25 @@ def must_be_one_of(field: str, value: object, choices: Iterable[str]) -> str:
     "optimizer must be one of SGD, Adam, but got 'adma' (did you mean Adam?)"
     """
     known = list(choices)
-    lowered = {choice.lower(): choice for choice in known}
-    near = get_close_matches(str(value).lower(), lowered, n=1, cutoff=0.5)
-    hint = f" (did you mean {lowered[near[0]]}?)" if near else ""
-    return f"{field} must be one of {', '.join(known)}, but got {value!r}{hint}"
+    hint = did_you_mean(value, known)
+    return f"{field} must be one of {', '.join(known)}, but got {shown(value)}{hint}"
+
+
+def did_you_mean(value: object, choices: Iterable[str]) -> str:
+    """` (did you mean NAME?)` with the nearest of `choices`; empty where none is near."""
+    lowered = {choice.lower(): choice for choice in choices}
+    near = get_close_matches(shown(value).strip("'").lower(), lowered, n=1, cutoff=0.5)
+    return f" (did you mean {lowered[near[0]]}?)" if near else ""
+
+
+def shown(value: object) -> str:
+    """`value` for a message: its repr, cut to 100 characters."""
+    text = repr(value)
+    return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 3]}..."
+
+
+def _listed(faults: tuple[str, ...]) -> str:
+    """One fault a line, at most 20 of them."""
+    more = len(faults) - _MAX_FAULTS
+    lines = [*faults[:_MAX_FAULTS], *([f"... and {more} faults more"] if more > 0 else [])]
+    return "\n".join(lines)

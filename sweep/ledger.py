@@ -14,7 +14,7 @@ import json
 import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import optuna
@@ -24,6 +24,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
 from sweep.errors import ConfigError, NotFoundError, StoreError, must_be_one_of
+from sweep.objective import Objective
 from sweep.storage import close_storage, open_storage, rows_of
 from sweep.trial import DatasetInfo, Direction, EpochReport, TrainerName, TrialState
 
@@ -63,7 +64,7 @@ class LedgerTrial:
     """Population epoch that it first started in."""
     trainer: TrainerName | None
     """The path that it was begun in, where that is known."""
-    frozen: FrozenTrial
+    frozen: FrozenTrial = field(repr=False)
 
     @property
     def reports(self) -> list[EpochReport]:
@@ -95,7 +96,7 @@ class StudySummary:
     n_by_state: Mapping[str, int]
     best_value: float | None
     best_number: int | None
-    config: Mapping[str, Any]
+    config: Mapping[str, Any] = field(repr=False)
 
 
 class Ledger:
@@ -431,9 +432,7 @@ def _closed_on_errors(storage: BaseStorage) -> Iterator[BaseStorage]:
 
 def best_trial(trials: Sequence[LedgerTrial], direction: Direction) -> LedgerTrial | None:
     """The completed trial with the best value; the earliest of equals; None where none is."""
-    done = [t for t in trials if t.state is TrialState.COMPLETE and t.value is not None]
-    sign = -1.0 if direction == "maximize" else 1.0
-    return min(done, key=lambda t: (sign * (t.value or 0.0), t.number), default=None)
+    return Objective("", direction).best(trials)
 
 
 def summarise(

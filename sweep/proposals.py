@@ -1,13 +1,13 @@
-"""Who proposes and who prunes: Optuna's samplers and pruners on a study in memory.
+"""Proposals and verdicts: Optuna's samplers and pruners on a study in memory.
 
-The seed of each proposal derives from (study seed, trial number, attempt), so a search that is
-resumed never repeats its first suggestions.
+The seed of each proposal derives from (study seed, trial number, attempt).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 import warnings
 from collections.abc import Callable, Mapping, MutableSequence, Sequence
 from dataclasses import dataclass
@@ -23,7 +23,9 @@ from optuna.trial import FrozenTrial
 from sweep.agenda import Planned
 from sweep.errors import ConfigError, StoreError, must_be_one_of
 from sweep.imports import import_object
+from sweep.known_trials import KnownTrials
 from sweep.ledger import HYPERPARAMETERS
+from sweep.objective import Objective
 from sweep.space import Space, canonical_key
 from sweep.space.trials import FilledTrial
 from sweep.tpe import WORTH_SCIPY, evaluate_in_c
@@ -40,10 +42,14 @@ MOST_KNOWN, MOST_BEST = 192, 25
 Optuna's TPE never counts more than 25 trials as good, so those are the ones that it would take
 anyway; the rest stands for what is not good. One proposal of TPE took 11 ms of processor time at
 100 trials and 80 at 800; with 256 kept it stayed near 20 at any number (8 since `tpe`)."""
+QMC_STRIDE = 2**14
+"""Distance in its sequence between the attempts of the QMC sampler at one trial."""
 GROWING = ("tpe", "gp")
 """Samplers that are fitted anew for each proposal; the others walk a sequence or a tree that
 needs every trial."""
 
+_SCORED = (TrialState.COMPLETE, TrialState.PRUNED)
+_RUNNING = optuna.trial.create_trial(state=optuna.trial.TrialState.RUNNING)
 SamplerFactory = Callable[[int], BaseSampler]
 
 
@@ -59,7 +65,13 @@ class Proposal:
 
 
 class Proposals:
-    """Ask, report, prune and tell, by the study's trial numbers."""
+    """Ask, report, prune and tell, by the study's trial numbers.
+
+    A proposal depends on (study seed, trial number, what is known of other trials) alone, a
+    verdict on that and the trial's own curve. One trial at a time, a search that is continued
+    in another process proposes and prunes what an uninterrupted one does. With several trials at
+    a time, it depends on the order in which results come in, too.
+    """
 
     def __init__(
         self, space: Space, sampler: str, pruner: str, direction: Direction, seed: int,
@@ -68,17 +80,19 @@ class Proposals:
         _hush_optuna()
         if sampler == "grid":
             space.grid()  # raises SpaceError where there is none
-        self._space, self._seed = space, seed
+        self._space, self._seed, self._sampler = space, seed, sampler
+        self._objective = Objective("", direction)
         self._make_sampler = sampler_factory(sampler, seed)
+        # Hyperband puts a trial into a bracket by a checksum of the study's name and its number.
+        self._known = KnownTrials(f"seed-{seed}", [*space.distributions()])
         self._study = optuna.create_study(
-            storage=optuna.storages.InMemoryStorage(),
-            sampler=self._make_sampler(seed),
-            pruner=make_pruner(pruner, n_epochs),
-            direction=direction,
-        )
-        self._is_growing, self._is_tpe = sampler in GROWING, sampler == "tpe"
-        self._n_known = 0
-        self._running: dict[int, optuna.Trial] = {}
+            storage=self._known, sampler=self._make_sampler(seed),
+            pruner=make_pruner(pruner, n_epochs), direction=direction,
+        )  # fmt: skip
+        # Hyperband makes its brackets as it is asked first, and TPE looks at one bracket only.
+        self._study.pruner.prune(self._study, _RUNNING)
+        self._keys: dict[int, str] = {}
+        """Running trial -> its canonical configuration."""
         self._values: dict[str, float | None] = {}
         """Canonical configuration -> objective of its completed trial, else None."""
 
@@ -101,35 +115,63 @@ class Proposals:
         return [t for t in trials if HYPERPARAMETERS in t.user_attrs or {*t.params} <= {*own}]
 
     def remember(self, trials: Sequence[FrozenTrial]) -> None:
-        """Learn from finished trials of an earlier run of this study."""
-        self._n_known += len(trials)
-        for trial in trials:
-            self._study.add_trial(trial)
+        """Learn from finished trials, of an earlier run of this study or of another study.
+
+        Those of another study have no numbers: they come before all others.
+        """
+        for place, trial in enumerate(trials):
+            number = trial.number if trial.number >= 0 else place - len(trials)
+            self._known.add(number, trial)
             hyperparameters = trial.user_attrs.get(HYPERPARAMETERS, trial.params)
             value = trial.value if trial.state.name == "COMPLETE" else None
             self._values[canonical_key(hyperparameters)] = value
 
     def ask(self, number: int) -> Proposal | None:
         """A configuration that was not tried yet; None where the space has no more."""
-        self._forget_some()
-        if self._is_tpe and self._n_known >= WORTH_SCIPY:
-            evaluate_in_c()
         n_all = self._space.n_configurations()
         if n_all is not None and len(self._values) >= n_all:
             return None
+        finished = self._known.finished()
+        if self._sampler == "tpe":
+            evaluate_in_c(len(finished) >= WORTH_SCIPY)
+        self._known.window = self._window(finished)
+        try:
+            return self._first_new(number)
+        finally:
+            self._known.window = None
+            self._known.forget_duplicates()
+
+    def _first_new(self, number: int) -> Proposal | None:
         for attempt in range(MAX_ATTEMPTS):
-            seed = derive_seed(self._seed, "proposal", number, attempt) % 2**32
-            is_stuck = attempt >= SAMPLER_ATTEMPTS
-            self._study.sampler = (
-                optuna.samplers.RandomSampler(seed=seed) if is_stuck else self._make_sampler(seed)
-            )
-            trial = self._study.ask()
+            trial = self._attempt(number, attempt)
             hyperparameters = self._space.suggest(trial)
             key = canonical_key(hyperparameters)
             if key not in self._values:
-                return self._accept(number, trial, hyperparameters, key)
-            self._tell_duplicate(trial, self._values[key])
+                return self._accept(number, hyperparameters, key)
+            self._known.set_aside(number, attempt, self._values[key])
         return None
+
+    def _attempt(self, number: int, attempt: int) -> optuna.Trial:
+        seed = derive_seed(self._seed, "proposal", number, attempt) % 2**32
+        is_stuck = attempt >= SAMPLER_ATTEMPTS
+        self._study.sampler = (
+            optuna.samplers.RandomSampler(seed=seed) if is_stuck else self._make_sampler(seed)
+        )
+        self._known.next_number = number
+        if self._sampler == "qmc" and not is_stuck:
+            self._place_in_sequence(number + attempt * QMC_STRIDE)
+        return self._study.ask()
+
+    def _place_in_sequence(self, place: int) -> None:
+        """Let the QMC sampler go on from `place` of its sequence.
+
+        It counts in the study's attributes: one question makes sure that the counter is there.
+        """
+        trial = self._study.ask()
+        self._space.suggest(trial)
+        self._known.forget(trial.number)
+        for name in self._known.get_study_system_attrs(0):
+            self._known.set_study_system_attr(0, name, place - 1)
 
     def think_ahead(
         self,
@@ -165,13 +207,14 @@ class Proposals:
         self, number: int, hyperparameters: Mapping[str, Any], params: Mapping[str, Any] | None
     ) -> Proposal:
         """A given configuration as trial `number`; `params` is None where it is outside."""
-        key = canonical_key(hyperparameters)
-        if params is None:
-            return self._accept(number, self._study.ask(), hyperparameters, key)
-        self._study.enqueue_trial(dict(params))
-        trial = self._study.ask()
-        self._space.suggest(trial)
-        return self._accept(number, trial, hyperparameters, key)
+        known = self._space.distributions() if params else {}
+        inside = {name: value for name, value in (params or {}).items() if name in known}
+        trial = optuna.trial.create_trial(
+            state=optuna.trial.TrialState.RUNNING, params=inside,
+            distributions={name: known[name] for name in inside},
+        )  # fmt: skip
+        self._known.add(number, trial)
+        return self._accept(number, hyperparameters, canonical_key(hyperparameters))
 
     def queued(
         self, number: int, params: Mapping[str, Any]
@@ -203,25 +246,28 @@ class Proposals:
 
     def report(self, number: int, epoch: int, value: float) -> bool:
         """Tell the pruner the objective after `epoch`; whether the trial should end."""
-        trial = self._running[number]
-        trial.report(value, step=epoch)
-        return trial.should_prune()
+        self._known.set_trial_intermediate_value(number, epoch, value)
+        return self._study.pruner.prune(self._study, self._known.get_trial(number))
 
     def tell(self, number: int, state: TrialState, value: float | None) -> Mapping[str, Any]:
         """End a trial; returns what the sampler wants to be kept with it (system attributes)."""
-        trial = self._running.pop(number)
-        frozen = self._tell(trial, state, value)
+        is_scored = value is not None and not math.isnan(value)
+        if state is TrialState.COMPLETE and not is_scored:
+            state = TrialState.FAIL
+        values = [value] if value is not None and is_scored and state in _SCORED else None
+        end = optuna.trial.TrialState[state]
+        trial = self._known.get_trial(number)
+        self._study.sampler.after_trial(self._study, trial, end, values)
+        self._known.set_trial_state_values(number, end, values)
+        key = self._keys.pop(number)
         if state is TrialState.COMPLETE:
-            key = canonical_key(trial.user_attrs[HYPERPARAMETERS])
             self._values[key] = value
-        return {k: v for k, v in frozen.system_attrs.items() if k != "fixed_params"}
+        return self._known.get_trial(number).system_attrs
 
-    def _accept(
-        self, number: int, trial: optuna.Trial, hyperparameters: Mapping[str, Any], key: str
-    ) -> Proposal:
-        trial.set_user_attr(HYPERPARAMETERS, dict(hyperparameters))
-        self._running[number] = trial
+    def _accept(self, number: int, hyperparameters: Mapping[str, Any], key: str) -> Proposal:
+        self._keys[number] = key
         self._values.setdefault(key, None)
+        trial = self._known.get_trial(number)
         frozen = optuna.trial.create_trial(
             state=optuna.trial.TrialState.RUNNING,
             params=trial.params,
@@ -230,39 +276,14 @@ class Proposals:
         )
         return Proposal(dict(hyperparameters), trial.params, frozen)
 
-    def _tell_duplicate(self, trial: optuna.Trial, value: float | None) -> None:
-        state = TrialState.FAIL if value is None else TrialState.COMPLETE
-        self._tell(trial, state, value)
-
-    def _tell(self, trial: optuna.Trial, state: TrialState, value: float | None) -> FrozenTrial:
-        optuna_state = optuna.trial.TrialState[state]
-        told = value if state is TrialState.COMPLETE else None
-        frozen = trial.study.tell(trial, told, state=optuna_state)
-        self._n_known += 1
-        if trial.study is not self._study:  # it was handed out before others were forgotten
-            self._study.add_trial(frozen)
-        return frozen
-
-    def _forget_some(self) -> None:
-        """Keep what is known within bounds: go on with a study of the best and latest trials.
-
-        Trials that run now end in the study they were asked in, and are added then.
-        """
-        if not self._is_growing or self._n_known <= 1.25 * MOST_KNOWN:
-            return
-        old = self._study
-        finished = [t for t in old.get_trials(deepcopy=False) if t.state.is_finished()]
-        sign = -1.0 if old.direction == optuna.study.StudyDirection.MAXIMIZE else 1.0
+    def _window(self, finished: Sequence[FrozenTrial]) -> frozenset[int] | None:
+        """Numbers of the trials that a sampler is shown whose work grows with them; None: all."""
+        if self._sampler not in GROWING or len(finished) <= MOST_KNOWN:
+            return None
         scored = [t for t in finished if t.state.name == "COMPLETE"]
-        best = sorted(scored, key=lambda t: (sign * (t.value or 0.0), t.number))[:MOST_BEST]
-        latest = finished[len(best) - MOST_KNOWN :]
-        kept = {t.number: t for t in [*best, *latest]}
-        self._study = optuna.create_study(
-            storage=optuna.storages.InMemoryStorage(), sampler=old.sampler, pruner=old.pruner,
-            direction=old.direction,
-        )  # fmt: skip
-        self._study.add_trials([kept[number] for number in sorted(kept)])
-        self._n_known = len(kept)
+        best = sorted(scored, key=lambda t: (-self._objective.goodness(t.value), t.number))
+        shown = {t.number for t in best[:MOST_BEST]}
+        return frozenset(shown | {t.number for t in finished[len(shown) - MOST_KNOWN :]})
 
 
 def sampler_factory(name: str, study_seed: int) -> SamplerFactory:

@@ -143,7 +143,8 @@ def _open(path: Path, *, shared: bool = False) -> Iterator[int]:
     try:
         make_private_folder(path.parent)
         is_new = not path.exists()
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, PRIVATE)
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(path, flags, PRIVATE)
     except OSError as error:
         raise DiskError(
             f"{path} cannot be written: {error.strerror}. Choose another folder with --work-dir"

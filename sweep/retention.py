@@ -27,6 +27,7 @@ from typing import Literal, Protocol
 from sweep.config import RunConfig
 from sweep.endings import now_ms
 from sweep.ledger import LedgerTrial
+from sweep.objective import Objective
 from sweep.tracking.disposal import DROPPED_TAG
 from sweep.trial import CheckpointDropped, Direction, Record, TrialFinished, TrialState
 from sweep.trial_files import folder_bytes, trial_folder
@@ -196,9 +197,10 @@ class KeepBest:
 
 def goodness_of(state: TrialState, value: float | None, direction: Direction) -> float | None:
     """A number that is larger for a better trial; None: no candidate, its files go first."""
-    if state is not TrialState.COMPLETE or value is None or math.isnan(value):
+    if state is not TrialState.COMPLETE:
         return None
-    return value if direction == "maximize" else -value
+    goodness = Objective("", direction).goodness(value)
+    return goodness if math.isfinite(goodness) else None
 
 
 def _size(file: str | None) -> int:

@@ -47,7 +47,7 @@ CHECK_S = 2.0
 """How often a search sees whether its stores were removed: a check takes some 0.1 ms."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Outcome:
     """What a search came to."""
 
@@ -58,6 +58,13 @@ class Outcome:
     best: LedgerTrial | None
     unsaved: tuple[str, ...] = ()
     """A sentence for each interrupted trial that has to train epochs again."""
+
+    def __repr__(self) -> str:
+        """Study, new trials and the best one."""
+        found = (
+            f"best {self.best.value:.6g} by trial {self.best.number}" if self.best else "no best"
+        )
+        return f"<Outcome {self.study.name} {self.end.reason}: {self.n_new} new trials, {found}>"
 
 
 class Listeners:
@@ -247,7 +254,9 @@ def stored_config(config: RunConfig) -> dict[str, Any]:
     for them, instead of being given another MLflow store.
     """
     values = {k: v for k, v in dataclasses.asdict(config).items() if k not in VOLATILE}
-    return values | {"tracking_uri": redacted(config.tracking_uri)}
+    return values | {
+        "tracking_uri": redacted(config.tracking_uri), "direction": config.resolved_direction,
+    }  # fmt: skip
 
 
 def _open_ledger(config: RunConfig, space: Space) -> tuple[Ledger, bool]:
@@ -260,7 +269,7 @@ def _open_ledger(config: RunConfig, space: Space) -> tuple[Ledger, bool]:
     if is_new or not ledger.config:
         ledger.describe(stored_config(config), space.text)
         return ledger, False
-    changes = identity_changes(config, ledger.config)
+    changes = identity_changes(config, ledger.config | {"direction": ledger.direction})
     changes += _space_changes(config, space, ledger.space_text)
     # With a wrong --metric the first trial is ended unscored, and goes on with the right one.
     by_unfinished = not all(line.startswith(("--metric ", "--direction ")) for line in changes)

@@ -114,7 +114,7 @@ class Failure:
     kind: FailureKind
     message: str
     """One line."""
-    traceback: str = ""
+    traceback: str = field(default="", repr=False)
 
     @property
     def is_transient(self) -> bool:
@@ -267,10 +267,10 @@ class StudyInfo:
     metric: str
     direction: Direction
     epochs: int
-    config: Mapping[str, Any]
+    config: Mapping[str, Any] = field(repr=False)
     """The whole resolved configuration, plain values."""
     space_name: str
-    space_text: str
+    space_text: str = field(repr=False)
     """The search-space file as it was read."""
     time_ms: int
     tags: Mapping[str, str] = field(default_factory=dict)

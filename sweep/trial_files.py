@@ -18,6 +18,7 @@ import hashlib
 import json
 import math
 import os
+import secrets
 import stat
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -207,12 +208,15 @@ def replace_file(path: Path, content: bytes | bytearray, *, mode: int = 0o666) -
     Raises DiskError where there is no space or no permission; what was there before stays.
     `mode`: who may read and write it, less what the umask takes.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    # A random name and O_EXCL: in a folder open to others, a link in its place would lead the
+    # write to any file of the user. `resuming.clear_folder` reads the process from the suffix.
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(8)}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(aside, flags, mode)
         try:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-            with os.fdopen(os.open(aside, flags, mode), "wb") as file:
+            with os.fdopen(descriptor, "wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())

@@ -13,6 +13,7 @@ from optuna.trial import FrozenTrial
 
 from sweep.config import RunConfig, flag_name
 from sweep.ledger import HYPERPARAMETERS, LedgerTrial
+from sweep.objective import Objective
 from sweep.space import Space
 from sweep.trial import Direction, TrialState
 
@@ -79,7 +80,8 @@ def carry(
     done = [t for t in trials if t.state is TrialState.COMPLETE and t.value is not None]
     if strange:
         return Carried((), len(done), {strange: len(done)} if done else {})
-    done.sort(key=lambda t: t.value or 0.0, reverse=maximize)
+    objective = Objective("", "maximize" if maximize else "minimize")
+    done.sort(key=lambda t: objective.goodness(t.value), reverse=True)
     kept: list[Mapping[str, Any]] = []
     reasons: Counter[str] = Counter()
     for trial in done:

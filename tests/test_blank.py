@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sweep.cache import default_cache_dir, kept
+from sweep.cache import default_cache_dir, keep, kept
 from sweep.tracking import uri
 
 with uri.quiet():
@@ -131,6 +131,20 @@ def test_only_a_file_in_its_place_is_read(tmp_path, cache, monkeypatch, what):
     assert kept(moved)
     assert kept(blank) is None
     assert made(tmp_path / "second", monkeypatch).is_file()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make another user's link")
+def test_the_cache_is_not_written_through_a_link_of_another_user(tmp_path):
+    """A folder that is the user's own link is written to, one that is somebody else's is not."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    file = tmp_path / "link" / "kernels" / "digest"
+    keep(file, b"mine")
+    assert kept(file) == b"mine"
+    file.unlink()
+    os.lchown(tmp_path / "link", 12345, 12345)
+    keep(file, b"mine")
+    assert not file.exists()
 
 
 def test_without_a_home_a_store_is_made_all_the_same(tmp_path, monkeypatch):

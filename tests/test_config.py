@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,14 @@ from sweep.config import (
     identity_changes,
     read_config_file,
     resolve,
+    unknown_variables,
 )
-from sweep.errors import ConfigError
+from sweep.errors import ConfigError, SpaceError
+from sweep.objective import Objective
+from sweep.reuse.recipe import read_recipe
+from sweep.space import load_space
 
+OTHERS: dict[type, str] = {bool: "no", float: "7", str: "other.x:Y"}
 FIELDS = {field.name: field for field in dataclasses.fields(RunConfig)}
 
 
@@ -66,6 +72,7 @@ def test_flag_beats_environment_beats_file_beats_study_beats_default(tmp_path: P
         ("MLFLOW_TRACKING_URI", "tracking_uri", "http://localhost:5000"),
         ("SWEEP_DATA_DIR", "data_dir", "/data"),
         ("SWEEP_TIMEOUT", "timeout_s", 900.0),
+        ("SWEEP_TIMEOUT_S", "timeout_s", 900.0),
         ("SWEEP_BASELINE", "baseline", False),
     ],
 )
@@ -92,7 +99,7 @@ def test_all_faults_are_reported_at_once(tmp_path: Path) -> None:
         "did you mean mnist?",
         "did you mean median?",
         "SWEEP_SEED must be a whole number >= 0",
-        f"{file}: epochs must be a whole number",
+        f"{file}:2: epochs must be a whole number",
         "did you mean sampler?",
     ):
         assert part in text
@@ -151,9 +158,28 @@ def test_times_have_units(text: object, seconds: float) -> None:
     ],
 )
 def test_the_direction_follows_the_metric(metric: str, direction: str, expected: str) -> None:
-    """auto minimizes losses and errors, and can be overruled."""
+    """What the name tells can be overruled."""
     config = resolve({"metric": metric, "direction": direction}, env={}).config
     assert config.resolved_direction == expected
+
+
+def test_a_direction_that_the_name_does_not_tell_has_to_be_said() -> None:
+    """One fault that names the metric, unless a direction is given."""
+    flags = {"metric": "val_distance", "module": "mine:Model"}
+    (fault,) = faults(flags)
+    assert fault == ("--direction must be said for --metric val_distance: maximize or minimize")
+    config = resolve(flags | {"direction": "minimize"}, env={}).config
+    assert config.objective == Objective("val_distance", "minimize")
+
+
+def test_the_direction_of_a_study_is_that_of_its_metric() -> None:
+    """A continued study keeps it, another metric does not."""
+    stored = {"metric": "val_loss", "direction": "maximize", "module": "mine:Model"}
+    same = resolve({}, env={}, stored=stored).config
+    other = resolve({"metric": "val_rmse"}, env={}, stored=stored).config
+    assert (same.resolved_direction, other.resolved_direction) == ("maximize", "minimize")
+    with pytest.raises(ConfigError, match="--direction must be said for --metric x"):
+        resolve({"metric": "x"}, env={}, stored=stored)
 
 
 def test_any_metric_goes_with_a_module_of_the_users_own() -> None:
@@ -211,12 +237,178 @@ def test_a_config_file_that_is_no_mapping_is_one_fault(tmp_path: Path, text: str
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", FIELDS)
+def test_a_setting_has_one_spelling_everywhere(tmp_path: Path, name: str) -> None:
+    """The flag's name is that of the variable, of the file and of the argument in Python."""
+    field = FIELDS[name]
+    value = {
+        "timeout_s": "5m",
+        "trial_timeout_s": "5m",
+        "metric": "val_loss",
+        "devices": "2,",
+    }.get(name, OTHERS.get(type(field.default), "4"))
+    value = next((c for c in field.metadata["choices"] if c != field.default), value)
+    public = flag_name(name)[2:]
+    expected = getattr(resolve({name: value}, env={}).config, name)
+    assert expected != field.default
+    variable = "SWEEP_" + public.replace("-", "_").upper()
+    assert getattr(resolve({}, env={variable: value}).config, name) == expected
+    assert getattr(resolve({public.replace("-", "_"): value}, env={}).config, name) == expected
+    for key in (public, public.replace("-", "_"), name):
+        file = config_file(tmp_path, f"{key}: {value}\n")
+        assert getattr(resolve({}, env={}, file=file).config, name) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "value"),
+    [
+        ("trials: 010", "trials", 10),
+        ("epochs: 012", "epochs", 12),
+        ("study: 12_30", "study", "12_30"),
+        ("study: 2024-01-01", "study", "2024-01-01"),
+        ("study: 0123", "study", "0123"),
+        ("study: 1e3", "study", "1e3"),
+        ("study: no", "study", "no"),
+        ("study: '12'", "study", "12"),
+        ("checkpoint-interval: 1e2", "checkpoint_interval_s", None),
+        ("disk-limit: 1e-3", "disk_limit_gb", 0.001),
+        ("seed: 1_000", "seed", None),
+        ("seed: 0x10", "seed", None),
+        ("timeout: 1:30", "timeout_s", None),
+        ("trials: 2024-01-01", "trials", None),
+        ("baseline: off", "baseline", False),
+        ("devices: [1]", "devices", None),
+        ("keep: null", "keep", None),
+    ],
+)  # fmt: skip
+def test_a_file_means_what_a_flag_of_that_text_means(
+    tmp_path: Path, text: str, field: str, value: object
+) -> None:
+    """No octal numbers, sexagesimals, underscores, dates: the text counts, or it is refused."""
+    file = config_file(tmp_path, f"# settings\n{text}\n")
+    if value is not None:
+        assert getattr(resolve({}, env={}, file=file).config, field) == value
+    elif text.endswith(("null", "[1]")):
+        resolve({}, env={}, file=file)
+    else:
+        (fault,) = faults({}, file=file)
+        assert fault.startswith(f"{file}:2: {text.partition(':')[0]} must be")
+
+
+@pytest.mark.parametrize(
+    "text", ["epochs: 1\n\nepochs: 2\n", "timeout: 1h\n\ntimeout_s: 60\n", "a: 1\n\na: 2\n"]
+)
+def test_a_setting_given_twice_is_refused_with_both_lines(tmp_path: Path, text: str) -> None:
+    """Under one name or under two of its names."""
+    file = config_file(tmp_path, text)
+    found = faults({}, file=file)
+    assert any(
+        fault.startswith(f"{file}:3: ") and "given twice, first in line 1" in fault
+        for fault in found
+    )
+
+
+def bomb() -> str:
+    """Ten lines that would be a hundred million values."""
+    lines, before = ["a: &a [x,x,x,x,x,x,x,x,x,x]"], "a"
+    for name in "bcdefgh":
+        lines.append(f"{name}: &{name} [{','.join([f'*{before}'] * 10)}]")
+        before = name
+    return "\n".join([*lines, f"trials: *{before}"])
+
+
+HOSTILE = {
+    "bomb": bomb,
+    "nested": lambda: f"trials: {'[' * 5000}{']' * 5000}",
+    "nested maps": lambda: "trials: " + "{a: " * 30 + "1" + "}" * 30,
+    "long value": lambda: f"trials: {'9' * 500_000}",
+    "long name": lambda: f"{'x' * 500}: 1\n{'x' * 500}: 1",
+    "huge": lambda: f"study: {'x' * 10_000_000}",
+    "tag": lambda: f"trials: !!python/object/apply:os.system{'x' * 5000} [ls]",
+    "many": lambda: "\n".join(f"k{i}: 1" for i in range(2000)),
+    "control": lambda: 'study: "a\\0b"',
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+@pytest.mark.parametrize("read", [read_config_file, read_recipe, load_space])
+def test_a_hostile_file_is_a_few_short_lines(
+    tmp_path: Path, what: str, read: Callable[[Path], object]
+) -> None:
+    """Settings, recipes and spaces: no file takes much memory, or fills the screen."""
+    path = tmp_path / "hostile.yaml"
+    path.write_text(HOSTILE[what]())
+    with pytest.raises((ConfigError, SpaceError)) as caught:
+        resolve({}, env={}, file=path) if read is read_config_file else read(path)
+    lines = str(caught.value).splitlines()
+    assert len(lines) <= 21
+    assert max(map(len, lines)) < 1000
+
+
+def test_an_unknown_variable_is_said() -> None:
+    """Its name and the nearest one; a variable of another program, or of ours, is not."""
+    env = {"SWEEP_TRAILS": "3", "SWEEP_KERNEL": "off", "SWEEP_SEED": "1", "PATH": "/bin"}
+    assert unknown_variables(env) == [
+        "SWEEP_TRAILS is not a setting (did you mean SWEEP_TRIALS?): it is ignored"
+    ]
+
+
+@pytest.mark.parametrize("field", ["data_dir", "work_dir", "space"])
+def test_a_path_is_the_same_wherever_it_comes_from(tmp_path: Path, field: str) -> None:
+    """`~` is the home folder in flag, variable, file and study; what is relative stays so."""
+    home = str(Path("~").expanduser())
+    for path, expected in (("~/a.yaml", f"{home}/a.yaml"), ("b/a.yaml", "b/a.yaml")):
+        file = config_file(tmp_path, f"{field}: {path}\n")
+        sources: list[dict[str, Any]] = [
+            {"flags": {field: path}}, {"env": {f"SWEEP_{field.upper()}": path}},
+            {"file": file}, {"stored": {field: path}},
+        ]  # fmt: skip
+        for source in sources:
+            config = resolve(**({"flags": {}, "env": {}} | source)).config
+            assert getattr(config, field) == expected
+    (fault,) = faults({field: "~nobody-of-that-name/x"})
+    assert "names the home of nobody" in fault
+
+
+def test_a_database_in_the_home_folder() -> None:
+    """`~` counts in the address of an SQLite file, too."""
+    config = resolve({"storage": "sqlite:///~/optuna.db"}, env={}).config
+    assert config.storage == f"sqlite:///{Path('~').expanduser()}/optuna.db"
+
+
+def test_two_names_of_one_database_are_seen(tmp_path: Path) -> None:
+    """A link to the other store's file is that file."""
+    (tmp_path / "a.db").touch()
+    (tmp_path / "b.db").symlink_to(tmp_path / "a.db")
+    stores = {
+        "storage": f"sqlite:///{tmp_path}/a.db",
+        "tracking_uri": f"sqlite:///{tmp_path}/b.db",
+    }
+    (fault,) = faults(stores)
+    assert "name one database" in fault
+
+
+def test_an_unknown_argument_is_refused() -> None:
+    """A setting that Python gives under a wrong name is a fault with the nearest name."""
+    (fault,) = faults({"trails": 3})
+    assert fault.endswith("but got 'trails' (did you mean trials?)")
+    (fault,) = faults({"timeout": 3, "timeout_s": 4})
+    assert fault == "timeout is given twice"
+
+
+def test_a_configuration_shows_what_differs_and_no_password() -> None:
+    """Its repr has the settings that are not the defaults, addresses without credentials."""
+    config = resolve({"trials": 3, "storage": "postgresql://me:hunter2@db/x"}, env={}).config
+    assert repr(config) == "RunConfig(trials=3, storage='postgresql://***@db/x')"
+    assert "hunter2" not in repr(resolve({"tracking_uri": "https://me:hunter2@h"}, env={}))
+
+
 def test_a_config_file_that_is_not_there_is_one_fault(tmp_path: Path) -> None:
     """A missing file, a folder and bytes that are no text are refused."""
     binary = tmp_path / "b.yaml"
     binary.write_bytes(b"\xff\xfe\x00")
     for path in (tmp_path / "none.yaml", tmp_path, binary):
-        with pytest.raises(ConfigError, match="cannot be read"):
+        with pytest.raises(ConfigError, match=f"^{path}:.* must be (a file|UTF-8 text)"):
             read_config_file(path)
 
 

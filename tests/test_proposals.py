@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
-from searches import FREE_SPACE, SIX_SPACE
+from searches import FREE_SPACE, SIX_SPACE, sweep
 
 from sweep.config import PRUNERS, SAMPLERS
 from sweep.errors import ConfigError, SpaceError
-from sweep.ledger import HYPERPARAMETERS
+from sweep.ledger import HYPERPARAMETERS, Ledger, create_study, open_study
 from sweep.proposals import MOST_KNOWN, Proposals, make_pruner, sampler_factory
 from sweep.space import Space, canonical_key, load_space, parse_space
-from sweep.trial import TrialState
+from sweep.trial import TrialState, derive_seed
 
 
 def proposals(
@@ -213,3 +215,109 @@ def test_a_trial_outlives_the_history_it_was_proposed_from() -> None:
     made.tell(2 * MOST_KNOWN, TrialState.COMPLETE, 0.6)
     assert made.is_known(running.hyperparameters)
     assert all(made.is_known(t.user_attrs[HYPERPARAMETERS]) for t in finished)
+
+
+# --- a search in two parts is a search in one
+
+
+def scores(configuration: Mapping[str, Any], n_epochs: int = 9) -> list[float]:
+    """A made-up curve, upwards, that depends on the configuration alone."""
+    seed = derive_seed(0, canonical_key(configuration))
+    return [1 - (0.2 + seed % 1000 / 1000) / epoch**0.5 for epoch in range(1, n_epochs + 1)]
+
+
+class Search:
+    """Trials one after the other, kept in a study of an Optuna database."""
+
+    def __init__(self, url: str, space: Space, sampler: str, pruner: str) -> None:
+        self._url, self._space, self._how = url, space, (sampler, pruner)
+
+    def run(self, n_in_all: int) -> list[tuple[dict[str, Any], str, int]]:
+        """Go on to `n_in_all` trials as a new process does; (configuration, state, epochs)."""
+        made = Proposals(self._space, *self._how, "maximize", 3, 9)
+        ledger, _ = create_study(self._url, "study", "maximize")
+        made.remember([trial.frozen for trial in ledger.trials()])
+        for number in range(len(ledger.trials()), n_in_all):
+            self._train(made, ledger, number)
+        trials = ledger.trials()
+        ledger.close()
+        return [(dict(t.hyperparameters), t.state.value, len(t.curve)) for t in trials]
+
+    def _train(self, made: Proposals, ledger: Ledger, number: int) -> None:
+        proposal = made.ask(number)
+        assert proposal is not None
+        ledger.open_trial(number, proposal.frozen)
+        curve: dict[int, float] = {}
+        for epoch, value in enumerate(scores(proposal.hyperparameters), start=1):
+            curve[epoch] = value
+            if made.report(number, epoch, value):
+                break
+        state = TrialState.PRUNED if len(curve) < 9 else TrialState.COMPLETE
+        attrs = made.tell(number, state, max(curve.values()))
+        ledger.close_trial(number, state, max(curve.values()), curve, {}, attrs)
+
+
+MIXED_SPACE = """
+parameters:
+  optimizer: {choices: [SGD, Adam]}
+  lr: {float: [1e-4, 1e-1], log: true}
+  momentum: {float: [0.0, 0.9], when: {optimizer: SGD}}
+  hidden: {widths: [8, 64], layers: [1, 2]}
+"""
+SMALL_SPACE = """
+parameters:
+  optimizer: {choices: [SGD, Adam]}
+  dropout: {float: [0.0, 0.5], step: 0.1}
+  hidden: {widths: [8, 16], layers: 1, step: 8}
+"""
+"""24 configurations: samplers repeat themselves."""
+IN_TWO_PARTS = [
+    *((sampler, "none", MIXED_SPACE) for sampler in SAMPLERS if sampler != "grid"),
+    *((sampler, "none", SMALL_SPACE) for sampler in SAMPLERS),
+    *(("random", pruner, MIXED_SPACE) for pruner in PRUNERS),
+    *(
+        (sampler, "hyperband", MIXED_SPACE)
+        for sampler in SAMPLERS
+        if sampler not in ("grid", "gp")
+    ),
+]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("sampler", "pruner", "text"), IN_TWO_PARTS)
+def test_eight_and_eight_trials_are_sixteen(
+    tmp_path: Path, sampler: str, pruner: str, text: str
+) -> None:
+    """Configurations, prunings and their epochs are those of a search that was not interrupted."""
+    space = parse_space(text, "space")
+    names = ("whole", "parts")
+    whole, parts = (
+        Search(f"sqlite:///{tmp_path / name}.db", space, sampler, pruner) for name in names
+    )
+    parts.run(8)
+    found = parts.run(16)
+    assert found == whole.run(16)
+    assert pruner in ("none", "patient") or "PRUNED" in [state for _, state, _ in found]
+
+
+HYPERBAND = (
+    "run", "--study", "h", "--pruner", "hyperband", "--sampler", "random", "--epochs", "9",
+    "--batch-size", "512", "--population", "1", "--executor", "inline", "--seed", "3",
+    "--no-log-models", "--no-baseline", "--threads", "1",
+)  # fmt: skip
+
+
+def test_hyperband_prunes_the_same_trials_in_two_processes(tmp_path: Path) -> None:
+    """A real search of 5 + 5 trials is, trial by trial, the search of 10."""
+    found = []
+    for name, totals in (("whole", [10]), ("parts", [5, 10])):
+        folder = tmp_path / name
+        folder.mkdir()
+        for total in totals:
+            done = sweep(folder, *HYPERBAND, "--trials", str(total))
+            assert done.returncode == 0, done.stderr
+        ledger = open_study(f"sqlite:///{folder}/mlruns/optuna.db", "h")
+        found.append([(t.hyperparameters, t.state, t.curve) for t in ledger.trials()])
+        ledger.close()
+    assert found[0] == found[1]
+    assert TrialState.PRUNED in [state for _, state, _ in found[0]]

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sweep import options
+from sweep.document import Faults, plain, read_document
 from sweep.errors import SpaceError
 from sweep.space import (
     canonical_key,
@@ -19,7 +20,6 @@ from sweep.space import (
     run_name,
     sample,
 )
-from sweep.space.document import Faults, plain, read_document
 
 SHIPPED = [info.name for info in list_spaces()]
 BASE = """\

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import resource
 import subprocess
 import sys
 import textwrap
@@ -209,11 +210,29 @@ def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
     """The error names file and cause; what was there before stays, and nothing lies aside."""
     path = tmp_path / "last.ckpt"
     replace_file(path, b"good")
-    (tmp_path / f".last.ckpt.{os.getpid()}").symlink_to("/dev/full")
-    with pytest.raises(DiskError, match=r"last\.ckpt cannot be written: No space left on device"):
-        replace_file(path, b"new" * 10_000)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, hard))
+    try:
+        with pytest.raises(DiskError, match=r"last\.ckpt cannot be written: File too large"):
+            replace_file(path, b"new" * 10_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert path.read_bytes() == b"good"
     assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+@pytest.mark.parametrize("name", [".{}.{pid}", ".{}", "{}"])
+def test_nothing_is_written_through_a_link(tmp_path: Path, name: str) -> None:
+    """A link at the file's own name is replaced; one at any name beside it is left alone."""
+    precious, path = tmp_path / "precious", tmp_path / "shared" / "file"
+    precious.write_text("the user's own")
+    path.parent.mkdir()
+    link = path.with_name(name.format("file", pid=os.getpid()))
+    link.symlink_to(precious)
+    replace_file(path, b"content")
+    assert precious.read_text() == "the user's own"
+    assert path.read_bytes() == b"content"
+    assert not path.is_symlink()
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:

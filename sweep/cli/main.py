@@ -87,7 +87,8 @@ def main() -> None:
     _open_streams()
     sys.path[:] = import_path()
     with _leaving_on_errors(is_debug), interrupting(), foreign_set_aside():
-        result: Any = cli.main(arguments, prog_name="sweep", standalone_mode=False)
+        _tell_unknown_variables()
+        result: Any = cli.main(arguments or ["--help"], prog_name="sweep", standalone_mode=False)
         sys.exit(result if isinstance(result, int) else 0)
 
 
@@ -120,6 +121,14 @@ class _Terminal(io.FileIO):
             return memoryview(data).nbytes
 
 
+def _tell_unknown_variables() -> None:
+    if any(name.startswith("SWEEP_") for name in os.environ):
+        from sweep.config import unknown_variables
+
+        for line in unknown_variables(os.environ):
+            click.echo(f"sweep: {line}", err=True)
+
+
 @contextlib.contextmanager
 def _leaving_on_errors(is_debug: bool) -> Iterator[None]:
     try:
@@ -128,6 +137,9 @@ def _leaving_on_errors(is_debug: bool) -> Iterator[None]:
         _leave(str(error) + _what_to_free(error), error.exit_code, is_debug)
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        sys.exit(2)
     except click.ClickException as error:
         _leave(_with_hint(error), 2, is_debug)
     except (KeyboardInterrupt, click.Abort):

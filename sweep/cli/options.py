@@ -9,10 +9,51 @@ from typing import Any, TypeVar
 
 import click
 
-from sweep.config import Resolved, RunConfig, flag_name, resolve
+from sweep import parsers
+from sweep.config import Resolved, RunConfig, flag_name, public_name, resolve
 
 F = TypeVar("F", bound=Callable[..., Any])
 WHERE = ("storage", "tracking_uri", "work_dir")
+GROUPS = {
+    "search": (
+        "study", "data", "data_dir", "space", "module", "sampler", "pruner", "metric",
+        "direction", "seed", "batch_size", "baseline", "config_file", "fork",
+    ),
+    "budget": (
+        "trials", "epochs", "patience", "timeout_s", "trial_timeout_s", "max_failures",
+    ),
+    "machine": (
+        "executor", "workers", "population", "accelerator", "devices", "precision", "threads",
+        "worker_memory_gb",
+    ),
+    "stores": (
+        "storage", "tracking_uri", "work_dir", "checkpoint_interval_s", "keep",
+        "disk_limit_gb", "log_models",
+    ),
+    "output": (),
+}  # fmt: skip
+"""Headings in `sweep run --help`, with their options; the last one has all others."""
+
+
+class GroupedCommand(click.Command):
+    """A command whose help lists its options under the headings of GROUPS."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write one section a group."""
+        *_, others = GROUPS
+        group_of = {name: group for group, names in GROUPS.items() for name in names}
+        rows: dict[str, list[tuple[str, str]]] = {group: [] for group in GROUPS}
+        for parameter in self.get_params(ctx):
+            if (row := parameter.get_help_record(ctx)) is not None:
+                rows[group_of.get(parameter.name or "", others)].append(row)
+        for group, found in rows.items():
+            with formatter.section(group.capitalize()):
+                formatter.write_dl(found)
+
+
+def expanded(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
+    """Callback of an option that takes a path: `~` as in every other setting."""
+    return value and Path(parsers.path(param.opts[0], str(value)))
 
 
 def config_options(names: Sequence[str] | None = None) -> Callable[[F], F]:
@@ -73,8 +114,7 @@ def where(flags: dict[str, Any], config_file: Path | None = None) -> RunConfig:
 
 def print_config(resolved: Resolved) -> None:
     """Each setting, its value, and where it came from."""
-    import yaml
-
+    from sweep.document import write_document
     from sweep.redact import redacted
 
     for field in dataclasses.fields(RunConfig):
@@ -82,9 +122,8 @@ def print_config(resolved: Resolved) -> None:
         if field.name == "study":
             value = resolved.config.study_name
         shown = redacted(value) if isinstance(value, str) else value
-        text = yaml.safe_dump(shown, default_flow_style=True, width=10**6)
-        text = text.removesuffix("...\n").strip()
-        line = f"{field.name}: {text}"
+        text = write_document(shown, flow=True).removesuffix("...\n").strip()
+        line = f"{public_name(field.name)}: {text}"
         click.echo(f"{line:<48}  # {resolved.origins[field.name]}")
 
 

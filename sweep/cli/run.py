@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from sweep.cli.options import config_options, print_config
+from sweep.cli.options import GroupedCommand, config_options, expanded, print_config
 from sweep.errors import OUT_OF_TIME, StudyInterrupted
 from sweep.redact import redacted
 
@@ -17,9 +17,10 @@ EXIT_CODES = {"interrupted": StudyInterrupted.exit_code, "timeout": OUT_OF_TIME}
 NEXT_IF_DONE = "study {name} already has {n} finished trials of {total}: nothing to do. {hint}"
 
 
-@click.command(short_help="Search: run or continue a study.")
+@click.command(cls=GroupedCommand, short_help="Search: run or continue a study.")
 @config_options()
 @click.option("--config", "config_file", type=click.Path(dir_okay=False, path_type=Path),
+              callback=expanded,
               help="YAML file with these settings, under the flags' names.")  # fmt: skip
 @click.option("--print-config", "only_print", is_flag=True,
               help="Show every setting and where it came from, then leave.")  # fmt: skip

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from sweep.cli.options import config_options
+from sweep.cli.options import config_options, expanded
 
 WHAT = ("study", "data", "epochs", "batch_size", "seed", "precision")
 HOW = ("data_dir", "accelerator", "devices", "threads", "storage", "tracking_uri", "work_dir")
@@ -17,10 +17,11 @@ HOW = ("data_dir", "accelerator", "devices", "threads", "storage", "tracking_uri
 
 @click.command(short_help="Train one configuration on train + validation; test it.")
 @click.option("--config", "config_file", type=click.Path(dir_okay=False, path_type=Path),
-              help="What `sweep best` printed.")  # fmt: skip
+              callback=expanded, help="What `sweep best` printed.")  # fmt: skip
 @click.option("--trial", type=click.IntRange(0), metavar="N",
               help="With --study: this trial instead of the best.")  # fmt: skip
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+              callback=expanded,
               help="The checkpoint. [default: trained.ckpt in the study's folder]")  # fmt: skip
 @config_options((*WHAT, *HOW))
 @click.option("-q", "--quiet", is_flag=True, help="Print the test result only.")

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from sweep.objective import Objective
 from sweep.trial import (
     EpochReport,
     HyperValue,
@@ -89,11 +90,8 @@ class Progress:
 
     def is_better(self, value: float, than: float | None) -> bool:
         """Whether `value` beats `than` (None, NaN: anything that is a number does)."""
-        if math.isnan(value):
-            return False
-        if than is None or math.isnan(than):
-            return True
-        return value > than if self.study.direction == "maximize" else value < than
+        objective = Objective(self.study.metric, self.study.direction)
+        return objective.better(value, math.nan if than is None else than)
 
     def leader(self) -> tuple[TrialProgress, float] | None:
         """The running trial with the best metric so far, and that metric."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 
+from sweep.objective import Objective
 from sweep.redact import redacted
 from sweep.reporting.formats import format_duration, format_metric
 from sweep.trial import StudyFinished, StudyInfo, TrialState
@@ -127,7 +128,8 @@ def _best(study: StudyInfo, end: StudyFinished, name: str) -> list[str]:
     if end.best_value is None:
         return ["No trial completed, so there is no best one."]
     trial = name or (f"trial {end.best_number}" if end.best_number is not None else "a trial")
-    lines = [f"Best {study.metric} {format_metric(end.best_value)} by {trial}"]
+    extreme = Objective(study.metric, study.direction).extreme
+    lines = [f"Best {study.metric} {format_metric(end.best_value)} ({extreme}) by {trial}"]
     if end.baseline_value is not None:
         if end.best_number == 0:
             return [lines[0], "Nothing was better than trial 0, the baseline."]

@@ -22,7 +22,7 @@ STORES = ("tracking_uri", "work_dir")
 """Settings that say where a study is, as --storage does."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Best:
     """One trial: configuration, score, and where its checkpoint and MLflow run are."""
 
@@ -36,6 +36,11 @@ class Best:
     """All metrics of the best epoch."""
     recipe: Recipe
     _where: RunConfig
+
+    def __repr__(self) -> str:
+        """Study, trial, score and configuration; no addresses."""
+        values = ", ".join(f"{name}={value!r}" for name, value in self.config.items())
+        return f"<Best {self.study} trial {self.trial}: {self.score:.6g} with {values}>"
 
     @property
     def checkpoint(self) -> Path:

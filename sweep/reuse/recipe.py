@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from sweep import options
-from sweep.config import DEFAULT_MODULE, read_config_file
+from sweep import options, parsers
+from sweep.config import DEFAULT_MODULE, RunConfig, read_config_file
+from sweep.document import Node, plain, show, write_document
 from sweep.errors import ConfigError, must_be_one_of
 
 EXPLICIT_ARGUMENTS = (
@@ -46,37 +47,29 @@ class Recipe:
 
 def read_recipe(path: Path) -> Recipe:
     """The recipe in a YAML or JSON file. Raises ConfigError with all its faults."""
-    content = read_config_file(path)
-    known = {f.name: f for f in dataclasses.fields(Recipe)}
-    faults = [
-        f"{path}: " + must_be_one_of("a setting", key, known)
-        for key in content
-        if key not in known
-    ]
-    model = content.get("model")
-    if not isinstance(model, dict):
-        faults.append(f"{path}: model must be a mapping of hyperparameters, but got {model!r}")
-        raise ConfigError(faults)
-    model = {key: _value(value) for key, value in model.items()}
+    nodes, faults = read_config_file(path), list[str]()
+    content: dict[str, Any] = {}
+    for key, node in nodes.items():
+        try:
+            if key not in READERS:
+                raise ConfigError(must_be_one_of("a setting", key, READERS))
+            content[key] = READERS[key](key, node)
+        except ConfigError as error:
+            faults += [f"{path}:{node.line}: {fault}" for fault in error.faults]
+    if "model" not in nodes:
+        faults.append(f"{path}: model must be a mapping of hyperparameters, but it is missing")
     if content.get("module", DEFAULT_MODULE) == DEFAULT_MODULE:
-        faults += [f"{path}: {fault}" for fault in _model_faults(model)]
-    for name in ("epochs", "batch_size", "seed"):
-        value = content.get(name, 1)
-        if isinstance(value, bool) or not isinstance(value, int) or value < (name != "seed"):
-            faults.append(f"{path}: {name} must be a whole number, but got {value!r}")
+        faults += [f"{path}: {fault}" for fault in _model_faults(content.get("model", {}))]
     if faults:
         raise ConfigError(faults)
-    content["model"] = model
-    return Recipe(**content)
+    return Recipe(**{key: value for key, value in content.items() if value is not None})
 
 
 def as_yaml(recipe: Recipe) -> str:
     """YAML that `sweep train --config` reads."""
-    import yaml
-
     score = ", ".join(f"{k} {v:.4f}" for k, v in recipe.score.items() if k.startswith("val"))
     head = f"# Trial {recipe.trial} of study {recipe.study}: {score}\n"
-    return head + str(yaml.safe_dump(_plain(recipe), sort_keys=False, default_flow_style=None))
+    return head + write_document(_plain(recipe))
 
 
 def as_json(recipe: Recipe) -> str:
@@ -90,8 +83,6 @@ def as_lightning(recipe: Recipe) -> str:
     Model and data are named by class path; the optimizer's own arguments are `dict_kwargs`,
     since MLPClassifier takes them as keyword arguments.
     """
-    import yaml
-
     model: dict[str, Any] = {"class_path": recipe.module.replace(":", ".")}
     arguments = _plain(recipe)["model"]
     if recipe.module == DEFAULT_MODULE:
@@ -110,7 +101,7 @@ def as_lightning(recipe: Recipe) -> str:
             },
         },
     }  # fmt: skip
-    return str(yaml.safe_dump(content, sort_keys=False, default_flow_style=None))
+    return write_document(content)
 
 
 def as_python(recipe: Recipe) -> str:
@@ -133,16 +124,45 @@ FORMATS: Mapping[str, Callable[[Recipe], str]] = {
 def _plain(recipe: Recipe) -> dict[str, Any]:
     content = {k: v for k, v in dataclasses.asdict(recipe).items() if v not in (None, {})}
     content["model"] = {k: list(v) if isinstance(v, tuple) else v for k, v in recipe.model.items()}
-    content["score"] = dict(recipe.score)
+    content["score"] = {k: v for k, v in recipe.score.items() if math.isfinite(v)}
     content.pop("data_arguments", None)
     return content
 
 
-def _value(value: Any) -> Any:
-    """Lists as tuples; 1e-3, which YAML 1.1 reads as a word, as the number that it is."""
-    if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value):
-        return float(value)
-    return tuple(value) if isinstance(value, list) else value
+def _mapping(name: str, node: Node) -> dict[str, Any]:
+    value = plain(node)
+    if not isinstance(value, dict):
+        raise ConfigError(f"{name} must be a mapping of names to values, but got {show(value)}")
+    return value
+
+
+def _numbers(name: str, node: Node) -> dict[str, Any]:
+    found = _mapping(name, node)
+    for key, value in found.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ConfigError(f"{name}: {key} must be a number, but got {show(value)}")
+    return found
+
+
+def _by(parse: parsers.Parser) -> Callable[[str, Node], Any]:
+    """The reader of a scalar, by the parser that a flag of that name has; null is left out."""
+
+    def read(name: str, node: Node) -> Any:
+        value = plain(node) if node.text is None else node.text
+        return None if node.value is None else parse(name, value)
+
+    return read
+
+
+_SETTINGS = ("data", "module", "epochs", "batch_size", "seed", "precision", "study")
+READERS: Mapping[str, Callable[[str, Node], Any]] = {
+    "model": _mapping,
+    **{f.name: _by(f.metadata["parse"]) for f in fields(RunConfig) if f.name in _SETTINGS},
+    "trial": _by(parsers.count(0)),
+    "run_id": _by(parsers.text),
+    "score": _numbers,
+}
+"""How each entry of a recipe file is read; the settings as their flags are."""
 
 
 def _model_faults(model: Mapping[str, Any]) -> list[str]:

@@ -6,13 +6,11 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from sweep.document import read_text
 from sweep.errors import NotFoundError, SpaceError, must_be_one_of
 from sweep.space.definition import Space
 from sweep.space.parser import parse_space
 from sweep.space.rules import VOCABULARY
-
-MAX_FILE_BYTES = 1_000_000
-"""A larger file is not a search space, and reading YAML takes about 1 s per 100 kB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,33 +56,12 @@ def load_space(name_or_path: str | Path, vocabulary: Collection[str] | None = VO
         or (asked.endswith((".yaml", ".yml")))
     ):
         path = Path(asked)
-        return parse_space(_read(path), path.stem, path, vocabulary)
+        return parse_space(read_text(path, SpaceError), path.stem, path, vocabulary)
     paths = {info.name: info.path for info in list_spaces()}
     if asked not in paths:
         text = must_be_one_of("space", asked, paths)
         raise NotFoundError(f"{text}; a file of yours is named with its ending, such as my.yaml")
-    return parse_space(_read(paths[asked]), asked, paths[asked], vocabulary)
-
-
-def _read(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            content = file.read(MAX_FILE_BYTES + 1)
-    except FileNotFoundError:
-        raise SpaceError(f"{path}: must be a file, but there is none of that name") from None
-    except IsADirectoryError:
-        raise SpaceError(f"{path}: must be a file, but is a folder") from None
-    except OSError as error:
-        raise SpaceError(f"{path}: cannot be read: {error.strerror}") from None
-    if len(content) > MAX_FILE_BYTES:
-        raise SpaceError(f"{path}: must have at most {MAX_FILE_BYTES} bytes, but has more")
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        byte = content[error.start]
-        text = f"{path}:{line}: must be UTF-8 text, but got the byte 0x{byte:02x}"
-        raise SpaceError(text) from None
+    return parse_space(read_text(paths[asked], SpaceError), asked, paths[asked], vocabulary)
 
 
 def _when_to_use(path: Path) -> str:

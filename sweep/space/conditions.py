@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from sweep import options
+from sweep.document import Faults, show
 from sweep.errors import must_be_one_of
-from sweep.space.document import Faults, show
 from sweep.space.parameters import Condition, FloatRange, Parameter, Widths, same
 from sweep.space.reading import Entry
 from sweep.trial import HyperValue

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sweep.document import show
 from sweep.errors import SpaceError, must_be_one_of
-from sweep.space.document import show
 from sweep.space.parameters import Parameter, Scalar, Suggester, same
 from sweep.space.trials import KnownTrial, RandomTrial
 from sweep.trial import HyperValue, derive_seed
@@ -52,7 +52,7 @@ class Space:
     name: str
     path: Path | None
     """The file it was read from, or None."""
-    text: str
+    text: str = field(repr=False)
     """The file's text, to be stored with the study."""
     parameters: tuple[Parameter, ...]
     """What varies; a parameter comes after those its `when:` depends on."""

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Protocol
 
+from sweep.document import show
 from sweep.errors import must_be_one_of
-from sweep.space.document import show
 from sweep.trial import HyperValue
 
 if TYPE_CHECKING:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from sweep.document import BROKEN, Faults, Node, plain, read_document, show
 from sweep.errors import must_be_one_of
 from sweep.space.conditions import (
     check_conditions,
@@ -14,7 +15,6 @@ from sweep.space.conditions import (
     in_order,
 )
 from sweep.space.definition import Space
-from sweep.space.document import BROKEN, Faults, Node, plain, read_document, show
 from sweep.space.naming import canonical_key
 from sweep.space.parameters import Parameter
 from sweep.space.reading import Entry, is_plain_value, read_parameter
@@ -64,6 +64,9 @@ def parse_space(
 
 
 def _sections(root: Node, faults: Faults) -> dict[str, Node]:
+    if root.value is None:
+        faults.add(root.line, "must have a section 'parameters', but the file is empty")
+        faults.raise_if_any()
     if not isinstance(root.value, dict):
         faults.add(root.line, f"must be a mapping with 'parameters', but got {show(root)}")
         faults.raise_if_any()

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
+from sweep.document import BROKEN, Faults, Node, plain, show
 from sweep.errors import must_be_one_of
-from sweep.space.document import BROKEN, Faults, Node, plain, show
 from sweep.space.parameters import (
     Choices,
     Condition,

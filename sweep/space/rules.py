@@ -6,8 +6,8 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from sweep import options
+from sweep.document import show
 from sweep.errors import must_be_one_of
-from sweep.space.document import show
 from sweep.space.parameters import is_integer, is_number
 from sweep.trial import HyperValue
 

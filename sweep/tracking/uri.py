@@ -42,7 +42,7 @@ def resolve(uri: str) -> str:
         )
     if scheme == "sqlite" and not uri.startswith("sqlite:///"):
         raise StoreError(
-            f"an SQLite address is sqlite:///FILE with three slashes, but got {uri!r}"
+            f"an SQLite address is sqlite:///FILE with three slashes, but got {redacted(uri)!r}"
         )
     path = sqlite.path_of(uri)
     if path is None:

@@ -12,6 +12,7 @@ import torch
 
 from sweep.config import DEFAULT_MODULE
 from sweep.errors import DiskError
+from sweep.objective import Objective
 from sweep.training.checkpoints import write_checkpoint
 from sweep.training.data import Batches, SearchData
 from sweep.training.exports import export_model
@@ -259,10 +260,8 @@ class PlainRun(lightning.pytorch.callbacks.Checkpoint):
         value = metrics.get(self._task.metric)
         if value is None:
             return
-        is_better = self._best is None or (
-            value > self._best[0] if self._task.direction == "maximize" else value < self._best[0]
-        )
-        if is_better:
+        objective = Objective(self._task.metric, self._task.direction)
+        if self._best is None or objective.better(value, self._best[0]):
             weights = {k: v.detach().clone() for k, v in module.state_dict().items()}
             self._best = (value, self.n_epochs, trainer.global_step, weights)
 

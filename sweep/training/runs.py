@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from sweep.config import DEFAULT_MODULE
+from sweep.objective import Objective
 from sweep.training.checkpoints import write_checkpoint
 from sweep.training.data import SearchData
 from sweep.training.exports import export_model, prepare_export
@@ -133,9 +134,8 @@ class Run:
                 self.failure = not_finite(self.epoch, metric, value)
                 return False
         value = getattr(scores, self._task.metric)
-        sign = 1.0 if self._task.direction == "maximize" else -1.0
-        is_better = math.isnan(self._best_value) or sign * value > sign * self._best_value
-        if not is_better:
+        objective = Objective(self._task.metric, self._task.direction)
+        if not objective.better(value, self._best_value):
             return False
         self._best_value, self.best_epoch = value, self.epoch
         return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import resource
@@ -17,6 +18,8 @@ import yaml
 from searches import Call, environment, mlflow_client, sweep
 
 from sweep.cli.main import COMMANDS
+from sweep.cli.options import GROUPS
+from sweep.config import RunConfig
 
 HEAVY = ("torch", "lightning", "mlflow", "optuna", "ray", "sklearn", "numpy", "pandas")
 
@@ -165,6 +168,44 @@ def test_a_mistake_is_one_line_a_fault(call: Call, tmp_path: Path, mistake: str)
     for part in parts:
         assert any(part in line for line in errors), (part, errors)
     assert "Traceback" not in out + "".join(errors)
+
+
+def test_a_bare_command_is_a_question_for_help(call: Call) -> None:
+    """`sweep` alone prints its help; a command that lacks its argument, too, as an error."""
+    assert call() == call("--help")
+    assert call("--debug")[0] == 0
+    code, out, errors = call("completion")
+    assert (code, out) == (2, "")
+    assert errors == call("completion", "--help")[1].splitlines()
+    assert errors[0].startswith("Usage: ")
+
+
+def test_the_options_of_a_search_are_in_groups(call: Call) -> None:
+    """Five headings; every setting stands below one that is meant for it."""
+    _, out, _ = call("run", "--help")
+    titles = [line[:-1] for line in out.splitlines() if line.endswith(":") and line[0] != " "]
+    assert titles == ["Search", "Budget", "Machine", "Stores", "Output"]
+    placed = [name for names in GROUPS.values() for name in names]
+    assert len(placed) == len(set(placed))
+    assert {field.name for field in dataclasses.fields(RunConfig)} <= set(placed)
+
+
+def test_an_unknown_variable_is_one_line(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A misspelt variable is said, and nothing else changes."""
+    monkeypatch.setenv("SWEEP_DISK_LIMT", "3")
+    code, _, errors = call("spaces")
+    assert code == 0
+    assert errors == [
+        "sweep: SWEEP_DISK_LIMT is not a setting (did you mean SWEEP_DISK_LIMIT?): it is ignored"
+    ]
+
+
+def test_a_metric_of_unknown_direction_is_one_line(call: Call) -> None:
+    """No search begins before the direction is said."""
+    code, _, errors = call("run", "--module", "mine:Model", "--metric", "val_distance")
+    assert (code, errors) == (
+        2, ["sweep: --direction must be said for --metric val_distance: maximize or minimize"]
+    )  # fmt: skip
 
 
 def test_debug_shows_the_traceback(call: Call) -> None:

@@ -36,7 +36,7 @@ def test_the_end_says_best_gain_places_and_commands():
     )
     assert lines == [
         "mnist-mlp: 50 of 50 trials in 34s (47 complete, 2 pruned, 1 failed)",
-        "Best val_acc 0.9833 by t012 Adam lr=1.2e-3 256-64",
+        "Best val_acc 0.9833 (highest) by t012 Adam lr=1.2e-3 256-64",
         "2.00 points better than trial 0, the baseline (0.9633)",
         "",
         "MLflow:  sqlite:///mlflow.db",

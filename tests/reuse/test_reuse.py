@@ -25,6 +25,7 @@ from sweep.ledger import create_study
 from sweep.reuse import Best, Recipe, find_best, find_trial, read_recipe
 from sweep.reuse.downstream import train
 from sweep.reuse.recipe import FORMATS, as_lightning, as_python, as_yaml
+from sweep.space import load_space
 from sweep.training.data import load_search_data
 
 
@@ -53,6 +54,40 @@ def test_the_best_trial_is_found(best: Best) -> None:
     assert best.trial == scores.index(best.score)
     assert best.metrics["val_acc"] == best.score
     assert {"optimizer", "lr", "hidden"} <= set(best.config)
+
+
+def test_a_trial_is_found_by_its_number(folder: Path) -> None:
+    """trial=N is that trial; what is no number of a trial is refused."""
+    assert [sweep.best("digits-mlp", trial=number).trial for number in (0, 2)] == [0, 2]
+    with pytest.raises(NotFoundError, match="has no scored trial 99"):
+        sweep.best("digits-mlp", trial=99)
+    for wrong in (-1, True, "0"):
+        with pytest.raises(ConfigError, match="trial must be a whole number >= 0"):
+            sweep.best("digits-mlp", trial=wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("name", "near"), [("trail", "trial"), ("storag", "storage"), ("x", "")])
+def test_an_unknown_argument_is_refused(folder: Path, name: str, near: str) -> None:
+    """Neither `best` nor `run` ignores one: the nearest name is said."""
+    with pytest.raises(ConfigError, match=rf"did you mean {near}\?" if near else "but got 'x'"):
+        sweep.best("digits-mlp", **{name: 5})
+    with pytest.raises(ConfigError, match=f"a setting must be one of .* but got '{name}'"):
+        sweep.run(**{name: 5})
+
+
+def test_values_show_themselves_in_a_line_without_credentials(folder: Path, best: Best) -> None:
+    """Best, Outcome, spaces and studies: short, and no address with a password."""
+    secret = "https://me:hunter2@127.0.0.1:1"
+    elsewhere = sweep.best("digits-mlp", tracking_uri=secret)
+    assert elsewhere._where.tracking_uri == secret
+    outcome = sweep.run(study="digits-mlp", trials=3)
+    assert repr(best).startswith(f"<Best digits-mlp trial {best.trial}: 0.")
+    assert repr(outcome).startswith("<Outcome digits-mlp done: 0 new trials, best 0.")
+    parts = (best.recipe, outcome.study, outcome.best, load_space("mlp"))
+    for value in (best, elsewhere, outcome, *parts):
+        assert "hunter2" not in repr(value)
+        assert len(repr(value)) < 1500
+        assert "\n" not in repr(value)
 
 
 def test_the_best_model_predicts_as_it_was_scored(best: Best) -> None:

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -532,21 +533,25 @@ def test_resume_state_on_a_full_disk(tmp_path: Path, data: SearchData, path: str
     """Training goes on, one line says so once, and the last good state stays readable."""
     task = a_task(tmp_path, checkpoint_interval_s=0.0)
     folder = trial_folder(task.work_dir, 0)
+    good = folder / "last.ckpt.good"
 
     class FillTheDisk(Driver):
         def __call__(self, reports: Sequence[Report], n_free: int) -> Orders:
-            if any(isinstance(r, EpochReport) and r.epoch >= 2 for r in reports):
-                aside = folder / f".last.ckpt.{os.getpid()}"
-                aside.unlink(missing_ok=True)
-                aside.symlink_to("/dev/full")
+            late = any(isinstance(r, EpochReport) and r.epoch >= 2 for r in reports)
+            if late and not good.exists():
+                while not (folder / "last.ckpt").exists():
+                    time.sleep(0.01)  # a thread writes it
+                (folder / "last.ckpt").rename(good)
+                (folder / "last.ckpt").mkdir()  # no file can take its name
             return super().__call__(reports, n_free)
 
     driver = FillTheDisk([spec(0)], {0: 3})
     TRAINERS[path](task, data).train(driver)
     (notice,) = driver.of(Notice)
-    assert "No space left on device" in notice.message
+    assert "Is a directory" in notice.message
     assert driver.result(0).outcome == "stopped"
-    (folder / f".last.ckpt.{os.getpid()}").unlink(missing_ok=True)
+    (folder / "last.ckpt").rmdir()
+    good.rename(folder / "last.ckpt")
     rest = train(TRAINERS[path](task, data), [continued(task, spec(0))])
     n_kept = sum(r.is_replay for r in rest.epochs(0))
     assert n_kept in (1, 2)  # the plain path writes as the next epoch starts
@@ -559,10 +564,10 @@ def test_a_full_disk_at_the_end(tmp_path: Path, data: SearchData, path: str, fil
     """What a trial must leave and cannot is a DiskError of one line; its resume state stays."""
     task = a_task(tmp_path, checkpoint_interval_s=0.0)
     folder = trial_folder(task.work_dir, 0)
-    folder.mkdir(parents=True)
-    (folder / f".{file}.{os.getpid()}").symlink_to("/dev/full")
-    with pytest.raises(DiskError, match=f"{file} cannot be written: No space left on device"):
+    (folder / file).mkdir(parents=True)  # no file can take its name
+    with pytest.raises(DiskError, match=f"{file} cannot be written: Is a directory"):
         train(TRAINERS[path](task, data), [spec(0)])
+    (folder / file).rmdir()
     rest = train(TRAINERS[path](task, data), [continued(task, spec(0))])
     assert rest.result(0).outcome == "finished"
     assert len(rest.curve(0)) == N_EPOCHS

@@ -1,8 +1,8 @@
-"""A YAML file as nodes that remember their lines, and the faults found in it.
+"""A YAML file (settings, search space, recipe) as nodes with lines, and the faults in it.
 
 PyYAML follows YAML 1.1, where `1e-3` is text and `no` is false. Here scalars are resolved by
 YAML 1.2's core schema (https://yaml.org/spec/1.2.2/#1032-tag-resolution). Nothing but plain
-values is ever built: no tags, no anchors, so that no file can run code or grow without bound.
+values is ever built: no tags, no aliases, so that no file can run code or grow without bound.
 """
 
 from __future__ import annotations
@@ -10,17 +10,21 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import yaml
 
-from sweep.errors import SpaceError
+from sweep.errors import ConfigError, SpaceError
 
 BROKEN: Final = object()
 """Value of a node whose fault is already reported: later checks pass over it in silence."""
 
 _TAG = "tag:yaml.org,2002:"
 _MAX_DEPTH = 20
+_MAX_SENTENCE = 400
+MAX_FILE_BYTES = 1_000_000
+"""Reading YAML takes about 1 s per 100 kB; no file of settings or of a space is so large."""
 _SCALARS: tuple[tuple[str, str, str], ...] = (
     ("null", r"~|null|Null|NULL|", "~nN\0"),
     ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
@@ -42,13 +46,17 @@ class Node:
     """Line of the value, from 1; inside a mapping the line of its key."""
     value: Any
     """str, int, float, bool, None, list[Node], dict[str, Node] or BROKEN."""
+    text: str | None = None
+    """A scalar as the file spells it, without quotes."""
 
 
 class Faults:
     """Collects faults, so that a bad file is told all of them at once."""
 
-    def __init__(self, source: str) -> None:
-        self.source = source
+    def __init__(
+        self, source: str, error: type[SpaceError] | type[ConfigError] = SpaceError
+    ) -> None:
+        self.source, self.error = source, error
         self._found: list[tuple[int, str]] = []
 
     def __len__(self) -> int:
@@ -56,13 +64,15 @@ class Faults:
 
     def add(self, line: int, sentence: str) -> None:
         """Note one fault at `line` (from 1)."""
-        self._found.append((line, sentence))
+        is_long = len(sentence) > _MAX_SENTENCE
+        short = f"{sentence[: _MAX_SENTENCE - 3]}..." if is_long else sentence
+        self._found.append((line, short))
 
     def raise_if_any(self) -> None:
-        """Raises SpaceError with every fault, in the order of the lines."""
+        """Raises `error` with every fault, in the order of the lines."""
         if self._found:
             ordered = sorted(self._found, key=lambda fault: fault[0])
-            raise SpaceError(f"{self.source}:{line}: {text}" for line, text in ordered)
+            raise self.error(f"{self.source}:{line}: {text}" for line, text in ordered)
 
 
 class _Loader(yaml.SafeLoader):
@@ -87,11 +97,62 @@ for _name, _pattern, _first in _SCALARS:
     )
 
 
-def read_document(text: str, faults: Faults) -> Node:
-    """The root of the one YAML document in `text`.
+class _Dumper(yaml.SafeDumper):
+    """Writes text in quotes where YAML 1.1 or 1.2 would read something else; no aliases."""
 
-    Duplicate keys, tags and numbers that are not finite go to `faults`. Raises SpaceError at
-    once where the text is not YAML at all, or empty.
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        first: list(found) for first, found in yaml.SafeDumper.yaml_implicit_resolvers.items()
+    }
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """A value that occurs twice is written twice."""
+        return True
+
+
+for _name, _pattern, _first in _SCALARS:
+    _Dumper.add_implicit_resolver(
+        _TAG + _name, re.compile(f"^(?:{_pattern})$"), [c if c != "\0" else "" for c in _first]
+    )
+
+
+def write_document(value: Any, *, flow: bool | None = None) -> str:
+    """`value` as YAML that `read_document` and readers of YAML 1.1 take for the same value."""
+    text = yaml.dump(value, Dumper=_Dumper, sort_keys=False, default_flow_style=flow, width=10**6)
+    return str(text)
+
+
+def read_file(path: Path, faults: Faults) -> Node:
+    """The root of the YAML document in a file. Raises the error of `faults`."""
+    return read_document(read_text(path, faults.error), faults)
+
+
+def read_text(path: Path, error: type[SpaceError] | type[ConfigError]) -> str:
+    """The text of a YAML file (or pipe) of at most MAX_FILE_BYTES. Raises `error`."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_FILE_BYTES + 1)
+    except FileNotFoundError:
+        raise error(f"{path}: must be a file, but there is none of that name") from None
+    except IsADirectoryError:
+        raise error(f"{path}: must be a file, but is a folder") from None
+    except (OSError, ValueError) as fault:
+        reason = getattr(fault, "strerror", None) or fault
+        raise error(f"{path}: cannot be read: {reason}") from None
+    if len(content) > MAX_FILE_BYTES:
+        raise error(f"{path}: must have at most {MAX_FILE_BYTES} bytes, but has more")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as fault:
+        line = content.count(b"\n", 0, fault.start) + 1
+        byte = content[fault.start]
+        raise error(f"{path}:{line}: must be UTF-8 text, but got the byte 0x{byte:02x}") from None
+
+
+def read_document(text: str, faults: Faults) -> Node:
+    """The root of the one YAML document in `text`; a node of null where it is empty.
+
+    Duplicate keys, tags and numbers that are not finite go to `faults`. Raises its error at
+    once where the text is not YAML at all.
     """
     try:
         root = _compose(text)
@@ -105,9 +166,7 @@ def read_document(text: str, faults: Faults) -> Node:
     except RecursionError:
         faults.add(1, f"must be nested at most {_MAX_DEPTH} deep")
     else:
-        if root is not None:
-            return _node(root, faults, root.start_mark.line + 1, 0)
-        faults.add(1, "must have a section 'parameters', but the file is empty")
+        return Node(1, None) if root is None else _node(root, faults, root.start_mark.line + 1, 0)
     faults.raise_if_any()
     raise AssertionError("unreachable")
 
@@ -129,7 +188,7 @@ def _node(node: yaml.Node, faults: Faults, line: int, depth: int) -> Node:
     if isinstance(node, yaml.SequenceNode) and node.tag == _TAG + "seq":
         items = [_node(n, faults, n.start_mark.line + 1, depth + 1) for n in node.value]
         return Node(line, items)
-    return Node(line, _scalar(node, faults))
+    return Node(line, _scalar(node, faults), node.value if _is_scalar(node) else None)
 
 
 def _mapping(node: yaml.MappingNode, faults: Faults, depth: int) -> dict[str, Node]:
@@ -142,10 +201,14 @@ def _mapping(node: yaml.MappingNode, faults: Faults, depth: int) -> dict[str, No
         if not isinstance(key, str):
             faults.add(line, f"a name must be text, but got {show(key)}")
         elif key in found:
-            faults.add(line, f"{key!r} is given twice, first in line {found[key].line}")
+            faults.add(line, f"{show(key)} is given twice, first in line {found[key].line}")
         else:
             found[key] = _node(value_node, faults, line, depth + 1)
     return found
+
+
+def _is_scalar(node: yaml.Node) -> bool:
+    return isinstance(node, yaml.ScalarNode)
 
 
 def _scalar(node: yaml.Node, faults: Faults) -> Any:
@@ -161,9 +224,8 @@ def _scalar(node: yaml.Node, faults: Faults) -> Any:
         if node.tag.startswith(_TAG) and kind in ("map", "seq"):
             faults.add(line, "a name must be text, but got a list or a mapping")
         else:
-            faults.add(
-                line, f"must be a plain value, but got the tag {node.tag.replace(_TAG, '!!')}"
-            )
+            tag = node.tag.replace(_TAG, "!!")
+            faults.add(line, f"must be a plain value, but got the tag {tag}")
         return BROKEN
     try:
         value = resolve_scalar(kind, node.value)
@@ -171,7 +233,7 @@ def _scalar(node: yaml.Node, faults: Faults) -> Any:
         faults.add(line, f"must be a number that can be read, but got {show(node.value)}")
         return BROKEN
     if isinstance(value, float) and not math.isfinite(value):
-        faults.add(line, f"must be a finite number, but got {node.value}")
+        faults.add(line, f"must be a finite number, but got {node.value[:60]}")
         return BROKEN
     return value
 
