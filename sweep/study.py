@@ -79,7 +79,7 @@ class Listeners:
 Hook = Callable[[Ledger], object]
 
 
-def _nothing(ledger: Ledger) -> None:
+def _nothing(*_: Any) -> None:
     """A hook that does nothing."""
 
 
@@ -101,6 +101,8 @@ class Extras:
     """Called before the first trial of a study that goes on."""
     after_close: Hook = _nothing
     """Called under the lock when the listeners delivered everything."""
+    on_signal: Callable[[], object] = _nothing
+    """Called in the handler of the first SIGINT or SIGTERM: must not wait, nor take a lock."""
 
 
 def search(
@@ -140,7 +142,7 @@ def search(
                 proposals.remember(as_history(space, ledger.carried()))
                 driver.plan(trials, first_configurations(config, space), extras.again)
                 driver.recall(config.study_dir)
-                with _stop_on_signals(driver):
+                with _stop_on_signals(driver, extras.on_signal):
                     driver.prepare(foreseen_slots(task))
                     executor.run(driver.exchange)
                 driver.settle()
@@ -304,7 +306,7 @@ def _outcome(config: RunConfig, ledger: Ledger, info: StudyInfo, reason: EndReas
 
 
 @contextlib.contextmanager
-def _stop_on_signals(driver: Driver) -> Iterator[None]:
+def _stop_on_signals(driver: Driver, on_signal: Callable[[], object]) -> Iterator[None]:
     """The first SIGINT or SIGTERM stops at the next epoch boundary, the second at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -314,8 +316,10 @@ def _stop_on_signals(driver: Driver) -> Iterator[None]:
     def stop(signum: int, frame: FrameType | None) -> None:
         if first and time.monotonic() - first[0] > SAME_SIGNAL_S:
             raise KeyboardInterrupt
-        first.append(time.monotonic())
         driver.request_stop("interrupted")
+        if not first:
+            on_signal()
+        first.append(time.monotonic())
 
     previous = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -13,6 +13,7 @@ from typing import Any
 from sweep import options
 from sweep.config import DEFAULT_MODULE, read_config_file
 from sweep.errors import ConfigError, must_be_one_of
+from sweep.reporting.tables import plain
 
 EXPLICIT_ARGUMENTS = (
     "in_features", "n_classes", "hidden", "activation", "dropout", "optimizer", "lr", "schedule",
@@ -81,7 +82,7 @@ def as_yaml(recipe: Recipe) -> str:
 
 def as_json(recipe: Recipe) -> str:
     """The same as JSON."""
-    return json.dumps(_plain(recipe), indent=2) + "\n"
+    return json.dumps(plain(_plain(recipe)), indent=2, allow_nan=False) + "\n"
 
 
 def as_lightning(recipe: Recipe) -> str:

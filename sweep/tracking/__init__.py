@@ -23,6 +23,7 @@ Light to import: mlflow itself is loaded when something is opened.
 from sweep.tracking.aside import STUDY, waiting, waiting_numbers
 from sweep.tracking.queries import (
     artifact_of,
+    artifact_place,
     find_run,
     model_uri_of,
     parent_run_id_of,
@@ -43,6 +44,7 @@ __all__ = [
     "TrainingOutcome",
     "TrainingRun",
     "artifact_of",
+    "artifact_place",
     "default_tracking_uri",
     "deliver_pending",
     "find_run",
