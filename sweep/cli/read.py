@@ -44,7 +44,7 @@ def list_command(columns: str | None, fmt: Format, **flags: Any) -> None:
               help="Column to sort by; best first for value. [default: value]")  # fmt: skip
 @click.option("--reverse", is_flag=True, help="The other way round.")
 @click.option("--state", metavar="STATE",
-              help="Only complete, pruned, fail, running or waiting; several with commas.")  # fmt: skip
+              help="Only these states, with commas: complete, pruned, fail ...")  # fmt: skip
 @click.option("--where", "condition", metavar="COND",
               help="Only where conditions hold, as 'lr<0.01 and optimizer=Adam'.")  # fmt: skip
 @click.option("--columns", metavar="A,B", help="Columns to print, in this order.")

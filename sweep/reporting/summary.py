@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import textwrap
 from collections.abc import Mapping, Sequence
 
 from sweep.redact import redacted
@@ -47,6 +48,8 @@ def end_summary(
     if _REASONS[end.reason]:
         lines.append(_REASONS[end.reason])
     lines += _best(study, end, best_name)
+    if width is not None:
+        lines = [part for line in lines for part in textwrap.wrap(line, width)]
     if places:
         lines += ["", *_aligned([(f"{name}:", place) for name, place in places.items()])]
     if commands:

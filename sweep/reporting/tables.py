@@ -176,11 +176,15 @@ def _json(value: Any) -> str:
 
 
 def _csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
+    lines = [columns, *([_csv_cell(row.get(c)) for c in columns] for row in rows)]
+    return "".join(map(_csv_line, lines))
+
+
+def _csv_line(cells: Sequence[str]) -> str:
+    """A row as in RFC 4180, but it ends with LF: tools of a shell would keep the CR."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")  # else as in RFC 4180; tools expect no CR
-    writer.writerow(columns)
-    writer.writerows([_csv_cell(row.get(c)) for c in columns] for row in rows)
-    return text.getvalue()
+    csv.writer(text).writerow(cells)  # with its own line end, else a CR in a cell is not quoted
+    return text.getvalue().removesuffix("\r\n") + "\n"
 
 
 def _csv_cell(value: Any) -> str:
