@@ -60,8 +60,10 @@ def retry(study: str | None, failed: str | None, **flags: Any) -> int:
       sweep retry digits-mlp
       sweep retry digits-mlp --failed oom --population 4
     """
+    from sweep.cli.run import announce, finish, search
+
+    announce(study or "sweep retry")
     from sweep import api
-    from sweep.cli.run import finish, search
     from sweep.reuse.best import only_study
 
     name = study or only_study(where(flags))

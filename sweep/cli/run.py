@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from sweep.cli.options import config_options, print_config
+from sweep.config import flag_name, resolve
 
 UNFINISHED = ("interrupted", "timeout", "failed")
 """Reasons for an end after which the same study goes on."""
@@ -42,7 +43,7 @@ def run(
       sweep run --study digits-mlp --space mine.yaml --fork digits-mine
     """
     if not (only_print or dry_run or quiet):
-        _announce(flags, config_file, fork)
+        announce(fork or resolve(flags, file=config_file).config.study_name)
     from sweep import api
 
     extras = None
@@ -69,13 +70,11 @@ def search(config: Any, space: Any, extras: Any = None, verbosity: int = 0) -> A
     return api.search_with(config, space, [display], extras, display.acknowledge)
 
 
-def _announce(flags: dict[str, Any], config_file: Path | None, fork: str | None) -> None:
-    """Say what is being done, before the imports that take seconds. Raises ConfigError."""
-    from sweep.config import resolve
-    from sweep.reporting.display import announce
+def announce(name: str) -> None:
+    """Say what is being done, before the imports that take seconds."""
+    from sweep.reporting import display
 
-    name = fork or resolve(flags, file=config_file).config.study_name
-    announce(sys.stdout, f"{name}: loading Optuna, MLflow and PyTorch, a few seconds")
+    display.announce(sys.stdout, f"{name}: loading Optuna, MLflow and PyTorch, a few seconds")
 
 
 def finish(config: Any, outcome: Any) -> int:
@@ -133,7 +132,6 @@ def _going_on(config: Any) -> str:
     """
     import shlex
 
-    from sweep.config import flag_name, resolve
     from sweep.redact import redacted
     from sweep.study import stored_config
 
@@ -157,8 +155,6 @@ def _going_on(config: Any) -> str:
 
 def _unknown(config: Any, field: str) -> str | None:
     """A setting that another command of this shell would not have without a flag, else None."""
-    from sweep.config import resolve
-
     value = getattr(config, field)
     return None if getattr(resolve({}).config, field) == value else str(value)
 

@@ -116,13 +116,13 @@ def sparkline(
     '▁▁▁▅'
     """
     means = condensed(values, width)
-    finite = [m for m in means if m is not None]
+    finite = [m for m in means if not math.isnan(m)]
     low, high = scale or (min(finite, default=0.0), max(finite, default=0.0))
-    return "".join(" " if m is None else _block(m, low, high) for m in means)
+    return "".join(" " if math.isnan(m) else _block(m, low, high) for m in means)
 
 
-def condensed(values: Sequence[float], width: int) -> list[float | None]:
-    """`values` as at most `width` means of equal shares; None where nothing is finite."""
+def condensed(values: Sequence[float], width: int) -> list[float]:
+    """`values` as at most `width` means of equal shares; NaN where nothing is finite."""
     n = min(len(values), max(width, 0))
     if n == 0:
         return []
@@ -130,25 +130,23 @@ def condensed(values: Sequence[float], width: int) -> list[float | None]:
     return [_finite_mean(values[a:b]) for a, b in itertools.pairwise(edges)]
 
 
-def common_scale(
-    curves: Iterable[Sequence[float]], width: int, *, is_up: bool
-) -> tuple[float, float] | None:
-    """One scale for the spark lines of `curves`; None where nothing is finite.
+def common_scale(curves: Iterable[Sequence[float]], *, is_up: bool) -> tuple[float, float] | None:
+    """One scale for the spark lines of (condensed) `curves`; None where nothing is finite.
 
     It ends at the best point and begins where a tenth of all points are worse: one trial that
     diverged does not make the others look alike. `is_up`: larger is better.
     """
-    points = sorted(p for curve in curves for p in condensed(curve, width) if p is not None)
+    points = sorted(point for curve in curves for point in curve if math.isfinite(point))
     if not points:
         return None
     tenth = len(points) // 10
     return (points[tenth], points[-1]) if is_up else (points[0], points[-1 - tenth])
 
 
-def _finite_mean(values: Sequence[float]) -> float | None:
-    """The mean of what is finite; scaled before it is summed, so that it cannot overflow."""
+def _finite_mean(values: Sequence[float]) -> float:
+    """The mean of the finite values; scaled before it is summed, so that it cannot overflow."""
     finite = [v for v in values if math.isfinite(v)]
-    return sum(v / len(finite) for v in finite) if finite else None
+    return sum(v / len(finite) for v in finite) if finite else math.nan
 
 
 def _block(value: float, low: float, high: float) -> str:

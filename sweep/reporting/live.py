@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from sweep.reporting.formats import (
     common_scale,
+    condensed,
     encodable,
     format_duration,
     format_metric,
@@ -177,7 +178,7 @@ def start_text(study: StudyInfo, worker: WorkerReady) -> str:
     towards = "highest" if study.direction == "maximize" else "lowest"
     return (
         f"{study.name}: {study.n_trials} trials of at most {study.epochs} epochs, "
-        f"{towards} {study.metric} wins, {worker.n_slots} at a time on {worker.device}"
+        f"{towards} {study.metric} wins, up to {worker.n_slots} at a time on {worker.device}"
     )
 
 
@@ -279,18 +280,18 @@ def _trial_lines(progress: Progress, width: int, n_rows: int) -> list[Text]:
         return []
     shown = trials[:n_rows]
     widths = _column_widths(progress, shown, width)
-    curves = [[value for _, value in trial.curve] for trial in shown]
-    scale = common_scale(curves, widths[4], is_up=progress.study.direction == "maximize")
+    curves = [condensed([value for _, value in trial.curve], widths[4]) for trial in shown]
+    scale = common_scale(curves, is_up=progress.study.direction == "maximize")
     header = ("  running", "epoch", progress.study.metric, "best", _scale_text(scale))
     lines = [Text(), _row(header, widths, "dim")]
-    for trial, values in zip(shown, curves, strict=True):
+    for trial, curve in zip(shown, curves, strict=True):
         is_leader = trial is shown[0] and trial.best is not None
         cells = (
             f"{'▸' if is_leader else ' '} {trial.name}",
             f"{trial.epoch}/{progress.study.epochs}",
-            format_metric(values[-1]) if values else "-",
+            format_metric(trial.curve[-1][1] if trial.curve else None),
             format_metric(trial.best),
-            sparkline(values, widths[4], scale),
+            sparkline(curve, widths[4], scale),
         )
         lines.append(_row(cells, widths, "bold" if is_leader else ""))
     if len(trials) > n_rows:

@@ -309,7 +309,7 @@ def test_what_is_searched_stays_above_the_table():
     screen.feed(out.getvalue())
     assert screen.lines()[0] == (
         "mnist-mlp: 50 trials of at most 10 epochs, highest val_acc wins, "
-        "32 at a time on cpu, 2 threads"
+        "up to 32 at a time on cpu, 2 threads"
     )
     assert "0/50 trials" in screen.lines()[1]
 
