@@ -175,7 +175,7 @@ class LineDisplay:
         is_open, due_s = True, time.monotonic() + self._status_every_s
         while (line := self._next_line(due_s)) is not None:
             if not line:
-                line, due_s = self._status(), due_s + self._status_every_s
+                line, due_s = self._status(), time.monotonic() + self._status_every_s
             is_open = is_open and write_line(self._stream, line)
 
     def _next_line(self, due_s: float) -> str | None:

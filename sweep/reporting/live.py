@@ -176,9 +176,10 @@ def rewrap(width: int, drawn_width: int, line_widths: Sequence[int]) -> Control:
 def start_text(study: StudyInfo, worker: WorkerReady) -> str:
     """What is searched, and where, in words."""
     towards = "highest" if study.direction == "maximize" else "lowest"
+    slots = "one" if worker.n_slots == 1 else f"up to {worker.n_slots}"
     return (
         f"{study.name}: {study.n_trials} trials of at most {study.epochs} epochs, "
-        f"{towards} {study.metric} wins, up to {worker.n_slots} at a time on {worker.device}"
+        f"{towards} {study.metric} wins, {slots} at a time on {worker.device}"
     )
 
 

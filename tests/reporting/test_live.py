@@ -451,6 +451,21 @@ def test_a_real_terminal_is_left_sane():
     assert screen.is_cursor_shown
 
 
+def test_a_first_line_and_a_stop_on_a_real_terminal():
+    """The first line is plain words above the table, and a stop is acknowledged within it."""
+    first = (
+        "from sweep.reporting.display import announce; import sys; announce(sys.stdout, 'x: on')"
+    )
+    output = run_in_terminal(
+        f"{first}\n{textwrap.dedent(SEARCH).format(middle='display.acknowledge(); time.sleep(0.6)')}"
+    )
+    screen = Screen(100)
+    screen.feed(output)
+    assert screen.lines()[0] == "x: on"
+    assert "4/4 trials" in screen.lines()[1]
+    assert "stopping at the end of the epoch; press Ctrl-C again to stop now" in output
+
+
 def test_a_search_that_ends_without_close_brings_the_cursor_back():
     """A driver that leaves through sys.exit still gets its terminal back."""
     screen = Screen(100)
