@@ -74,7 +74,7 @@ def announce(name: str) -> None:
     """Say what is being done, before the imports that take seconds."""
     from sweep.reporting import display
 
-    display.announce(sys.stdout, f"{name}: loading Optuna, MLflow and PyTorch, a few seconds")
+    display.announce(sys.stdout, f"{name}: loading Optuna, MLflow and PyTorch ...")
 
 
 def finish(config: Any, outcome: Any) -> int:

@@ -41,7 +41,7 @@ main()
     )  # fmt: skip
     assert done.returncode == 4
     first, *others = done.stdout.splitlines()
-    assert parse_line(first) == {"notice": "x: loading Optuna, MLflow and PyTorch, a few seconds"}
+    assert parse_line(first) == {"notice": "x: loading Optuna, MLflow and PyTorch ..."}
     assert others[0].startswith("LOADS")
 
 

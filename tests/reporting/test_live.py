@@ -453,12 +453,11 @@ def test_a_real_terminal_is_left_sane():
 
 def test_a_first_line_and_a_stop_on_a_real_terminal():
     """The first line is plain words above the table, and a stop is acknowledged within it."""
+    search = textwrap.dedent(SEARCH).format(middle="display.acknowledge(); time.sleep(0.6)")
     first = (
-        "from sweep.reporting.display import announce; import sys; announce(sys.stdout, 'x: on')"
+        "from sweep.reporting.display import announce\nimport sys\nannounce(sys.stdout, 'x: on')"
     )
-    output = run_in_terminal(
-        f"{first}\n{textwrap.dedent(SEARCH).format(middle='display.acknowledge(); time.sleep(0.6)')}"
-    )
+    output = run_in_terminal(f"{first}\n{search}")
     screen = Screen(100)
     screen.feed(output)
     assert screen.lines()[0] == "x: on"

@@ -60,7 +60,7 @@ def test_a_traceback_is_shown_line_by_line():
 
 
 def test_best_epoch_and_last_epoch_are_both_shown():
-    """The kept epoch, the number of epochs, and the metrics of the kept one without bookkeeping."""
+    """The kept epoch with its metrics, without bookkeeping, and the number of epochs."""
     fields = in_words(trial_fields(a_trial(), "s", "runs:/x/checkpoint/best.ckpt"))
     assert (fields["best_epoch"], fields["n_epochs"], fields["best_metrics"]) == (2, 3, {})
     assert fields["checkpoint"] == "runs:/x/checkpoint/best.ckpt"
