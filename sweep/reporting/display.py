@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from typing import TextIO
 
 from sweep.reporting.formats import encodable
@@ -33,8 +34,10 @@ def announce(stream: TextIO, message: str) -> None:
 
 def width_and_color(stream: TextIO) -> tuple[int | None, bool]:
     """(cells, whether colours are welcome) for a table on `stream`; (None, False) for a pipe."""
-    if not _is_terminal(stream):
+    if not _is_a_tty(stream):
         return None, False
+    if not _is_terminal(stream):
+        return shutil.get_terminal_size().columns, False  # rich takes any such terminal for 80
     from rich.console import Console
 
     console = Console(file=stream)
@@ -47,8 +50,12 @@ def for_stream(text: str, stream: TextIO) -> str:
 
 
 def _is_terminal(stream: TextIO) -> bool:
-    """FORCE_COLOR makes rich call a pipe a terminal; a table that moves has no place there."""
+    """Whether a table may move on it, which FORCE_COLOR alone does not say."""
+    return _is_a_tty(stream) and os.environ.get("TERM", "") not in ("dumb", "unknown")
+
+
+def _is_a_tty(stream: TextIO) -> bool:
     try:
-        return stream.isatty() and os.environ.get("TERM", "") not in ("dumb", "unknown")
-    except ValueError:  # closed
+        return stream.isatty()
+    except (AttributeError, ValueError):  # none, or closed
         return False

@@ -200,7 +200,7 @@ def write_line(stream: TextIO, line: str) -> bool:
     try:
         stream.write(line + "\n")
         stream.flush()
-    except (OSError, ValueError) as error:
+    except (AttributeError, OSError, ValueError) as error:  # no stream, gone or closed
         if isinstance(error, BrokenPipeError):
             forget(stream)
         return False

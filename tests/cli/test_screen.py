@@ -181,3 +181,13 @@ def test_a_trial_for_people_has_its_curve_in_a_line(call: Call) -> None:
     (curve,) = [line for line in lines if line.startswith("curve:")]
     assert f"{points[0]:.4f} to {points[-1]:.4f}" in curve
     assert not any("epoch_s" in line for line in lines)
+
+
+def test_a_terminal_without_the_letters_is_served(six: Path) -> None:
+    """Drawings and an ellipsis are ASCII where standard output is, and nothing fails."""
+    done = subprocess.run(
+        [*SWEEP, "show", "six", "0"], cwd=six, env=environment(PYTHONIOENCODING="ascii"),
+        capture_output=True, check=True,
+    )  # fmt: skip
+    assert b"curve:" in done.stdout
+    assert done.stdout.isascii()

@@ -486,6 +486,18 @@ def test_a_dumb_terminal_gets_lines():
     assert output.startswith("trial=0 state=COMPLETE")
 
 
+@pytest.mark.parametrize(("term", "is_colored"), [("dumb", False), ("xterm-256color", True)])
+def test_tables_know_the_width_of_any_terminal(term, is_colored):
+    """A terminal of 61 cells has 61, also where it has no control sequences; colours only else."""
+    code = """
+        import sys
+        from sweep.reporting.display import width_and_color
+        print(width_and_color(sys.stdout))
+    """
+    said = run_in_terminal(code, width=61, environ={"TERM": term}).strip()
+    assert said == f"(61, {is_colored})"
+
+
 def test_a_pipe_gets_lines():
     """A stream that is no terminal gets lines, even where FORCE_COLOR is set, and no width."""
     assert isinstance(make_display(io.StringIO()), LineDisplay)
