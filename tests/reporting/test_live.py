@@ -220,17 +220,17 @@ def test_a_resumed_trial_counts_only_what_is_trained_now():
 
 
 def test_epochs_of_an_earlier_session_are_not_measured():
-    """Replays count for the bar, not for the speed."""
+    """Replays count for the bar, not for the speed, whenever they come."""
     clock = Clock()
-    progress = Progress(a_study(n_trials=1), clock)
-    for epoch in range(1, 6):
-        progress.apply(report(0, epoch, 0.9, is_replay=True))
-    assert progress.share == 0.5
-    for epoch in (6, 7):
-        assert progress.eta_s() is None
+    progress = Progress(a_study(n_trials=2), clock)
+    for epoch in (1, 2):
         clock.now_s += 2
         progress.apply(report(0, epoch, 0.9))
-    assert progress.eta_s() == pytest.approx(6.0)
+    assert progress.eta_s() == pytest.approx(18 * 2.0)
+    for epoch in range(1, 6):
+        progress.apply(report(1, epoch, 0.9, is_replay=True))
+    assert progress.share == pytest.approx(0.35)
+    assert progress.eta_s() == pytest.approx(13 * 2.0)
 
 
 def test_a_trial_that_starts_again_is_not_counted_twice():
