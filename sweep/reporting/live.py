@@ -281,7 +281,7 @@ def _trial_lines(progress: Progress, width: int, n_rows: int) -> list[Text]:
         return []
     shown = trials[:n_rows]
     widths = _column_widths(progress, shown, width)
-    curves = [condensed([value for _, value in trial.curve], widths[4]) for trial in shown]
+    curves = [condensed(trial.values, widths[4]) for trial in shown]
     scale = common_scale(curves, is_up=progress.study.direction == "maximize")
     header = ("  running", "epoch", progress.study.metric, "best", _scale_text(scale))
     lines = [Text(), _row(header, widths, "dim")]
@@ -290,7 +290,7 @@ def _trial_lines(progress: Progress, width: int, n_rows: int) -> list[Text]:
         cells = (
             f"{'▸' if is_leader else ' '} {trial.name}",
             f"{trial.epoch}/{progress.study.epochs}",
-            format_metric(trial.curve[-1][1] if trial.curve else None),
+            format_metric(trial.values[-1] if trial.values else None),
             format_metric(trial.best),
             sparkline(curve, widths[4], scale),
         )

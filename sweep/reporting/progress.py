@@ -35,6 +35,8 @@ class TrialProgress:
     """Epochs that earlier sessions trained."""
     curve: list[tuple[int, float]] = field(default_factory=list)
     """(epoch, metric) in order; a metric that was not reported is NaN."""
+    values: list[float] = field(default_factory=list)
+    """The metrics of `curve` alone: quick to draw."""
     best: float | None = None
     """The best metric so far."""
     metrics: dict[int, Mapping[str, float]] = field(default_factory=dict)
@@ -175,8 +177,10 @@ class Progress:
             trial.resumed_at = record.epoch if record.is_replay else record.epoch - 1
         while trial.curve and trial.curve[-1][0] >= record.epoch:
             trial.curve.pop()
+            trial.values.pop()
         value = record.metrics.get(self.study.metric, math.nan)
         trial.curve.append((record.epoch, value))
+        trial.values.append(value)
         trial.metrics[record.epoch] = record.metrics
         if self.is_better(value, trial.best):
             trial.best = value
