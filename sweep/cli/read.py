@@ -71,7 +71,7 @@ def trials(
     from sweep.reporting.filters import chosen, in_states, matching
     from sweep.reporting.rows import (
         FAILURE_COLUMNS,
-        LEAST_OF_A_TRIAL,
+        shown_columns,
         trial_columns,
         trial_row,
     )
@@ -83,7 +83,7 @@ def trials(
         name, rows = ledger.name, [trial_row(t) for t in ledger.trials()]
         is_descending = (sort == "value" and ledger.direction == "maximize") != reverse
     known = [*trial_columns(rows), *FAILURE_COLUMNS]
-    shown = trial_columns(rows) if columns is None else chosen(known, columns)
+    asked = None if columns is None else chosen(known, columns)
     found = sort_rows(rows, sort, is_descending=is_descending)
     if condition is not None:
         found = matching(found, known, condition)
@@ -92,7 +92,8 @@ def trials(
     if not found and rows and fmt == "table":
         click.echo(f"{name}: none of its {len(rows)} trials matches")
         return
-    _print_rows(found[:limit], shown, fmt, LEAST_OF_A_TRIAL)
+    shown, least_first = shown_columns(trial_columns(rows), found)
+    _print_rows(found[:limit], asked or shown, fmt, () if asked else least_first)
 
 
 @click.command(short_help="All about a study, or one of its trials.")

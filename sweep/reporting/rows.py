@@ -70,6 +70,20 @@ def trial_columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return [name for name in names if name not in FAILURE_COLUMNS] + last
 
 
+def shown_columns(
+    columns: Sequence[str], rows: Sequence[Mapping[str, Any]]
+) -> tuple[list[str], Sequence[str]]:
+    """`columns` in the order for `rows`, and those that go first on a narrow terminal.
+
+    Where all trials failed, the reasons come first and stay.
+    """
+    if not rows or not all(row.get("failure") for row in rows):
+        return list(columns), LEAST_OF_A_TRIAL
+    head = ("number", *FAILURE_COLUMNS)
+    others = [name for name in columns if name not in head and name not in LEAST_OF_A_TRIAL]
+    return [*head, *others, *LEAST_OF_A_TRIAL], [*LEAST_OF_A_TRIAL, *others[::-1]]
+
+
 def study_fields(study: StudySummary, trials: Sequence[LedgerTrial]) -> dict[str, Any]:
     """`sweep show STUDY`."""
     row = study_row(study)

@@ -6,8 +6,8 @@ import optuna
 from reporting_records import curve
 
 from sweep.ledger import LedgerTrial
-from sweep.reporting.rows import in_words, trial_columns, trial_fields, trial_row
-from sweep.reporting.tables import render_fields
+from sweep.reporting.rows import in_words, shown_columns, trial_columns, trial_fields, trial_row
+from sweep.reporting.tables import render_fields, render_rows
 from sweep.trial import TrialState
 
 FAILURE = {
@@ -44,6 +44,20 @@ def test_failures_are_the_last_columns_and_only_where_there_are_some():
     rows.append(trial_row(a_trial(TrialState.FAIL, result={"failure": FAILURE})))
     assert trial_columns(rows)[-2:] == ["failure", "message"]
     assert rows[1]["message"] == "ValueError: no"
+
+
+def test_where_all_failed_the_reasons_are_what_is_seen():
+    """On 60 cells the message of a failed trial is whole, its hyperparameters give way."""
+    lr = {f"parameter_{n}": 0.1 for n in range(9)}
+    failed = [a_trial(TrialState.FAIL, result={"failure": FAILURE}, hyperparameters=lr)]
+    rows = [trial_row(trial) for trial in failed]
+    columns, least_first = shown_columns(trial_columns(rows), rows)
+    lines = render_rows(rows, columns, "table", width=60, least_first=least_first).splitlines()
+    assert lines[0].split()[:3] == ["number", "failure", "message"]
+    assert lines[1].split()[:4] == ["3", "exception", "ValueError:", "no"]
+    assert max(map(len, lines)) <= 60
+    some = [*rows, trial_row(a_trial())]
+    assert shown_columns(trial_columns(some), some)[0][-2:] == ["failure", "message"]
 
 
 def test_a_traceback_is_shown_line_by_line():
