@@ -92,7 +92,7 @@ def trials(
     if not found and rows and fmt == "table":
         click.echo(f"{name}: none of its {len(rows)} trials matches")
         return
-    shown, least_first = shown_columns(trial_columns(rows), found)
+    shown, least_first = shown_columns(trial_columns(rows), found if fmt == "table" else ())
     _print_rows(found[:limit], asked or shown, fmt, () if asked else least_first)
 
 
