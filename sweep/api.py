@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -157,26 +157,28 @@ def retry(flags: Mapping[str, Any], failed: str | None) -> tuple[RunConfig, Spac
 
 
 def search_with(
-    config: RunConfig, space: Space, listeners: Sequence[Listener], extras: Extras | None = None
-) -> Outcome:
+    config: RunConfig, space: Space, listeners: Sequence[Listener], extras: Extras | None = None,
+    on_signal: Callable[[], object] = lambda: None,
+) -> Outcome:  # fmt: skip
     """Search with MLflow as the tracker, beside `listeners`.
 
     Records that an earlier run left are delivered first and MLflow is brought to agree with
-    Optuna. Checkpoints that `--keep` and `--disk-limit` do not want go as trials end.
+    Optuna. Checkpoints that `--keep` and `--disk-limit` do not want go as trials end. `on_signal`
+    is called as the first Ctrl-C or SIGTERM comes, in its handler.
     """
     from sweep.executors import begin_loading
 
     with foreign_set_aside():
         executor = begin_loading(config, space)
         try:
-            return _search(config, space, listeners, executor, extras)
+            return _search(config, space, listeners, executor, extras, on_signal)
         finally:
             executor.kill()
 
 
 def _search(
     config: RunConfig, space: Space, listeners: Sequence[Listener], executor: Executor,
-    extras: Extras | None,
+    extras: Extras | None, on_signal: Callable[[], object],
 ) -> Outcome:  # fmt: skip
     """Apart, because what it imports loads Optuna: workers load beside it."""
     import dataclasses
@@ -202,6 +204,7 @@ def _search(
         before_open=upkeep.deliver,
         after_open=upkeep.reconcile,
         after_close=upkeep.finish,
+        on_signal=on_signal,
     )
     return search(config, space, [tracker, *listeners], extras)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sweep.trial import Failure, Notice, Stop, TrialFinished, TrialResult, TrialState
@@ -22,7 +22,7 @@ def summary_of(
         "best_epoch": record.best_epoch,
         "n_epochs": record.n_epochs,
         "metrics": dict(record.best_metrics),
-        "seconds": round(sum(m.get("epoch_s", 0.0) for m in metrics.values()), 4),
+        "seconds": seconds_of(metrics.values()),
         "checkpoint": record.checkpoint,
         "time_ms": record.time_ms,
         "failure": failure and {
@@ -39,6 +39,15 @@ def _last_lines(text: str) -> str:
         return text
     _, _, rest = text[-LONGEST_TRACEBACK:].partition("\n")
     return f"...\n{rest}"
+
+
+def seconds_of(epochs: Iterable[Mapping[str, float]]) -> float:
+    """A trial's training time in seconds, from the metrics of its epochs.
+
+    Trials that train side by side share an epoch's time (`EpochReport.metrics`), so the sum over
+    all trials is the time that workers trained.
+    """
+    return round(sum(metrics.get("epoch_s", 0.0) for metrics in epochs), 4)
 
 
 def verdict_of(result: TrialResult, stop: Stop | None) -> tuple[TrialState, Failure | None]:

@@ -20,20 +20,30 @@ SAME_SIGNAL_S = 0.5
 
 
 @contextlib.contextmanager
-def stopping(request: Callable[[], object]) -> Iterator[None]:
+def stopping(
+    request: Callable[[], object], on_first: Callable[[], object] | None = None
+) -> Iterator[None]:
     """Within, a signal calls `request`, and a second SIGINT or SIGTERM raises KeyboardInterrupt.
+
+    `on_first` is called after the first request, in the handler: it must not wait, nor take a
+    lock.
 
     SIGHUP never counts as a second one: what follows a lost terminal is not impatience. It stays
     ignored where it is (nohup). In other threads than the main one signals are left alone.
     """
     first: list[float] = []
+    is_told = False
 
     def stop(signum: int, frame: FrameType | None) -> None:
+        nonlocal is_told
         if signum != signal.SIGHUP:
             if first and time.monotonic() - first[0] > SAME_SIGNAL_S:
                 raise Interruption
             first.append(time.monotonic())
         request()
+        if on_first is not None and not is_told:
+            is_told = True
+            on_first()
 
     with _handling(stop, STOPPING):
         try:

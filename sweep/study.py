@@ -95,7 +95,7 @@ class Listeners:
 Hook = Callable[[Ledger], object]
 
 
-def _nothing(ledger: Ledger) -> None:
+def _nothing(*_: Any) -> None:
     """A hook that does nothing."""
 
 
@@ -117,6 +117,8 @@ class Extras:
     """Called before the first trial of a study that goes on."""
     after_close: Hook = _nothing
     """Called under the lock when the listeners delivered everything."""
+    on_signal: Callable[[], object] = _nothing
+    """Called in the handler of the first SIGINT or SIGTERM: must not wait, nor take a lock."""
 
 
 def search(
@@ -157,7 +159,9 @@ def search(
             check = presence(work_dir, config.study_name, config.storage, config.tracking_uri)
             driver = Driver(config, ledger, proposals, listener, extras.retention, path_of(task))
             held.enter_context(_set_aside(config))
-            held.enter_context(stopping(lambda: driver.request_stop("interrupted")))
+            held.enter_context(
+                stopping(lambda: driver.request_stop("interrupted"), extras.on_signal)
+            )
             with _closing(executor, driver, listener):
                 if trials:
                     extras.after_open(ledger)

@@ -145,7 +145,11 @@ class EpochReport:
     epoch: int
     """Counts from 1."""
     metrics: Mapping[str, float]
-    """At least train_loss, val_loss, val_acc for MLPClassifier; epoch_s (seconds) always."""
+    """At least train_loss, val_loss, val_acc for MLPClassifier; epoch_s always.
+
+    epoch_s is the trial's share of the epoch, in seconds: a population of 32 splits the time that
+    it took into 32 equal parts.
+    """
     time_ms: int
     """Unix time in milliseconds."""
     start_epoch: int = 0

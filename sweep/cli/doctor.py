@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -61,9 +60,10 @@ def retry(study: str | None, failed: str | None, **flags: Any) -> int:
       sweep retry digits-mlp
       sweep retry digits-mlp --failed oom --population 4
     """
+    from sweep.cli.run import announce, finish, search
+
+    announce(study or "sweep retry")
     from sweep import api
-    from sweep.cli.run import finish
-    from sweep.reporting.display import make_display
     from sweep.reuse.best import only_study
 
     name = study or only_study(where(flags))
@@ -71,5 +71,4 @@ def retry(study: str | None, failed: str | None, **flags: Any) -> int:
     if not extras.again:
         click.echo(f"{name}: no failed trials{f' of class {failed}' if failed else ''}")
         return 0
-    outcome = api.search_with(config, space, [make_display(sys.stdout)], extras)
-    return finish(config, outcome)
+    return finish(config, search(config, space, extras))

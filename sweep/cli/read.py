@@ -15,23 +15,27 @@ Format = Literal["table", "json", "csv"]
 
 
 @click.command("list", short_help="Studies, one a line.")
+@click.option("--columns", metavar="A,B", help="Columns to print, in this order.")
 @format_option
 @where_options
-def list_command(fmt: Format, **flags: Any) -> None:
+def list_command(columns: str | None, fmt: Format, **flags: Any) -> None:
     """List the studies of this folder's Optuna storage.
 
     \b
-    Example:
+    Examples:
       sweep list --format json
+      sweep list --columns study,best
     """
     from sweep.ledger import list_studies
-    from sweep.reporting.rows import STUDY_COLUMNS, study_row
+    from sweep.reporting.filters import chosen
+    from sweep.reporting.rows import LEAST_OF_A_STUDY, STUDY_COLUMNS, study_row
 
     rows = [study_row(s) for s in list_studies(where(flags).storage)]
     if not rows and fmt == "table":
         click.echo("no studies here yet: try `sweep run`")
         return
-    _print_rows(rows, STUDY_COLUMNS, fmt)
+    shown = STUDY_COLUMNS if columns is None else chosen(STUDY_COLUMNS, columns)
+    _print_rows(rows, shown, fmt, LEAST_OF_A_STUDY)
 
 
 @click.command(short_help="A study's trials, one a line.")
@@ -39,31 +43,57 @@ def list_command(fmt: Format, **flags: Any) -> None:
 @click.option("--sort", default="value", metavar="COLUMN",
               help="Column to sort by; best first for value. [default: value]")  # fmt: skip
 @click.option("--reverse", is_flag=True, help="The other way round.")
+@click.option("--state", metavar="STATE",
+              help="Only these states, with commas: complete, pruned, fail ...")  # fmt: skip
+@click.option("--where", "condition", metavar="COND",
+              help="Only where conditions hold, as 'lr<0.01 and optimizer=Adam'.")  # fmt: skip
+@click.option("--columns", metavar="A,B", help="Columns to print, in this order.")
 @click.option("--limit", type=click.IntRange(1), help="Print the first N only.", metavar="N")
 @format_option
 @where_options
 def trials(
-    study: str | None, sort: str, reverse: bool, limit: int | None, fmt: Format, **flags: Any
-) -> None:
+    study: str | None, sort: str, reverse: bool, state: str | None, condition: str | None,
+    columns: str | None, limit: int | None, fmt: Format, **flags: Any,
+) -> None:  # fmt: skip
     """List the trials of STUDY (of the only one, where it is left out).
+
+    A condition is NAME OP VALUE with one of = != < <= > >=, and `and` joins conditions. A terminal
+    shows as many columns as fit.
 
     \b
     Examples:
       sweep trials digits-mlp --sort number
+      sweep trials digits-mlp --where 'lr<0.01 and optimizer=Adam' --columns number,value,lr
+      sweep trials digits-mlp --state fail
       sweep trials digits-mlp --sort lr --format csv > trials.csv
     """
     from sweep.ledger import open_study
-    from sweep.reporting.rows import trial_columns, trial_row
+    from sweep.reporting.filters import chosen, in_states, matching
+    from sweep.reporting.rows import (
+        FAILURE_COLUMNS,
+        shown_columns,
+        trial_columns,
+        trial_row,
+    )
     from sweep.reporting.tables import sort_rows
     from sweep.reuse.best import only_study
 
     config = where(flags)
     with closing(open_study(config.storage, study or only_study(config))) as ledger:
-        rows = [trial_row(t) for t in ledger.trials()]
+        name, rows = ledger.name, [trial_row(t) for t in ledger.trials()]
         is_descending = (sort == "value" and ledger.direction == "maximize") != reverse
-    _print_rows(
-        sort_rows(rows, sort, is_descending=is_descending)[:limit], trial_columns(rows), fmt
-    )
+    known = [*trial_columns(rows), *FAILURE_COLUMNS]
+    asked = None if columns is None else chosen(known, columns)
+    found = sort_rows(rows, sort, is_descending=is_descending)
+    if condition is not None:
+        found = matching(found, known, condition)
+    if state is not None:
+        found = in_states(found, state)
+    if not found and rows and fmt == "table":
+        click.echo(f"{name}: none of its {len(rows)} trials matches")
+        return
+    shown, least_first = shown_columns(trial_columns(rows), found if fmt == "table" else ())
+    _print_rows(found[:limit], asked or shown, fmt, () if asked else least_first)
 
 
 @click.command(short_help="All about a study, or one of its trials.")
@@ -74,6 +104,8 @@ def trials(
 def show(what: str, trial: int | None, fmt: Format, **flags: Any) -> None:
     """Show a study, or one trial of it: STUDY, STUDY TRIAL, or TRIAL of the only study.
 
+    A table draws the curve; json and csv list its points.
+
     \b
     Examples:
       sweep show digits-mlp
@@ -82,14 +114,15 @@ def show(what: str, trial: int | None, fmt: Format, **flags: Any) -> None:
     """
     from sweep.errors import NotFoundError
     from sweep.ledger import open_study
-    from sweep.reporting.rows import study_fields, trial_fields
+    from sweep.reporting.display import for_stream
+    from sweep.reporting.rows import in_words, study_fields, trial_fields
     from sweep.reporting.tables import render_fields
-    from sweep.reuse.best import only_study
+    from sweep.reuse.best import located, only_study
 
     config = where(flags)
     study, number = (only_study(config), int(what)) if what.isdigit() else (what, trial)
     with closing(open_study(config.storage, study)) as ledger:
-        trials, summary = ledger.trials(), ledger.summary()
+        trials, summary, config = ledger.trials(), ledger.summary(), located(config, ledger)
     if number is None:
         fields, traceback = study_fields(summary, trials), ""
     else:
@@ -97,11 +130,13 @@ def show(what: str, trial: int | None, fmt: Format, **flags: Any) -> None:
         if not found:
             held = f"trials 0 to {len(trials) - 1}" if trials else "no trials yet"
             raise NotFoundError(f"study {study!r} has {held}, but not {number}")
-        fields = trial_fields(found[0], study)
-    traceback = "" if fmt == "json" else _take_traceback(fields)
-    click.echo(render_fields(fields, fmt, is_colored=_is_colored()), nl=False)
+        fields = trial_fields(found[0], study, _checkpoint(found[0], config))
+        traceback = "" if fmt == "json" else _take_traceback(fields)
+        fields = in_words(fields) if fmt == "table" else fields
+    text = render_fields(fields, fmt, is_colored=_is_colored())
     if traceback and fmt == "table":
-        click.echo(f"\n{traceback.rstrip()}")
+        text += f"\n{traceback.rstrip()}\n"
+    click.echo(for_stream(text, sys.stdout), nl=False)
 
 
 def _take_traceback(fields: dict[str, Any]) -> str:
@@ -113,12 +148,29 @@ def _take_traceback(fields: dict[str, Any]) -> str:
     return traceback
 
 
-def _print_rows(rows: Sequence[Any], columns: Sequence[str], fmt: Format) -> None:
-    from sweep.reporting.display import width_and_color
+def _checkpoint(trial: Any, config: Any) -> str | None:
+    """Where the trial's checkpoint is; None, with a line, where only MLflow could say that."""
+    from sweep.errors import StoreError
+    from sweep.reuse.best import checkpoint_place
+
+    try:
+        return checkpoint_place(trial, config)
+    except StoreError as error:
+        click.echo(f"sweep: the checkpoint may be in MLflow: {error}", err=True)
+        return None
+
+
+def _print_rows(
+    rows: Sequence[Any], columns: Sequence[str], fmt: Format, least_first: Sequence[str]
+) -> None:
+    from sweep.reporting.display import for_stream, width_and_color
     from sweep.reporting.tables import render_rows
 
     width, is_colored = width_and_color(sys.stdout)
-    click.echo(render_rows(rows, columns, fmt, width=width, is_colored=is_colored), nl=False)
+    text = render_rows(
+        rows, columns, fmt, width=width, is_colored=is_colored, least_first=least_first
+    )
+    click.echo(for_stream(text, sys.stdout), nl=False)
 
 
 def _is_colored() -> bool:

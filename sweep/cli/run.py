@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 import sys
 from pathlib import Path
@@ -10,10 +11,13 @@ from typing import Any
 import click
 
 from sweep.cli.options import GroupedCommand, config_options, expanded, print_config
+from sweep.config import flag_name, resolve
 from sweep.errors import OUT_OF_TIME, StudyInterrupted
 from sweep.redact import redacted
 
 EXIT_CODES = {"interrupted": StudyInterrupted.exit_code, "timeout": OUT_OF_TIME}
+UNFINISHED = ("interrupted", "timeout", "failed")
+"""Reasons for an end after which the same study goes on."""
 NEXT_IF_DONE = "study {name} already has {n} finished trials of {total}: nothing to do. {hint}"
 
 
@@ -43,6 +47,8 @@ def run(
       sweep run --study digits-mlp --trials 100      # go on with an older study
       sweep run --study digits-mlp --space mine.yaml --fork digits-mine
     """
+    if not (only_print or dry_run or quiet):
+        announce(fork or resolve(flags, file=config_file).config.study_name)
     from sweep import api
 
     extras = None
@@ -56,16 +62,29 @@ def run(
         return 0
     if dry_run:
         return _dry_run(resolved.config, space)
+    verbosity = -1 if quiet else int(verbose)
+    return finish(resolved.config, search(resolved.config, space, extras, verbosity))
+
+
+def search(config: Any, space: Any, extras: Any = None, verbosity: int = 0) -> Any:
+    """Search with a display on standard output; its outcome."""
+    from sweep import api
     from sweep.reporting.display import make_display
 
-    verbosity = -1 if quiet else int(verbose)
     display = make_display(sys.stdout, verbosity)
-    outcome = api.search_with(resolved.config, space, [display], extras)
-    return finish(resolved.config, outcome)
+    return api.search_with(config, space, [display], extras, display.acknowledge)
+
+
+def announce(name: str) -> None:
+    """Say what is being done, before the imports that take seconds."""
+    from sweep.reporting import display
+
+    display.announce(sys.stdout, f"{name}: loading Optuna, MLflow and PyTorch ...")
 
 
 def finish(config: Any, outcome: Any) -> int:
     """Say what came out of a search and what to type next; the exit code."""
+    from sweep.reporting.display import for_stream, width_and_color
     from sweep.reporting.summary import end_summary
 
     n_done, n_failed = outcome.study.n_done, outcome.end.n_by_state.get("FAIL", 0)
@@ -77,15 +96,15 @@ def finish(config: Any, outcome: Any) -> int:
             NEXT_IF_DONE.format(name=config.study_name, n=n_done, total=config.trials, hint=hint)
         )
     best_name = str(outcome.best.result.get("name", "")) if outcome.best else ""
-    places, commands = _places(config), _commands(config, has_best=outcome.best is not None)
+    commands = _commands(config, outcome)
     if n_failed:
         trials = "the failed trial" if n_failed == 1 else f"the {n_failed} failed trials"
         commands = [*commands, (_retry(config), f"try {trials} again")]
     lines = end_summary(
-        outcome.study, outcome.end, best_name=best_name, places=places, commands=commands,
-        unsaved=outcome.unsaved,
+        outcome.study, outcome.end, best_name=best_name, places=_places(config),
+        commands=commands, unsaved=outcome.unsaved, width=width_and_color(sys.stdout)[0],
     )  # fmt: skip
-    click.echo("\n".join(lines))
+    click.echo(for_stream("\n".join(lines), sys.stdout))
     return EXIT_CODES.get(outcome.end.reason, 0)
 
 
@@ -97,7 +116,7 @@ def _places(config: Any) -> dict[str, str]:
     }
 
 
-def _commands(config: Any, *, has_best: bool) -> list[tuple[str, str]]:
+def _commands(config: Any, outcome: Any) -> list[tuple[str, str]]:
     from sweep.config import RunConfig
     from sweep.reporting.summary import next_commands
 
@@ -108,7 +127,9 @@ def _commands(config: Any, *, has_best: bool) -> list[tuple[str, str]]:
         storage=_unknown(config, "storage"),
         tracking_uri=_unknown(config, "tracking_uri"),
         is_default_store=config.tracking_uri == RunConfig().tracking_uri,
-        has_best=has_best,
+        has_best=outcome.best is not None,
+        has_failed=outcome.end.n_by_state.get("FAIL", 0) > 0,
+        going_on=_going_on(config) if outcome.end.reason in UNFINISHED else None,
     )
 
 
@@ -119,10 +140,33 @@ def _retry(config: Any) -> str:
     return shlex.join(words)
 
 
+def _going_on(config: Any) -> str:
+    """The shortest `sweep run` that continues the search: flags for what nothing else says.
+
+    The environment and the study, as it is stored, say the other settings. Passwords are left out.
+    """
+    from sweep.study import VOLATILE, stored_config
+
+    flags = {"storage": _unknown(config, "storage")}
+    if resolve({}).config.study_name != config.study_name:
+        flags["study"] = config.study_name
+    known = resolve(flags, stored=stored_config(config)).config
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name not in VOLATILE and value != getattr(known, field.name):
+            flags[field.name] = value
+    words = ["sweep", "run"]
+    for name, value in sorted(flags.items(), key=lambda item: item[0] != "study"):
+        flag = flag_name(name)
+        if isinstance(value, bool):
+            words.append(flag if value else f"--no-{flag[2:]}")
+        elif value is not None:
+            words += [flag, redacted(str(value).removesuffix(".0"))]
+    return shlex.join(words)
+
+
 def _unknown(config: Any, field: str) -> str | None:
     """A setting that another command of this shell would not have without a flag, else None."""
-    from sweep.config import resolve
-
     value = getattr(config, field)
     return None if getattr(resolve({}).config, field) == value else str(value)
 

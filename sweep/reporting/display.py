@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 from typing import TextIO
 
-from sweep.reporting.lines import LineDisplay
+from sweep.reporting.formats import encodable
+from sweep.reporting.lines import LineDisplay, format_line, write_line
 from sweep.reporting.live import LiveDisplay
 
 
@@ -24,19 +26,36 @@ def make_display(stream: TextIO, verbosity: int = 0) -> LiveDisplay | LineDispla
     return LineDisplay(stream, verbosity)
 
 
+def announce(stream: TextIO, message: str) -> None:
+    """Write a line that comes before the display: words on a terminal, a notice in a pipe."""
+    line = message if _is_terminal(stream) else format_line([("notice", message)])
+    write_line(stream, for_stream(line, stream))
+
+
 def width_and_color(stream: TextIO) -> tuple[int | None, bool]:
     """(cells, whether colours are welcome) for a table on `stream`; (None, False) for a pipe."""
-    if not _is_terminal(stream):
+    if not _is_a_tty(stream):
         return None, False
+    if not _is_terminal(stream):
+        return shutil.get_terminal_size().columns, False  # rich takes any such terminal for 80
     from rich.console import Console
 
     console = Console(file=stream)
     return console.width, not console.no_color and console.color_system is not None
 
 
+def for_stream(text: str, stream: TextIO) -> str:
+    """`text` as `stream` can show it (see `formats.encodable`)."""
+    return encodable(text, getattr(stream, "encoding", None))
+
+
 def _is_terminal(stream: TextIO) -> bool:
-    """FORCE_COLOR makes rich call a pipe a terminal; a table that moves has no place there."""
+    """Whether a table may move on it, which FORCE_COLOR alone does not say."""
+    return _is_a_tty(stream) and os.environ.get("TERM", "") not in ("dumb", "unknown")
+
+
+def _is_a_tty(stream: TextIO) -> bool:
     try:
-        return stream.isatty() and os.environ.get("TERM", "") not in ("dumb", "unknown")
-    except ValueError:  # closed
+        return stream.isatty()
+    except (AttributeError, ValueError):  # none, or closed
         return False

@@ -4,11 +4,27 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
 BLOCKS = "▁▂▃▄▅▆▇█"
+_ASCII = str.maketrans(BLOCKS + "━╸─·…▸–", "__..--^^#=-..>-")
+
+
+def encodable(text: str, encoding: str | None) -> str:
+    """`text` as a stream of that encoding can take it: drawings in ASCII, other letters escaped.
+
+    >>> encodable("▁█ café …", "ascii"), encodable("▁█ café …", "utf-8")
+    ('_^ caf\\\\xe9 .', '▁█ café …')
+    """
+    encoding = encoding or "utf-8"
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        drawn = text.translate(_ASCII)
+        return drawn.encode(encoding, "backslashreplace").decode(encoding)
+    return text
 
 
 def format_number(value: float) -> str:
@@ -85,31 +101,56 @@ def format_time(time_ms: float | None) -> str:
     return datetime.fromtimestamp(time_ms / 1000).isoformat(timespec="seconds")
 
 
-def sparkline(values: Sequence[float], width: int) -> str:
-    """The curve of `values` as at most `width` block characters, scaled to its own range.
+def sparkline(
+    values: Sequence[float], width: int, scale: tuple[float, float] | None = None
+) -> str:
+    """The curve of `values` as at most `width` block characters.
 
-    More values than places: each place shows the mean of its share. What is not finite is a
-    blank; a flat curve is drawn at half height.
+    `scale` is what the lowest and the highest block stand for, beyond it a curve is cut; None: the
+    curve's own range. More values than places: each place shows the mean of its share. A value
+    that is not finite is a blank; a flat curve is drawn at half height.
 
     >>> sparkline([0, 1, 2, 3, 4, 5, 6, 7], 8), sparkline([1, 1], 8), sparkline([0, 0, 9, 9], 2)
     ('▁▂▃▄▅▆▇█', '▄▄', '▁█')
+    >>> sparkline([0, 1, 2, 3], 8, (2, 4))
+    '▁▁▁▅'
     """
-    if width < 1 or not values:
-        return ""
-    n = min(len(values), width)
+    means = condensed(values, width)
+    finite = [m for m in means if not math.isnan(m)]
+    low, high = scale or (min(finite, default=0.0), max(finite, default=0.0))
+    return "".join(" " if math.isnan(m) else _block(m, low, high) for m in means)
+
+
+def condensed(values: Sequence[float], width: int) -> list[float]:
+    """`values` as at most `width` means of equal shares; NaN where nothing is finite.
+
+    The mean of a large share is that of 16 of its values: a frame is drawn four times a second.
+    """
+    n = min(len(values), max(width, 0))
+    if n == 0:
+        return []
     edges = [i * len(values) // n for i in range(n + 1)]
-    means = [_finite_mean(values[a:b]) for a, b in itertools.pairwise(edges)]
-    finite = [m for m in means if m is not None]
-    if not finite:
-        return " " * n
-    low, high = min(finite), max(finite)
-    return "".join(" " if m is None else _block(m, low, high) for m in means)
+    shares = itertools.pairwise(edges)
+    return [_finite_mean(values[a : b : max(1, (b - a) // 16)]) for a, b in shares]
 
 
-def _finite_mean(values: Sequence[float]) -> float | None:
-    """The mean of what is finite; scaled before it is summed, so that it cannot overflow."""
+def common_scale(curves: Iterable[Sequence[float]], *, is_up: bool) -> tuple[float, float] | None:
+    """One scale for the spark lines of (condensed) `curves`; None where nothing is finite.
+
+    It ends at the best point and begins where a tenth of all points are worse: one trial that
+    diverged does not make the others look alike. `is_up`: larger is better.
+    """
+    points = sorted(point for curve in curves for point in curve if math.isfinite(point))
+    if not points:
+        return None
+    tenth = len(points) // 10
+    return (points[tenth], points[-1]) if is_up else (points[0], points[-1 - tenth])
+
+
+def _finite_mean(values: Sequence[float]) -> float:
+    """The mean of the finite values; scaled before it is summed, so that it cannot overflow."""
     finite = [v for v in values if math.isfinite(v)]
-    return sum(v / len(finite) for v in finite) if finite else None
+    return sum(v / len(finite) for v in finite) if finite else math.nan
 
 
 def _block(value: float, low: float, high: float) -> str:

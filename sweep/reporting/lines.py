@@ -1,17 +1,32 @@
 """One line per trial, for pipes, log files and grep.
 
-    trial=17 state=COMPLETE val_acc=0.9822 best=0.9833@12 epoch=7/10 seconds=3.1 optimizer=Adam ...
+    study=digits-mlp trials=50 epochs=10 metric=val_acc direction=maximize population=32 device=cpu
+    trial=17 state=COMPLETE val_acc=0.9822 best=0.9833@12 epoch=10/10 best_epoch=7 seconds=3.1 ...
+    progress=0.41 trials=17/50 running=32 best=0.9833@12 leading=0.9841@21 elapsed=60 eta=87
 
-A line is `key=value` pairs with one space between them, ASCII only. The order is fixed:
+A line is `key=value` pairs with one space between them, ASCII only. The order is fixed. The first
+one comes when a worker is ready and says what is searched (`done`: finished trials of earlier
+sessions, where there are some). A line of a trial:
 
-    trial      number of the trial
-    state      COMPLETE, PRUNED or FAIL; RUNNING for a line about an epoch (-v)
-    <metric>   the study's metric under its own name: at the kept epoch, or of this epoch
-    best       best value of the study so far @ the trial that has it
-    epoch      kept epoch / epochs trained; RUNNING: this epoch / epochs at most
-    seconds    wall time of the trial; RUNNING: of the epoch
-    failure    failed trials only: oom, nan, exception, killed or timeout, then `message`
-    ...        finished trials: its hyperparameters; RUNNING: its other metrics
+    trial       number of the trial
+    state       COMPLETE, PRUNED or FAIL; RUNNING for a line about an epoch (-v)
+    <metric>    the study's metric under its own name: at the best epoch, or of this epoch
+    best        best value of the study's complete trials so far @ the trial that has it
+    epoch       epochs trained / epochs at most
+    best_epoch  the epoch of the kept checkpoint; finished trials only
+    seconds     the trial's training time; RUNNING: of this epoch (its share in a population)
+    failure     failed trials only: oom, nan, exception, killed or timeout, then `message`
+    ...         finished trials: its hyperparameters; RUNNING: its other metrics
+
+Every minute one line of the search:
+
+    progress    finished part of the study, from 0 to 1; a trial counts by its epochs
+    trials      finished trials / all trials
+    running     trials that train now
+    best        as above
+    leading     best value of the running trials @ the trial that has it
+    elapsed     seconds since the study was opened
+    eta         estimated seconds until its end, once two epochs were measured
 
 A value that is unknown is `-`. What holds anything but plain printable characters is quoted as
 a JSON string. A hyperparameter that is named like a key above has `hp.` before its name.
@@ -25,15 +40,31 @@ import os
 import queue
 import re
 import threading
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TextIO
 
-from sweep.reporting.formats import format_number, format_value
+from sweep.reporting.formats import format_duration, format_number, format_value
 from sweep.reporting.progress import Progress, TrialProgress
-from sweep.trial import EpochReport, Notice, Record, StudyInfo, TrialFinished, TrialState
+from sweep.trial import (
+    EpochReport,
+    Notice,
+    Record,
+    StudyInfo,
+    TrialFinished,
+    TrialState,
+    WorkerReady,
+)
 
-KEYS = ("trial", "state", "best", "epoch", "seconds", "failure", "message", "notice")
-"""Keys that a line has of its own, beside the metric's."""
+Pairs = list[tuple[str, str]]
+
+KEYS = (
+    "trial", "state", "best", "epoch", "best_epoch", "seconds", "failure", "message", "notice",
+)  # fmt: skip
+"""Keys that a trial's line has of its own, beside the metric's."""
+STATUS_EVERY_S = 60.0
+LOADING = "starting: a worker loads PyTorch and the data"
+STOPPING = "stopping at the end of the epoch; press Ctrl-C again to stop now"
 
 _BARE = re.compile(r"[!#-<>-\[\]-~]+")
 _TOKEN = r'"(?:[^"\\]|\\.)*"|[!#-<>-\[\]-~]+'
@@ -79,10 +110,14 @@ class LineDisplay:
     A reader that goes away (`| head`) ends the display, not the search.
     """
 
-    def __init__(self, stream: TextIO, verbosity: int = 0) -> None:
+    def __init__(
+        self, stream: TextIO, verbosity: int = 0, status_every_s: float = STATUS_EVERY_S
+    ) -> None:
         self._stream = stream
         self._verbosity = verbosity
+        self._status_every_s = status_every_s
         self._progress: Progress | None = None
+        self._lock = threading.Lock()
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._writer: threading.Thread | None = None
 
@@ -97,14 +132,33 @@ class LineDisplay:
         """Queue the lines of `records`."""
         if self._progress is None or self._writer is None:
             return
-        for record in records:
-            trial = self._progress.apply(record)
-            if isinstance(record, Notice):
-                self._lines.put(format_line([("notice", record.message)]))
-            elif isinstance(record, TrialFinished) and trial is not None:
-                self._lines.put(format_line(finished_pairs(self._progress, trial, record)))
-            elif isinstance(record, EpochReport) and trial is not None and self._tells(record):
-                self._lines.put(format_line(epoch_pairs(self._progress, trial, record)))
+        with self._lock:
+            for record in records:
+                is_first = self._progress.worker is None
+                trial = self._progress.apply(record)
+                pairs = self._pairs(self._progress, record, trial, is_first=is_first)
+                if pairs:
+                    self._lines.put(format_line(pairs))
+
+    def acknowledge(self) -> None:
+        """Say that the search stops. Safe in a signal handler: takes no lock."""
+        if self._verbosity >= 0:
+            self._lines.put(format_line([("notice", STOPPING)]))
+
+    def _pairs(
+        self, progress: Progress, record: Record, trial: TrialProgress | None, *, is_first: bool
+    ) -> Pairs:
+        if isinstance(record, Notice):
+            return [("notice", record.message)]
+        if isinstance(record, WorkerReady) and is_first:
+            return start_pairs(progress.study, record)
+        if trial is None:
+            return []
+        if isinstance(record, TrialFinished) and record.state.is_finished:
+            return finished_pairs(progress, trial, record)
+        if isinstance(record, EpochReport) and self._tells(record):
+            return epoch_pairs(progress, trial, record)
+        return []
 
     def _tells(self, record: EpochReport) -> bool:
         """With -v, every epoch once: a replay was told when it was trained."""
@@ -118,17 +172,35 @@ class LineDisplay:
             writer.join()
 
     def _drain(self) -> None:
-        is_open = True
-        while (line := self._lines.get()) is not None:
-            is_open = is_open and _write_line(self._stream, line)
+        is_open, due_s = True, time.monotonic() + self._status_every_s
+        while (line := self._next_line(due_s)) is not None:
+            if not line:
+                line, due_s = self._status(), time.monotonic() + self._status_every_s
+            is_open = is_open and write_line(self._stream, line)
+
+    def _next_line(self, due_s: float) -> str | None:
+        """The next line; "" where a status is due."""
+        left_s = due_s - time.monotonic()
+        try:
+            return self._lines.get(timeout=left_s) if left_s > 0 else ""
+        except queue.Empty:
+            return ""
+
+    def _status(self) -> str:
+        assert self._progress is not None
+        with self._lock:
+            if self._progress.worker is None:
+                waited = format_duration(self._progress.elapsed_s)
+                return format_line([("notice", f"{LOADING} ({waited})")])
+            return format_line(status_pairs(self._progress))
 
 
-def _write_line(stream: TextIO, line: str) -> bool:
+def write_line(stream: TextIO, line: str) -> bool:
     """Write and flush `line`; False where nobody will read the stream any more."""
     try:
         stream.write(line + "\n")
         stream.flush()
-    except (OSError, ValueError) as error:
+    except (AttributeError, OSError, ValueError) as error:  # no stream, gone or closed
         if isinstance(error, BrokenPipeError):
             forget(stream)
         return False
@@ -150,27 +222,54 @@ def forget(stream: TextIO) -> None:
     os.close(null)
 
 
-def finished_pairs(
-    progress: Progress, trial: TrialProgress, record: TrialFinished
-) -> list[tuple[str, str]]:
+def start_pairs(study: StudyInfo, worker: WorkerReady) -> Pairs:
+    """The pairs of the line that says what is searched, and where."""
+    n_workers = study.config.get("workers", 1)
+    return [
+        ("study", study.name),
+        ("trials", str(study.n_trials)),
+        *([("done", str(study.n_done))] if study.n_done else []),
+        ("epochs", str(study.epochs)),
+        ("metric", study.metric),
+        ("direction", study.direction),
+        ("population", str(worker.n_slots)),
+        *([("workers", str(n_workers))] if n_workers != 1 else []),
+        ("device", worker.device),
+    ]
+
+
+def status_pairs(progress: Progress) -> Pairs:
+    """The pairs of the line that comes every minute."""
+    leader, eta_s = progress.leader(), progress.eta_s()
+    leading = "-" if leader is None else f"{_number(leader.best)}@{leader.number}"
+    return [
+        ("progress", format_number(round(progress.share, 4))),
+        ("trials", f"{progress.n_done}/{progress.study.n_trials}"),
+        ("running", str(len(progress.running))),
+        ("best", _best(progress)),
+        ("leading", leading),
+        ("elapsed", str(round(progress.elapsed_s))),
+        ("eta", "-" if eta_s is None else str(round(eta_s))),
+    ]
+
+
+def finished_pairs(progress: Progress, trial: TrialProgress, record: TrialFinished) -> Pairs:
     """The pairs of a finished trial; `progress` has taken in `record` already."""
-    seconds = None if trial.started_ms is None else (record.time_ms - trial.started_ms) / 1000
     pairs = [
         ("trial", str(record.number)),
         ("state", record.state.value),
         (progress.study.metric, _number(record.value)),
         ("best", _best(progress)),
-        ("epoch", f"{record.best_epoch or '-'}/{record.n_epochs}"),
-        ("seconds", "-" if seconds is None else f"{max(seconds, 0.0):.1f}"),
+        ("epoch", f"{record.n_epochs}/{progress.study.epochs}"),
+        ("best_epoch", str(record.best_epoch or "-")),
+        ("seconds", format_number(round(trial.seconds, 3))),
     ]
     if record.failure is not None:
         pairs += [("failure", record.failure.kind), ("message", record.failure.message)]
     return pairs + _renamed(trial.hyperparameters, progress.study.metric)
 
 
-def epoch_pairs(
-    progress: Progress, trial: TrialProgress, record: EpochReport
-) -> list[tuple[str, str]]:
+def epoch_pairs(progress: Progress, trial: TrialProgress, record: EpochReport) -> Pairs:
     """The pairs of one epoch."""
     metric = progress.study.metric
     others = {k: v for k, v in record.metrics.items() if k not in (metric, "epoch_s")}
@@ -180,12 +279,12 @@ def epoch_pairs(
         (metric, _number(record.metrics.get(metric))),
         ("best", _best(progress)),
         ("epoch", f"{record.epoch}/{progress.study.epochs}"),
-        ("seconds", _number(record.metrics.get("epoch_s"))),
+        ("seconds", format_number(round(record.metrics.get("epoch_s", 0.0), 4))),
         *_renamed(others, metric),
     ]
 
 
-def _renamed(values: Mapping[str, Any], metric: str) -> list[tuple[str, str]]:
+def _renamed(values: Mapping[str, Any], metric: str) -> Pairs:
     taken = (*KEYS, metric)
     return [(f"hp.{k}" if k in taken else k, format_value(v)) for k, v in values.items()]
 

@@ -10,9 +10,17 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from sweep.reporting.formats import BLOCKS, format_duration, format_metric, sparkline
+from sweep.reporting.formats import (
+    common_scale,
+    condensed,
+    encodable,
+    format_duration,
+    format_metric,
+    sparkline,
+)
+from sweep.reporting.lines import LOADING, STOPPING
 from sweep.reporting.progress import Progress, TrialProgress
-from sweep.trial import Notice, Record, StudyInfo, TrialState
+from sweep.trial import Notice, Record, StudyInfo, TrialState, WorkerReady
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,15 +29,20 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 REFRESH_HZ = 4
-LINES_AROUND_ROWS = 7
-"""Lines that are not rows of trials: bar, best, counts, blank, header, "+12 more", one spare."""
+LINES_AROUND_ROWS = 8
+"""Lines that are not rows of trials: bar, best, counts, stopping, blank, header, "+12 more", one
+spare."""
+RIGHT_MARGIN = 3
+"""Cells kept free: a terminal writes ^C behind the last line, which must not wrap."""
+SLOW_EPOCH_S = 3.0
+"""An epoch that takes longer shows its age."""
+SPINNER = "|/-\\"
 
 _STATES = (
     (TrialState.COMPLETE, "complete", "green"),
     (TrialState.PRUNED, "pruned", "yellow"),
     (TrialState.FAIL, "failed", "red"),
 )
-_ASCII = str.maketrans(BLOCKS + "━─·…", "__..--^^#--.")
 
 
 class LiveDisplay:
@@ -46,8 +59,10 @@ class LiveDisplay:
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._progress: Progress | None = None
-        self._notices: list[str] = []
+        self._notices: list[tuple[str, str]] = []
+        """(line above the table, its style)"""
         self._is_changed = True
+        self._is_stopping = False
         self._live: Live | None = None
         self._thread: threading.Thread | None = None
         self._drawn: tuple[int, list[int]] = (0, [])
@@ -70,10 +85,16 @@ class LiveDisplay:
             return
         with self._lock:
             for record in records:
-                self._progress.apply(record)
                 if isinstance(record, Notice):
-                    self._notices.append(record.message)
+                    self._notices.append((record.message, "yellow"))
+                elif isinstance(record, WorkerReady) and self._progress.worker is None:
+                    self._notices.append((start_text(self._progress.study, record), ""))
+                self._progress.apply(record)
             self._is_changed = True
+
+    def acknowledge(self) -> None:
+        """Say that the search stops. Safe in a signal handler: takes no lock."""
+        self._is_stopping = self._is_changed = True
 
     def close(self) -> None:
         """Leave the last bar and counts on the terminal, cursor below. May be called twice."""
@@ -123,14 +144,15 @@ class LiveDisplay:
         with self._lock:
             assert self._progress is not None
             notices, self._notices, self._is_changed = self._notices, [], False
-            lines = frame(self._progress, size.width - 1, 0 if is_last else size.height)
-        if self._console.options.ascii_only:
-            for line in lines:
-                line.plain = line.plain.translate(_ASCII).encode("ascii", "replace").decode()
+            width, height = max(1, size.width - RIGHT_MARGIN), 0 if is_last else size.height
+            lines = frame(self._progress, width, height, is_stopping=self._is_stopping)
+        for line in lines:
+            line.plain = encodable(line.plain, self._console.encoding)
         self._console.control(rewrap(size.width, *self._drawn))
         self._drawn = (size.width, [line.cell_len for line in lines])
-        for notice in notices:
-            self._console.print(Text(notice, style="yellow"), highlight=False)
+        for notice, style in notices:
+            text = encodable(notice, self._console.encoding)
+            self._console.print(Text(text, style), highlight=False)
         live.update(Group(*lines), refresh=True)
 
 
@@ -151,17 +173,30 @@ def rewrap(width: int, drawn_width: int, line_widths: Sequence[int]) -> Control:
     return Control(*erase_up * n_extra)
 
 
-def frame(progress: Progress, width: int, height: int) -> list[Text]:
+def start_text(study: StudyInfo, worker: WorkerReady) -> str:
+    """What is searched, and where, in words."""
+    towards = "highest" if study.direction == "maximize" else "lowest"
+    slots = "one" if worker.n_slots == 1 else f"up to {worker.n_slots}"
+    return (
+        f"{study.name}: {study.n_trials} trials of at most {study.epochs} epochs, "
+        f"{towards} {study.metric} wins, {slots} at a time on {worker.device}"
+    )
+
+
+def frame(progress: Progress, width: int, height: int, *, is_stopping: bool = False) -> list[Text]:
     """The picture as lines of at most `width` cells, fewer than `height` of them.
 
-    Running trials stay in the order of their numbers, so that rows do not jump; those that do
-    not fit are counted. Height 0 asks for the last frame: bar and counts alone.
+    Running trials are sorted by their best metric so far; those that do not fit are counted.
+    Height 0 asks for the last frame: bar and counts alone.
     """
-    lines = [_bar_line(progress, width)]
+    from rich.text import Text
+
+    lines = [_bar_line(progress, width, is_stopping=is_stopping)]
     if height == 0:
         lines.append(_counts_line(progress, width))
     else:
         lines += [_best_line(progress), _counts_line(progress, width)]
+        lines += [Text(STOPPING, "bold yellow")] if is_stopping else []
         lines += _trial_lines(progress, width, max(1, height - LINES_AROUND_ROWS))
         lines = lines[: max(1, height - 1)]
     for line in lines:
@@ -170,32 +205,33 @@ def frame(progress: Progress, width: int, height: int) -> list[Text]:
     return lines
 
 
-def _bar_line(progress: Progress, width: int) -> Text:
+def _bar_line(progress: Progress, width: int, *, is_stopping: bool) -> Text:
     from rich.text import Text
 
     done, total = progress.n_done, progress.study.n_trials
     clock = format_duration(int(progress.elapsed_s)).replace(".0s", "s")
     count = f"{done}/{total} trials"
     tail = f"  {clock}"
-    eta = progress.eta_s()
+    eta = None if is_stopping else progress.eta_s()
     if eta is not None and done < total:
         tail += f"  ETA {format_duration(round(eta)).replace('.0s', 's')}"
     cells = min(40, width - len(count) - len(tail) - 2)
     line = Text()
     if cells >= 4:
-        filled = min(cells, cells * done // total) if total > 0 else cells
-        line.append("━" * filled, "green").append("─" * (cells - filled), "dim").append("  ")
+        filled, half = divmod(int(2 * cells * progress.share), 2)
+        line.append("━" * filled + "╸" * half, "green")
+        line.append("─" * (cells - filled - half), "dim").append("  ")
     return line.append(count, "bold").append(tail, "dim")
 
 
 def _best_line(progress: Progress) -> Text:
-    """The best finished trial; before there is one, the best of those that run."""
+    """The best complete trial, or the running one that is ahead of it."""
     from rich.text import Text
 
     label, value, name = "best", progress.best_value, progress.best_name or "from before"
     leader = progress.leader()
-    if value is None and leader is not None:
-        label, value, name = "leading", leader[1], leader[0].name
+    if leader is not None and progress.is_better(leader.best or 0.0, value):
+        label, value, name = "leading", leader.best, leader.name
     line = Text().append(f"{label} {progress.study.metric} ", "dim")
     if value is None:
         return line.append("-", "dim") if progress.n_done else Text(_waiting_for(progress), "dim")
@@ -204,10 +240,7 @@ def _best_line(progress: Progress) -> Text:
 
 def _waiting_for(progress: Progress) -> str:
     """Why there is nothing to see yet: loading torch and the data takes seconds."""
-    worker = progress.worker
-    if worker is None:
-        return "starting: a worker loads torch and the data"
-    return f"first epoch on {worker.device}, {worker.n_slots} trials at a time"
+    return LOADING if progress.worker is None else "in the first epoch"
 
 
 def _counts_line(progress: Progress, width: int) -> Text:
@@ -219,7 +252,9 @@ def _counts_line(progress: Progress, width: int) -> Text:
         (f"{n} {word}", style if n else "dim") for n, word, style in counts if n or width > 48
     ]
     if progress.running:
-        parts.append((f"{len(progress.running)} running", "cyan"))
+        parts.append((f"{len(progress.running)} running{_age(progress)}", "cyan"))
+    if progress.interrupted:
+        parts.append((f"{len(progress.interrupted)} interrupted", "yellow"))
     if progress.study.n_done:
         parts.append((f"{progress.study.n_done} before", "dim"))
     return Text().join(
@@ -228,41 +263,68 @@ def _counts_line(progress: Progress, width: int) -> Text:
     )
 
 
+def _age(progress: Progress) -> str:
+    """Signs of life within a long epoch."""
+    age_s = int(progress.epoch_age_s)
+    if age_s < SLOW_EPOCH_S:
+        return ""
+    clock = format_duration(age_s).replace(".0s", "s")
+    return f" {SPINNER[age_s % len(SPINNER)]} this epoch {clock}"
+
+
 def _trial_lines(progress: Progress, width: int, n_rows: int) -> list[Text]:
-    """A blank line, a header, a row for each of the first `n_rows` trials, "+12 more"."""
+    """A blank line, a header, a row for each of the best `n_rows` trials, "+12 more"."""
     from rich.text import Text
 
-    trials = sorted(progress.running.values(), key=lambda trial: trial.number)
+    trials = progress.ranked()
     if not trials:
         return []
     shown = trials[:n_rows]
     widths = _column_widths(progress, shown, width)
-    metric = progress.study.metric
-    lines = [Text(), _row(("running", "epoch", metric, ""), widths, "dim")]
-    for trial in shown:
-        values = [value for _, value in trial.curve]
-        epoch = f"{trial.epoch}/{progress.study.epochs}"
-        last = format_metric(values[-1]) if values else "-"
-        cells = (trial.name, epoch, last, sparkline(values, widths[3]))
-        lines.append(_row(cells, widths, ""))
+    curves = [condensed(trial.values, widths[4]) for trial in shown]
+    scale = common_scale(curves, is_up=progress.study.direction == "maximize")
+    header = ("  running", "epoch", progress.study.metric, "best", _scale_text(scale))
+    lines = [Text(), _row(header, widths, "dim")]
+    for trial, curve in zip(shown, curves, strict=True):
+        is_leader = trial is shown[0] and trial.best is not None
+        cells = (
+            f"{'▸' if is_leader else ' '} {trial.name}",
+            f"{trial.epoch}/{progress.study.epochs}",
+            format_metric(trial.values[-1] if trial.values else None),
+            format_metric(trial.best),
+            sparkline(curve, widths[4], scale),
+        )
+        lines.append(_row(cells, widths, "bold" if is_leader else ""))
     if len(trials) > n_rows:
         lines.append(Text(f"+{len(trials) - n_rows} more", "dim"))
     return lines
 
 
+def _scale_text(scale: tuple[float, float] | None) -> str:
+    """What the lowest and the highest block of all curves stand for."""
+    if scale is None:
+        return ""
+    low, high = (f"{edge:.3g}" for edge in scale)
+    return f"{low}–{high}"
+
+
 def _column_widths(
     progress: Progress, shown: Sequence[TrialProgress], width: int
-) -> tuple[int, int, int, int]:
-    """Cells for name, epoch, metric and curve; the name gives way first, down to 8."""
+) -> tuple[int, int, int, int, int]:
+    """Cells for name, epoch, metric, best and curve.
+
+    Where there is little room the curve goes first, then the best; the name is cut down to 8.
+    """
     from rich.cells import cell_len
 
     epoch = max(5, 2 * len(str(progress.study.epochs)) + 1)
     metric = max(7, min(len(progress.study.metric), 12))
+    best = 7 if width >= 48 else 0
     curve = min(progress.study.epochs, 32, width // 5) if width >= 36 else 0
-    room = width - epoch - metric - curve - 6
+    room = width - epoch - metric - best - curve - 8
     # Steps of 8 keep the columns still while trials come and go.
-    name = -(-max(cell_len(trial.name) for trial in shown) // 8) * 8
-    return max(8, min(name, room)), epoch, metric, curve
+    name = -(-max(2 + cell_len(trial.name) for trial in shown) // 8) * 8
+    return max(8, min(name, room)), epoch, metric, best, curve
 
 
 def _row(cells: Sequence[str], widths: Sequence[int], style: str) -> Text:
@@ -271,7 +333,9 @@ def _row(cells: Sequence[str], widths: Sequence[int], style: str) -> Text:
     name = Text(cells[0], style)
     name.truncate(widths[0], overflow="ellipsis", pad=True)
     line = name.append(f"  {cells[1]:>{widths[1]}}", "dim")
-    line.append(f"  {cells[2][: widths[2]]:>{widths[2]}}", style)
-    if cells[3]:
-        line.append(f"  {cells[3]}", "cyan")
+    for cell, width in zip(cells[2:4], widths[2:4], strict=True):
+        if width:
+            line.append(f"  {cell[:width]:>{width}}", style)
+    if widths[4] and cells[4]:
+        line.append(f"  {cells[4]}", "cyan" if style != "dim" else style)
     return line

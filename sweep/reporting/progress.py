@@ -1,4 +1,4 @@
-"""What a display knows of a running search: a picture kept up to date from records."""
+"""The state of a running search, kept up to date from records, for displays."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from sweep.endings import seconds_of
 from sweep.objective import Objective
 from sweep.trial import (
     EpochReport,
@@ -20,6 +21,9 @@ from sweep.trial import (
     WorkerReady,
 )
 
+SAME_EPOCH_S = 0.05
+"""Reports this close together are of trials that trained side by side."""
+
 
 @dataclass(slots=True)
 class TrialProgress:
@@ -28,32 +32,39 @@ class TrialProgress:
     number: int
     name: str
     hyperparameters: Mapping[str, HyperValue] = field(default_factory=dict)
-    started_ms: int | None = None
-    """Unix time in milliseconds at which it first started, or None where that was not seen."""
     resumed_at: int = 0
-    """Epochs it had behind it when this session took it up."""
+    """Epochs that earlier sessions trained."""
     curve: list[tuple[int, float]] = field(default_factory=list)
     """(epoch, metric) in order; a metric that was not reported is NaN."""
+    values: list[float] = field(default_factory=list)
+    """The metrics of `curve` alone: quick to draw."""
     best: float | None = None
     """The best metric so far."""
+    metrics: dict[int, Mapping[str, float]] = field(default_factory=dict)
+    """All metrics by epoch."""
 
     @property
     def epoch(self) -> int:
         """The last finished epoch, from 1; 0 before the first."""
         return self.curve[-1][0] if self.curve else self.resumed_at
 
+    @property
+    def seconds(self) -> float:
+        """Its training time so far (see `sweep.endings.seconds_of`)."""
+        return seconds_of(self.metrics.values())
+
 
 class Progress:
     """The state of one search. Cost of a record: constant. Not thread-safe.
 
-    `clock` gives seconds that only grow. The remaining time is epochs left over epochs per
-    second since the first epoch began, so it is known before the first trial ends (in a
-    population all may end at once) and start-up does not spoil it.
+    `clock` gives seconds that only grow.
     """
 
     def __init__(self, study: StudyInfo, clock: Callable[[], float] = time.monotonic) -> None:
         self.study = study
         self.running: dict[int, TrialProgress] = {}
+        self.interrupted: dict[int, TrialProgress] = {}
+        """Trials that wait for the next session, with their epochs."""
         self.counts: Counter[TrialState] = Counter()
         self.best_value = study.best_value
         self.best_number = study.best_number
@@ -63,8 +74,9 @@ class Progress:
         self._opened_s = clock()
         self._states: dict[int, TrialState] = {}
         self._finished_work = 0.0
-        self._work_since_s: float | None = None
-        self._reported_s = self._opened_s
+        self._first: tuple[float, float] | None = None
+        """When the first epoch of this session had ended, and the work done by then."""
+        self._news_s = self._opened_s
 
     @property
     def n_done(self) -> int:
@@ -75,6 +87,18 @@ class Progress:
     def elapsed_s(self) -> float:
         """Seconds since this session opened the study."""
         return self._clock() - self._opened_s
+
+    @property
+    def epoch_age_s(self) -> float:
+        """Seconds since the last epoch ended, or since trials started before that."""
+        return self._clock() - self._news_s
+
+    @property
+    def share(self) -> float:
+        """Finished part of the study, from 0 to 1; a trial counts by its epochs."""
+        total = max(self.study.n_trials, 1)
+        begun = [*self.running.values(), *self.interrupted.values()]
+        return min(1.0, (self.n_done + sum(map(self._part, begun))) / total)
 
     def apply(self, record: Record) -> TrialProgress | None:
         """Take in `record`; returns the trial that it is about, None where it is about none."""
@@ -89,77 +113,106 @@ class Progress:
         return None
 
     def is_better(self, value: float, than: float | None) -> bool:
-        """Whether `value` beats `than` (None, NaN: anything that is a number does)."""
+        """Whether `value` beats `than` (None, NaN: any finite number does)."""
         objective = Objective(self.study.metric, self.study.direction)
         return objective.better(value, math.nan if than is None else than)
 
-    def leader(self) -> tuple[TrialProgress, float] | None:
-        """The running trial with the best metric so far, and that metric."""
-        found: tuple[TrialProgress, float] | None = None
-        for trial in self.running.values():
-            if trial.best is not None and self.is_better(trial.best, found[1] if found else None):
-                found = (trial, trial.best)
-        return found
+    def ranked(self) -> list[TrialProgress]:
+        """Running trials, best metric so far first; of equals the lower number."""
+        sign = -1.0 if self.study.direction == "maximize" else 1.0
+        return sorted(
+            self.running.values(), key=lambda t: (t.best is None, sign * (t.best or 0.0), t.number)
+        )
+
+    def leader(self) -> TrialProgress | None:
+        """The running trial with the best metric so far."""
+        first = next(iter(self.ranked()), None)
+        return None if first is None or first.best is None else first
 
     def eta_s(self) -> float | None:
-        """Estimated seconds until the last trial is done; None while nothing is known."""
-        epochs = max(self.study.epochs, 1)
-        done = self._finished_work + sum(
-            (t.epoch - t.resumed_at) / epochs for t in self.running.values()
-        )
-        if self._work_since_s is None or done <= 0:
+        """Estimated seconds until the last trial is done; None before two epochs were measured.
+
+        Remaining work over work per second, measured from the end of the session's first epoch:
+        start-up and what only a first epoch does would spoil it.
+        """
+        if self._first is None:
+            return None
+        since_s, before = self._first
+        done, spent_s = self._work() - before, self._news_s - since_s
+        if done <= 0 or spent_s < SAME_EPOCH_S:
             return None
         left = self.study.n_trials - self.n_done
-        left_work = max(0.0, left - sum(t.epoch / epochs for t in self.running.values()))
+        left_work = max(0.0, left - sum(map(self._part, self.running.values())))
         # Work is known at reports only: between two of them the estimate counts down.
-        spent_s = max(self._reported_s - self._work_since_s, 1e-3)
-        return max(0.0, left_work / done * spent_s - (self._clock() - self._reported_s))
+        return max(0.0, left_work / done * spent_s - (self._clock() - self._news_s))
+
+    def _part(self, trial: TrialProgress) -> float:
+        return min(1.0, trial.epoch / max(self.study.epochs, 1))
+
+    def _work(self) -> float:
+        """Trials' worth of work that this session did."""
+        epochs = max(self.study.epochs, 1)
+        running = sum((t.epoch - t.resumed_at) / epochs for t in self.running.values())
+        return self._finished_work + running
 
     def _start(self, record: TrialStarted) -> TrialProgress:
         # A trial may start again: taken up after a crash, or retried in a smaller population.
         state = self._states.pop(record.number, None)
         if state is not None:
             self.counts[state] -= 1
+        self.interrupted.pop(record.number, None)
+        if not self.running:
+            self._news_s = self._clock()
         trial = self.running.setdefault(record.number, TrialProgress(record.number, record.name))
         trial.name, trial.hyperparameters = record.name, record.hyperparameters
-        trial.started_ms = trial.started_ms or record.time_ms
         return trial
 
     def _report(self, record: EpochReport) -> TrialProgress | None:
         if record.number in self._states:
             return None
         trial = self.running.setdefault(record.number, self._unnamed(record.number))
-        if self._work_since_s is None:
-            epoch_s = record.metrics.get("epoch_s", 0.0)
-            self._work_since_s = self._clock() - (epoch_s if math.isfinite(epoch_s) else 0.0)
-        if not trial.curve:
-            trial.resumed_at = record.epoch - 1
+        if record.is_replay or not trial.curve:
+            trial.resumed_at = record.epoch if record.is_replay else record.epoch - 1
         while trial.curve and trial.curve[-1][0] >= record.epoch:
             trial.curve.pop()
+            trial.values.pop()
         value = record.metrics.get(self.study.metric, math.nan)
         trial.curve.append((record.epoch, value))
+        trial.values.append(value)
+        trial.metrics[record.epoch] = record.metrics
         if self.is_better(value, trial.best):
             trial.best = value
-        self._reported_s = self._clock()
+        if not record.is_replay:
+            self._measure()
         return trial
+
+    def _measure(self) -> None:
+        """An epoch ended now."""
+        self._news_s = self._clock()
+        if self._first is None or self._news_s - self._first[0] < SAME_EPOCH_S:
+            since_s = self._news_s if self._first is None else self._first[0]
+            self._first = since_s, self._work()
 
     def _finish(self, record: TrialFinished) -> TrialProgress:
         trial = self.running.pop(record.number, None) or self._unnamed(record.number)
+        if not record.state.is_finished:
+            self.interrupted[record.number] = trial
+            return trial
         if record.number in self._states:
             self.counts[self._states[record.number]] -= 1
         else:
             self._finished_work += 1 - trial.resumed_at / max(self.study.epochs, 1)
-            self._reported_s = self._clock()
         self._states[record.number] = record.state
         self.counts[record.state] += 1
-        if (
-            record.state is TrialState.COMPLETE
-            and record.value is not None
-            and self.is_better(record.value, self.best_value)
-        ):
-            self.best_value, self.best_number = record.value, record.number
-            self.best_name = trial.name
+        if record.state is TrialState.COMPLETE and record.value is not None:
+            self._take_best(record.number, record.value, trial.name)
         return trial
+
+    def _take_best(self, number: int, value: float, name: str) -> None:
+        """Of equal values the lower number is the best, whichever trial ended first."""
+        is_earlier = value == self.best_value and number < (self.best_number or 0)
+        if is_earlier or self.is_better(value, self.best_value):
+            self.best_value, self.best_number, self.best_name = value, number, name
 
     @staticmethod
     def _unnamed(number: int) -> TrialProgress:

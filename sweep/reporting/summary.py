@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import textwrap
 from collections.abc import Mapping, Sequence
 
 from sweep.objective import Objective
@@ -34,6 +35,7 @@ def end_summary(
     places: Mapping[str, str] | None = None,
     commands: Sequence[tuple[str, str]] = (),
     unsaved: Sequence[str] = (),
+    width: int | None = None,
 ) -> list[str]:
     """The last lines of a search, as plain text.
 
@@ -44,18 +46,28 @@ def end_summary(
         places: What lies where, e.g. {"MLflow": "sqlite:///mlflow.db", "log": "..."}.
         commands: (command, what it does) to type next, see `next_commands`.
         unsaved: Sentences on interrupted trials that have to train epochs again.
+        width: Cells of the terminal; None: a pipe.
     """
     lines = [_counts(study, end)]
     reason = "unsaved" if unsaved and end.reason == "interrupted" else end.reason
     if _REASONS[reason]:
         lines += [_REASONS[reason], *unsaved]
     lines += _best(study, end, best_name)
+    if width is not None:
+        lines = [part for line in lines for part in textwrap.wrap(line, width)]
     if places:
         lines += ["", *_aligned([(f"{name}:", place) for name, place in places.items()])]
     if commands:
-        lines += ["", "Next:"]
-        lines += [f"  {line}" for line in _aligned([(c, f"# {why}") for c, why in commands])]
+        lines += ["", "Next:", *_commands(commands, width)]
     return lines
+
+
+def _commands(commands: Sequence[tuple[str, str]], width: int | None) -> list[str]:
+    """Commands with what they do behind them, or above them where a line would wrap."""
+    lines = [f"  {line}" for line in _aligned([(c, f"# {why}") for c, why in commands])]
+    if width is None or max(map(len, lines)) <= width:
+        return lines
+    return [line for command, why in commands for line in (f"  # {why}", f"  {command}")]
 
 
 def next_commands(
@@ -67,6 +79,8 @@ def next_commands(
     tracking_uri: str | None = None,
     is_default_store: bool = True,
     has_best: bool = True,
+    has_failed: bool = False,
+    going_on: str | None = None,
 ) -> list[tuple[str, str]]:
     """(command, what it does) after a search.
 
@@ -79,15 +93,21 @@ def next_commands(
         is_default_store: The store is MLflow's own default in the current folder, so that a bare
             `mlflow ui` finds it.
         has_best: Some trial completed.
+        has_failed: Some trial failed.
+        going_on: The command that continues an unfinished search.
     """
+    commands = [(going_on, "go on with the search")] if going_on is not None else []
+    if has_failed:
+        trials = f"sweep trials {shlex.quote(study)} --state fail{_flag('--storage', storage)}"
+        commands.append((trials, "why trials failed"))
     if not has_best:
-        trials = f"sweep trials {shlex.quote(study)}{_flag('--storage', storage)}"
-        return [(trials, "why trials failed")]
+        return commands
     best = f"sweep best {shlex.quote(study)}{_flag('--storage', storage)} > best.yaml"
     train = f"sweep train --config best.yaml --data {shlex.quote(data)}"
     train += _flag("--data-dir", data_dir) + _flag("--tracking-uri", tracking_uri)
     ui = "mlflow ui" if is_default_store else f"sweep ui{_flag('--tracking-uri', tracking_uri)}"
     return [
+        *commands,
         (best, "keep the best configuration"),
         (train, "train it on train + validation, then test it"),
         (ui, "look at every trial"),

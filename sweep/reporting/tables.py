@@ -11,6 +11,7 @@ import csv
 import io
 import json
 import math
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal
@@ -46,15 +47,18 @@ def render_rows(
     *,
     width: int | None = None,
     is_colored: bool = False,
+    least_first: Sequence[str] = (),
 ) -> str:
     """`rows` with `columns` in that order; what a row does not have is missing.
 
     Args:
         rows: Plain values by column.
         columns: Columns to show.
-        format: table, json (a list of objects) or csv (RFC 4180).
+        format: table, json (a list of objects) or csv (RFC 4180, but lines end with LF).
         width: Cells of the terminal; None: as many as it takes, nothing is cut (a pipe).
+            A table that is wider loses columns, named in a line below it; no row wraps.
         is_colored: Whether a table may hold colours (a terminal without NO_COLOR).
+        least_first: Columns that are left out before text is cut, the least important one first.
 
     Raises UsageError for another format.
     """
@@ -63,17 +67,59 @@ def render_rows(
     if format == "csv":
         return _csv(rows, columns)
     _check_is_table(format)
-    cells = [[_label(c) for c in columns]]
-    cells += [[_cell(c, row.get(c)) for c in columns] for row in rows]
-    widths = _fit(_natural_widths(cells), [_is_id(c) for c in columns], width)
-    are_numbers = [
-        bool(rows) and all(isinstance(row.get(c), int | float | None) for row in rows)
-        for c in columns
-    ]
+    shown = _fitting(rows, columns, width, least_first)
+    table = _table(rows, shown, width, is_colored=is_colored)
+    gone = [c for c in columns if c not in shown]
+    return table + _left_out(gone, width or 0) if gone else table
+
+
+def _table(
+    rows: Sequence[Mapping[str, Any]], columns: Sequence[str], width: int | None, *,
+    is_colored: bool,
+) -> str:  # fmt: skip
+    cells = _cells(rows, columns)
+    widths = _fit(_natural_widths(cells), [_is_cut(rows, c) for c in columns], width)
+    are_numbers = [bool(rows) and _is_numeric(rows, c) for c in columns]
     return "".join(
         _line(row, widths, are_numbers, _styles(row, at == 0) if is_colored else None)
         for at, row in enumerate(cells)
     )
+
+
+def _cells(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> list[list[str]]:
+    """The header and all rows as text."""
+    return [
+        [_label(c) for c in columns],
+        *([_cell(c, row.get(c)) for c in columns] for row in rows),
+    ]
+
+
+def _fitting(
+    rows: Sequence[Mapping[str, Any]], columns: Sequence[str], width: int | None,
+    least_first: Sequence[str],
+) -> list[str]:  # fmt: skip
+    """Columns that fit into `width` cells: `least_first` go while text is whole, then the last.
+
+    The first column stays.
+    """
+    shown = list(columns)
+    if width is None:
+        return shown
+    natural = dict(zip(columns, _natural_widths(_cells(rows, columns)), strict=True))
+    least = {c: min(w, _LEAST) if _is_cut(rows, c) else w for c, w in natural.items()}
+    for column in least_first:
+        if column in shown and _total([natural[c] for c in shown]) > width:
+            shown.remove(column)
+    while len(shown) > 1 and _total([least[c] for c in shown]) > width:
+        ids = [c for c in shown[1:] if not _is_id(c)]
+        shown.remove(ids[-1] if ids else shown[-1])
+    return shown
+
+
+def _left_out(columns: Sequence[str], width: int) -> str:
+    """The line that says which columns are missing, and how to see them."""
+    text = f"left out to fit: {', '.join(columns)} (see --columns, or --format csv)"
+    return "\n".join(textwrap.wrap(text, max(width, 20))) + "\n"
 
 
 def render_fields(fields: Mapping[str, Any], format: Format, *, is_colored: bool = False) -> str:
@@ -130,11 +176,15 @@ def _json(value: Any) -> str:
 
 
 def _csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
+    lines = [columns, *([_csv_cell(row.get(c)) for c in columns] for row in rows)]
+    return "".join(map(_csv_line, lines))
+
+
+def _csv_line(cells: Sequence[str]) -> str:
+    """A row as in RFC 4180, but it ends with LF: tools of a shell would keep the CR."""
     text = io.StringIO()
-    writer = csv.writer(text)  # CRLF, minimal quotes: RFC 4180
-    writer.writerow(columns)
-    writer.writerows([_csv_cell(row.get(c)) for c in columns] for row in rows)
-    return text.getvalue()
+    csv.writer(text).writerow(cells)  # with its own line end, else a CR in a cell is not quoted
+    return text.getvalue().removesuffix("\r\n") + "\n"
 
 
 def _csv_cell(value: Any) -> str:
@@ -198,17 +248,27 @@ def _natural_widths(cells: Sequence[Sequence[str]]) -> list[int]:
     return [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
 
 
-def _fit(widths: Sequence[int], are_ids: Sequence[bool], width: int | None) -> list[int]:
-    """`widths` for a terminal of `width` cells: the widest column that is no id gives way first.
+def _is_numeric(rows: Sequence[Mapping[str, Any]], column: str) -> bool:
+    return all(isinstance(row.get(column), int | float | None) for row in rows)
 
-    None of those gets narrower than _LEAST, and ids stay whole: the table may stay too wide.
+
+def _is_cut(rows: Sequence[Mapping[str, Any]], column: str) -> bool:
+    """Whether cells may end in an ellipsis: no ids, no numbers (a part is another number)."""
+    return not _is_id(column) and not (rows and _is_numeric(rows, column))
+
+
+def _total(widths: Sequence[int]) -> int:
+    return sum(widths) + _GAP * (len(widths) - 1)
+
+
+def _fit(widths: Sequence[int], may_be_cut: Sequence[bool], width: int | None) -> list[int]:
+    """`widths` for a terminal of `width` cells: of those that may be cut, the widest gives way.
+
+    None of them gets narrower than _LEAST.
     """
     fitted = list(widths)
-    if width is None:
-        return fitted
-    excess = sum(fitted) + _GAP * (len(fitted) - 1) - width
-    for _ in range(excess):
-        wide = [i for i, w in enumerate(fitted) if not are_ids[i] and w > _LEAST]
+    for _ in range(0 if width is None else _total(fitted) - width):
+        wide = [i for i, w in enumerate(fitted) if may_be_cut[i] and w > _LEAST]
         if not wide:
             break
         fitted[max(wide, key=lambda i: fitted[i])] -= 1

@@ -99,6 +99,26 @@ def find_trial(study: str | None, number: int, where: RunConfig) -> Best:
         )
 
 
+def checkpoint_place(trial: LedgerTrial, where: RunConfig) -> str | None:
+    """Where a trial's checkpoint is: a path of this machine, `runs:/ID/...` in MLflow, or nowhere.
+
+    `where` is the study's own configuration (see `located`). MLflow is asked only where the work
+    folder has no copy, which is so for all but the best few. Raises StoreError.
+    """
+    here = [where.study_dir / "trials" / f"{trial.number:05d}" / "best.ckpt"]
+    if trial.result.get("checkpoint"):
+        here.append(Path(trial.result["checkpoint"]))
+    for path in here:
+        if path.is_file():
+            return str(path)
+    if trial.result.get("best_epoch") is None:
+        return None
+    from sweep.tracking import artifact_place, run_id_of
+
+    run_id = run_id_of(where.tracking_uri, where.study_name, trial.number)
+    return run_id and artifact_place(where.tracking_uri, run_id, "checkpoint/best.ckpt")
+
+
 def only_study(where: RunConfig) -> str:
     """The one study there is. Raises NotFoundError where there are none, or several."""
     from sweep.ledger import list_studies

@@ -14,6 +14,7 @@ from sweep import options, parsers
 from sweep.config import DEFAULT_MODULE, RunConfig, read_config_file
 from sweep.document import Node, plain, show, write_document
 from sweep.errors import ConfigError, must_be_one_of
+from sweep.reporting.tables import plain as json_ready
 
 EXPLICIT_ARGUMENTS = (
     "in_features", "n_classes", "hidden", "activation", "dropout", "optimizer", "lr", "schedule",
@@ -74,7 +75,7 @@ def as_yaml(recipe: Recipe) -> str:
 
 def as_json(recipe: Recipe) -> str:
     """The same as JSON."""
-    return json.dumps(_plain(recipe), indent=2) + "\n"
+    return json.dumps(json_ready(_plain(recipe)), indent=2, allow_nan=False) + "\n"
 
 
 def as_lightning(recipe: Recipe) -> str:

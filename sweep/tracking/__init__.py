@@ -19,6 +19,7 @@ Light to import: mlflow itself is loaded when something is opened.
 
 from sweep.tracking.queries import (
     artifact_of,
+    artifact_place,
     find_run,
     model_uri_of,
     parent_run_id_of,
@@ -37,6 +38,7 @@ __all__ = [
     "TrainingOutcome",
     "TrainingRun",
     "artifact_of",
+    "artifact_place",
     "default_tracking_uri",
     "find_run",
     "model_uri_of",

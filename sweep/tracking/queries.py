@@ -81,6 +81,27 @@ def artifact_of(tracking_uri: str, run_id: str, artifact: str, folder: Path) -> 
     return file
 
 
+def artifact_place(tracking_uri: str, run_id: str, artifact: str) -> str | None:
+    """Where the run's `artifact` is: a path of this machine, else `runs:/ID/...`; None: nowhere.
+
+    Nothing is downloaded. Raises NotFoundError for an unknown run, StoreError.
+    """
+    store, run = _get(tracking_uri, run_id)
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+    from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+
+    from sweep.tracking.store import in_one_line
+
+    with in_one_line(f"MLflow at {store.shown}"):
+        files = get_artifact_repository(run.info.artifact_uri, tracking_uri=store.uri)
+        if isinstance(files, LocalArtifactRepository):
+            file = Path(files.artifact_dir, artifact)
+            return str(file) if file.is_file() else None
+        listed = files.list_artifacts(artifact.rpartition("/")[0] or None)
+        is_there = any(entry.path == artifact for entry in listed)
+    return f"runs:/{run_id}/{artifact}" if is_there else None
+
+
 def _search(tracking_uri: str, study: str, tags: dict[str, str]) -> Run | None:
     with quiet():
         from sweep.tracking.store import in_one_line, is_there, search_runs

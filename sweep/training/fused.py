@@ -215,6 +215,7 @@ class Populations(lightning.LightningModule):
     @torch.no_grad()
     def on_train_epoch_end(self) -> None:
         """Report the epoch, then do as ordered."""
+        share_s = self._epoch_s / max(1, sum(len(scores) for _, scores in self._scored))
         for population, scores in self._scored:
             improved = [n for n, score in scores.items() if self._running[n].take(score)]
             population.keep_best(improved)
@@ -223,7 +224,7 @@ class Populations(lightning.LightningModule):
                 if run.failure is not None:
                     self._reports += self._finish(number, "failed")
                     continue
-                self._reports.append(run.report(score, self._epoch_s))
+                self._reports.append(run.report(score, share_s))
                 if run.is_trained:
                     self._reports += self._finish(number, "finished")
         if self._running and self._keeper.is_due:

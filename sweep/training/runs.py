@@ -118,7 +118,7 @@ class Run:
         )
 
     def report(self, scores: Scores, epoch_s: float) -> EpochReport:
-        """What to say of the epoch just trained, which took `epoch_s` seconds."""
+        """The report of the epoch just trained; `epoch_s` is the trial's share of its seconds."""
         metrics = {
             "train_loss": scores.train_loss, "val_loss": scores.val_loss,
             "val_acc": scores.val_acc, "epoch_s": epoch_s,

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from sweep.trial import EpochReport, StudyInfo, TrialFinished, TrialStarted, TrialState
+from sweep.trial import (
+    DatasetInfo,
+    EpochReport,
+    StudyInfo,
+    TrialFinished,
+    TrialStarted,
+    TrialState,
+    WorkerReady,
+)
 
 
 def a_study(**changes):
@@ -26,14 +34,20 @@ def started(number, *, time_ms=1_000_000, **hyperparameters):
     return TrialStarted(number, name, hyperparameters, {}, time_ms)
 
 
-def report(number, epoch, value, *, time_ms=1_001_000, **metrics):
-    return EpochReport(number, epoch, {"val_acc": value, "epoch_s": 1.0, **metrics}, time_ms)
+def report(number, epoch, value, *, time_ms=1_001_000, is_replay=False, **metrics):
+    metrics = {"val_acc": value, "epoch_s": 1.0, **metrics}
+    return EpochReport(number, epoch, metrics, time_ms, is_replay=is_replay)
 
 
 def finished(number, value=0.98, *, state=TrialState.COMPLETE, time_ms=1_003_100, **changes):
     return TrialFinished(
         number, state, time_ms, value, changes.pop("best_epoch", 7), {}, 10, **changes
     )
+
+
+def ready(n_slots=32, device="cpu, 2 threads"):
+    data = DatasetInfo("digits", "sklearn", "0", (1, 8, 8), 10, 1, 1)
+    return WorkerReady(data, device, n_slots, 0)
 
 
 def curve(number, epochs):

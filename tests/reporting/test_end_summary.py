@@ -113,8 +113,29 @@ def test_commands_name_stores_without_their_passwords():
         "sweep train --config best.yaml --data digits --tracking-uri 'https://***@host'",
         "sweep ui --tracking-uri 'https://***@host'",
     ]
-    without = next_commands("s", "digits", storage="postgresql://db/optuna", has_best=False)
-    assert without == [("sweep trials s --storage postgresql://db/optuna", "why trials failed")]
+    failed = next_commands(
+        "s", "digits", storage="postgresql://db/optuna", has_best=False, has_failed=True
+    )
+    assert failed == [
+        ("sweep trials s --state fail --storage postgresql://db/optuna", "why trials failed")
+    ]
+
+
+def test_why_trials_failed_is_offered_only_where_some_did():
+    """Without a best or a failed trial the only thing to type is what goes on."""
+    assert next_commands("s", "digits", has_best=False) == []
+    going_on = next_commands("s", "digits", has_best=False, going_on="sweep run --study s")
+    assert going_on == [("sweep run --study s", "go on with the search")]
+
+
+def test_commands_stay_whole_on_a_narrow_terminal():
+    """Where commands with their comments do not fit, a comment is a line above its command."""
+    commands = next_commands("mnist-mlp", "mnist")
+    lines = end_summary(a_study(), the_end(), commands=commands, width=60)
+    assert max(map(len, lines)) <= 60
+    assert lines[-6:-4] == [
+        "  # keep the best configuration", "  sweep best mnist-mlp > best.yaml",
+    ]  # fmt: skip
 
 
 def test_reporting_is_light():

@@ -12,10 +12,10 @@ import threading
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from reporting_records import a_study, finished, report, started
+from reporting_records import a_study, curve, finished, ready, report, started
 
 from sweep.reporting.lines import KEYS, LineDisplay, format_line, parse_line
-from sweep.trial import Failure, Notice, StudyFinished, TrialState
+from sweep.trial import Failure, Notice, StudyFinished, TrialFinished, TrialState
 
 
 def lines_of(records, verbosity=0, **study):
@@ -45,10 +45,12 @@ def test_other_text_is_refused(text):
 
 def test_a_finished_trial_is_one_line():
     """A finished trial is one line with its value, the best so far and its hyperparameters."""
-    records = [started(12), finished(12, 0.9833), started(17), finished(17, 0.9822)]
+    records = [started(12), finished(12, 0.9833), started(17)]
+    records += [report(17, 1, 0.9, epoch_s=2.0), report(17, 2, 0.91, epoch_s=1.1)]
+    records += [finished(17, 0.9822)]
     assert lines_of(records)[1] == (
-        "trial=17 state=COMPLETE val_acc=0.9822 best=0.9833@12 epoch=7/10 seconds=3.1 "
-        "optimizer=Adam lr=1.2e-3 hidden=256-64"
+        "trial=17 state=COMPLETE val_acc=0.9822 best=0.9833@12 epoch=10/10 best_epoch=7 "
+        "seconds=3.1 optimizer=Adam lr=1.2e-3 hidden=256-64"
     )
 
 
@@ -58,9 +60,28 @@ def test_a_failed_trial_says_why_and_what_is_unknown():
     record = finished(3, None, state=TrialState.FAIL, best_epoch=None, failure=failure)
     pairs = parse_line(lines_of([record])[0])
     assert pairs["message"] == 'loss is "nan" at step 3'
-    assert [pairs[k] for k in ("state", "val_acc", "best", "epoch", "seconds", "failure")] == [
-        *("FAIL", "-", "-", "-/10", "-", "nan")
+    assert [pairs[k] for k in ("state", "val_acc", "best", "best_epoch", "failure")] == [
+        *("FAIL", "-", "-", "-", "nan")
     ]
+
+
+def test_the_epoch_that_counts_and_the_last_one_are_told_apart():
+    """`epoch` is how far the trial was trained, `best_epoch` which checkpoint was kept."""
+    pruned = TrialFinished(2, TrialState.PRUNED, 0, 0.5, 3, {}, 8)
+    pairs = parse_line(lines_of([started(2), pruned], epochs=60)[0])
+    assert (pairs["epoch"], pairs["best_epoch"]) == ("8/60", "3")
+
+
+@pytest.mark.parametrize("order", [(2, 5), (5, 2)])
+def test_of_equal_values_the_earliest_trial_is_the_best(order):
+    """Whichever of two equal trials ends first, the best is the one with the lower number."""
+    records = [finished(number, 0.98) for number in order]
+    assert parse_line(lines_of(records)[-1])["best"] == "0.98@2"
+
+
+def test_an_interrupted_trial_has_no_line():
+    """A trial that waits for the next session is not finished, so nothing is said of it."""
+    assert lines_of([started(0), finished(0, 0.9, state=TrialState.WAITING)]) == []
 
 
 @pytest.mark.parametrize(("direction", "best"), [("maximize", "0.9@0"), ("minimize", "0.5@1")])
@@ -100,6 +121,43 @@ def test_quiet_writes_nothing():
     """-q writes nothing at all."""
     records = [started(0), report(0, 1, 0.9), Notice(0, "halved"), finished(0)]
     assert lines_of(records, verbosity=-1) == []
+
+
+def test_the_first_line_says_what_is_searched_and_where():
+    """When the first worker is ready, a line names study, trials, metric, population, device."""
+    lines = lines_of([ready(), ready()], n_done=7)
+    assert lines == [
+        "study=mnist-mlp trials=50 done=7 epochs=10 metric=val_acc direction=maximize "
+        'population=32 device="cpu, 2 threads"'
+    ]
+
+
+def test_a_line_every_minute_however_long_the_first_trials_take():
+    """In each interval a line says how far the search is, before and after a worker is ready."""
+    reader, writer = os.pipe()
+    with os.fdopen(reader) as source, os.fdopen(writer, "w") as sink:
+        display = LineDisplay(sink, status_every_s=0.1)
+        display.open(a_study(n_trials=4))
+        assert parse_line(source.readline())["notice"].startswith("starting: a worker loads")
+        display.write([ready(), *curve(0, 5), *curve(1, 3)])
+        lines = [parse_line(source.readline()) for _ in range(4)]
+        display.close()
+    pairs = next(line for line in lines if line.get("running") == "2")
+    expected = {"progress": "0.2", "trials": "0/4", "best": "-", "leading": "0.94@0"}
+    assert expected.items() <= pairs.items()
+    assert float(pairs["elapsed"]) < 60
+
+
+def test_a_stop_is_acknowledged_at_once():
+    """A signal handler's call is a line, though a record is just being taken in."""
+    reader, writer = os.pipe()
+    with os.fdopen(reader) as source, os.fdopen(writer, "w") as sink:
+        display = LineDisplay(sink)
+        display.open(a_study())
+        display.acknowledge()
+        said = parse_line(source.readline())["notice"]
+        display.close()
+    assert said == "stopping at the end of the epoch; press Ctrl-C again to stop now"
 
 
 def test_a_notice_is_a_line():

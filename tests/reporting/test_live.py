@@ -15,7 +15,7 @@ import threading
 import time
 
 import pytest
-from reporting_records import a_study, curve, finished, report, started
+from reporting_records import a_study, curve, finished, ready, report, started
 from reporting_screen import Screen
 from rich.console import Console
 
@@ -23,7 +23,7 @@ from sweep.reporting.display import make_display, width_and_color
 from sweep.reporting.lines import LineDisplay
 from sweep.reporting.live import LiveDisplay, frame
 from sweep.reporting.progress import Progress
-from sweep.trial import DatasetInfo, Notice, StudyFinished, TrialState, WorkerReady
+from sweep.trial import Notice, StudyFinished, TrialState
 
 
 class Clock:
@@ -56,13 +56,18 @@ def eventually(condition, timeout_s=10.0):
 def test_the_frame_says_what_is_running_and_what_is_best():
     """The frame holds the bar, the best trial, the counts and a row with a curve per trial."""
     records = [*curve(12, 10), finished(12, 0.9833), *curve(13, 4)]
-    records += [finished(14, None, state=TrialState.FAIL), finished(15, 0.5, state="PRUNED")]
+    records += [
+        finished(14, None, state=TrialState.FAIL),
+        finished(15, 0.5, state=TrialState.PRUNED),
+    ]
     lines = picture(records)
     assert "3/50 trials" in lines[0]
     assert lines[1] == "best val_acc 0.9833  t012 Adam lr=1.2e-3 256-64"
     assert lines[2] == "1 complete · 1 pruned · 1 failed · 1 running"
-    assert lines[4].split() == ["running", "epoch", "val_acc"]
-    assert lines[5].split() == ["t013", "Adam", "lr=1.2e-3", "256-64", "4/10", "0.9333", "▁▃▆█"]
+    assert lines[4].split() == ["running", "epoch", "val_acc", "best", "0.909–0.933"]
+    assert lines[5].split() == [
+        *("▸", "t013", "Adam", "lr=1.2e-3", "256-64", "4/10", "0.9333", "0.9333", "▁▃▆█"),
+    ]
 
 
 def test_a_continued_study_shows_its_best():
@@ -81,45 +86,121 @@ def test_the_frame_fits_any_terminal(width, height):
     assert ("12/50 trials"[: width - 1] in lines[0]) or width < 14
 
 
+def test_rows_are_sorted_by_the_best_so_far():
+    """Best first, equals by number, trials without a value last; the first one is marked."""
+    records = [*curve(1, 3), *curve(2, 5), report(2, 6, 0.1), started(3), started(9)]
+    records += [report(9, 1, 0.9242), report(1, 3, 0.9242), report(0, 1, float("nan"))]
+    rows = [line.split() for line in picture(records)[5:]]
+    assert [row[row.index("Adam") - 1 if "Adam" in row else 0] for row in rows] == [
+        *("t002", "t001", "t009", "t000", "t003"),
+    ]
+    assert [row[0] == "▸" for row in rows] == [True, False, False, False, False]
+    assert rows[0][6:8] == ["0.1000", "0.9402"]
+
+
+def test_rows_are_sorted_downwards_where_the_lowest_wins():
+    """With a metric to minimise the lowest value comes first."""
+    lines = picture([*curve(1, 3), *curve(2, 5), report(3, 1, 0.2)], direction="minimize")
+    assert [line[2:6] for line in lines[5:]] == ["t003", "t001", "t002"]
+
+
 def test_rows_that_do_not_fit_are_counted():
-    """The lowest numbers are shown in order, and the last line counts the others."""
+    """The best trials are shown, and the last line counts the others."""
     lines = picture(many_running(30), height=24)
-    shown = [int(line[1:4]) for line in lines if line.startswith("t0")]
-    assert shown == list(range(17))
-    assert lines[-1] == "+13 more"
+    shown = [int(line[3:6]) for line in lines if line.startswith(("  t0", "▸ t0"))]
+    assert shown[:4] == [29, 19, 9, 28]
+    assert len(shown) == 16
+    assert lines[-1] == "+14 more"
 
 
 def test_columns_line_up():
-    """Epoch and metric end at the same cell in every row."""
-    rows = [line for line in picture(many_running(9)) if line.startswith("t")]
+    """Epoch and metrics end at the same cell in every row."""
+    rows = [line for line in picture(many_running(9)) if line[2:4] == "t0"]
+    assert len(rows) == 9
     assert len({row.index("/10") for row in rows}) == 1
     assert len({len(row) for row in rows}) > 1
 
 
+def test_all_curves_have_one_scale():
+    """A trial that is worse throughout has lower blocks than a better one, also where it rises."""
+    records = [report(0, e, 0.5 + e / 100) for e in range(1, 9)]
+    records += [report(1, e, 0.9 + e / 100) for e in range(1, 9)]
+    better, worse = (line.split()[-1] for line in picture(records)[5:7])
+    assert set(worse) <= set("▁▂")
+    assert set(better) <= set("▇█")
+
+
+def test_the_bar_moves_by_epochs():
+    """50 trials at epoch 5 of 10 are half the bar, though none has ended."""
+    lines = picture([report(number, 5, 0.9) for number in range(50)])
+    assert lines[0].count("━") == lines[0].count("─") > 10
+    assert "0/50 trials" in lines[0]
+
+
+def test_after_an_interruption_the_bar_is_not_full():
+    """Interrupted trials keep their epochs in the bar and are not counted as finished."""
+    progress = Progress(a_study(n_trials=12), Clock())
+    for number in range(12):
+        for record in [*curve(number, 5), finished(number, 0.9, state=TrialState.WAITING)]:
+            progress.apply(record)
+    bar, counts = (line.plain for line in frame(progress, 80, 0))
+    assert "0/12 trials" in bar
+    assert bar.count("━") == bar.count("─") > 10
+    assert counts == "0 complete · 0 pruned · 0 failed · 12 interrupted"
+
+
+def test_a_stop_that_was_asked_for_is_shown():
+    """The frame says that the search stops, and what a second Ctrl-C does; no time is promised."""
+    clock = Clock()
+    progress = Progress(a_study(), clock)
+    for epoch in (1, 2, 3):
+        clock.now_s += 1
+        progress.apply(report(0, epoch, 0.9))
+    lines = [line.plain for line in frame(progress, 80, 24, is_stopping=True)]
+    assert lines[3] == "stopping at the end of the epoch; press Ctrl-C again to stop now"
+    assert "ETA" in frame(progress, 80, 24)[0].plain
+    assert "ETA" not in lines[0]
+
+
+def test_something_moves_within_a_long_epoch():
+    """Frames of two seconds of one epoch differ, also after hours, where clocks count minutes."""
+    clock = Clock()
+    progress = Progress(a_study(), clock)
+    for record in [ready(), *curve(0, 1)]:
+        progress.apply(record)
+    clock.now_s += 7200
+    before = [line.plain for line in frame(progress, 80, 24)]
+    clock.now_s += 1
+    after = [line.plain for line in frame(progress, 80, 24)]
+    assert "this epoch 2h00m" in before[2]
+    assert before != after
+
+
 def test_before_a_trial_is_done_the_leader_is_shown():
-    """Until a trial is complete, the line of the best names the running leader."""
-    lines = picture([*curve(1, 3), *curve(2, 3), report(2, 4, float("nan"))])
-    assert lines[1].startswith("leading val_acc 0.9242  t002")
+    """The line of the best names the running leader until a complete trial is better."""
+    records = [*curve(1, 3), *curve(2, 3), report(2, 4, float("nan"))]
+    assert picture(records)[1].startswith("leading val_acc 0.9242  t002")
+    assert picture([*records, finished(5, 0.93)])[1].startswith("best val_acc 0.9300  t005")
+    assert picture([*records, finished(5, 0.91)])[1].startswith("leading val_acc 0.9242  t002")
 
 
 def test_before_the_first_epoch_the_frame_says_what_it_waits_for():
     """While a worker loads, and in the first epoch, the line of the best says so."""
-    data = DatasetInfo("digits", "sklearn", "0", (1, 8, 8), 10, 1, 1)
-    ready = WorkerReady(data, "cpu", 16, 0)
-    assert picture([started(0)])[1] == "starting: a worker loads torch and the data"
-    assert picture([started(0), ready])[1] == "first epoch on cpu, 16 trials at a time"
+    assert picture([started(0)])[1] == "starting: a worker loads PyTorch and the data"
+    assert picture([started(0), ready()])[1] == "in the first epoch"
     assert picture([finished(0, None, state=TrialState.FAIL)])[1] == "best val_acc -"
 
 
 def test_the_remaining_time_is_known_before_the_first_trial_ends():
-    """50 trials at once, 2 of 10 epochs after 2 x 3 s: 24 s are left, and they count down."""
+    """50 trials at once, 2 of 10 epochs, the second in 3 s: 24 s are left, and they count down."""
     clock = Clock()
     progress = Progress(a_study(), clock)
-    clock.now_s += 8  # start-up: is not counted
+    clock.now_s += 8  # start-up and a slow first epoch: not counted
     for epoch in (1, 2):
+        assert progress.eta_s() is None, "one epoch says nothing of the next"
         clock.now_s += 3
         for number in range(50):
-            progress.apply(report(number, epoch, 0.9, epoch_s=3.0))
+            progress.apply(report(number, epoch, 0.9))
     assert progress.eta_s() == pytest.approx(24.0)
     clock.now_s += 2
     assert progress.eta_s() == pytest.approx(22.0)
@@ -136,6 +217,20 @@ def test_a_resumed_trial_counts_only_what_is_trained_now():
     progress.apply(finished(3))
     assert progress.n_done == 11
     assert progress.eta_s() == pytest.approx(10.0)
+
+
+def test_epochs_of_an_earlier_session_are_not_measured():
+    """Replays count for the bar, not for the speed, whenever they come."""
+    clock = Clock()
+    progress = Progress(a_study(n_trials=2), clock)
+    for epoch in (1, 2):
+        clock.now_s += 2
+        progress.apply(report(0, epoch, 0.9))
+    assert progress.eta_s() == pytest.approx(18 * 2.0)
+    for epoch in range(1, 6):
+        progress.apply(report(1, epoch, 0.9, is_replay=True))
+    assert progress.share == pytest.approx(0.35)
+    assert progress.eta_s() == pytest.approx(13 * 2.0)
 
 
 def test_a_trial_that_starts_again_is_not_counted_twice():
@@ -200,6 +295,23 @@ def test_a_narrower_terminal_leaves_nothing_behind():
     lines = terminal.screen.lines()
     assert "0/50 trials" in lines[0]
     assert lines[1:] == ["6 running"]
+
+
+def test_what_is_searched_stays_above_the_table():
+    """When a worker is ready, one line says study, objective, population and device, and stays."""
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=120, height=24, _environ={})
+    display = LiveDisplay(console)
+    display.open(a_study())
+    display.write([ready(), ready(), *curve(0, 2)])
+    display.close()
+    screen = Screen(120)
+    screen.feed(out.getvalue())
+    assert screen.lines()[0] == (
+        "mnist-mlp: 50 trials of at most 10 epochs, highest val_acc wins, "
+        "up to 32 at a time on cpu, 2 threads"
+    )
+    assert "0/50 trials" in screen.lines()[1]
 
 
 def test_write_returns_while_the_terminal_is_held():
@@ -296,6 +408,20 @@ def run_in_terminal(code, *, width=100, environ=None):
     return b"".join(chunks).decode()
 
 
+def test_a_latin_1_terminal_keeps_its_letters():
+    """What an encoding has is shown, drawings are ASCII, other letters are escaped."""
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding="latin-1")
+    console = Console(file=stream, force_terminal=True, width=80, height=24, _environ={})
+    display = LiveDisplay(console)
+    display.open(a_study(name="café-実験"))
+    display.write([ready(), *curve(1, 8)])
+    eventually(lambda: b"t001" in raw.getvalue())
+    display.close()
+    assert "café-\\u5b9f".encode("latin-1") in raw.getvalue()
+    assert b"> t001" in raw.getvalue()
+
+
 SEARCH = """
     import sys, time
     from reporting_records import a_study, curve, finished
@@ -325,6 +451,20 @@ def test_a_real_terminal_is_left_sane():
     assert screen.is_cursor_shown
 
 
+def test_a_first_line_and_a_stop_on_a_real_terminal():
+    """The first line is plain words above the table, and a stop is acknowledged within it."""
+    search = textwrap.dedent(SEARCH).format(middle="display.acknowledge(); time.sleep(0.6)")
+    first = (
+        "from sweep.reporting.display import announce\nimport sys\nannounce(sys.stdout, 'x: on')"
+    )
+    output = run_in_terminal(f"{first}\n{search}")
+    screen = Screen(100)
+    screen.feed(output)
+    assert screen.lines()[0] == "x: on"
+    assert "4/4 trials" in screen.lines()[1]
+    assert "stopping at the end of the epoch; press Ctrl-C again to stop now" in output
+
+
 def test_a_search_that_ends_without_close_brings_the_cursor_back():
     """A driver that leaves through sys.exit still gets its terminal back."""
     screen = Screen(100)
@@ -344,6 +484,18 @@ def test_a_dumb_terminal_gets_lines():
     output = run_in_terminal(SEARCH.format(middle=""), environ={"TERM": "dumb"})
     assert "\x1b" not in output
     assert output.startswith("trial=0 state=COMPLETE")
+
+
+@pytest.mark.parametrize(("term", "is_colored"), [("dumb", False), ("xterm-256color", True)])
+def test_tables_know_the_width_of_any_terminal(term, is_colored):
+    """A terminal of 61 cells has 61, also where it has no control sequences; colours only else."""
+    code = """
+        import sys
+        from sweep.reporting.display import width_and_color
+        print(width_and_color(sys.stdout))
+    """
+    said = run_in_terminal(code, width=61, environ={"TERM": term}).strip()
+    assert said == f"(61, {is_colored})"
 
 
 def test_a_pipe_gets_lines():

@@ -50,15 +50,34 @@ def test_a_piped_table_cuts_nothing():
     assert lines[1].endswith("日本" * 40 + "  " + RUN_ID)
 
 
-@pytest.mark.parametrize("width", [20, 40, 80, 200])
-def test_a_narrow_table_keeps_ids_whole(width):
-    """On a narrow terminal other columns are cut, with an ellipsis; ids never are."""
-    rows = [{**row, "message": "a long story " * 20} for row in ROWS]
-    text = render_rows(rows, ["trial", "message", "run_id"], "table", width=width)
-    assert RUN_ID in text
-    assert len(text.splitlines()) == 3
-    assert max(map(len, text.splitlines())) <= max(width, 5 + 2 + 8 + 2 + 32)
-    assert "…" in text
+WIDE = [{**row, "lr": 0.0050832, "message": "a long story " * 20} for row in ROWS]
+WIDE_COLUMNS = ["trial", "lr", *COLUMNS[1:], "message"]
+
+
+@pytest.mark.parametrize("width", [8, 15, 20, 40, 60, 80, 200])
+def test_no_row_of_a_narrow_table_wraps(width):
+    """Text is cut with an ellipsis, columns go, ids and numbers are whole or not there."""
+    text = render_rows(WIDE, WIDE_COLUMNS, "table", width=width)
+    table, note = text.splitlines()[:3], text.splitlines()[3:]
+    assert max(map(len, table)) <= width
+    shown = table[0].split()
+    gone = [c for c in WIDE_COLUMNS if c.removesuffix("_ms").removesuffix("_s") not in shown]
+    assert " ".join(note).startswith("left out to fit: ") == bool(gone)
+    assert all(name in " ".join(note) for name in gone)
+    assert (RUN_ID in text) == ("run_id" in shown)
+    assert ("5.0832e-3" in text) == ("lr" in shown)
+
+
+def test_the_least_important_columns_go_first():
+    """Columns of `least_first` go before text is cut, in that order, as far as needed."""
+    least = ["started_ms", "duration_s"]
+    whole = render_rows(ROWS, COLUMNS, "table").splitlines()
+    text = render_rows(ROWS, COLUMNS, "table", width=len(whole[1]) - 1, least_first=least)
+    assert text.splitlines()[0].split() == [
+        "trial", "state", "val_acc", "hidden", "duration", "run_id",
+    ]  # fmt: skip
+    assert text.splitlines()[3] == ("left out to fit: started_ms (see --columns, or --format csv)")
+    assert "…" not in text
 
 
 def test_colours_only_where_welcome():
@@ -89,16 +108,16 @@ def test_csv_reads_back(texts):
 
 
 def test_csv_keeps_digits_and_leaves_missing_values_empty():
-    """CSV holds all digits, nothing for what is missing, and CRLF line ends."""
+    """CSV holds all digits, nothing for what is missing, and lines end with LF."""
     text = render_rows(ROWS, COLUMNS[:4], "csv")
-    assert text == ("trial,state,val_acc,hidden\r\n0,COMPLETE,0.98222222,256-64\r\n11,FAIL,,\r\n")
+    assert text == ("trial,state,val_acc,hidden\n0,COMPLETE,0.98222222,256-64\n11,FAIL,,\n")
 
 
 def test_no_rows_are_no_error():
     """Without rows there are the header, an empty list, or nothing to sort."""
     assert render_rows([], ["trial", "state"], "table") == "trial  state\n"
     assert json.loads(render_rows([], ["trial"], "json")) == []
-    assert render_rows([], ["trial"], "csv") == "trial\r\n"
+    assert render_rows([], ["trial"], "csv") == "trial\n"
     assert sort_rows([], "trial") == []
 
 
@@ -169,4 +188,4 @@ def test_fields_are_aligned_and_nested():
         "note:       -",
     ]
     assert json.loads(render_fields(fields, "json"))["params"] == {"lr": 1e-3, "hidden": [256, 64]}
-    assert render_fields({"a": 1, "b": (2, 3)}, "csv") == "a,b\r\n1,2-3\r\n"
+    assert render_fields({"a": 1, "b": (2, 3)}, "csv") == "a,b\n1,2-3\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 
 import pytest
 import torch
@@ -111,6 +112,19 @@ SPECS = [
     spec(4, optimizer="AdamW", clip_norm=0.3, schedule="step", batch_size=50),
     spec(5, hidden=(10, 30), activation="silu"),
 ]
+
+
+def test_trials_that_train_side_by_side_share_the_time(task, data):
+    """Seconds of all epochs of all trials add up to no more than the training took."""
+    began = time.perf_counter()
+    driver = train(FusedTrainer(task, data), SPECS)
+    took = time.perf_counter() - began
+    seconds = [r.metrics["epoch_s"] for reports in driver.reports.values() for r in reports]
+    assert len(seconds) == len(SPECS) * N_EPOCHS
+    assert min(seconds) > 0
+    assert sum(seconds) < took
+    first = {r.metrics["epoch_s"] for n in (0, 1) for r in driver.reports[n][:1]}
+    assert len(first) == 1
 
 
 @pytest.mark.parametrize("kernel", ["on", "off"])
