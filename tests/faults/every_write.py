@@ -18,9 +18,12 @@ With `--results FILE` each place is a line of JSON there, and what the file has 
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
 import ctypes
 import dataclasses
+import gc
+import io
 import json
 import os
 import random
@@ -29,6 +32,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -43,6 +47,7 @@ FAULTS = ("kill", "torn", "eio", "enospc", "full")
 SIDES = ("both", "driver", "worker")
 EXIT_CODES = (0, 1, 2, 3, 4, 5, 6, 7, 130)
 LONGEST_RUN_S = 180.0
+MOST_LINES = 8
 WORKER = "sweep.executors.worker"
 
 
@@ -52,8 +57,8 @@ class Plan:
 
     population: str = "auto"
     side: str = "both"
-    trials: int = 4
-    epochs: int = 3
+    trials: int = 3
+    epochs: int = 2
 
     def command(self) -> list[str]:
         """Arguments of `sweep`."""
@@ -144,13 +149,25 @@ def sweep(folder: Path, arguments: Sequence[str], name: str, shim: Shim | None =
     for number, path in ((0, os.devnull), (1, f"../{name}.out"), (2, f"../{name}.err")):
         flags = os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_TRUNC
         os.dup2(os.open(path, flags, 0o600), number)
-    from sweep.cli.main import main
-
     sys.argv = ["sweep", *arguments]
     if shim is not None:
         shim.arm()
-    main()  # raises SystemExit, which ends this process as it would end a command
+    _end(_sweep)
     raise AssertionError
+
+
+def _end(command: Callable[[], None]) -> None:
+    """End this process with the command's exit code, without a second of taking libraries down."""
+    code: object = 0
+    try:
+        command()
+    except SystemExit as left:
+        code = left.code
+    threading._shutdown()  # waits for threads, as the interpreter does
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else 1)
 
 
 def sweep_process(
@@ -234,14 +251,32 @@ def try_place(place: Place, expected: dict[str, object], folder: Path) -> Findin
             break
     if finding.codes[1] != 0:
         finding.violations.append(f"the next run left with {finding.codes[1]}")
-    code = sweep(project, ["doctor", "s"], "doctor")
-    if code:
-        finding.violations.append(f"doctor: {(folder / 'doctor.out').read_text().strip()}")
+    if said := examined(project):
+        finding.violations.append(f"doctor: {said}")
     try:
         finding.violations += differences(facts(project), expected)
     except Exception as error:  # noqa: BLE001 - a store that cannot be read is a finding
         finding.violations.append(f"cannot be compared: {error!r}")
     return finding
+
+
+def examined(project: Path) -> str:
+    """What `sweep doctor` says of the study, in this process; empty where it finds nothing."""
+    os.chdir(project)
+    sys.argv = ["sweep", "doctor", "s"]
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        try:
+            _sweep()
+        except SystemExit as left:
+            return said.getvalue().strip() if left.code else ""
+    raise AssertionError
+
+
+def _sweep() -> None:
+    from sweep.cli.main import main
+
+    main()
 
 
 def _listen(finding: Finding, folder: Path, name: str, *, is_killed: bool = False) -> None:
@@ -302,8 +337,6 @@ def _leave(work: Callable[[], Finding], file: Path) -> None:
 
 def warm_up(folder: Path) -> None:
     """Load what a search loads, by one of each population."""
-    from sweep.cli.main import main
-
     before, arguments = Path.cwd(), sys.argv
     project = folder / "warm"
     project.mkdir(parents=True)
@@ -313,13 +346,15 @@ def warm_up(folder: Path) -> None:
             command = Plan(population).command()
             sys.argv = ["sweep", *command, "--study", f"warm{number}"]
             with contextlib.suppress(SystemExit):
-                main()
+                _sweep()
         for command in (["doctor", "warm1"], ["trials", "warm1"]):
             sys.argv = ["sweep", *command]
             with contextlib.suppress(SystemExit):
-                main()
+                _sweep()
     os.chdir(before)
     sys.argv = arguments
+    gc.collect()
+    gc.freeze()  # a fork leaves these pages shared
 
 
 def preloaded(folder: Path) -> dict[str, str]:
@@ -383,7 +418,9 @@ def soak(args: argparse.Namespace, folder: Path) -> bool:
         n_violated += bool(finding.violations)
         if finding.violations:
             print(f"{finding.place} {finding.where}: codes {finding.codes}", flush=True)
-            print("".join(f"    {line}\n" for line in finding.violations), end="", flush=True)
+            more = len(finding.violations) - MOST_LINES
+            lines = finding.violations[:MOST_LINES] + [f"... and {more} more"] * (more > 0)
+            print("".join(f"    {line}\n" for line in lines), end="", flush=True)
         if args.results:
             with args.results.open("a") as file:
                 file.write(json.dumps(dataclasses.asdict(finding)) + "\n")

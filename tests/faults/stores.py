@@ -30,7 +30,13 @@ def stable(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     """The facts that two undisturbed searches share; of the others, that they are there."""
     if one.keys() != other.keys():
         raise AssertionError(f"two searches leave different facts: {one.keys() ^ other.keys()}")
-    return {key: value if value == other[key] else VARIES for key, value in one.items()}
+    return {key: _shared(value, other[key]) for key, value in one.items()}
+
+
+def _shared(one: Any, other: Any) -> Any:
+    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        return [_shared(*pair) for pair in zip(one, other, strict=True)]
+    return one if one == other else VARIES
 
 
 def differences(found: dict[str, Any], expected: dict[str, Any]) -> list[str]:
@@ -38,12 +44,14 @@ def differences(found: dict[str, Any], expected: dict[str, Any]) -> list[str]:
     lines = [f"missing: {key}" for key in expected.keys() - found.keys()]
     lines += [f"too much: {key} = {found[key]!r}" for key in found.keys() - expected.keys()]
     for key in expected.keys() & found.keys():
-        if expected[key] is not VARIES and not _equal(found[key], expected[key]):
+        if not _equal(found[key], expected[key]):
             lines.append(f"{key}: {found[key]!r} instead of {expected[key]!r}")
     return sorted(lines)
 
 
 def _equal(one: Any, other: Any) -> bool:
+    if other is VARIES:
+        return True
     if isinstance(one, float) and isinstance(other, float):
         return math.isclose(one, other, rel_tol=1e-5) or (math.isnan(one) and math.isnan(other))
     if isinstance(one, list) and isinstance(other, list):
@@ -136,7 +144,6 @@ def _mlflow(project: Path, names: dict[str, str]) -> Iterable[tuple[str, Any]]:
             points.setdefault(f"mlflow: {names[run]} metric {key} step {step}", []).append(value)
         for key, values in points.items():
             yield key, sorted(values)
-            yield f"{key} points", len(values)
         for run, key, value in db.execute("SELECT run_uuid, key, value FROM latest_metrics"):
             yield f"mlflow: {names[run]} latest {key}", value
         for model, status in db.execute("SELECT model_id, status FROM logged_models"):
