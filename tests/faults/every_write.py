@@ -121,7 +121,12 @@ class Shim:
     def arm(self) -> None:
         """Count from now on in this process."""
         trace, fired = self.files()
-        names = (str(self.root), self.fault, str(trace) if self.fault == "count" else "", str(fired))
+        names = (
+            str(self.root),
+            self.fault,
+            str(trace) if self.fault == "count" else "",
+            str(fired),
+        )
         root, fault, trace_name, fired_name = (name.encode() for name in names)
         ctypes.CDLL(None).writes_arm(root, ctypes.c_long(self.at), fault, trace_name, fired_name)
 

@@ -1,4 +1,4 @@
-"""What both stores and the files of a project say, as facts that two projects can be compared by."""
+"""Both stores and all files of a project as facts, by which two projects can be compared."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def _optuna(project: Path) -> Iterable[tuple[str, Any]]:
         for key, value in db.execute("SELECT key, value_json FROM study_user_attributes"):
             yield f"optuna: study attribute {key}", value
         trials = db.execute("SELECT trial_id, number, state FROM trials").fetchall()
-        for (number, n) in Counter(number for _, number, _ in trials).items():
+        for number, n in Counter(number for _, number, _ in trials).items():
             yield f"optuna: trial {number} rows", n
         for trial, number, state in trials:
             who = f"optuna: trial {number}"
@@ -165,5 +165,5 @@ def _files(project: Path, names: dict[str, str]) -> Iterable[tuple[str, Any]]:
             path = str(Path(folder, name).relative_to(project)) + "/" * name.endswith("/")
             for key, known in names.items():
                 path = path.replace(key, f"<{known}>")
-            if not path.endswith(("-shm", "-wal")):
+            if not path.endswith(("-shm", "-wal", "sweep.log")):
                 yield f"file: {path}", 1
