@@ -12,7 +12,8 @@ be those of an undisturbed search. `writes.c` counts and faults.
 that a place costs a second. `--side driver` and `--side worker` run real commands with a worker
 process, ten times slower, and fault the named process.
 
-With `--results FILE` each place is a line of JSON there, and what the file has is not run again.
+With `--results FILE` each place is a line of JSON there; those without a violation are not tried
+again by the next call.
 """
 
 from __future__ import annotations
@@ -436,7 +437,8 @@ def soak(args: argparse.Namespace, folder: Path) -> bool:
 def _known(results: Path | None) -> set[str]:
     if results is None or not results.is_file():
         return set()
-    return {json.loads(line)["place"] for line in results.read_text().splitlines()}
+    findings = map(json.loads, results.read_text().splitlines())
+    return {finding["place"] for finding in findings if not finding["violations"]}
 
 
 if __name__ == "__main__":
