@@ -34,9 +34,14 @@ bench: $(VENV)/run ## Run the benchmarks (half an hour; results on the screen)
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/scaling.py
 
-soak: $(VENV)/test ## Kill searches at 200 random instants (an hour)
+soak: $(VENV)/test ## Kill searches at 200 random instants and fault every write (a night)
 	$(BIN)/python tests/faults/harness.py --kills 100 --population auto
 	$(BIN)/python tests/faults/harness.py --kills 100 --population 1
+	$(BIN)/python tests/faults/harness.py --kills 50 --population auto --epochs 60 --signals
+	$(BIN)/python tests/faults/harness.py --kills 50 --population 1 --epochs 60 --signals
+	$(BIN)/python tests/faults/every_write.py --every --jobs 2 --results every-write.jsonl
+	rm every-write.jsonl  # it lets a soak that was broken off go on
+	$(BIN)/python tests/faults/every_write.py --sample 40 --side driver worker --fault kill
 
 constraints: ## Write down the versions of .venv as constraints.txt
 	@head -2 constraints.txt > .constraints.new

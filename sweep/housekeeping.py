@@ -19,7 +19,12 @@ from sweep.config import RunConfig
 from sweep.ledger import LedgerTrial
 from sweep.retention import KEPT_IN_WORK_DIR, goodness_of
 from sweep.trial import Direction
-from sweep.trial_files import folder_bytes, trial_folder
+from sweep.trial_files import (
+    folder_bytes,
+    remove_broken_off_writes,
+    remove_resume_states,
+    trial_folder,
+)
 
 MOST_SAID = 5
 """Trials that one line names."""
@@ -151,6 +156,8 @@ def tidy(config: RunConfig, trials: Sequence[LedgerTrial], *, is_kept_up: bool =
         kept_here = [n for n in kept_here if n not in beyond]
     removals += in_work_dir(config, trials, kept_here)
     remove(config, removals)
+    remove_broken_off_writes(config.study_dir)
+    remove_resume_states(config.study_dir, (t.number for t in trials if t.state.is_finished))
     return Tidied(removals, left)
 
 

@@ -21,7 +21,7 @@ import os
 import secrets
 import stat
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -228,9 +228,22 @@ def replace_file(path: Path, content: bytes | bytearray, *, mode: int = 0o666) -
 
 
 def remove_broken_off_writes(study_dir: Path) -> None:
-    """Remove what `replace_file` left in trials' folders where its process was killed."""
-    for part in (study_dir / "trials").glob("*/.*"):
-        part.unlink(missing_ok=True)
+    """Remove files that killed processes were writing aside, in a study's folder and its trials'.
+
+    Those of this process stay: a thread may be writing one.
+    """
+    own = f".{os.getpid()}"
+    for part in (*study_dir.glob(".*.*"), *(study_dir / "trials").glob("*/.*")):
+        if part.suffix != own and (part.parent != study_dir or part.suffix[1:].isdigit()):
+            with contextlib.suppress(OSError):
+                part.unlink()
+
+
+def remove_resume_states(study_dir: Path, numbers: Iterable[int]) -> None:
+    """Remove the resume states of trials that ended: a kill may have left a verdict beside one."""
+    for number in numbers:
+        with contextlib.suppress(OSError):
+            (trial_folder(study_dir, number) / RESUME_STATE).unlink()
 
 
 def _report_values(report: EpochReport) -> dict[str, Any]:

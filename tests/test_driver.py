@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -564,11 +565,16 @@ def test_a_pruned_verdict_is_pruned(study: ScriptedStudy) -> None:
 
 
 def test_what_a_killed_worker_was_writing_goes(study: ScriptedStudy) -> None:
-    """The next driver removes broken-off writes, and nothing that is whole."""
+    """The next driver removes broken-off writes of other processes, and nothing that is whole."""
     first = study.run(trials=1)
     folder = trial_folder(first.config.study_dir, 0)
     folder.mkdir(parents=True)
     for name in (".verdict.json.77", ".last.ckpt.77", "best.ckpt"):
         (folder / name).write_bytes(b"half")
+    whole = {"tracking.json", f".spool.cursor.{os.getpid()}", ".hidden.txt"}
+    for name in (".tracking.json.77", *whole):
+        (first.config.study_dir / name).write_text("{}")
     study.prepare(first.config).driver.recall(first.config.study_dir)
     assert [file.name for file in folder.iterdir()] == ["best.ckpt"]
+    assert {f.name for f in first.config.study_dir.iterdir() if f.is_file()} >= whole
+    assert not (first.config.study_dir / ".tracking.json.77").exists()

@@ -274,6 +274,21 @@ def test_a_search_killed_after_its_last_trial_is_tidied(six: Path) -> None:
     assert here() == there() == sorted(best_first()[:2])
 
 
+def test_what_a_kill_left_beside_a_verdict_goes(six: Path) -> None:
+    """A resume state of a trial that ended and a half-written cursor are gone after the next run,
+    also where it has nothing to train; the checkpoint stays."""
+    folder = trial_folder("mlruns/.sweep/six", best_first()[0])
+    (folder / "last.ckpt").write_bytes(b"of epoch 2")
+    aside = Path("mlruns/.sweep/six/.spool.cursor.77")
+    aside.write_text("{}")
+    ledger = open_study(RunConfig().storage, "six")
+    ledger.settle(False)
+    ledger.close()
+    sweep.run(study="six", trials=6, **INLINE)
+    assert not aside.exists()
+    assert {file.name for file in folder.iterdir()} == {"best.ckpt", "model.pt2", "verdict.json"}
+
+
 def test_a_checkpoint_that_mlflow_refused_is_not_thrown_away(six: Path, call: Call) -> None:
     """What only the work folder has is stored before the folder may go."""
     number = [n for n in best_first() if n in here()][-1]

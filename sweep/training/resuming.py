@@ -151,7 +151,8 @@ def clear_folder(spec: TrialSpec, task: Task) -> None:
     forget_verdict(folder)
     for part in folder.glob(".*"):
         if part.suffix != f".{os.getpid()}":  # of a worker that was killed in the middle of it
-            part.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                part.unlink()
     if spec.resume_from is None:
         # The number may have been another configuration's, which was never heard of.
         for name in (RESUME_STATE, "best.ckpt", "model.pt2"):

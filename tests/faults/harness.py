@@ -1,9 +1,13 @@
 """Kill a real search at random instants, run it again until it is done, then check the stores.
 
     python tests/faults/harness.py --kills 200 --population auto --seed 7
+    python tests/faults/harness.py --kills 50 --signals
 
 The seed decides what is killed and when; the same seed repeats a run as far as the machine's own
-timing allows. Prints each kill, and every violation.
+timing allows. Prints each kill, and every violation. With --signals half of the kills are SIGTERM,
+SIGHUP and SIGINT to the whole process group, as GNU timeout, a closed terminal and Ctrl-C send
+them, after an epoch: a search that says that everything is saved has a resume file of all epochs
+that it recorded.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ import argparse
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -20,7 +25,12 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from searches import query
+
 VICTIMS = ("driver", "worker", "both")
+GROUP_SIGNALS = ("SIGTERM", "SIGHUP", "SIGINT")
 LONGEST_RUN_S = 300.0
 
 
@@ -36,6 +46,8 @@ class Plan:
     flags: tuple[str, ...] = ("--sampler", "random", "--checkpoint-interval", "0.2")
     keep: int | None = None
     """Best trials that keep their files."""
+    signals: bool = False
+    """Whether half of the kills are signals to the process group."""
     span_s: float = 8.0
     """Kills fall into the first so many seconds of a run: start-up, training, hand-over, end; into
     fewer where a whole run is known to take less."""
@@ -62,13 +74,15 @@ def soak(plan: Plan, folder: Path) -> Soak:
         while len(done.kills) < plan.n_kills:
             span_s = min(plan.span_s, 1.1 * max(whole_s)) or plan.span_s
             after_s, victim = rng.random() * span_s, rng.choice(VICTIMS)
+            if plan.signals and rng.random() < 0.5:
+                victim = rng.choice(GROUP_SIGNALS)
             began, is_whole = time.monotonic(), not is_begun
             code, is_begun = _run_and_kill(plan, folder, name, after_s, victim, done), True
             if code == 0:  # it came to its end before the kill: check it, begin another
                 if is_whole and time.monotonic() - began < after_s:
                     whole_s.append(time.monotonic() - began)
                 break
-            if code > 0 and code not in (1, 6):
+            if code > 0 and code not in (1, 6) and (code, plan.signals) != (130, True):
                 done.violations.append(f"{name}: exit code {code} after a kill")
         _finish(plan, folder, name, done)
         done.violations += [f"{name}: {v}" for v in check(folder, name, plan)]
@@ -89,14 +103,38 @@ def _run_and_kill(
 ) -> int:
     """Exit code of the search; negative: it was killed."""
     done.n_runs += 1
-    with (folder / "out.txt").open("ab") as out:
-        process = subprocess.Popen(command(plan, study), cwd=folder, stdout=out, stderr=out)
+    arguments, out_file = command(plan, study), folder / f"out{done.n_runs}.txt"
+    if victim in GROUP_SIGNALS:  # what is saved is saved for the signal
+        arguments += ["--checkpoint-interval", "1000", "--verbose"]
+        after_s /= 4
+    running = _in_state(folder, study, "RUNNING").keys()
+    with out_file.open("wb") as out:
+        process = subprocess.Popen(
+            arguments, cwd=folder, stdout=out, stderr=out, start_new_session=True
+        )
+    if victim in GROUP_SIGNALS:  # there is nothing to save before the first epoch
+        while process.poll() is None and "epoch=" not in out_file.read_text():
+            time.sleep(0.02)
     began = time.monotonic()
     while process.poll() is None and time.monotonic() - began < after_s:
         time.sleep(0.01)
     if process.poll() is not None:
         return process.returncode
     workers = _children(process.pid)
+    if victim in GROUP_SIGNALS:
+        os.killpg(process.pid, signal.Signals[victim])
+        done.kills.append(f"{study} {victim} to the group {after_s:.2f} s after an epoch")
+        code = process.wait(LONGEST_RUN_S)
+        _wait_for_end(workers)
+        said = out_file.read_text()
+        begun = _in_state(folder, study, "RUNNING").keys() - running
+        if code < 0 and begun:
+            done.violations.append(f"{done.kills[-1]}: ended by it with trials {begun} RUNNING")
+        if "Traceback" in said:
+            done.violations.append(f"{done.kills[-1]}: a traceback: {said[-500:]}")
+        if "saved" in said:
+            done.violations += [f"{done.kills[-1]}: {one}" for one in unsaved(folder, study)]
+        return code
     targets = {"driver": [process.pid], "worker": workers, "both": [process.pid, *workers]}[victim]
     if not targets:
         targets, victim = [process.pid], "driver"
@@ -108,6 +146,34 @@ def _run_and_kill(
     process.wait()
     _wait_for_end(workers)
     return -9
+
+
+def _in_state(folder: Path, study: str, state: str) -> dict[int, int]:
+    """Trials in that state -> epochs that Optuna has of them."""
+    statement = (
+        "SELECT number, count(step) FROM trials JOIN studies USING (study_id) "
+        "LEFT JOIN trial_intermediate_values USING (trial_id) "
+        "WHERE study_name = ? AND state = ? GROUP BY number"
+    )
+    try:
+        return dict(query(folder / "mlruns" / "optuna.db", statement, study, state))
+    except sqlite3.OperationalError:  # not made yet
+        return {}
+
+
+def unsaved(folder: Path, study: str) -> list[str]:
+    """Interrupted trials whose resume file lacks epochs that Optuna has."""
+    import torch
+
+    lost = []
+    for number, n_epochs in _in_state(folder, study, "WAITING").items():
+        file = folder / "mlruns" / ".sweep" / study / "trials" / f"{number:05d}" / "last.ckpt"
+        n_saved = 0
+        if file.is_file():
+            n_saved = len(torch.load(file, weights_only=True)["sweep"]["history"])
+        if n_saved < n_epochs:
+            lost.append(f"trial {number} has {n_epochs} epochs, its resume file {n_saved}")
+    return lost
 
 
 def _finish(plan: Plan, folder: Path, study: str, done: Soak) -> None:
@@ -258,12 +324,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--population", default="auto")
     parser.add_argument("--trials", type=int, default=12)
+    parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--keep", type=int)
+    parser.add_argument("--signals", action="store_true", help="also signals to the group")
     args = parser.parse_args()
     print(f"seed {args.seed}")
     plan = Plan(
-        args.seed, args.kills, n_trials=args.trials, population=args.population, keep=args.keep
-    )
+        args.seed, args.kills, n_trials=args.trials, epochs=args.epochs, keep=args.keep,
+        population=args.population, signals=args.signals,
+    )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         done = soak(plan, Path(folder))
     print("\n".join(done.kills))

@@ -2,7 +2,8 @@ import os
 import time
 
 import pytest
-from harness import Plan, soak
+from harness import Plan, soak, unsaved
+from searches import query
 
 SEED = int(os.environ.get("SWEEP_SOAK_SEED", time.time_ns() % 1_000_000))
 
@@ -17,3 +18,10 @@ def test_a_search_that_is_killed_at_any_instant_ends_whole(population, n_kills, 
     print("\n".join(done.kills))
     assert len(done.kills) == n_kills
     assert not done.violations, (SEED, done.violations, done.kills)
+
+
+def test_epochs_without_a_resume_file_count_as_lost(six):
+    """An interrupted trial whose curve Optuna has, but no file to go on from, is not saved."""
+    assert unsaved(six, "six") == []
+    query(six / "mlruns" / "optuna.db", "UPDATE trials SET state = 'WAITING' WHERE number = 2")
+    assert unsaved(six, "six") == ["trial 2 has 3 epochs, its resume file 0"]

@@ -511,15 +511,18 @@ def test_the_verdict_of_a_resumed_trial_is_whole(
 
 @both
 def test_a_trial_that_is_tried_again_forgets(tmp_path: Path, data: SearchData, path: str) -> None:
-    """From its start on, an earlier try's verdict, resume state and broken-off files are gone."""
+    """From its start on, an earlier try's verdict, resume state and broken-off files are gone;
+    something that cannot be removed fails no trial."""
     task = a_task(tmp_path)
     train(TRAINERS[path](task, data), [spec(0)])
     train(TRAINERS[path](task, data), [spec(1)], {1: 1})
     assert files(task, 0) == ENDED
     broken_off = trial_folder(task.work_dir, 0) / ".model.pt2.0"
     broken_off.write_bytes(b"half")
-    train(TRAINERS[path](task, data), [spec(0), spec(1)], {0: 1, 1: 1}, reason="pruned")
+    broken_off.with_name(".a-folder").mkdir()
+    seen = train(TRAINERS[path](task, data), [spec(0), spec(1)], {0: 1, 1: 1}, reason="pruned")
     assert not broken_off.exists()
+    assert seen.result(0).failure is None
     train(TRAINERS[path](task, data), [spec(0)], {0: 1})
     assert not {"verdict.json", "model.pt2"} & set(files(task, 0))
     assert "last.ckpt" not in files(task, 1)
