@@ -18,10 +18,10 @@ from sweep import options
 from sweep.config import RunConfig
 from sweep.endings import now_ms
 from sweep.ledger import Ledger, LedgerTrial, best_trial
+from sweep.objective import Objective
 from sweep.space import canonical_key, run_name
 from sweep.trial import (
     MAX_RANKED,
-    Direction,
     EndReason,
     EpochReport,
     Failure,
@@ -165,17 +165,16 @@ def study_end(
         best_value=best.value if best else None,
         baseline_value=_baseline_value(config, trials),
         reason=reason,
-        ranking=ranking_of(trials, config.resolved_direction),
+        ranking=ranking_of(trials, Objective(config.metric, config.resolved_direction)),
     )
 
 
-def ranking_of(trials: Sequence[LedgerTrial], direction: Direction) -> list[Ranked]:
+def ranking_of(trials: Sequence[LedgerTrial], objective: Objective) -> list[Ranked]:
     """The best completed trials, best first, the earlier of equals first."""
-    sign = -1.0 if direction == "maximize" else 1.0
     scored = [
-        (sign * t.value, t.number, t)
-        for t in trials
-        if t.state is TrialState.COMPLETE and t.value is not None and not math.isnan(t.value)
+        (-objective.goodness(trial.value), trial.number, trial)
+        for trial in trials
+        if trial.state is TrialState.COMPLETE and objective.goodness(trial.value) > -math.inf
     ]
     return [
         Ranked(number, trial.result.get("name") or f"t{number:03d}", trial.value or 0.0)

@@ -18,6 +18,7 @@ from sweep.errors import ConfigError, StudyFailedError, SweepError
 from sweep.executors import begin_loading, make_task
 from sweep.imports import collector_paused, libraries_set_aside
 from sweep.ledger import Ledger, LedgerTrial, best_trial, create_study
+from sweep.objective import Objective
 from sweep.proposals import Proposals
 from sweep.provenance import provenance
 from sweep.recollection import ranking_of, study_end
@@ -336,7 +337,7 @@ def _study_info(config: RunConfig, space: Space, trials: Sequence[LedgerTrial]) 
         n_done=sum(t.state.is_finished for t in trials),
         best_value=best.value if best else None,
         best_number=best.number if best else None,
-        ranking=ranking_of(trials, config.resolved_direction),
+        ranking=ranking_of(trials, Objective(config.metric, config.resolved_direction)),
     )
 
 

@@ -37,6 +37,7 @@ def ui(host: str, port: int, **flags: Any) -> None:
     os.environ["MLFLOW_BACKEND_STORE_URI"] = absolute(uri)
     os.environ["PYTHONSAFEPATH"] = "1"  # a file mlflow.py of this folder is not the server
     command = [sys.executable, "-m", "mlflow", "ui", "--host", host, "--port", str(port)]
-    click.echo(f"MLflow UI on http://{host}:{port} (Ctrl-C ends it)")
+    page = f"http://{host}:{port}/#/experiments?workflowType=machine_learning"
+    click.echo(f"MLflow UI on {page} (Ctrl-C ends it)")
     sys.stdout.flush()
     os.execv(sys.executable, command)  # this process becomes the server

@@ -3,6 +3,7 @@
 Light to import: mlflow itself is loaded when something is opened.
 
     tracker.py   MlflowTracker, the Listener that a search writes to
+    pending.py   trials whose runs may lack something
     reconcile.py MLflow against the ledger, and its repair
     training.py  TrainingRun: one run for a downstream training
     queries.py   the reading side
@@ -17,6 +18,7 @@ Light to import: mlflow itself is loaded when something is opened.
     disposal.py  checkpoints and models that go
 """
 
+from sweep.tracking.pending import Pace
 from sweep.tracking.queries import (
     artifact_of,
     artifact_place,
@@ -26,7 +28,7 @@ from sweep.tracking.queries import (
     run_id_of,
 )
 from sweep.tracking.reconcile import reconcile_runs
-from sweep.tracking.tracker import MlflowTracker, Pace
+from sweep.tracking.tracker import MlflowTracker
 from sweep.tracking.training import TrainingInfo, TrainingOutcome, TrainingRun
 from sweep.tracking.uri import DEFAULT_URI, default_tracking_uri, one_line
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from mlflow.entities import LifecycleStage, Metric, Run
+from mlflow.entities import LifecycleStage, LoggedModelOutput, Metric, Run
 
 from sweep.redact import redacted
 from sweep.tracking import keys, overview
@@ -320,12 +320,30 @@ class Mirror:
         self._rank(ranking, is_baseline=end is not None and end.baseline_value is not None)
         if end is not None:
             tags |= self._end_tags(end)
+            self._link_best(end)
         self.parent.log(tags=tags)
         client = self._store.client
         client.set_experiment_tag(self.experiment_id, "mlflow.note.content", text)
         if end is not None:
             status = {"interrupted": "KILLED", "failed": "FAILED"}.get(end.reason, "FINISHED")
             self.parent.end(status, end.time_ms)
+
+    def _link_best(self, end: StudyFinished) -> None:
+        """Make the best trial's model an output of the parent.
+
+        MLflow's page files a run without a model under "Evaluation runs" unless it is switched to
+        model training.
+        """
+        run = self.run_of(end.best_number) if end.best_number is not None else None
+        if run is None:
+            return
+        client, of_run = self._store.client, f"source_run_id = '{run.run_id}'"
+        models = client.search_logged_models([self.experiment_id], of_run, max_results=1)
+        outputs = client.get_run(self.parent.run_id).outputs
+        linked = {output.model_id for output in outputs.model_outputs} if outputs else set()
+        new = [LoggedModelOutput(m.model_id, 0) for m in models if m.model_id not in linked]
+        if new:
+            client.log_outputs(self.parent.run_id, new)
 
     def _end_tags(self, end: StudyFinished) -> dict[str, str]:
         tags = {"sweep.reason": str(end.reason)}

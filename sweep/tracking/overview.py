@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
+from sweep.objective import Objective
 from sweep.trial import Ranked, StudyFinished, StudyInfo
 
 N_SHOWN = 5
@@ -26,7 +27,7 @@ def describe(study: StudyInfo, end: StudyFinished | None, ranking: Sequence[Rank
 
 
 def _verdict(study: StudyInfo, end: StudyFinished | None, ranking: Sequence[Ranked]) -> str:
-    which = "highest" if study.direction == "maximize" else "lowest"
+    which = Objective(study.metric, study.direction).extreme
     if not ranking:
         best = f"No trial is complete yet; the search looks for the {which} `{study.metric}`."
     else:

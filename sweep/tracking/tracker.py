@@ -13,14 +13,15 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sweep import sqlite
 from sweep.errors import StoreError, UndeliveredError
+from sweep.objective import Objective
 from sweep.sqlite import is_disk_full
 from sweep.tracking.disposal import DROPPED_TAG
+from sweep.tracking.pending import Pace, Pending, named
 from sweep.tracking.uri import one_line, quiet, shown, without_credentials
 from sweep.trial import (
     MAX_RANKED,
@@ -31,7 +32,6 @@ from sweep.trial import (
     StudyFinished,
     StudyInfo,
     TrialFinished,
-    TrialHistory,
     TrialStarted,
     TrialState,
     WorkerReady,
@@ -51,52 +51,6 @@ TRIES = 5
 search or `sweep doctor --fix`."""
 
 _log = logging.getLogger("sweep.tracking")
-
-
-@dataclass(frozen=True, slots=True)
-class Pace:
-    """How often the store is asked, in seconds."""
-
-    flush_s: float = 5.0
-    """The curves of running trials are gathered for at least this long."""
-    first_retry_s: float = 0.5
-    """A store that did not answer is asked again after this long, then after twice this, ..."""
-    retry_s: float = 5.0
-    """... and at least this often."""
-    grace_s: float = 10.0
-    """At the end a store that does not answer is asked for this long."""
-
-
-@dataclass
-class _Pending:
-    """A trial whose run may lack something."""
-
-    started: TrialStarted
-    reports: list[EpochReport] = field(default_factory=list)
-    finished: TrialFinished | None = None
-    n_changes: int = 0
-    """Counts what came in, so that what comes during a call is not taken for synced."""
-    n_synced: int = 0
-    is_urgent: bool = True
-    """Its run begins or ends: not only new points, which can wait for a flush."""
-    n_tries: int = 0
-    retry_at: float = 0.0
-    is_let_go: bool = False
-    """The user deleted its run in MLflow."""
-
-    @property
-    def is_behind(self) -> bool:
-        """Whether its run lacks something."""
-        return self.n_synced < self.n_changes and not self.is_let_go
-
-    @property
-    def is_final(self) -> bool:
-        """Whether nothing more will come of it."""
-        return self.finished is not None and self.finished.state.is_finished
-
-    def history(self) -> TrialHistory:
-        """What is known now."""
-        return TrialHistory(self.started, tuple(self.reports), self.finished)
 
 
 class MlflowTracker:
@@ -129,7 +83,7 @@ class MlflowTracker:
         self._device: str | None = None
         self._ranking: list[Ranked] = []
         self._lock = threading.Lock()
-        self._trials: dict[int, _Pending] = {}
+        self._trials: dict[int, Pending] = {}
         self._dropped: list[int] = []
         self._study_changes, self._study_synced, self._study_tries = 0, 0, 0
         self._study_retry_at = 0.0
@@ -198,7 +152,7 @@ class MlflowTracker:
 
     def _note(self, record: Record) -> None:
         if isinstance(record, TrialStarted):
-            begun = self._trials.setdefault(record.number, _Pending(record))
+            begun = self._trials.setdefault(record.number, Pending(record))
             begun.started, begun.finished, begun.is_urgent = record, None, True
             begun.n_changes += 1
         elif isinstance(record, EpochReport):
@@ -224,9 +178,9 @@ class MlflowTracker:
     def _note_score(self, record: TrialFinished, name: str) -> None:
         if record.state is not TrialState.COMPLETE or record.value is None or self._study is None:
             return
-        sign = -1.0 if self._study.direction == "maximize" else 1.0
+        objective = Objective(self._study.metric, self._study.direction)
         self._ranking.append(Ranked(record.number, name, record.value))
-        self._ranking.sort(key=lambda ranked: (sign * ranked.value, ranked.number))
+        self._ranking.sort(key=lambda r: (-objective.goodness(r.value), r.number))
         del self._ranking[MAX_RANKED:]
 
     def _note_drop(self, number: int) -> None:
@@ -377,7 +331,7 @@ class MlflowTracker:
         if is_done:
             self._on_stored(number, n_bytes)
 
-    def _refused(self, mirror: Mirror, pending: _Pending, error: Exception) -> None:
+    def _refused(self, mirror: Mirror, pending: Pending, error: Exception) -> None:
         """Tell a trial that is refused from a store that is away. Raises _AwayError."""
         number = pending.started.number
         run_is_deleted = False
@@ -394,7 +348,7 @@ class MlflowTracker:
         pending.retry_at = time.monotonic() + self._pace.first_retry_s * 2**pending.n_tries
         _log.warning("MLflow refuses trial %d", number, exc_info=error)
 
-    def _let_go(self, pending: _Pending) -> None:
+    def _let_go(self, pending: Pending) -> None:
         """The user deleted this run in MLflow: that is respected. `sweep doctor` sees a restored
         one."""
         pending.is_let_go = True
@@ -484,18 +438,6 @@ class _AwayError(Exception):
 
     def __init__(self, error: Exception) -> None:
         self.error = error
-
-
-def named(numbers: Sequence[int]) -> str:
-    """At most five numbers, and how many more there are.
-
-    >>> named([3]), named([1, 2, 3, 4, 5, 6, 7])
-    ('trial 3', 'trials 1, 2, 3, 4, 5 (and 2 more)')
-    """
-    if len(numbers) == 1:
-        return f"trial {numbers[0]}"
-    more = f" (and {len(numbers) - 5} more)" if len(numbers) > 5 else ""
-    return f"trials {', '.join(map(str, numbers[:5]))}{more}"
 
 
 def open_mirror(tracking_uri: str, study: StudyInfo, *, log_models: bool) -> Mirror:
