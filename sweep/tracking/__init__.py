@@ -17,6 +17,8 @@ Light to import: mlflow itself is loaded when something is opened.
     run.py       one run                   (loads mlflow)
     model.py     one logged model          (loads mlflow)
     store.py     the connection            (loads mlflow)
+    addresses.py a folder that was moved or copied   (loads mlflow)
+    references.py  what keeps a trial's files       (loads mlflow)
     uri.py       which store is meant
 """
 
