@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from sweep.errors import ConfigError
 from sweep.trial import EpochReport, Failure, Stop, TrainerName, TrialSpec
 
 if TYPE_CHECKING:
-    from sweep.proposals import Proposal
+    from sweep.ledger import LedgerTrial
+    from sweep.proposals import Proposal, Proposals
 
 
 @dataclass
@@ -55,6 +57,37 @@ class Planned:
     """Whether another program gave it its number, by Optuna's `enqueue_trial`."""
     proposal: Proposal | None = None
     """Set where it was thought of ahead, with the number that it is going to have."""
+
+
+def left_over(
+    trials: Sequence[LedgerTrial], proposals: Proposals
+) -> tuple[list[Planned], list[str]]:
+    """Unfinished trials to train: interrupted ones, and those that other programs queued.
+
+    Queued trials outside the space and other programs' running trials are left alone: the second
+    item has one line for each.
+    """
+    planned, said = [], []
+    for trial in trials:
+        if trial.state.is_finished:
+            continue
+        number, why = trial.number, f"it is {trial.state}, and another program's"
+        if not trial.is_foreign:
+            params = trial.params or None
+            planned.append(
+                Planned(trial.hyperparameters, params, number, trial.start_epoch, trial.trainer)
+            )
+            continue
+        if trial.queued:
+            try:
+                configuration, params = proposals.queued(number, trial.queued)
+            except ConfigError as error:
+                why = f"it was queued, but {error}"
+            else:
+                planned.append(Planned(configuration, params, number, is_queued=True))
+                continue
+        said.append(f"trial {number} is left alone: {why}")
+    return planned, said
 
 
 class Streak:

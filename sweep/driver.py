@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from sweep.agenda import Greetings, Planned, Running, Streak, of_other_paths
+from sweep.agenda import Greetings, Planned, Running, Streak, left_over, of_other_paths
 from sweep.config import RunConfig
 from sweep.endings import notice, now_ms, summary_of, told_of, verdict_of
 from sweep.errors import ConfigError, must_be_one_of
@@ -100,23 +100,9 @@ class Driver:
         self._proposals.remember(self._proposals.fitting(finished))
         self._n_finished = sum(t.state.is_finished for t in trials)
         self._next_number = len(trials)
-        said: list[Record] = []
-        for trial in trials:
-            if trial.state.is_finished:
-                continue
-            if trial.is_foreign:
-                self._plan_foreign(trial, said)
-                continue
-            self._planned.append(
-                Planned(
-                    trial.hyperparameters,
-                    trial.params or None,
-                    trial.number,
-                    trial.start_epoch,
-                    trial.trainer,
-                )
-            )
-        self._record(said)
+        planned, said = left_over(trials, self._proposals)
+        self._planned.extend(planned)
+        self._record([notice(text) for text in said])
         begun = [p.hyperparameters for p in self._planned]
         for trial in trials:
             if trial.number in again and trial.hyperparameters not in begun:
@@ -125,19 +111,6 @@ class Driver:
         for hyperparameters, params in first:
             if hyperparameters not in known and not self._proposals.is_known(hyperparameters):
                 self._planned.append(Planned(hyperparameters, params))
-
-    def _plan_foreign(self, trial: LedgerTrial, said: list[Record]) -> None:
-        """Train what another program queued, if the space has it; leave its other trials alone."""
-        why = f"it is {trial.state}, and another program's"
-        if trial.queued:
-            try:
-                configuration, params = self._proposals.queued(trial.number, trial.queued)
-            except ConfigError as error:
-                why = f"it was queued, but {error}"
-            else:
-                self._planned.append(Planned(configuration, params, trial.number, is_queued=True))
-                return
-        said.append(notice(f"trial {trial.number} is left alone: {why}"))
 
     def prepare(self, n: int) -> None:
         """Think of the first `n` trials while workers load. Nothing is recorded or told yet."""

@@ -59,7 +59,9 @@ def presence(work_dir: Path, study: str, *stores: str) -> Callable[[], None]:
     check raises StoreError; it costs a look at each name, and at the open files of the process.
     """
     paths = [path for path in map(sqlite.path_of, stores) if path is not None]
-    known = {path: _identity(path) for path in [*paths, (work_dir / study).absolute()]}
+    # The folder by its lock, which is open: the number of a removed one may be given again.
+    lock = (work_dir / study / "lock").absolute()
+    known = {path: _identity(path) for path in [*paths, lock]}
 
     def check() -> None:
         gone = [path for path, was in known.items() if was and _identity(path) != was]

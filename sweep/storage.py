@@ -89,10 +89,9 @@ def _to_write(path: Path, url: str) -> tuple[str, bool]:
 
 
 def _make_aside(path: Path) -> None:
+    # Without a write-ahead log: the file alone is what gets the name.
     with sqlite.made_aside(path) as aside:
-        url = _without_braces(sqlite.url_of(aside))
-        sqlite.listen(url)
-        RDBStorage(url).engine.dispose()
+        RDBStorage(_without_braces(sqlite.url_of(aside))).engine.dispose()
 
 
 def _to_read(path: Path, url: str) -> str:

@@ -9,6 +9,8 @@ Light to import: mlflow itself is loaded when something is opened.
     queries.py   the reading side
     keys.py      names and values in the form that MLflow takes
     overview.py  the description on MLflow's pages
+    addresses.py a folder that was moved or copied          (loads mlflow)
+    references.py  what keeps a trial's files               (loads mlflow)
     uri.py       which store is meant
     mirror.py    a study's runs, brought up to its trials   (loads mlflow)
     run.py       one run                                    (loads mlflow)
