@@ -167,15 +167,15 @@ class Ledger:
 
     def is_bound(self, *, by_unfinished: bool) -> bool:
         """Whether a trial has a score, or is not finished and may have one: settings are fixed."""
-        trials = self.trials()
+        trials = [t for t in self.trials() if t.state is not TrialState.FAIL]
         is_scored = any(t.value is not None or t.curve for t in trials)
         return is_scored or (by_unfinished and any(not t.state.is_finished for t in trials))
 
     def start_over(self, direction: Direction) -> None:
-        """Forget settings and space; failed trials stay, without Optuna's parameters.
+        """Forget settings and space; failed trials stay, without what is a sampler's or pruner's.
 
-        Those are of a space that may fit the next one no more, and samplers learn nothing from a
-        trial that failed.
+        Optuna refuses a parameter whose choices changed, and samplers learn nothing from a trial
+        that failed.
         """
         trials = sorted(
             self._storage.get_all_trials(self._study_id), key=lambda trial: trial.number
@@ -188,7 +188,7 @@ class Ledger:
         for trial in trials:
             trial.user_attrs.setdefault(HYPERPARAMETERS, trial.params)
             if trial.state.is_finished():
-                trial.params, trial.distributions = {}, {}
+                trial.params, trial.distributions, trial.system_attrs = {}, {}, {}
             self._storage.create_new_trial(self._study_id, template_trial=trial)
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 from collections import Counter
@@ -170,3 +171,26 @@ def test_wrong_words(call: Call) -> None:
     code, _, errors = call("retry", "sixx")
     assert (code, len(errors)) == (2, 1)
     assert "did you mean six?" in errors[0]
+
+
+def test_show_prints_the_traceback_of_a_failed_trial(failed: Path, call: Call) -> None:
+    """With MLflow away, too: below the fields, and as a field of the JSON."""
+    (failed / "mlflow.db").unlink()
+    number = next(t.number for t in trials() if (t.result["failure"] or {})["kind"] == "exception")
+    code, text, _ = call("show", "bad", number)
+    assert code == 0
+    fields, _, traceback = text.partition("\n\nTraceback (most recent call last):\n")
+    assert "width must not be 8" in fields
+    assert traceback.splitlines()[-1] == "ZeroDivisionError: width must not be 8"
+    assert "user_code.py" in traceback
+    failure = json.loads(call("show", "bad", number, "--format", "json")[1])["failure"]
+    assert failure["traceback"].endswith(traceback)
+
+
+def test_a_done_study_with_failed_trials_names_retry(failed: Path, call: Call) -> None:
+    """Nothing is left to do, and two lines say how failed trials are tried again."""
+    code, text, _ = call("run", "--study", "bad", "--trials", "6")
+    assert code == 0
+    assert "Try failed trials again with `sweep retry bad`." in text
+    assert "sweep retry bad" in text.partition("Next:")[2]
+    assert "# try the 4 failed trials again" in text

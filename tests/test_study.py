@@ -176,12 +176,16 @@ def test_a_search_without_a_success_has_failed() -> None:
 def test_identical_failures_end_the_search_with_their_message() -> None:
     """A bug in the user's module stops it after --max-failures trials."""
     space = parse_space(
-        "# A line.\nparameters:\n  no_such_argument: {float: [0, 1]}\n", "bad", vocabulary=None
+        "# A line.\nparameters:\n  width: {int: [4, 8]}\nfixed:\n  mode: raise\n",
+        "bad",
+        vocabulary=None,
     )
     config = RunConfig(
-        **(SMALL | {"trials": 50, "max_failures": 2, "module": "user_code:Model", "study": "bad"})
-    )
-    with pytest.raises(StudyFailedError, match="2 identical failures in a row: TypeError"):
+        **(SMALL | {"trials": 50, "max_failures": 2, "module": "user_code:Model", "study": "bad",
+                    "metric": "val_f1"})
+    )  # fmt: skip
+    said = r"2 identical failures in a row: ZeroDivisionError.*user_code.py:\d+.*sweep retry bad"
+    with pytest.raises(StudyFailedError, match=said):
         search(config, space, [])
 
 
