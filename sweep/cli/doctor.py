@@ -60,10 +60,8 @@ def retry(study: str | None, failed: str | None, **flags: Any) -> int:
       sweep retry digits-mlp
       sweep retry digits-mlp --failed oom --population 4
     """
-    from sweep.cli.run import announce, finish, search
-
-    announce(study or "sweep retry")
     from sweep import api
+    from sweep.cli.run import announce, finish, search
     from sweep.reuse.best import only_study
 
     name = study or only_study(where(flags))
@@ -71,4 +69,5 @@ def retry(study: str | None, failed: str | None, **flags: Any) -> int:
     if not extras.again:
         click.echo(f"{name}: no failed trials{f' of class {failed}' if failed else ''}")
         return 0
+    announce(name)
     return finish(config, search(config, space, extras))

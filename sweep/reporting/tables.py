@@ -107,6 +107,7 @@ def _fitting(
         return shown
     natural = dict(zip(columns, _natural_widths(_cells(rows, columns)), strict=True))
     least = {c: min(w, _LEAST) if _is_cut(rows, c) else w for c, w in natural.items()}
+    shown = shown[:1] + [c for c in shown[1:] if _total([least[shown[0]], least[c]]) <= width]
     for column in least_first:
         if column in shown and _total([natural[c] for c in shown]) > width:
             shown.remove(column)
