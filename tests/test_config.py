@@ -321,7 +321,7 @@ HOSTILE = {
     "bomb": bomb,
     "nested": lambda: f"trials: {'[' * 5000}{']' * 5000}",
     "nested maps": lambda: "trials: " + "{a: " * 30 + "1" + "}" * 30,
-    "long value": lambda: f"trials: {'9' * 500_000}",
+    "long value": lambda: f"trials: {'x' * 500_000}",
     "long name": lambda: f"{'x' * 500}: 1\n{'x' * 500}: 1",
     "huge": lambda: f"study: {'x' * 10_000_000}",
     "tag": lambda: f"trials: !!python/object/apply:os.system{'x' * 5000} [ls]",

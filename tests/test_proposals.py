@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import Any
 
 import optuna
 import pytest
-from searches import FREE_SPACE, SIX_SPACE, sweep
+from searches import FREE_SPACE, SIX_SPACE
 
 from sweep.config import PRUNERS, SAMPLERS
 from sweep.errors import ConfigError, SpaceError
@@ -300,23 +302,30 @@ def test_eight_and_eight_trials_are_sixteen(
     assert pruner in ("none", "patient") or "PRUNED" in [state for _, state, _ in found]
 
 
-HYPERBAND = (
-    "run", "--study", "h", "--pruner", "hyperband", "--sampler", "random", "--epochs", "9",
-    "--batch-size", "512", "--population", "1", "--executor", "inline", "--seed", "3",
-    "--no-log-models", "--no-baseline", "--threads", "1",
-)  # fmt: skip
+HYPERBAND = """
+    import math, sys
+    from pathlib import Path
+    from searches import ScriptedStudy
+
+    def curve(spec):
+        for epoch in range(1, 10):
+            yield {"val_acc": 1 - abs(math.log10(spec.hyperparameters["lr"]) + 2) / epoch}
+
+    settings = {"epochs": 9, "sampler": "random", "pruner": "hyperband", "seed": 3}
+    ScriptedStudy(Path(sys.argv[1])).run(curve, trials=int(sys.argv[2]), **settings)
+"""
 
 
 def test_hyperband_prunes_the_same_trials_in_two_processes(tmp_path: Path) -> None:
-    """A real search of 5 + 5 trials is, trial by trial, the search of 10."""
+    """A search of 8 + 8 trials in two processes is, trial by trial, the search of 16 in one."""
     found = []
-    for name, totals in (("whole", [10]), ("parts", [5, 10])):
+    for name, totals in (("whole", [16]), ("parts", [8, 16])):
         folder = tmp_path / name
         folder.mkdir()
         for total in totals:
-            done = sweep(folder, *HYPERBAND, "--trials", str(total))
-            assert done.returncode == 0, done.stderr
-        ledger = open_study(f"sqlite:///{folder}/mlruns/optuna.db", "h")
+            command = [sys.executable, "-c", textwrap.dedent(HYPERBAND), folder, str(total)]
+            subprocess.run(command, cwd=Path(__file__).parent, check=True)
+        ledger = open_study(f"sqlite:///{folder}/optuna.db", "scripted")
         found.append([(t.hyperparameters, t.state, t.curve) for t in ledger.trials()])
         ledger.close()
     assert found[0] == found[1]
