@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import pty
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from searches import SWEEP
 
 from sweep.imports import import_object
 from sweep.surroundings import PACKAGE_ROOT, foreign_set_aside, import_path, without_foreign
@@ -79,6 +81,17 @@ def test_closed_streams_are_filled(closed: str) -> None:
     os.close(writer)
     with os.fdopen(reader) as said:
         assert int(said.read()) > 2
+
+
+def test_a_terminal_that_is_gone_takes_what_is_written() -> None:
+    """Nobody reads it, and nothing fails."""
+    ours, theirs = pty.openpty()
+    os.close(ours)
+    done = subprocess.run(
+        [*SWEEP, "spaces"], stdout=theirs, stderr=subprocess.PIPE, timeout=60, check=False
+    )
+    os.close(theirs)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_no_home_is_no_obstacle() -> None:
