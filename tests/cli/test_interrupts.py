@@ -138,8 +138,8 @@ class Slow(MLPClassifier):
 
 
 def epoch_of(line: str) -> int:
-    """3, of "trial=0 epoch=3/8 ..."."""
-    return int(line.split("epoch=")[1].split("/")[0])
+    """3, of "trial=0 state=RUNNING ... epoch=3/8 ..."."""
+    return int(line.split(" epoch=")[1].split("/")[0])
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
@@ -155,7 +155,8 @@ def test_a_signal_to_every_process_is_an_interruption(
         "--study", "s", "-v", "--metric", "train_loss", "--direction", "minimize",
     )  # fmt: skip
     process = start_sweep(tmp_path, *command)
-    wait_for_line(process, "trial=0 epoch=3/8")
+    assert process.stdout is not None
+    third = next(line for line in process.stdout if " epoch=3/8 " in line)
     workers = children_of(process.pid)
     os.killpg(process.pid, number)
     for worker in workers:
@@ -166,8 +167,10 @@ def test_a_signal_to_every_process_is_an_interruption(
     assert (tmp_path / "mlruns/.sweep/s/trials/00000/last.ckpt").is_file()
     assert wait_until_gone(workers, 3.0) == []
     said = sweep(tmp_path, *command)
-    told, again = ([line for line in text.splitlines() if line.startswith("trial=0 epoch=")]
-                   for text in (f"trial=0 epoch=3/8\n{out}", said.stdout))  # fmt: skip
+    told, again = (
+        [line for line in text.splitlines() if "state=RUNNING" in line]
+        for text in (f"{third}\n{out}", said.stdout)
+    )
     assert epoch_of(again[0]) == epoch_of(told[-1]) + 1
     assert said.returncode == 0
 
