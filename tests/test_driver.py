@@ -416,7 +416,7 @@ def test_ctrl_c_while_no_worker_has_the_trial(study: ScriptedStudy) -> None:
     search.driver.exchange([], 1)
     search.driver.exchange(given_back(0, 1), 0)
     search.driver.request_stop("interrupted")
-    assert search.driver.exchange([], 1) == Orders(is_last=True)
+    assert search.driver.exchange([], 1) == Orders(is_last=True, is_stopping=True)
     assert search.states() == ["WAITING"]
     assert [r.state for r in search.listener.of(TrialFinished)] == ["WAITING"]
 
