@@ -54,11 +54,12 @@ def test_a_named_module_is_found_in_the_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With its neighbours; files that are called as the standard library's modules are not."""
-    (tmp_path / "mine_xyz.py").write_text("import colorsys\nfrom beside_xyz import two\n")
+    (tmp_path / "mine_xyz.py").write_text("import tabnanny\nfrom beside_xyz import two\n")
     (tmp_path / "beside_xyz.py").write_text("two = 2\n")
-    (tmp_path / "colorsys.py").write_text("raise ValueError('this one is not meant')\n")
+    (tmp_path / "tabnanny.py").write_text("raise ValueError('this one is not meant')\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "tabnanny", raising=False)
     assert import_object("mine_xyz:two", "--module") == 2
     assert sys.path[-1] == str(tmp_path)
 
