@@ -13,6 +13,7 @@ import optuna
 import pytest
 from searches import SIX_SPACE, ScriptedStudy, Search, rising, score
 
+from sweep.driver import MAX_RETRIES
 from sweep.errors import ConfigError
 from sweep.space import canonical_key
 from sweep.testing import DATASET, ScriptedTrainer
@@ -215,6 +216,37 @@ def test_a_worker_that_dies_as_the_search_is_interrupted_fails_no_trial(
     assert again.trials[0].hyperparameters == spec.hyperparameters
 
 
+def test_a_stop_is_no_verdict_on_a_trial_that_was_tried_before(study: ScriptedStudy) -> None:
+    """A worker that is ended because the search stops does not use up its trial's last try."""
+    search = study.prepare(study.config(trials=1))
+    died = TrialResult(0, "failed", 0, failure=Failure("killed", "it is gone"))
+    reports: list[TrialResult] = []
+    for _ in range(1 + MAX_RETRIES):
+        assert len(search.driver.exchange(reports, 1).start) == 1
+        reports = [died]
+    search.driver.request_stop("timeout")
+    assert search.driver.exchange(reports, 1).is_stopping
+    search.leave()
+    assert study.prepare(study.config(trials=1)).states() == ["WAITING"]
+
+
+def test_what_is_not_saved_is_counted(study: ScriptedStudy) -> None:
+    """A trial that was stopped and has no resume state; one that has it is not named."""
+    first = interrupt_at(study, number=0, epoch=2, trials=2)
+    lost = "trial 0 starts again: it was stopped before its first checkpoint"
+    assert first.driver.unsaved == [lost]
+    other = study.prepare(study.config(trials=2))
+    (spec,) = other.driver.exchange([], 1).start
+    other.driver.exchange([EpochReport(spec.number, 1, {"val_acc": 0.1}, 1)], 0)
+    other.driver.request_stop("interrupted")
+    folder = trial_folder(other.config.study_dir, spec.number)
+    folder.mkdir(parents=True)
+    (folder / "last.ckpt").touch()
+    other.driver.exchange([TrialResult(spec.number, "stopped", 1)], 1)
+    other.leave()
+    assert other.driver.unsaved == []
+
+
 def test_a_killed_driver_leaves_a_running_trial_that_goes_on(study: ScriptedStudy) -> None:
     """What Optuna calls RUNNING at the start belongs to a dead driver and is trained again."""
 
@@ -385,7 +417,7 @@ def test_ctrl_c_while_no_worker_has_the_trial(study: ScriptedStudy) -> None:
     search.driver.exchange([], 1)
     search.driver.exchange(given_back(0, 1), 0)
     search.driver.request_stop("interrupted")
-    assert search.driver.exchange([], 1) == Orders(is_last=True)
+    assert search.driver.exchange([], 1) == Orders(is_last=True, is_stopping=True)
     assert search.states() == ["WAITING"]
     assert [r.state for r in search.listener.of(TrialFinished)] == ["WAITING"]
 

@@ -140,10 +140,12 @@ def test_ctrl_z_suspends_workers_too() -> None:
     ) as driver:
         assert driver.stdout is not None
         worker = int(driver.stdout.readline())
-        time.sleep(0.3)
-        os.killpg(driver.pid, signal.SIGTSTP)
-        wait_until(lambda: state_of(driver.pid) == state_of(worker) == "T")
-        os.killpg(driver.pid, signal.SIGCONT)
-        wait_until(lambda: "T" not in (state_of(driver.pid), state_of(worker)))
-        os.kill(worker, signal.SIGKILL)
-        assert driver.wait(timeout=30) == 0
+        try:
+            time.sleep(0.3)
+            os.killpg(driver.pid, signal.SIGTSTP)
+            wait_until(lambda: state_of(driver.pid) == state_of(worker) == "T")
+            os.killpg(driver.pid, signal.SIGCONT)
+            wait_until(lambda: "T" not in (state_of(driver.pid), state_of(worker)))
+        finally:
+            os.kill(worker, signal.SIGKILL)
+            driver.kill()

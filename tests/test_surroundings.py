@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import pty
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from searches import SWEEP
 
 from sweep.imports import import_object
 from sweep.surroundings import PACKAGE_ROOT, foreign_set_aside, import_path, without_foreign
@@ -52,11 +54,12 @@ def test_a_named_module_is_found_in_the_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With its neighbours; files that are called as the standard library's modules are not."""
-    (tmp_path / "mine_xyz.py").write_text("import colorsys\nfrom beside_xyz import two\n")
+    (tmp_path / "mine_xyz.py").write_text("import tabnanny\nfrom beside_xyz import two\n")
     (tmp_path / "beside_xyz.py").write_text("two = 2\n")
-    (tmp_path / "colorsys.py").write_text("raise ValueError('this one is not meant')\n")
+    (tmp_path / "tabnanny.py").write_text("raise ValueError('this one is not meant')\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "tabnanny", raising=False)
     assert import_object("mine_xyz:two", "--module") == 2
     assert sys.path[-1] == str(tmp_path)
 
@@ -79,6 +82,17 @@ def test_closed_streams_are_filled(closed: str) -> None:
     os.close(writer)
     with os.fdopen(reader) as said:
         assert int(said.read()) > 2
+
+
+def test_a_terminal_that_is_gone_takes_what_is_written() -> None:
+    """Nobody reads it, and nothing fails."""
+    ours, theirs = pty.openpty()
+    os.close(ours)
+    done = subprocess.run(
+        [*SWEEP, "spaces"], stdout=theirs, stderr=subprocess.PIPE, timeout=60, check=False
+    )
+    os.close(theirs)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_no_home_is_no_obstacle() -> None:

@@ -7,6 +7,7 @@ import errno
 import importlib
 import io
 import os
+import stat
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -102,10 +103,18 @@ def _open_streams() -> None:
         stream: Any = getattr(sys, name)
         if stream is None:
             setattr(sys, name, open(number, "w", closefd=False))  # noqa: SIM115
-        elif stream.isatty():
+        elif _is_device(stream, number):
             terminal = io.BufferedWriter(_Terminal(number, "w", closefd=False))
             again = io.TextIOWrapper(terminal, stream.encoding, stream.errors, line_buffering=True)
             setattr(sys, name, again)
+
+
+def _is_device(stream: Any, number: int) -> bool:
+    """Whether `stream` writes to a terminal, also one that is gone already."""
+    try:
+        return stream.fileno() == number and stat.S_ISCHR(os.fstat(number).st_mode)
+    except (OSError, ValueError):  # a stream of another kind, as notebooks have
+        return False
 
 
 class _Terminal(io.FileIO):

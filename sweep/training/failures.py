@@ -62,4 +62,6 @@ def _kind(error: BaseException) -> FailureKind:
         return "oom"
     if "alloc" in str(error).lower() and "DefaultCPUAllocator" in str(error):
         return "oom"
+    if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid"):
+        return "killed"  # by a signal to all processes, or for want of memory
     return "exception"

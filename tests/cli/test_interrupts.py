@@ -137,6 +137,11 @@ class Slow(MLPClassifier):
 """
 
 
+def epoch_of(line: str) -> int:
+    """3, of "trial=0 state=RUNNING ... epoch=3/8 ..."."""
+    return int(line.split(" epoch=")[1].split("/")[0])
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_to_every_process_is_an_interruption(
     tmp_path: Path, number: signal.Signals
@@ -147,10 +152,11 @@ def test_a_signal_to_every_process_is_an_interruption(
     (tmp_path / "slow.yaml").write_text("# Slow.\nparameters:\n  lr: {float: [0.1, 0.2]}\n")
     command = (
         "run", "--module", "slow:Slow", "--space", "slow.yaml", "--trials", "1", "--epochs", "8",
-        "--study", "s", "-v",
+        "--study", "s", "-v", "--metric", "train_loss", "--direction", "minimize",
     )  # fmt: skip
     process = start_sweep(tmp_path, *command)
-    wait_for_line(process, "trial=0 epoch=3/8")
+    assert process.stdout is not None
+    third = next(line for line in process.stdout if " epoch=3/8 " in line)
     workers = children_of(process.pid)
     os.killpg(process.pid, number)
     for worker in workers:
@@ -160,11 +166,12 @@ def test_a_signal_to_every_process_is_an_interruption(
     assert "everything is saved" in out
     assert (tmp_path / "mlruns/.sweep/s/trials/00000/last.ckpt").is_file()
     assert wait_until_gone(workers, 3.0) == []
-    last = max(int(line.split("epoch=")[1].split("/")[0]) for line in out.splitlines()
-               if "epoch=" in line and "state=" not in line) if "epoch=" in out else 3  # fmt: skip
     said = sweep(tmp_path, *command)
-    first = next(line for line in said.stdout.splitlines() if "epoch=" in line)
-    assert int(first.split("epoch=")[1].split("/")[0]) == last + 1
+    told, again = (
+        [line for line in text.splitlines() if "state=RUNNING" in line]
+        for text in (f"{third}\n{out}", said.stdout)
+    )
+    assert epoch_of(again[0]) == epoch_of(told[-1]) + 1
     assert said.returncode == 0
 
 

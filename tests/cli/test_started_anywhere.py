@@ -13,7 +13,7 @@ from searches import INLINE, SWEEP, environment, mlflow_client
 
 import sweep as library
 
-TRAPS = ("sweep", "random", "json", "torch", "socket", "typing", "lightning", "colorsys", "mlflow")
+TRAPS = ("sweep", "random", "json", "torch", "socket", "typing", "lightning", "tabnanny", "mlflow")
 LAUNCHED = {
     "SLURM_NTASKS": "4", "SLURM_JOB_NAME": "search", "SLURM_PROCID": "3", "SLURM_LOCALID": "3",
     "SLURM_NODEID": "0", "SLURM_JOB_ID": "123", "RANK": "3", "LOCAL_RANK": "3", "WORLD_SIZE": "4",
@@ -24,7 +24,7 @@ LAUNCHED = {
     "MLFLOW_TRUNCATE_LONG_VALUES": "false",
 }  # fmt: skip
 OWN = """
-import colorsys
+import tabnanny
 from beside import HIDDEN
 from sweep import MLPClassifier
 
