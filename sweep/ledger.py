@@ -13,6 +13,7 @@ import dataclasses
 import json
 import math
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -160,10 +161,14 @@ class Ledger:
         return str(self._storage.get_study_user_attrs(self._study_id).get(SPACE, ""))
 
     def describe(self, config: Mapping[str, Any], space_text: str) -> None:
-        """Keep the configuration and the search space with the study."""
+        """Keep the configuration and the search space with the study; name its objective."""
         set_attr = self._storage.set_study_user_attr
         set_attr(self._study_id, CONFIG, json.dumps(dict(config)))
         set_attr(self._study_id, SPACE, space_text)
+        if metric := config.get("metric"):  # dashboards show it in place of "Objective 0"
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                optuna.Study(self.name, self._storage).set_metric_names([str(metric)])
 
     def is_bound(self, *, by_unfinished: bool) -> bool:
         """Whether a trial has a score, or is not finished and may have one: settings are fixed."""

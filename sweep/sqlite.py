@@ -18,8 +18,6 @@ import contextlib
 import errno
 import glob
 import os
-import secrets
-import socket
 import sqlite3
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -170,11 +168,11 @@ def made_aside(path: Path) -> Iterator[Path]:
     Where another process made one meanwhile, that one stays. The file is removed where the block
     raises; what a killed process left of its own is removed here, too.
     """
-    begin = f".{path.name}.{socket.gethostname()}."
+    begin = f".{path.name}.{os.uname().nodename}."
     for left in path.parent.glob(f"{glob.escape(begin)}*"):
         if not _is_alive(left.name.removeprefix(begin).partition(".")[0]):
             left.unlink(missing_ok=True)
-    aside = path.with_name(f"{begin}{os.getpid()}.{secrets.token_hex(8)}")
+    aside = path.with_name(f"{begin}{os.getpid()}.{os.urandom(8).hex()}")
     try:
         yield aside
         _put_in_place(aside, path)

@@ -212,8 +212,8 @@ def test_a_missing_artifact_comes_back(six: Path, doctor: Any) -> None:
     whole = artifact.read_bytes()
     artifact.unlink()
     (sentence,) = doctor()[1]
-    assert sentence.startswith(f"trial {number} is COMPLETE, but its MLflow run ")
-    assert sentence.endswith("has no checkpoint/best.ckpt")
+    assert sentence.startswith(f"trial {number}'s MLflow run ")
+    assert sentence.endswith("lacks checkpoint/best.ckpt")
     assert doctor("--fix") == (0, [], [sentence])
     assert artifact.read_bytes() == whole
 
@@ -225,7 +225,7 @@ def test_a_lost_artifact_is_said_once(six: Path, doctor: Any) -> None:
     shutil.rmtree(Path(run.info.artifact_uri) / "checkpoint")
     code, found, repaired = doctor("--fix")
     assert (code, repaired) == (1, [])
-    assert found[0].endswith("no copy of it is left, which the run says now")
+    assert found[0].endswith("no copy of its checkpoint is left, which the run says now")
     assert runs(six)[str(number)].data.tags["sweep.checkpoint_lost"] == "true"
     assert doctor() == (0, [], [])
 
@@ -239,7 +239,7 @@ def test_a_run_that_runs_for_ever(six: Path, doctor: Any) -> None:
     query(db, f"UPDATE runs SET status='RUNNING', end_time=NULL WHERE {where}", run.info.run_id)
     query(db, f"DELETE FROM metrics WHERE step > 1 AND {where}", run.info.run_id)
     query(db, f"DELETE FROM latest_metrics WHERE key LIKE 'best_%' AND {where}", run.info.run_id)
-    query(db, f"DELETE FROM tags WHERE key = 'best_epoch' AND {where}", run.info.run_id)
+    query(db, f"DELETE FROM tags WHERE key = 'sweep.best_epoch' AND {where}", run.info.run_id)
     (sentence,) = doctor()[1]
     assert sentence == (
         f"trial {number} is COMPLETE, but its MLflow run {run.info.run_id} says RUNNING"
@@ -250,7 +250,7 @@ def test_a_run_that_runs_for_ever(six: Path, doctor: Any) -> None:
     assert now.info.status == "FINISHED"
     assert curve(six, now, "val_loss") == loss
     assert now.data.metrics == run.data.metrics
-    assert now.data.tags["best_epoch"] == run.data.tags["best_epoch"]
+    assert now.data.tags["sweep.best_epoch"] == run.data.tags["sweep.best_epoch"]
     assert doctor() == (0, [], [])
 
 
@@ -317,23 +317,22 @@ def test_a_missing_run_is_made_again_from_the_verdict(six: Path, doctor: Any) ->
 
 
 def test_a_missing_run_is_made_again_from_the_ledger(six: Path, doctor: Any) -> None:
-    """Without its folder: params, the objective's curve, the best epoch's metrics; what is not
-    there any more is named, in the sentence and in the run."""
+    """Without its folder: params and all curves; what is not there any more is named, in the
+    sentence and in the run."""
     (number,) = set(range(N_TRIALS)) - set(kept())
-    trial, lost = trials()[number], lose(six, number)
+    curves = {m: curve(six, runs(six)[str(number)], m) for m in CURVES}
+    lost = lose(six, number)
     code, found, _ = doctor("--fix")
     assert code == 1
     assert found == [
-        f"trial {number} is COMPLETE, but has no MLflow run; made again, but for the curves of "
-        "epoch_s, train_loss, val_loss (their best epoch is there) and its checkpoint and its "
-        "model"
+        f"trial {number} is COMPLETE, but has no MLflow run; made again, but for its checkpoint "
+        "and its model"
     ]
     made = runs(six)[str(number)]
     assert made.data.params == lost.data.params
-    assert curve(six, made, "val_acc") == sorted(trial.curve.items())
-    assert [epoch for epoch, _ in curve(six, made, "val_loss")] == [trial.result["best_epoch"]]
-    assert made.data.metrics["best_val_loss"] == trial.result["metrics"]["val_loss"]
-    assert "without the curves of" in made.data.tags["sweep.recovered"]
+    assert {m: curve(six, made, m) for m in CURVES} == curves
+    assert made.data.metrics == lost.data.metrics
+    assert "without its checkpoint and its model" in made.data.tags["sweep.recovered"]
     assert doctor() == (0, [], [])
 
 

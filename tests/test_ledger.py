@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 
 import optuna
@@ -18,8 +20,12 @@ from sweep.ledger import (
     open_study,
     tuples,
 )
-from sweep.trial import TrialState
+from sweep.trial import EpochReport, TrialState
 
+REPORTS = [
+    EpochReport(0, epoch, {"val_acc": 0.1 * epoch, "val_loss": loss}, 1000 + epoch)
+    for epoch, loss in ((1, math.inf), (2, math.nan))
+]
 DISTRIBUTIONS = {"lr": optuna.distributions.FloatDistribution(1e-4, 1.0, log=True)}
 
 
@@ -48,7 +54,7 @@ def running(lr: float = 0.1) -> optuna.trial.FrozenTrial:
 def close(ledger: Ledger, number: int, state: TrialState, value: float | None) -> None:
     """End a trial."""
     result = {"n_epochs": 2, "best_epoch": 2}
-    ledger.close_trial(number, state, value, {1: 0.1, 2: 0.2}, result, {"a:b": 1})
+    ledger.close_trial(number, state, value, REPORTS, "val_acc", result, {"a:b": 1})
 
 
 def test_a_study_is_made_once(url: str, ledger: Ledger) -> None:
@@ -67,7 +73,35 @@ def test_a_trial_goes_through_its_states(url: str, ledger: Ledger) -> None:
     assert trial.hyperparameters == {"lr": 0.1, "hidden": (8, 4)}
     assert trial.curve == {1: 0.1, 2: 0.2}
     assert trial.result == {"n_epochs": 2, "best_epoch": 2}
-    assert trial.frozen.system_attrs["a:b"] == 1
+    assert trial.frozen.system_attrs == {"a:b": 1}, "samplers copy what is there"
+
+
+def test_all_curves_come_back(url: str, ledger: Ledger) -> None:
+    """Every metric of every epoch, NaN and infinity too, with its time, however many there are."""
+    for number in range(2):
+        ledger.open_trial(number, running())
+    close(ledger, 0, TrialState.COMPLETE, 0.2)
+    many = [
+        EpochReport(1, epoch, {f"metric {n}": epoch / 7 for n in range(30)}, epoch)
+        for epoch in range(1, 201)
+    ]
+    ledger.close_trial(1, TrialState.PRUNED, 0.2, many, "metric 3", {}, {})
+    few, found = (trial.reports for trial in open_study(url, "mine").trials())
+    assert found == many
+    assert [(r.epoch, r.time_ms, r.metrics["val_acc"]) for r in few] == [
+        (1, 1001, 0.1),
+        (2, 1002, 0.2),
+    ]
+    assert few[0].metrics["val_loss"] == math.inf
+    assert math.isnan(few[1].metrics["val_loss"])
+    frozen = optuna.load_study(study_name="mine", storage=url).trials[1]
+    assert max(len(json.dumps(attr)) for attr in frozen.system_attrs.values()) < 65_000
+
+
+def test_optuna_knows_the_objectives_name(url: str, ledger: Ledger) -> None:
+    """Dashboards and plots say val_loss instead of "Objective 0"."""
+    ledger.describe({"metric": "val_loss"}, "")
+    assert optuna.load_study(study_name="mine", storage=url).metric_names == ["val_loss"]
 
 
 def test_an_interrupted_trial_is_waiting_until_it_goes_on(url: str, ledger: Ledger) -> None:

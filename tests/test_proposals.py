@@ -18,7 +18,7 @@ from sweep.errors import ConfigError, SpaceError
 from sweep.ledger import HYPERPARAMETERS, Ledger, create_study, open_study
 from sweep.proposals import MOST_KNOWN, Proposals, make_pruner, sampler_factory
 from sweep.space import Space, canonical_key, load_space, parse_space
-from sweep.trial import TrialState, derive_seed
+from sweep.trial import EpochReport, TrialState, derive_seed
 
 
 def proposals(
@@ -256,7 +256,8 @@ class Search:
                 break
         state = TrialState.PRUNED if len(curve) < 9 else TrialState.COMPLETE
         attrs = made.tell(number, state, max(curve.values()))
-        ledger.close_trial(number, state, max(curve.values()), curve, {}, attrs)
+        reports = [EpochReport(number, epoch, {"m": v}, 0) for epoch, v in curve.items()]
+        ledger.close_trial(number, state, max(curve.values()), reports, "m", {}, attrs)
 
 
 MIXED_SPACE = """

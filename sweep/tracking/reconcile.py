@@ -137,7 +137,10 @@ def reconcile_runs(
             found = _Comparison(store, memory, is_deep=is_deep)
             if not found.has_experiment and not fix:
                 return absent
-            return [_settled(found, fault, fix=fix) for fault in found.faults(is_live=is_live)]
+            said = [_settled(found, fault, fix=fix) for fault in found.faults(is_live=is_live)]
+            if not is_live and any(one.is_fixed for one in said):
+                found.sync_study()  # ranks stand on the trials' runs
+            return said
 
 
 def _settled(found: _Comparison, fault: _Fault, *, fix: bool) -> Disagreement:
@@ -320,9 +323,14 @@ class _Comparison:
         self._mirror()
         return ""
 
+    def sync_study(self) -> None:
+        """Bring description, ranks and end of the study up to its trials."""
+        end = self._memory.end()
+        self._mirror().sync_study(self._info, end, end.ranking)
+
     def _end_study(self, run: Run | None = None) -> str:
-        mirror, end = self._mirror(), self._memory.end()
-        mirror.sync_study(self._info, end, end.ranking)
+        mirror = self._mirror()
+        self.sync_study()
         if run is not None and run.info.run_id != mirror.parent.run_id:
             self._set_status(run, "KILLED")
         return ""
