@@ -169,7 +169,7 @@ class Watching(RecordingListener):
         ledger.close()
 
 
-def test_a_trial_is_open_when_it_is_told_and_told_when_it_is_closed(tmp_path: Path) -> None:
+def test_what_is_told_stands_in_the_ledger_already(tmp_path: Path) -> None:
     study = ScriptedStudy(tmp_path)
     config = study.config(trials=2)
     listener = Watching(config.storage)
@@ -179,5 +179,5 @@ def test_a_trial_is_open_when_it_is_told_and_told_when_it_is_closed(tmp_path: Pa
     exchange([EpochReport(0, 1, {"val_acc": 0.5}, 0), TrialResult(0, "finished", 1)], 1)
     exchange([EpochReport(1, 1, {"val_acc": 0.5}, 0), TrialResult(1, "finished", 1)], 0)
     assert search.states() == ["COMPLETE"] * 2
-    assert listener.seen == [("TrialStarted", "RUNNING"), ("TrialFinished", "RUNNING")] * 2
+    assert listener.seen == [("TrialStarted", "RUNNING"), ("TrialFinished", "COMPLETE")] * 2
     search.leave()

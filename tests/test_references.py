@@ -20,7 +20,7 @@ class Place:
     """The search `six` as MLflow has it, and its poorer trials, best first."""
 
     def __init__(self, here: Path) -> None:
-        self.client = mlflow_client(here)
+        self.here, self.client = here, mlflow_client(here)
         self.experiment = self.client.get_experiment_by_name("six").experiment_id
         self.runs: dict[int, Any] = {
             int(run.data.tags["sweep.trial"]): run
@@ -40,7 +40,10 @@ class Place:
     def register(self, number: int, client: Any = None) -> str:
         client = client or self.client
         client.create_registered_model("prod")
-        client.create_model_version("prod", f"models:/{self.models[number].model_id}")
+        with pytest.MonkeyPatch.context() as patch:
+            # MLflow looks a model up in the default store, whatever the client's.
+            patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{self.here}/mlflow.db")
+            client.create_model_version("prod", f"models:/{self.models[number].model_id}")
         client.set_registered_model_alias("prod", "champion", 1)
         return "models:/prod/1"
 
