@@ -183,7 +183,7 @@ def test_no_file_has_a_password(story: Story) -> None:
     """Nothing in the work folder, the logs, the artifacts."""
     files = [f for folder in story.folders for f in folder.rglob("*") if f.is_file()]
     names = {f.name for f in files}
-    assert {"sweep.log", "verdict.json", "tracking.json", "traceback.txt", "config.yaml"} <= names
+    assert {"sweep.log", "verdict.json", "traceback.txt", "config.yaml"} <= names
     assert [f for f in files if leaks(f.read_bytes())] == []
 
 

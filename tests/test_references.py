@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pytest
 from searches import INLINE, Call, mlflow_client
 
@@ -40,10 +41,13 @@ class Place:
     def register(self, number: int, client: Any = None) -> str:
         client = client or self.client
         client.create_registered_model("prod")
-        with pytest.MonkeyPatch.context() as patch:
-            # MLflow looks a model up in the default store, whatever the client's.
-            patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{self.here}/mlflow.db")
+        # MLflow looks a model up in the default store, whatever the client's.
+        before = mlflow.get_tracking_uri()
+        mlflow.set_tracking_uri(f"sqlite:///{self.here}/mlflow.db")
+        try:
             client.create_model_version("prod", f"models:/{self.models[number].model_id}")
+        finally:
+            mlflow.set_tracking_uri(before)
         client.set_registered_model_alias("prod", "champion", 1)
         return "models:/prod/1"
 

@@ -151,6 +151,8 @@ def _going_on(config: Any) -> str:
     if resolve({}).config.study_name != config.study_name:
         flags["study"] = config.study_name
     known = resolve(flags, stored=stored_config(config)).config
+    if config.resolved_direction == known.resolved_direction:
+        config = dataclasses.replace(config, direction=known.direction)  # the study keeps it
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if field.name not in VOLATILE and value != getattr(known, field.name):

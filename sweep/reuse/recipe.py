@@ -74,8 +74,9 @@ def as_yaml(recipe: Recipe) -> str:
 
 
 def as_json(recipe: Recipe) -> str:
-    """The same as JSON."""
-    return json.dumps(json_ready(_plain(recipe)), indent=2, allow_nan=False) + "\n"
+    """The same as JSON; a metric that is not finite is null."""
+    content = json_ready({**_plain(recipe), "score": recipe.score})
+    return json.dumps(content, indent=2, allow_nan=False) + "\n"
 
 
 def as_lightning(recipe: Recipe) -> str:
