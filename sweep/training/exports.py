@@ -159,5 +159,6 @@ class _AnyShape(_Inference):
         values = x.masked_select(torch.ones_like(x, dtype=torch.bool))
         rows = torch.arange(x.shape[0])
         n_rows = rows.masked_select(rows >= 0).shape[0]
-        torch._check(values.shape[0] == math.prod(self._feature_shape) * n_rows)
+        n_values = math.prod(self._feature_shape) * n_rows
+        torch._check(values.shape[0] == n_values)  # type: ignore[no-untyped-call]
         return super().forward(values.reshape(n_rows, *self._feature_shape))
