@@ -83,7 +83,10 @@ def _open(model: MLPClassifier, task: Task, spec: TrialSpec, n_train: int) -> Ru
 
 @contextmanager
 def _lanes(task: Task, data: FinalData, said: list[Report]) -> Iterator[Lanes]:
-    """One lane; torch's threads are as before at the end. Adds to `said` why it is slow."""
+    """One lane; torch's threads and default type are as before at the end.
+
+    Adds to `said` why it is slow.
+    """
     x, y = data.train.x, data.train.y
     # A population validates each epoch: on one training sample, the test split is not for that.
     samples = Samples(x, y, x[:1], y[:1], data.mean, data.std, data.info.n_classes)
@@ -105,9 +108,11 @@ def _lanes(task: Task, data: FinalData, said: list[Report]) -> Iterator[Lanes]:
         population.kernel = kernel
         return population
 
-    n_threads = torch.get_num_threads()
+    n_threads, default = torch.get_num_threads(), torch.get_default_dtype()
     try:
+        torch.set_default_dtype(dtype)  # of dropout's draws, as in a Trainer of this precision
         most = task.n_threads or n_threads if device.type == "cpu" else 1
         yield Lanes(new_population, most, most=1)
     finally:
+        torch.set_default_dtype(default)
         torch.set_num_threads(n_threads)
