@@ -238,6 +238,7 @@ def test_the_logged_model_predicts_what_the_checkpoint_predicts(
 
 
 @MLFLOWS_OWN
+@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")  # MLflow's of frames
 def test_the_logged_model_is_found_by_run_and_takes_what_users_have(
     uri: str, model: records.Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
