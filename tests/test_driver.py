@@ -278,7 +278,10 @@ def test_an_exception_fails_its_trial_only(study: ScriptedStudy) -> None:
     search = study.run(script, trials=3)
     assert search.states() == ["COMPLETE", "FAIL", "COMPLETE"]
     failure = search.trials[1].result["failure"]
-    assert failure == {"kind": "exception", "message": "ValueError: width must divide 8"}
+    assert (failure["kind"], failure["message"]) == (
+        "exception",
+        "ValueError: width must divide 8",
+    )
     assert optuna_trials(search)[1].value is None
 
 

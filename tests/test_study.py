@@ -202,7 +202,10 @@ def test_a_metric_that_the_module_does_not_log_is_named() -> None:
     listener = Away()
     space = parse_space("# A line.\nparameters:\n  width: {int: [4, 8]}\n", "m", vocabulary=None)
     config = RunConfig(
-        **(SMALL | {"module": "user_code:Model", "metric": "val_f2", "study": "m", "trials": 2})
+        **(
+            SMALL
+            | {"module": "user_code:Model", "metric": "val_f1_score", "study": "m", "trials": 2}
+        )
     )
     with pytest.raises(ConfigError, match=r"--metric must be one of .*val_f1.*did you mean"):
         search(config, space, [listener])

@@ -237,6 +237,36 @@ def test_the_logged_model_predicts_what_the_checkpoint_predicts(
         np.testing.assert_allclose(served.predict(x.numpy()), expected.numpy(), atol=1e-6)
 
 
+@MLFLOWS_OWN
+@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")  # MLflow's of frames
+def test_the_logged_model_is_found_by_run_and_takes_what_users_have(
+    uri: str, model: records.Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """runs:/ID/model loads; float64, flat rows and frames give what float32 images give, and the
+    signature, the model's page and its metadata say logits."""
+    import mlflow
+    import pandas as pd
+
+    track(uri, records.search(model))
+    run_id = run_id_of(uri, "toy-study", 0)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    loaded = mlflow.pytorch.load_model(f"runs:/{run_id}/model")
+    served = mlflow.pyfunc.load_model(f"runs:/{run_id}/model")
+    x = torch.rand(7, 1, 2, 2)
+    expected, rows = loaded(x).detach().numpy(), x.reshape(7, 4)
+    for given in (x.double(), rows, rows.double(), x.squeeze(1)):
+        np.testing.assert_allclose(loaded(given).detach().numpy(), expected, atol=1e-6)
+        np.testing.assert_allclose(served.predict(given.numpy()), expected, atol=1e-6)
+    frame = served.predict(pd.DataFrame(rows.double().numpy()))
+    np.testing.assert_allclose(frame.to_numpy(), expected, atol=1e-6)
+    assert served.metadata.get_output_schema().input_names() == ["logits"]
+    assert served.metadata.metadata["description"].startswith("Gives logits (n, 3) for samples")
+    (logged,) = MlflowClient(uri).search_logged_models(
+        [runs_of(uri)["0"].info.experiment_id], f"source_run_id = '{run_id}'"
+    )
+    assert logged.tags["mlflow.note.content"] == served.metadata.metadata["description"]
+
+
 def test_the_logged_model_is_tied_to_run_metrics_and_data(
     uri: str, model: records.Trained
 ) -> None:
@@ -259,7 +289,8 @@ def test_the_logged_model_is_tied_to_run_metrics_and_data(
 def test_model_folders_are_what_mlflow_itself_writes(
     tmp_path: Path, model: records.Trained
 ) -> None:
-    """Files and MLmodel equal save_model's, but for ids, times, sizes and pinned builders."""
+    """Files and MLmodel equal save_model's, but for ids, times, sizes, pinned builders and the
+    schema of inputs."""
     import mlflow
     from mlflow.models import ModelSignature
     from mlflow.types.schema import Schema, TensorSpec
@@ -270,20 +301,25 @@ def test_model_folders_are_what_mlflow_itself_writes(
     pins = [f"{n}=={v.partition('+')[0]}" for n, v in _versions("torch", "mlflow", "numpy")]
     ids = {key: f"the {key}: \U0001f9ea" for key in ("model_id", "model_uuid", "run_id")}
     ids["artifact_path"] = "/some where/m-1"
-    ModelFolders(records.DATASET).write(tmp_path / "ours", Path(model.model_file), ids)
+    folders = ModelFolders(records.DATASET)
+    folders.write(tmp_path / "ours", Path(model.model_file), ids)
     mlflow.pytorch.save_model(
         MLPClassifier(4, 3, hidden=(5,)).eval(),
         str(tmp_path / "theirs"),
         signature=ModelSignature(
-            Schema([TensorSpec(dtype, (-1, 1, 2, 2))]), Schema([TensorSpec(dtype, (-1, 3))])
+            Schema([TensorSpec(dtype, (-1, 1, 2, 2))]),
+            Schema([TensorSpec(dtype, (-1, 3), name="logits")]),
         ),
         input_example=np.zeros((2, 1, 2, 2), dtype),
         pip_requirements=pins,
         serialization_format="pt2",
+        metadata={"description": folders.note},
     )
     written = yaml.safe_load((tmp_path / "ours" / "MLmodel").read_text())
     assert {key: written[key] for key in ids} == ids
     ours, theirs = (_folder(tmp_path / name) for name in ("ours", "theirs"))
+    # save_model traces from this schema; as a model's own it would refuse float64 and flat rows.
+    theirs["mlmodel"]["signature"]["inputs"] = None
     assert ours == theirs
 
 

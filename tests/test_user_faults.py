@@ -105,7 +105,7 @@ def test_a_wrong_metric_does_not_bind_a_study(call: Call, tmp_path: Path) -> Non
     """The trial in which it was found goes on, under its number, with the right one."""
     (tmp_path / "space.yaml").write_text(WIDTHS)
     command = (*RUN, "--study", "m", "--module", "user_code:Model", "--trials", "2")
-    code, _, errors = call(*command, "--epochs", "2", "--metric", "val_f2")
+    code, _, errors = call(*command, "--epochs", "2", "--metric", "val_f1_score")
     assert code == 2
     assert "did you mean val_f1?" in errors[0]
     assert call(*command, "--epochs", "2")[0] == 0

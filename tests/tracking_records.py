@@ -45,8 +45,8 @@ class Trained:
 def trained(folder: Path) -> Trained:
     """A small MLPClassifier as checkpoint and as torch.export archive."""
     import lightning
-    import torch
 
+    from sweep.training.exports import export_model
     from sweep.training.mlp import MLPClassifier
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -57,11 +57,8 @@ def trained(folder: Path) -> Trained:
     )  # fmt: skip
     trainer.strategy.connect(model)
     trainer.save_checkpoint(folder / "best.ckpt")
-    archive = torch.export.export(
-        model.eval(), (torch.rand(2, 1, 2, 2),), dynamic_shapes=({0: torch.export.Dim.AUTO},)
-    )
-    torch.export.save(archive, folder / "model.pt2")
-    return Trained(str(folder / "best.ckpt"), str(folder / "model.pt2"))
+    model_file = export_model(folder / "model.pt2", model, (1, 2, 2))
+    return Trained(str(folder / "best.ckpt"), model_file)
 
 
 def study_info(name: str = "toy-study", **changes: Any) -> StudyInfo:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from sweep.reuse.recipe import Recipe
 
 if TYPE_CHECKING:
     import lightning
+    import numpy as np
 
 STORES = ("tracking_uri", "work_dir")
 """Settings that say where a study is, as --storage does."""
@@ -64,15 +66,55 @@ class Best:
 
         return run_id_of(self._where.tracking_uri, self.study, self.trial)
 
+    @property
+    def model_uri(self) -> str | None:
+        """`models:/m-...` of the trial's logged model, or None if MLflow has none.
+
+        `mlflow.pytorch.load_model` and `mlflow.pyfunc.load_model` take it. Raises StoreError.
+        """
+        from sweep.tracking import model_uri_of
+
+        run_id = self.run_id
+        return None if run_id is None else model_uri_of(self._where.tracking_uri, run_id)
+
     def load(self) -> lightning.LightningModule:
-        """The trained module on the CPU, ready to predict or to fine-tune."""
+        """A new copy of the trained module, on the CPU, in evaluation mode; `.train()` to go on.
+
+        An MLPClassifier takes float32 samples (n, ...) with F values each and gives class logits
+        (n, C). Raises NotFoundError if the checkpoint is gone.
+        """
         from sweep.imports import import_object
 
         module = import_object(self.recipe.module, "module")
         loaded: lightning.LightningModule = module.load_from_checkpoint(
             self.checkpoint, map_location="cpu", weights_only=True
         )
-        return loaded
+        return loaded.eval()
+
+    def predict(self, x: Any) -> np.ndarray[Any, Any]:
+        """Classes (n,) int64 of samples, from 0; of a module of yours, what its forward gives.
+
+        Probabilities (n, C) of an MLPClassifier are `load()(x).softmax(1)`.
+
+        Args:
+            x: Array or tensor (n, ...), its first axis counting samples, with the F values of a
+                sample in any shape: (n, 1, 8, 8), (n, 8, 8) and (n, 64) are alike for digits.
+                Pixels of the built-in data sets are floats from 0 to 1 of any precision, or uint8
+                as in the data set's files (0 to 16 for digits, else 0 to 255), which are scaled.
+                Data of your own are taken as they are.
+
+        Raises:
+            DataError: Samples of another shape, type or scale, or a forward that gives no tensor.
+            NotFoundError: The checkpoint is gone.
+        """
+        from sweep.reuse.prediction import predict
+
+        return predict(self._module, self.recipe, x)
+
+    @functools.cached_property
+    def _module(self) -> lightning.LightningModule:
+        """For `predict` alone: a user may train what `load` gives."""
+        return self.load()
 
 
 def find_best(study: str | None, where: RunConfig) -> Best:

@@ -27,15 +27,18 @@ from sweep.errors import (
 )
 from sweep.executors import make_task
 from sweep.provenance import provenance
+from sweep.reuse.engine import train_alone
 from sweep.reuse.recipe import Recipe
 from sweep.signals import stopping
 from sweep.surroundings import foreign_set_aside
 from sweep.tracking import TrainingInfo, TrainingOutcome, TrainingRun
 from sweep.training.checkpoints import write_checkpoint
+from sweep.training.choice import why_plain
 from sweep.training.data import Batches, FinalData, load_final_data
 from sweep.training.devices import lightning_devices
 from sweep.training.exports import export_model
 from sweep.training.fluent import FluentCalls
+from sweep.training.mlp import MLPClassifier
 from sweep.training.modules import build_module
 from sweep.training.plain_run import PlainRun
 from sweep.training.quiet import hush_lightning, quiet_trainer
@@ -54,6 +57,7 @@ from sweep.trial import (
     Orders,
     Report,
     Stop,
+    Task,
     TrialSpec,
     TrialState,
     derive_seed,
@@ -122,12 +126,62 @@ def _train(
 ) -> Trained:  # fmt: skip
     module, data = what
     task = dataclasses.replace(
-        make_task(config), epochs=recipe.epochs, metric="",
+        make_task(config), module=recipe.module, data=recipe.data, seed=recipe.seed,
+        epochs=recipe.epochs, batch_size=recipe.batch_size, precision=recipe.precision, metric="",
         work_dir=str(output.with_name(f"{output.name}.parts")),
     )  # fmt: skip
     calls = FluentCalls(output.parent)
-    run = PlainRun(task, log.spec, log, Keeper(config.checkpoint_interval_s), calls)
-    run.keeps_end, run.module = True, module
+    plain = PlainRun(task, log.spec, log, Keeper(task.checkpoint_interval_s), calls)
+    plain.keeps_end, plain.module = True, module
+    trainer = quiet_trainer(
+        output.parent, max_epochs=recipe.epochs, accelerator=config.accelerator,
+        devices=lightning_devices(config.devices), precision=recipe.precision,
+        callbacks=[plain], plugins=[AtomicCheckpointIO()],
+    )  # fmt: skip
+    data = data.to(trainer.strategy.root_device)
+    try:
+        with calls.caught():
+            if isinstance(module, MLPClassifier) and _is_for_engine(task, log.spec, trainer):
+                run = train_alone(module, task, log.spec, data, log)
+                module, n_epochs, n_steps = run.module(), run.epoch, run.n_steps
+            else:
+                n_epochs, n_steps = _fit(trainer, plain, data, task, log)
+            if n_epochs < recipe.epochs:
+                raise _interrupted(n_epochs, recipe, log)
+            results = trainer.test(
+                module, dataloaders=Batches(data.test, EVALUATION_BATCH), verbose=False
+            )
+    finally:
+        calls.remove()
+    metrics = {name: float(value) for name, value in results[0].items()}
+    write_checkpoint(output, module, n_epochs - 1, n_steps)
+    archive = output.with_suffix(".pt2")
+    export_model(archive, module, data.info.feature_shape)
+    log.finish(
+        TrainingOutcome(
+            _now_ms(), n_epochs, metrics, TrialState.COMPLETE, str(output), str(archive)
+        )
+    )
+    return Trained(metrics, output, log.run_id, n_epochs)
+
+
+def _is_for_engine(task: Task, spec: TrialSpec, trainer: lightning.Trainer) -> bool:
+    """Whether the engine of the search knows the network, and did not leave it to Lightning."""
+    if why_plain(task) or trainer.num_devices != 1:
+        return False
+    if spec.resume_from is not None:
+        with contextlib.suppress(UnusableError):
+            load_resume_file(spec, "plain")
+            return False
+    return True
+
+
+def _fit(
+    trainer: lightning.Trainer, run: PlainRun, data: FinalData, task: Task, log: _Log
+) -> tuple[int, int]:
+    """Train in the ordinary Trainer that has `run`; epochs and steps. Raises StudyFailedError."""
+    module = run.module
+    assert module is not None
     checkpoint: Mapping[str, Any] = {}
     if log.spec.resume_from is not None:
         try:
@@ -135,56 +189,26 @@ def _train(
             run.resume(checkpoint)
         except UnusableError as error:
             log([unusable(log.spec, error)], 0)
-    trainer = quiet_trainer(
-        output.parent, max_epochs=recipe.epochs, accelerator=config.accelerator,
-        devices=lightning_devices(config.devices), precision=recipe.precision,
-        callbacks=[run], plugins=[AtomicCheckpointIO()],
-    )  # fmt: skip
-    try:
-        with calls.caught():
-            metrics = _fit_and_test(trainer, run, data, recipe, log, checkpoint)
-    finally:
-        calls.remove()
-    n_steps = trainer.global_step or int(checkpoint.get("global_step", 0))
-    write_checkpoint(output, module, run.n_epochs - 1, n_steps)
-    archive = output.with_suffix(".pt2")
-    export_model(archive, module, data.info.feature_shape)
-    log.finish(
-        TrainingOutcome(
-            _now_ms(), run.n_epochs, metrics, TrialState.COMPLETE, str(output), str(archive)
-        )
-    )
-    return Trained(metrics, output, log.run_id, run.n_epochs)
-
-
-def _fit_and_test(
-    trainer: lightning.Trainer, run: PlainRun, data: FinalData, recipe: Recipe, log: _Log,
-    checkpoint: Mapping[str, Any],
-) -> dict[str, float]:  # fmt: skip
-    assert run.module is not None
-    data = data.to(trainer.strategy.root_device)
     if run.is_trained:
-        run.module.load_state_dict(checkpoint["state_dict"])
+        module.load_state_dict(checkpoint["state_dict"])
     else:
         trainer.fit(
-            run.module,
-            train_dataloaders=Batches(data.train, recipe.batch_size, seed=recipe.seed),
+            module,
+            train_dataloaders=Batches(data.train, task.batch_size, seed=task.seed),
             ckpt_path=log.spec.resume_from if run.is_resumed else None,
             weights_only=True,
         )
     log(run.take_pending(), 0)
     if run.failure is not None:
         raise StudyFailedError(f"the training failed: {run.failure.message}")
-    if not run.is_trained:
-        saved = "that is not saved" if log.is_unsaved else "that is saved"
-        raise StudyInterrupted(
-            f"interrupted after epoch {run.n_epochs} of {recipe.epochs}: {saved}, "
-            "the same command goes on"
-        )
-    results = trainer.test(
-        run.module, dataloaders=Batches(data.test, EVALUATION_BATCH), verbose=False
+    return run.n_epochs, trainer.global_step or int(checkpoint.get("global_step", 0))
+
+
+def _interrupted(n_epochs: int, recipe: Recipe, log: _Log) -> StudyInterrupted:
+    saved = "that is not saved" if log.is_unsaved else "that is saved"
+    return StudyInterrupted(
+        f"interrupted after epoch {n_epochs} of {recipe.epochs}: {saved}, the same command goes on"
     )
-    return {name: float(value) for name, value in results[0].items()}
 
 
 def _spec(recipe: Recipe, parts: Path) -> TrialSpec:
@@ -215,6 +239,7 @@ def _info(recipe: Recipe, data: FinalData) -> TrainingInfo:
         from_trial=recipe.trial,
         from_run=recipe.run_id,
         dataset=data.info,
+        module=recipe.module,
         tags=provenance(),
     )
 

@@ -23,6 +23,7 @@ from typing import Any
 import yaml
 from mlflow.entities import LifecycleStage, LoggedModelOutput, Metric, Run
 
+from sweep.config import DEFAULT_MODULE
 from sweep.redact import redacted
 from sweep.tracking import keys, overview
 from sweep.tracking.disposal import DROPPED_TAG, drop_files
@@ -291,7 +292,8 @@ class Mirror:
         self._dataset = dataset
         self._inputs = dataset_inputs(dataset)
         if dataset is not None and self._log_models:
-            self._folders = ModelFolders(dataset)
+            module = str(self._study.config.get("module", DEFAULT_MODULE))
+            self._folders = ModelFolders(dataset, module)
 
     def sync_study(
         self,

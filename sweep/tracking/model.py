@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import math
 import platform
 import shutil
 import tempfile
@@ -27,6 +28,8 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from mlflow.types.schema import Schema, TensorSpec
 
+from sweep.config import DEFAULT_MODULE
+from sweep.datasets import is_custom
 from sweep.tracking.run import RunLog
 from sweep.tracking.store import Store
 from sweep.trial import DatasetInfo
@@ -56,6 +59,7 @@ dependencies:
 """
 
 
+NOTE_TAG = "mlflow.note.content"
 OWN = (
     "artifact_path", "model_id", "model_size_bytes", "model_uuid", "run_id", "utc_time_created",
 )  # fmt: skip
@@ -65,12 +69,16 @@ OWN = (
 class ModelFolders:
     """Writes model folders; what all models of a study share is worked out once."""
 
-    def __init__(self, dataset: DatasetInfo) -> None:
+    def __init__(self, dataset: DatasetInfo, module: str = DEFAULT_MODULE) -> None:
         shape, n_classes = dataset.feature_shape, dataset.n_classes
-        dtype = np.dtype("float32")
-        self._signature = ModelSignature(
-            Schema([TensorSpec(dtype, (-1, *shape))]), Schema([TensorSpec(dtype, (-1, n_classes))])
+        is_ours = module == DEFAULT_MODULE
+        output = TensorSpec(
+            np.dtype("float32"), (-1, n_classes), name="logits" if is_ours else None
         )
+        # No schema of inputs: MLflow would refuse float64 and flat rows, which the graph takes.
+        self._signature = ModelSignature(outputs=Schema([output]))
+        self.note = _note(dataset) if is_ours else ""
+        """What goes in and what comes out, for MLflow's page of the model."""
         # One row would make MLflow's exporter fix the batch size to 1.
         rows = np.linspace(0.0, 1.0, 2 * int(np.prod(shape))).round(4).reshape(2, *shape).tolist()
         pins = [f"{name}=={_public_version(name)}" for name in PINNED]
@@ -116,7 +124,8 @@ class ModelFolders:
     def _describe(self) -> str:
         """The MLmodel file, with gaps for what each model has of its own."""
         gaps: dict[str, Any] = {key: _gap(key) for key in OWN}
-        model = Model(signature=self._signature, **gaps)
+        metadata = {"description": self.note} if self.note else None
+        model = Model(signature=self._signature, metadata=metadata, **gaps)
         model.saved_input_example_info = {
             "artifact_path": "input_example.json",
             "serving_input_path": "serving_input_example.json",
@@ -155,7 +164,7 @@ def log_model(
 
     A run that has a model already keeps it: one is made once, however often this is asked.
     """
-    model, is_linked = _find_or_make(store, run, label)
+    model, is_linked = _find_or_make(store, run, folders, label)
     model_id = str(model.model_id)
     if str(model.status) != "READY":
         _upload(store, run, folders, archive, model)
@@ -165,7 +174,9 @@ def log_model(
     return model_id
 
 
-def _find_or_make(store: Store, run: RunLog, label: ModelLabel) -> tuple[LoggedModel, bool]:
+def _find_or_make(
+    store: Store, run: RunLog, folders: ModelFolders, label: ModelLabel
+) -> tuple[LoggedModel, bool]:
     """The run's model, and whether the run already names it as its output."""
     if run.may_have_model:
         of_run = f"source_run_id = '{run.run_id}'"
@@ -175,11 +186,12 @@ def _find_or_make(store: Store, run: RunLog, label: ModelLabel) -> tuple[LoggedM
             linked = {output.model_id for output in outputs.model_outputs} if outputs else set()
             return found[0], found[0].model_id in linked
     run.may_have_model = True
+    note = {NOTE_TAG: folders.note} if folders.note else {}
     made = store.client.create_logged_model(
         experiment_id=run.experiment_id,
         name=label.name,
         source_run_id=run.run_id,
-        tags=dict(label.tags),
+        tags={**label.tags, **note},
         params=dict(label.params),
     )
     return made, False
@@ -201,6 +213,17 @@ def _upload(
     with tempfile.TemporaryDirectory() as scratch:
         folders.write(Path(scratch), archive, ids)
         artifacts.log_artifacts(scratch)  # type: ignore[no-untyped-call]
+
+
+def _note(dataset: DatasetInfo) -> str:
+    shape, n_classes = dataset.feature_shape, dataset.n_classes
+    sizes = ", ".join(map(str, shape))
+    values = "as the data function gives them" if is_custom(dataset.name) else "from 0 to 1"
+    return (
+        f"Gives logits (n, {n_classes}) for samples (n, {sizes}) or flat rows "
+        f"(n, {math.prod(shape)}) of any float type, values {values}: "
+        "argmax over axis 1 is the class, softmax the probabilities."
+    )
 
 
 def _gap(key: str) -> str:

@@ -43,8 +43,16 @@ def find_run(tracking_uri: str, run_id: str) -> tuple[str, int]:
 
 
 def model_uri_of(tracking_uri: str, run_id: str) -> str | None:
-    """`models:/m-...` of the run's logged model, or None. Raises as find_run does."""
-    outputs = _get(tracking_uri, run_id)[1].outputs
+    """`models:/m-...` of the run's logged model; None if it has none, or gave it up for room.
+
+    Raises as find_run does.
+    """
+    run = _get(tracking_uri, run_id)[1]
+    from sweep.tracking.disposal import DROPPED_TAG
+
+    if DROPPED_TAG in run.data.tags:
+        return None
+    outputs = run.outputs
     models = outputs.model_outputs if outputs else []
     return f"models:/{models[-1].model_id}" if models else None
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sweep.config import DEFAULT_MODULE
 from sweep.tracking.keys import flat_params, metric_keys
 from sweep.tracking.uri import quiet
 from sweep.trial import DatasetInfo, EpochReport, TrialState
@@ -34,6 +35,7 @@ class TrainingInfo:
     from_run: str | None = None
     """MLflow run of that trial."""
     dataset: DatasetInfo | None = None
+    module: str = DEFAULT_MODULE
     tags: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -155,7 +157,7 @@ def _finish(store: Store, log: RunLog, info: TrainingInfo, outcome: TrainingOutc
     if outcome.model_file and info.dataset:
         params = flat_params(info.params)
         label = model.ModelLabel("model", outcome.n_epochs, params, _origin(info))
-        folders = model.ModelFolders(info.dataset)
+        folders = model.ModelFolders(info.dataset, info.module)
         model_id = model.log_model(store, log, folders, Path(outcome.model_file), label)
     link = {"model_id": model_id, "run_id": log.run_id} if model_id else {}
     names = metric_keys("train_loss")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import platform
 from collections.abc import Hashable, Mapping, Sequence
 from functools import partial
@@ -25,6 +26,8 @@ from sweep.training.templates import (
 )
 from sweep.trial_files import replace_file
 
+AXES, MOST = ("batch", "values"), 2**31 - 1
+"""Of what an exported graph takes: axes, and the largest size of each."""
 STATISTICS = (0.30719, 0.48611)
 """Mean and standard deviation that a template is made with: numbers that are nothing else."""
 STRUCTURE = ("in_features", "n_classes", "activation")
@@ -35,7 +38,9 @@ def export_model(path: str | Path, model: nn.Module, feature_shape: tuple[int, .
     """Write `model` as a torch.export archive (.pt2) that takes any number of samples.
 
     `torch.export.load(path).module()(x)` gives what the model in evaluation mode gives for x
-    (B, *feature_shape). Leaves the model in evaluation mode. Returns the path. Raises DiskError.
+    (B, *feature_shape), of any float type; also for flat rows (B, F), unless a module of the
+    user's cannot be traced that way. Leaves the model in evaluation mode. Returns the path.
+    Raises DiskError.
     """
     model.eval()
     template = None
@@ -98,17 +103,30 @@ def _make(
 
 
 def _export(model: nn.Module, feature_shape: tuple[int, ...]) -> ExportedProgram:
-    like = next(model.parameters())
-    # Two rows: with one the batch dimension would be specialised to 1.
-    example = torch.zeros(2, *feature_shape, device=like.device, dtype=like.dtype)
-    batch = torch.export.Dim("batch", min=1)
-    return torch.export.export(
-        _Inference(model), (example,), dynamic_shapes=({0: batch},), strict=False
-    )
+    """The forward pass as a graph for any number of samples; for flat rows, too, if `model` can be
+    traced that way."""
+    try:
+        # Neither 0 nor 1 rows, nor 1 value: torch would take those sizes for fixed ones.
+        sizes = {k: torch.export.Dim(name, min=1, max=MOST) for k, name in enumerate(AXES)}
+        return _traced(_AnyShape(model, feature_shape), (3, 2 + math.prod(feature_shape)), sizes)
+    except Exception:
+        if isinstance(model, MLPClassifier):
+            raise
+        # A user's module may decide by the number of samples, which is not known there.
+        sizes = {0: torch.export.Dim(AXES[0], min=1)}
+        return _traced(_Inference(model), (2, *feature_shape), sizes)
+
+
+def _traced(inference: nn.Module, shape: tuple[int, ...], sizes: Any) -> ExportedProgram:
+    example = torch.zeros(shape, device=next(inference.parameters()).device)
+    return torch.export.export(inference, (example,), dynamic_shapes=(sizes,), strict=False)
 
 
 class _Inference(nn.Module):
-    """Only the forward pass: a LightningModule brings its trainer and metrics along."""
+    """Only the forward pass: a LightningModule brings its trainer and metrics along.
+
+    The graph casts x to the type of the weights.
+    """
 
     MODEL = "model"
     """The name under which weights are found."""
@@ -119,5 +137,28 @@ class _Inference(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The model's output."""
+        # A sum over one element: unlike `to`, it does not fix the input's type in the graph.
+        x = x.unsqueeze(0).sum(0, dtype=next(self.model.parameters()).dtype)
         output: Tensor = self.model(x)
         return output
+
+
+class _AnyShape(_Inference):
+    """Also reshapes x to (B, *feature_shape): its first axis counts samples.
+
+    A graph has a fixed number of axes unless sizes come from the data: `masked_select` yields
+    such a size, so that neither x.reshape nor x.shape constrains the input.
+    """
+
+    def __init__(self, model: nn.Module, feature_shape: tuple[int, ...]) -> None:
+        super().__init__(model)
+        self._feature_shape = feature_shape
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The model's output for x (B, ...) with as many values each as feature_shape has."""
+        values = x.masked_select(torch.ones_like(x, dtype=torch.bool))
+        rows = torch.arange(x.shape[0])
+        n_rows = rows.masked_select(rows >= 0).shape[0]
+        n_values = math.prod(self._feature_shape) * n_rows
+        torch._check(values.shape[0] == n_values)  # type: ignore[no-untyped-call]
+        return super().forward(values.reshape(n_rows, *self._feature_shape))

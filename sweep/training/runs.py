@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -35,6 +35,8 @@ from sweep.training.resuming import (
 from sweep.training.stack import Dropout
 from sweep.trial import EpochReport, Failure, Report, Task, TrialResult, TrialSpec
 from sweep.trial_files import RESUME_STATE, resume_file, trial_folder
+
+METRICS = ("train_loss", "val_loss", "val_acc")
 
 
 class Run:
@@ -105,6 +107,18 @@ class Run:
         told = replays(self.spec.number, state)
         self._history, self.first_reports = list(told), list(told)
 
+    @property
+    def n_steps(self) -> int:
+        """Steps of its optimizer so far."""
+        return self.epoch * self._n_steps
+
+    def module(self) -> MLPClassifier:
+        """The trial's module with its weights of now; they change as it trains on."""
+        number, population = self.spec.number, self.population
+        if population is not None and population.has(number):
+            self._load(population.weights(number))
+        return self._model
+
     def join(self, population: Population) -> None:
         """Take a place in `population`, from its next epoch on."""
         self.population = population
@@ -117,12 +131,11 @@ class Run:
             self.spec, start_epoch=self.start_epoch, resume_from=resume_file(self._folder)
         )
 
-    def report(self, scores: Scores, epoch_s: float) -> EpochReport:
+    def report(
+        self, scores: Scores, epoch_s: float, names: Sequence[str] = METRICS
+    ) -> EpochReport:
         """The report of the epoch just trained; `epoch_s` is the trial's share of its seconds."""
-        metrics = {
-            "train_loss": scores.train_loss, "val_loss": scores.val_loss,
-            "val_acc": scores.val_acc, "epoch_s": epoch_s,
-        }  # fmt: skip
+        metrics = {**{name: getattr(scores, name) for name in names}, "epoch_s": epoch_s}
         said = EpochReport(self.spec.number, self.epoch, metrics, now_ms(), self.start_epoch)
         self._history.append(said)
         return said

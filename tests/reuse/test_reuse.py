@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 import torch
@@ -20,13 +21,23 @@ from searches import mlflow_client, query
 
 import sweep
 from sweep.config import RunConfig
-from sweep.errors import ConfigError, NotFoundError, StudyInterrupted, UndeliveredError
+from sweep.errors import (
+    ConfigError,
+    DataError,
+    NotFoundError,
+    StudyFailedError,
+    StudyInterrupted,
+    UndeliveredError,
+)
 from sweep.ledger import create_study
 from sweep.reuse import Best, Recipe, find_best, find_trial, read_recipe
 from sweep.reuse.downstream import train
 from sweep.reuse.recipe import FORMATS, as_lightning, as_python, as_yaml
 from sweep.space import load_space
-from sweep.training.data import load_search_data
+from sweep.training.data import Batches, load_final_data, load_search_data
+from sweep.training.modules import build_module
+from sweep.training.quiet import quiet_trainer
+from sweep.trial import derive_seed
 
 
 @pytest.fixture(scope="module")
@@ -93,10 +104,95 @@ def test_values_show_themselves_in_a_line_without_credentials(folder: Path, best
 def test_the_best_model_predicts_as_it_was_scored(best: Best) -> None:
     """Loaded again, it has exactly the accuracy that the study says."""
     val = load_search_data("digits", None, 0).val
-    model = best.load().eval()
+    model = best.load()
+    assert not model.training
     with torch.no_grad():
         accuracy = (model(val.x).argmax(1) == val.y).float().mean().item()
     assert accuracy == pytest.approx(best.score, abs=1e-6)
+
+
+def test_predict_gives_classes_of_samples_in_any_form(best: Best) -> None:
+    """Rows, images, tensors, float64 and the files' own pixels give the same classes."""
+    val = load_search_data("digits", None, 0).val
+    images = val.x.numpy()
+    classes = best.predict(val.x)
+    assert classes.dtype == np.int64
+    assert (classes == val.y.numpy()).mean() == pytest.approx(best.score, abs=1e-6)
+    forms = [
+        images, images.astype(np.float64), images.reshape(-1, 64), images.reshape(-1, 8, 8),
+        (images * 16).round().astype(np.uint8), val.x.double().flatten(1), images.tolist(),
+    ]  # fmt: skip
+    for form in forms:
+        np.testing.assert_array_equal(best.predict(form), classes)
+    assert best.predict(images[:1]).tolist() == classes[:1].tolist()
+    assert best.predict(images[:0]).shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("x", "said"),
+    [
+        (np.zeros((2, 65)), r"\(n, 1, 8, 8\) or \(n, 64\).*got \(2, 65\)"),
+        (np.zeros(64), "first axis counting samples"),
+        (np.zeros((8, 8)), "first axis counting samples"),
+        (np.full((1, 64), 16.0), "floats from 0 to 1, or uint8 from 0 to 16"),
+        (np.full((1, 64), 255, np.uint8), "uint8 from 0 to 16"),
+        (np.zeros((1, 64), np.int64), "but got int64"),
+        (np.full((1, 64), np.nan), "must be finite"),
+        ([["a"] * 64], "must be numbers"),
+        ([[1.0], [1.0, 2.0]], "must be numbers"),
+    ],
+)
+def test_predict_refuses_what_could_mean_two_things(best: Best, x: Any, said: str) -> None:
+    """Samples of another size or scale, or with NaN, get one line and no classes."""
+    with pytest.raises(DataError, match=said):
+        best.predict(x)
+
+
+def test_the_best_is_used_from_any_folder_and_from_mlflow_alone(
+    folder: Path, best: Best, tmp_path: Path
+) -> None:
+    """With the stores named, from another folder and without the trial's files, trial=N, too."""
+    x = load_search_data("digits", None, 0).val.x
+    stores = {
+        "storage": f"sqlite:///{folder}/mlruns/optuna.db",
+        "tracking_uri": f"sqlite:///{folder}/mlflow.db",
+        "work_dir": str(tmp_path / "empty"),
+    }
+    expected = {number: sweep.best("digits-mlp", trial=number).predict(x) for number in (0, 1)}
+    os.chdir(tmp_path)
+    try:
+        for number, classes in expected.items():
+            found = sweep.best("digits-mlp", trial=number, **stores)
+            assert found.model_uri is not None
+            assert found.model_uri.startswith("models:/m-")
+            np.testing.assert_array_equal(found.predict(x), classes)
+    finally:
+        os.chdir(folder)
+
+
+def test_a_study_without_models_has_no_model_uri(tmp_path: Path, folder: Path) -> None:
+    """model_uri is None then; a module of the user's predicts what its forward gives."""
+    os.chdir(tmp_path)
+    try:
+        sweep.run(
+            study="own", module="user_code:Model", metric="val_f1", direction="maximize",
+            space=str(write(tmp_path / "space.yaml", "parameters: {width: {choices: [4]}}\n")),
+            trials=1, epochs=1, executor="inline", threads=1, log_models=False,
+        )  # fmt: skip
+        own = sweep.best("own")
+        assert own.model_uri is None
+        x = load_search_data("digits", None, 0).val.x[:5]
+        with torch.no_grad():
+            expected = own.load()(x).numpy()
+        np.testing.assert_allclose(own.predict(x.double().flatten(1)), expected, atol=1e-6)
+    finally:
+        os.chdir(folder)
+
+
+def write(path: Path, text: str) -> Path:
+    """The file, written."""
+    path.write_text(text)
+    return path
 
 
 def test_the_checkpoint_comes_from_mlflow_when_the_folder_is_gone(best: Best) -> None:
@@ -279,6 +375,53 @@ def test_mlflow_may_be_away_while_a_network_is_trained(best: Best, at: Path) -> 
     assert seen == [1, 2, 3], "nothing is trained again"
     assert epochs_of(trained.run_id) == [1, 2, 3]
     assert all(torch.equal(kept[k], w) for k, w in weights_of(at).items())
+
+
+@pytest.mark.parametrize(("precision", "near"), [("64-true", 1e-7), ("32-true", 1e-4)])
+def test_the_engine_trains_what_lightning_trains(at: Path, precision: str, near: float) -> None:
+    """Weights and test metrics are those of an ordinary Trainer on the same data."""
+    model = {"hidden": (24, 16), "dropout": 0.2, "optimizer": "Adam", "lr": 0.003}
+    recipe = Recipe(model=model | {"schedule": "cosine"}, epochs=3, precision=precision)
+    losses = []
+    trained = train(recipe, RunConfig(), at, lambda _, metrics: losses.append(metrics))
+    data = load_final_data("digits", None, recipe.seed)
+    module = build_module(recipe.module, recipe.model, data, derive_seed(0, "init", 0))
+    trainer = quiet_trainer(at.parent, max_epochs=3, accelerator="cpu", precision=precision)
+    trainer.fit(module, Batches(data.train, recipe.batch_size, seed=recipe.seed))
+    assert losses[-1]["train_loss"] == pytest.approx(
+        float(trainer.callback_metrics["train_loss"]), rel=near
+    )
+    (tested,) = trainer.test(module, Batches(data.test, 4096), verbose=False)
+    assert trained.metrics == pytest.approx(tested, rel=near)
+    kept = torch.load(at, weights_only=True)
+    assert kept["global_step"] == trainer.global_step
+    for name, weight in module.state_dict().items():
+        torch.testing.assert_close(kept["state_dict"][name], weight, rtol=near, atol=near)
+
+
+def test_lightning_trains_what_the_engine_does_not_know(at: Path) -> None:
+    """A precision of Lightning's own is trained by its loop, which goes on after a signal."""
+    seen: list[int] = []
+
+    def terminate(epoch: int, metrics: object) -> None:
+        seen.append(epoch)
+        if seen == [1]:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    recipe = Recipe(model={"hidden": (16,)}, epochs=2, precision="bf16-mixed")
+    with pytest.raises(StudyInterrupted, match="after epoch 1 of 2: that is saved"):
+        train(recipe, RunConfig(), at, terminate)
+    trained = train(recipe, RunConfig(), at, terminate)
+    assert seen == [1, 2]
+    assert trained.metrics.keys() == {"test_loss", "test_acc"}
+
+
+def test_a_loss_that_is_not_finite_ends_the_training(at: Path) -> None:
+    """The epoch is named, and no checkpoint is written."""
+    recipe = Recipe(model={"hidden": (16,), "lr": 1e30}, epochs=2)
+    with pytest.raises(StudyFailedError, match="train_loss"):
+        train(recipe, RunConfig(), at)
+    assert not at.exists()
 
 
 RECIPE_FAULTS = """

@@ -103,11 +103,56 @@ def test_a_network_of_one_s_own(tmp_path):
     torch.testing.assert_close(program.module()(x), model(x))
 
 
-@pytest.mark.parametrize("numbers", [(12, 1), (12, 99991), (12, 9, 0.123456)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+@pytest.mark.parametrize("shape", [SHAPE, (64,), (8, 8)])
+@pytest.mark.parametrize("n", [0, 1, 7])
+def test_samples_of_other_types_and_shapes(exported, dtype, shape, n):
+    """Any float type is taken, and any shape with one sample's values a row."""
+    model, program = exported
+    x = torch.rand(n, *shape).to(dtype)
+    torch.testing.assert_close(program(x), model(x.float().reshape(n, *SHAPE)))
+
+
+@pytest.mark.parametrize("shape", [(64,), (8, 8), (2, 65), (2, 128), (1, 2, 64), (128, 32)])
+def test_samples_of_another_size(exported, shape):
+    """What is not one sample's values a row is refused, also where the total would fit."""
+    with pytest.raises((RuntimeError, IndexError)):
+        exported[1](torch.rand(shape))
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A model, and its archive loaded as MLflow loads it."""
+    model = build()
+    path = export_model(tmp_path_factory.mktemp("exported") / "a.pt2", model, SHAPE)
+    return model, torch.export.load(path).module()
+
+
+def test_a_user_s_module_that_needs_its_number_of_samples(tmp_path):
+    """A module that cannot be traced for rows of any shape is exported for its own shape."""
+
+    class Choosy(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(8, 3)
+
+        def forward(self, x):
+            return self.layer(x.flatten(1)) * (1.0 if x.shape[0] == 0 else 2.0)
+
+    model = Choosy().eval()
+    path = export_model(tmp_path / "a.pt2", model, (2, 4))
+    program = torch.export.load(path).module()
+    x = torch.rand(2, 2, 4, dtype=torch.float64)
+    torch.testing.assert_close(program(x), model(x.float()))
+    with pytest.raises(AssertionError, match="Guard failed"):
+        program(x.reshape(2, 8))
+
+
+@pytest.mark.parametrize("numbers", [(23, 1), (23, 99991), (23, 19, 0.123456)])
 def test_numbers_that_are_not_where_they_should_be(tmp_path, numbers):
     """One that is also something else's, or nowhere, makes no template: it would be wrong."""
-    archive = by_torch(tmp_path / "a.pt2", build(0, (12, 9))).read_bytes()
-    Template.of(archive, (12, 9), "model.")
+    archive = by_torch(tmp_path / "a.pt2", build(0, (23, 19))).read_bytes()
+    Template.of(archive, (23, 19), "model.")
     with pytest.raises(UnknownFormatError):
         Template.of(archive, numbers, "model.")
 
@@ -117,7 +162,7 @@ def test_what_is_no_archive(tmp_path):
     whole = by_torch(tmp_path / "a.pt2", build(0)).read_bytes()
     for archive in (b"", b"something else", whole[: len(whole) // 2]):
         with pytest.raises(UnknownFormatError):
-            Template.of(archive, (12, 9), "model.")
+            Template.of(archive, (23, 19), "model.")
 
 
 def test_a_template_takes_no_more_room_with_many_features(tmp_path, cache):

@@ -1,0 +1,81 @@
+"""Samples as users have them, made what a trained module takes, and its answers as numpy arrays.
+
+Axes: n samples, F values a sample, C classes.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sweep import datasets
+from sweep.config import DEFAULT_MODULE
+from sweep.errors import DataError
+from sweep.reuse.recipe import Recipe
+
+if TYPE_CHECKING:
+    import lightning
+
+AT_ONCE = 4096
+"""Samples of a forward pass: large products, bounded memory."""
+LOWEST, HIGHEST = -1.0, 2.0
+"""Of pixels from 0 to 1 with some noise; what is beyond has another scale."""
+
+
+def predict(module: lightning.LightningModule, recipe: Recipe, x: Any) -> np.ndarray[Any, Any]:
+    """What `sweep.reuse.Best.predict` says. Raises DataError."""
+    samples = _samples(x, recipe, _feature_shape(module, recipe))
+    samples = samples.to(next(module.parameters(), torch.empty(0)).dtype)
+    with torch.no_grad():
+        parts = [module(part) for part in torch.split(samples, AT_ONCE)]
+    strange = next((part for part in parts if not isinstance(part, Tensor)), None)
+    if strange is not None:
+        raise DataError(
+            f"predict needs a forward that gives a tensor, but that of {recipe.module} gives "
+            f"{type(strange).__name__}: call load() and use the module itself"
+        )
+    output = torch.cat(parts)
+    return (output.argmax(1) if recipe.module == DEFAULT_MODULE else output).numpy()
+
+
+def _feature_shape(module: lightning.LightningModule, recipe: Recipe) -> tuple[int, ...] | None:
+    """Of one sample; None if only the user's own code knows it."""
+    if not datasets.is_custom(recipe.data):
+        return (1, *datasets.CATALOG[recipe.data].image_shape)
+    return (int(module.hparams["in_features"]),) if recipe.module == DEFAULT_MODULE else None
+
+
+def _samples(x: Any, recipe: Recipe, shape: tuple[int, ...] | None) -> Tensor:
+    """(n, *shape) with values on the scale of the training data."""
+    try:
+        given = torch.as_tensor(x if isinstance(x, Tensor) else np.asarray(x)).detach().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"x must be numbers, (n, ...): {error}") from error
+    if shape is not None:
+        n_values = math.prod(shape)
+        if given.ndim < 2 or math.prod(given.shape[1:]) != n_values:
+            raise DataError(
+                f"x must be (n, {', '.join(map(str, shape))}) or (n, {n_values}), its first axis "
+                f"counting samples, but got {tuple(given.shape)}"
+            )
+        given = given.reshape(len(given), *shape)
+    scaled = given if datasets.is_custom(recipe.data) else _scaled(given, recipe.data)
+    if scaled.is_floating_point() and not scaled.isfinite().all():
+        raise DataError("x must be finite, but holds NaN or infinite values")
+    return scaled
+
+
+def _scaled(x: Tensor, name: str) -> Tensor:
+    """Pixels from 0 to 1, as the networks of a built-in data set take them."""
+    most = datasets.CATALOG[name].max_value
+    rule = f"pixels of {name} are floats from 0 to 1, or uint8 from 0 to {most}"
+    if not x.is_floating_point() and x.dtype != torch.uint8:
+        raise DataError(f"{rule}, but got {str(x.dtype).removeprefix('torch.')}")
+    lowest, highest = (LOWEST, HIGHEST) if x.is_floating_point() else (0, most)
+    if len(x) and (x.min() < lowest or x.max() > highest):
+        raise DataError(f"{rule}, but got {x.dtype} from {x.min():.4g} to {x.max():.4g}")
+    return x if x.is_floating_point() else x.float() / most
