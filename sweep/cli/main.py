@@ -157,8 +157,12 @@ def _leaving_on_errors(is_debug: bool) -> Iterator[None]:
 
 
 def _what_to_free(error: SweepError) -> str:
-    is_full = any(words in str(error) for words in ("No space left", "disk is full"))
-    return ": free some space, then run the same command again" if is_full else ""
+    said, again = str(error), "then run the same command again"
+    if again in said:
+        return ""
+    if any(words in said for words in ("No space left", "disk is full")):
+        return f": free some space, {again}"
+    return f": see that its disk is sound, {again}" if os.strerror(errno.EIO) in said else ""
 
 
 def _leave(message: str, code: int, is_debug: bool) -> None:

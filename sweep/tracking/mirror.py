@@ -122,6 +122,12 @@ class Mirror:
             self._unsure.discard(number)
         return self._runs.get(number)
 
+    def _ranked_run(self, number: int) -> RunLog | None:
+        """The run of a finished trial; the repair of an older search may have made it meanwhile."""
+        if number not in self._runs:
+            self._unsure.add(number)
+        return self.run_of(number)
+
     def forget(self, number: int) -> None:
         """A call for this trial failed: ask the store what it has before the next one."""
         self._runs.pop(number, None)
@@ -227,6 +233,7 @@ class Mirror:
 
     def _store_files(self, run: RunLog, finished: TrialFinished) -> tuple[int, bool]:
         """Store checkpoint and traceback; returns the checkpoint's bytes, and if it is lost."""
+        run.remove_broken_off_uploads()
         if finished.failure and finished.failure.traceback:
             run.log_text(redacted(finished.failure.traceback), TRACEBACK)
         if finished.checkpoint is None or DROPPED_TAG in run.tags:
@@ -274,7 +281,7 @@ class Mirror:
 
     def drop_files(self, number: int) -> None:
         """Delete a finished trial's checkpoint and model in MLflow."""
-        run = self.run_of(number) or (self._load() and self.run_of(number))
+        run = self._ranked_run(number)
         if run is None:
             return
         if keeper := drop_files(self._store, run.place):
@@ -313,6 +320,7 @@ class Mirror:
             tags["sweep.device"] = device
         self.parent.log_datasets(self._inputs)
         if is_new_text or is_first:
+            self.parent.remove_broken_off_uploads()
             config = yaml.safe_dump(_plain(study.config), sort_keys=False)
             self.parent.log_text(config, "config.yaml")
             self.parent.log_text(study.space_text, "space.yaml")
@@ -334,7 +342,7 @@ class Mirror:
         MLflow's page files a run without a model under "Evaluation runs" unless it is switched to
         model training.
         """
-        run = self.run_of(end.best_number) if end.best_number is not None else None
+        run = self._ranked_run(end.best_number) if end.best_number is not None else None
         if run is None:
             return
         client, of_run = self._store.client, f"source_run_id = '{run.run_id}'"
@@ -349,7 +357,7 @@ class Mirror:
         tags = {"sweep.reason": str(end.reason)}
         tags |= {f"sweep.n_{name.lower()}": str(n) for name, n in end.n_by_state.items()}
         if end.best_number is not None:
-            run = self.run_of(end.best_number)
+            run = self._ranked_run(end.best_number)
             tags["sweep.best_trial"] = str(end.best_number)
             tags["sweep.best_run"] = run.run_id if run else ""
         if end.best_value is not None:
@@ -367,7 +375,7 @@ class Mirror:
                 run.tags.pop(RANK_TAG, None)
             del self._ranks[number]
         for number, rank in ranks.items():
-            run = self.run_of(number)
+            run = self._ranked_run(number)
             if run is None:
                 continue
             tags = {RANK_TAG: str(rank)}
@@ -375,7 +383,7 @@ class Mirror:
                 tags["sweep.best"] = "true" if rank == 1 else "false"
             run.log(tags=tags)
             self._ranks[number] = rank
-        if is_baseline and (run := self.run_of(0)) is not None:
+        if is_baseline and (run := self._ranked_run(0)) is not None:
             run.log(tags={"sweep.baseline": "true"})
 
 
