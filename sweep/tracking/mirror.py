@@ -123,7 +123,7 @@ class Mirror:
         return self._runs.get(number)
 
     def _ranked_run(self, number: int) -> RunLog | None:
-        """The run of a finished trial; the repair of an older search may have made it meanwhile."""
+        """The run of a finished trial, which a repair may have made since the runs were read."""
         if number not in self._runs:
             self._unsure.add(number)
         return self.run_of(number)
