@@ -84,6 +84,8 @@ class Mirror:
         """Trials that may have a run: a call that could have made one failed."""
         self._keys: dict[int, keys.Keys] = {}
         self._ranks: dict[int, int] = {}
+        self._is_described = False
+        """Whether the parent has the study's files; an older search may have died over them."""
         parent = None if is_new else self._load()
         self.parent = parent or self._make_parent()
 
@@ -308,8 +310,7 @@ class Mirror:
         device: str | None = None,
     ) -> None:
         """Bring experiment and parent run up to the study: settings, description, ranks, end."""
-        is_new_text = study.config != self._study.config or self.parent.status != "RUNNING"
-        is_first = "sweep.described" not in self.parent.tags
+        is_new_text = study.config != self._study.config or not self._is_described
         self._study = study
         self.read(study.dataset or self._dataset)
         if end is None:
@@ -319,12 +320,12 @@ class Mirror:
         if device is not None:
             tags["sweep.device"] = device
         self.parent.log_datasets(self._inputs)
-        if is_new_text or is_first:
+        if is_new_text:
             self.parent.remove_broken_off_uploads()
             config = yaml.safe_dump(_plain(study.config), sort_keys=False)
             self.parent.log_text(config, "config.yaml")
             self.parent.log_text(study.space_text, "space.yaml")
-            tags["sweep.described"] = "true"
+            self._is_described = True
         self._rank(ranking, is_baseline=end is not None and end.baseline_value is not None)
         if end is not None:
             tags |= self._end_tags(end)

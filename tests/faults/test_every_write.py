@@ -16,6 +16,8 @@ import pytest
 from searches import query
 from stores import VARIES, differences, facts, stable
 
+from sweep import sqlite
+
 SEED = int(os.environ.get("SWEEP_WRITES_SEED", time.time_ns() % 1_000_000))
 WRITER = """
 import os
@@ -45,6 +47,13 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def write(shim: Path, folder: Path, fault: str, at: int) -> subprocess.CompletedProcess[str]:
     """Run WRITER in `folder` with a fault at the K-th place."""
+    return run_script(shim, folder, WRITER, fault, at)
+
+
+def run_script(
+    shim: Path, folder: Path, script: str, fault: str, at: int
+) -> subprocess.CompletedProcess[str]:
+    """Run a script that names descriptors in `folder`, with a fault at the K-th place."""
     folder.mkdir()
     env = dict(os.environ) | {
         "LD_PRELOAD": str(shim), "WRITES_WHO": "descriptor", "WRITES_ROOT": str(folder),
@@ -52,7 +61,7 @@ def write(shim: Path, folder: Path, fault: str, at: int) -> subprocess.Completed
         "WRITES_TRACE": str(folder.parent / "trace"), "WRITES_FIRED": str(folder.parent / "fired"),
     }  # fmt: skip
     return subprocess.run(
-        [sys.executable, "-c", WRITER], cwd=folder, env=env, capture_output=True, text=True,
+        [sys.executable, "-c", script], cwd=folder, env=env, capture_output=True, text=True,
         check=False,
     )  # fmt: skip
 
@@ -117,6 +126,48 @@ def test_a_place_is_faulted_in_one_process_only(shim: Path, tmp_path: Path) -> N
     """A worker that takes the place of a killed one is left alone."""
     (tmp_path / "fired").touch()
     assert write(shim, tmp_path / "p", "kill", 2).returncode == 0
+
+
+MAKER = """
+import sqlite3, sys
+from pathlib import Path
+from sweep import sqlite
+from sweep.errors import DiskError
+try:
+    with sqlite.made_aside(Path("made.db").absolute()) as aside:
+        connection = sqlite3.connect(aside)
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("CREATE TABLE descriptors (n)")
+        connection.executemany("INSERT INTO descriptors VALUES (?)", ((n,) for n in range(3000)))
+        connection.commit()
+        connection.close()
+except (DiskError, sqlite3.Error) as error:
+    sys.exit(str(error))
+"""
+
+
+@pytest.mark.parametrize(("fault", "step"), [("kill", 6), ("eio", 6), ("full", 3)])
+def test_a_store_is_made_whole_or_not_at_all(
+    shim: Path, tmp_path: Path, fault: str, step: int
+) -> None:
+    """Wherever its maker dies, or the disk refuses a write, no part of a store has its name, and
+    whatever else it left is removed at the next start."""
+    at, is_reached = 1, True
+    while is_reached:
+        folder = tmp_path / str(at) / "p"
+        folder.parent.mkdir()
+        done = run_script(shim, folder, MAKER, fault, at)
+        is_reached = (folder.parent / "fired").exists()
+        made = folder / "made.db"
+        assert done.returncode == 0 or done.stderr.count("\n") == 1 or fault == "kill", done.stderr
+        assert made.exists() or done.returncode
+        if made.exists():
+            assert query(made, "SELECT count(*), sum(n) FROM descriptors") == [(3000, 4498500)]
+        sqlite.remove_asides(made)
+        left = [path.name for path in folder.iterdir()]
+        assert left in (["made.db"], []), (at, done.stderr)
+        at += step
+    assert at > 20
 
 
 def test_stores_are_compared_by_what_two_searches_share(six: Path) -> None:
