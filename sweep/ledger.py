@@ -230,11 +230,11 @@ class Ledger:
 
     @property
     def tags(self) -> dict[str, str]:
-        """Git commit and versions that the study's last search ran on."""
+        """Git commit, versions and device that the study's last search ran on."""
         return dict(self._kept(TAGS, {}))
 
     def note_tags(self, tags: Mapping[str, str]) -> None:
-        """Keep git commit and versions."""
+        """Keep git commit, versions, device."""
         if tags != self.tags:
             with self._writing:
                 self._storage.set_study_user_attr(self._study_id, TAGS, json.dumps(dict(tags)))

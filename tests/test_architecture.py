@@ -65,7 +65,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "sweep.reporting",
     ),
     ("sweep.executors", "sweep.proposals", "sweep.ledger"),
-    ("sweep.storage", "sweep.trial_rows", "sweep.tpe", "sweep.known_trials"),
+    ("sweep.storage", "sweep.replacing", "sweep.trial_rows", "sweep.tpe", "sweep.known_trials"),
     ("sweep.training", "sweep.space"),
     ("sweep.config", "sweep.parsers"),
     (

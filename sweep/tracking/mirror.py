@@ -38,6 +38,7 @@ from sweep.tracking.run import (
 )
 from sweep.tracking.store import Store, find_or_make_experiment, search_runs, source_tags
 from sweep.trial import (
+    DEVICE_TAG,
     DatasetInfo,
     Ranked,
     StudyFinished,
@@ -318,7 +319,7 @@ class Mirror:
         text = overview.describe(study, end, ranking)
         tags = keys.tags({**_study_tags(study), "mlflow.note.content": text})
         if device is not None:
-            tags["sweep.device"] = device
+            tags[DEVICE_TAG] = device
         self.parent.log_datasets(self._inputs)
         if is_new_text:
             self.parent.remove_broken_off_uploads()
