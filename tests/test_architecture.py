@@ -21,6 +21,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "sweep.space",
         "sweep.proposals",
         "sweep.ledger",
+        "sweep.replacing",
         "sweep.storage",
         "sweep.tpe",
         "sweep.known_trials",
