@@ -170,6 +170,63 @@ def test_a_store_is_made_whole_or_not_at_all(
     assert at > 20
 
 
+REPLACER = """
+import os, shutil, sys
+from pathlib import Path
+import optuna
+from every_write import Shim
+from sweep.ledger import HYPERPARAMETERS, create_study, list_studies, open_study
+
+def url(folder):
+    return f"sqlite:///{folder.absolute()}/optuna.db"
+
+first = Path("first")
+ledger, _ = create_study(url(first), "s", "maximize")
+ledger.describe({"a": 1}, "space")
+lr = optuna.distributions.FloatDistribution(1e-4, 1.0)
+for number in range(2):
+    ledger.open_trial(number, optuna.trial.create_trial(
+        state=optuna.trial.TrialState.RUNNING, params={"lr": 0.1}, distributions={"lr": lr},
+        user_attrs={HYPERPARAMETERS: {"lr": 0.1}}))
+    ledger.close_trial(number, "FAIL", None, [], "val_acc", {"n_epochs": 0}, {})
+ledger.close()
+at, is_reached = 1, True
+while is_reached:
+    project = Path(str(at), "p").absolute()
+    shutil.copytree(first, project)
+    if not (pid := os.fork()):
+        ledger, _ = create_study(url(project), "s", "maximize")
+        Shim(project, "kill", at).arm()
+        ledger.start_over("minimize")
+        os._exit(0)
+    is_reached = os.waitpid(pid, 0)[1] != 0
+    ledger, is_new = create_study(url(project), "s", "minimize")
+    if ledger.direction == "maximize":
+        ledger.start_over("minimize")
+    trials = ledger.trials()
+    assert [t.state for t in trials] == ["FAIL", "FAIL"] and not is_new, (at, trials)
+    assert [(t.params, t.hyperparameters["lr"]) for t in trials] == [({}, 0.1)] * 2, (at, trials)
+    assert (ledger.direction, ledger.config) == ("minimize", {}), at
+    ledger.close()
+    assert [study.name for study in list_studies(url(project))] == ["s"], at
+    at += 9
+print(at)
+"""
+
+
+def test_a_study_that_is_made_anew_keeps_its_failed_trials(shim: Path, tmp_path: Path) -> None:
+    """Wherever a driver dies that changes the direction of a study, the next one finds the
+    study's failed trials, once, and can go on."""
+    env = dict(os.environ) | {"LD_PRELOAD": str(shim)}
+    env["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), env.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-c", REPLACER], cwd=tmp_path, env=env, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert int(done.stdout) > 60
+
+
 def test_stores_are_compared_by_what_two_searches_share(six: Path) -> None:
     """A doubled point, a changed parameter, a missing file and a stray one are seen; times and
     ids are not compared."""
