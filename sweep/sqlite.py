@@ -34,7 +34,7 @@ BUSY_TIMEOUT_S = 20
 
 NETWORK_DISKS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "fuse.sshfs"})
 
-MAKE_ROOM = "See that its disk has room and is sound, then run the same command again"
+MAKE_ROOM = "See that its disk is sound and free some space, then run the same command again"
 """What to do where a disk takes no write."""
 
 _DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
