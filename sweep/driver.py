@@ -25,6 +25,7 @@ from sweep.retention import KeepEverything, Retention
 from sweep.space import run_name
 from sweep.tracking import keys
 from sweep.trial import (
+    DEVICE_TAG,
     EndReason,
     EpochReport,
     Failure,
@@ -157,6 +158,7 @@ class Driver:
     def _welcome(self, worker: WorkerReady, records: list[Record]) -> None:
         records.append(worker)
         self._ledger.note_data(worker.dataset)
+        self._ledger.note_tags({**self._ledger.tags, DEVICE_TAG: worker.device})
         self._trainer = worker.trainer
         begun = [p.trainer for p in self._planned] + [t.spec.trainer for t in self._again]
         text = of_other_paths(begun, worker.trainer)

@@ -26,6 +26,7 @@ from optuna.trial import FrozenTrial
 
 from sweep.errors import ConfigError, NotFoundError, StoreError, must_be_one_of
 from sweep.objective import Objective
+from sweep.replacing import finish_replacing, replace_study
 from sweep.storage import close_storage, open_storage, rows_of
 from sweep.trial import DatasetInfo, Direction, EpochReport, TrainerName, TrialState
 
@@ -39,6 +40,7 @@ TRAINER = "sweep:trainer"
 CONFIG = "sweep:config"
 SPACE = "sweep:space"
 TAGS = "sweep:tags"
+_DIRECTIONS = {"maximize": StudyDirection.MAXIMIZE, "minimize": StudyDirection.MINIMIZE}
 REPORTS = "sweep:reports"
 """Prefix of the system attributes with all metrics of a trial, a list of epochs each."""
 N_NUMBERS_A_BLOCK = 2000
@@ -186,15 +188,18 @@ class Ledger:
             self._storage.get_all_trials(self._study_id), key=lambda trial: trial.number
         )
         attrs = self._storage.get_study_user_attrs(self._study_id)
-        self._storage.delete_study(self._study_id)
-        self._study_id = _new_study(self._storage, self.name, direction)
-        for key in attrs.keys() - {CONFIG, SPACE, DATA}:
-            self._storage.set_study_user_attr(self._study_id, key, attrs[key])
+        kept = {key: attrs[key] for key in attrs.keys() - {CONFIG, SPACE, DATA}}
         for trial in trials:
             trial.user_attrs.setdefault(HYPERPARAMETERS, trial.params)
             if trial.state.is_finished():
-                trial.params, trial.distributions, trial.system_attrs = {}, {}, {}
-            self._storage.create_new_trial(self._study_id, template_trial=trial)
+                trial.params, trial.distributions = {}, {}
+                trial.system_attrs = {
+                    key: value
+                    for key, value in trial.system_attrs.items()
+                    if key.startswith(f"{REPORTS}:")
+                }
+        replace_study(self._storage, self.name, _DIRECTIONS[direction], kept, trials)
+        self._study_id = self._storage.get_study_id_from_name(self.name)
 
     @property
     def is_settled(self) -> bool:
@@ -235,11 +240,11 @@ class Ledger:
 
     @property
     def tags(self) -> dict[str, str]:
-        """Git commit and versions that the study's last search ran on."""
+        """Git commit, versions and device that the study's last search ran on."""
         return dict(self._kept(TAGS, {}))
 
     def note_tags(self, tags: Mapping[str, str]) -> None:
-        """Keep git commit and versions."""
+        """Keep git commit, versions, device."""
         if tags != self.tags:
             with self._writing:
                 self._storage.set_study_user_attr(self._study_id, TAGS, json.dumps(dict(tags)))
@@ -373,6 +378,7 @@ def create_study(url: str, name: str, direction: Direction) -> tuple[Ledger, boo
     away, say): it is made anew, so that its settings bind nobody.
     """
     with _closed_on_errors(open_storage(url, create=True)) as storage:
+        finish_replacing(storage, name)
         try:
             study_id = storage.get_study_id_from_name(name)
             is_new = False
@@ -405,10 +411,7 @@ def _see_that_it_can_be_taken(ledger: Ledger, direction: Direction) -> None:
 
 
 def _new_study(storage: BaseStorage, name: str, direction: Direction) -> int:
-    is_up = direction == "maximize"
-    return storage.create_new_study(
-        [StudyDirection.MAXIMIZE if is_up else StudyDirection.MINIMIZE], name
-    )
+    return storage.create_new_study([_DIRECTIONS[direction]], name)
 
 
 def list_studies(url: str) -> list[StudySummary]:

@@ -119,12 +119,16 @@ def study_lock(study_dir: Path, study: str) -> Iterator[None]:
             "pid": os.getpid(), "host": socket.gethostname(), "boot": _boot_id(),
             "since": time.time(),
         }  # fmt: skip
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps(owner).encode(), 0)
+        try:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps(owner).encode(), 0)
+        except OSError as error:
+            raise DiskError(f"{path} cannot be written: {error.strerror}") from error
         try:
             yield
         finally:
-            os.ftruncate(descriptor, 0)
+            with contextlib.suppress(OSError):  # the text only says who it was
+                os.ftruncate(descriptor, 0)
 
 
 @contextlib.contextmanager

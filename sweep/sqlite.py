@@ -18,18 +18,25 @@ import contextlib
 import errno
 import glob
 import os
+import re
 import sqlite3
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
-from sweep.errors import DiskError, StoreError
+from sweep.errors import DiskError, StoreError, causes
 
 BUSY_TIMEOUT_S = 20
 """How long a connection waits for another process's write, MLflow's own value."""
 
 NETWORK_DISKS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "fuse.sshfs"})
+
+MAKE_ROOM = "See that its disk is sound and free some space, then run the same command again"
+"""What to do where a disk takes no write."""
+
+_DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+_SQLITE_FAULT = re.compile("disk is full|disk I/O error|unable to open database file")
 
 BESIDE = ("", "-wal", "-shm", "-journal")
 """How the names of a database's files end."""
@@ -88,7 +95,8 @@ def anchored(url: str) -> str:
 def check(url: str) -> None:
     """Make the folder of a `sqlite:///` URL and see that its file can be read and written.
 
-    Databases of other kinds pass. A file that does not exist yet is not made.
+    Databases of other kinds pass. A file that does not exist yet is not made. What killed
+    processes were making aside is removed.
 
     Raises:
         DiskError: The folder cannot be made or written.
@@ -103,6 +111,7 @@ def check(url: str) -> None:
         raise DiskError(f"cannot make the folder {path.parent}: {error.strerror}") from error
     if not os.access(path.parent, os.W_OK):
         raise DiskError(f"cannot write in the folder {path.parent}: no permission, or read-only")
+    remove_asides(path)
     if path.exists():
         _write_nothing(path)
 
@@ -166,19 +175,48 @@ def made_aside(path: Path) -> Iterator[Path]:
     """A file to fill, which is named `path` after the block: complete or not there at all.
 
     Where another process made one meanwhile, that one stays. The file is removed where the block
-    raises; what a killed process left of its own is removed here, too.
+    raises. Raises DiskError where it cannot be completed.
     """
-    begin = f".{path.name}.{os.uname().nodename}."
-    for left in path.parent.glob(f"{glob.escape(begin)}*"):
-        if not _is_alive(left.name.removeprefix(begin).partition(".")[0]):
-            left.unlink(missing_ok=True)
-    aside = path.with_name(f"{begin}{os.getpid()}.{os.urandom(8).hex()}")
+    aside = path.with_name(f"{_begin(path)}{os.getpid()}.{os.urandom(8).hex()}")
     try:
         yield aside
-        _put_in_place(aside, path)
+        try:
+            _complete(aside)
+            _put_in_place(aside, path)
+        except (OSError, sqlite3.Error) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise DiskError(f"{path} cannot be made: {reason}. {MAKE_ROOM}") from error
     finally:
         for suffix in BESIDE:
-            aside.with_name(aside.name + suffix).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # `remove_asides` takes it at the next start
+                aside.with_name(aside.name + suffix).unlink(missing_ok=True)
+
+
+def remove_asides(path: Path) -> None:
+    """Remove files that killed processes of this host were making aside for `path`."""
+    begin = _begin(path)
+    for left in path.parent.glob(f"{glob.escape(begin)}*"):
+        if not _is_alive(left.name.removeprefix(begin).partition(".")[0]):
+            with contextlib.suppress(OSError):
+                left.unlink(missing_ok=True)
+
+
+def _begin(path: Path) -> str:
+    """How the names of files begin that this host makes aside for `path`."""
+    return f".{path.name}.{os.uname().nodename}."
+
+
+def _complete(aside: Path) -> None:
+    """Move the logs of a file into the file itself; the logs do not move with it.
+
+    SQLite does so as the last connection closes, but reports no error: on a full disk the pages
+    stay in the log. Raises OSError, sqlite3.Error.
+    """
+    with contextlib.closing(sqlite3.connect(aside, timeout=BUSY_TIMEOUT_S)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    logs = [aside.with_name(aside.name + suffix) for suffix in ("-wal", "-journal")]
+    if any(log.exists() and log.stat().st_size for log in logs):
+        raise OSError(errno.EIO, "its log cannot be emptied")
 
 
 def _put_in_place(aside: Path, path: Path) -> None:
@@ -201,8 +239,10 @@ def _put_in_place(aside: Path, path: Path) -> None:
 def _flush(path: Path) -> None:
     """See that a file, or a folder's entries, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    # Some file systems cannot flush folders.
+    may_fail = contextlib.suppress(OSError) if path.is_dir() else contextlib.nullcontext()
     try:
-        with contextlib.suppress(OSError):  # a file system that cannot flush folders
+        with may_fail:
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
@@ -235,14 +275,18 @@ def revisions(url: str) -> list[str]:
 
 def is_disk_full(error: BaseException) -> bool:
     """Whether `error`, or what caused it, is that a disk has no room left."""
-    chain: BaseException | None = error
-    while chain is not None:
-        if isinstance(chain, OSError) and chain.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        if isinstance(chain, sqlite3.OperationalError) and "disk is full" in str(chain):
-            return True
-        chain = chain.__cause__ or chain.__context__
-    return False
+    full = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), "database or disk is full")
+    return disk_fault(error) in full
+
+
+def disk_fault(error: BaseException) -> str:
+    """What a disk said that takes no write, where that caused `error`; else an empty text."""
+    for cause in causes(error):
+        if isinstance(cause, OSError) and cause.errno in _DISK_FAULTS:
+            return os.strerror(cause.errno)
+        if isinstance(cause, sqlite3.Error) and _SQLITE_FAULT.search(str(cause)):
+            return str(cause)
+    return ""
 
 
 def listen(url: str) -> None:
@@ -282,8 +326,10 @@ def _opened(path: Path) -> Iterator[sqlite3.Connection]:
         with contextlib.closing(sqlite3.connect(path, timeout=BUSY_TIMEOUT_S)) as connection:
             yield connection
     except sqlite3.Error as error:
-        kind = DiskError if "disk" in str(error) else StoreError
-        raise kind(f"{path} cannot be used as a database: {error}") from error
+        text = f"{path} cannot be used as a database: {error}"
+        if disk_fault(error):
+            raise DiskError(f"{text}. {MAKE_ROOM}") from error
+        raise StoreError(text) from error
 
 
 def _write_nothing(path: Path) -> None:

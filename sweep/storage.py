@@ -88,12 +88,6 @@ def _to_write(path: Path, url: str) -> tuple[str, bool]:
     return _without_braces(url), _is_complete(path, url)
 
 
-def _make_aside(path: Path) -> None:
-    # Without a write-ahead log: the file alone is what gets the name.
-    with sqlite.made_aside(path) as aside:
-        RDBStorage(_without_braces(sqlite.url_of(aside))).engine.dispose()
-
-
 def _to_read(path: Path, url: str) -> str:
     """The address of an SQLite file to read. Raises NotFoundError where it has no tables yet."""
     nothing = "no studies here yet ({}): try `sweep run`"
@@ -135,9 +129,9 @@ def in_one_line(
         raise StoreError(redacted(f"the Optuna storage {url}: {error}. {then}")) from error
     except kinds as error:
         reason = _first_line(error)
-        if sqlite.is_disk_full(error) or "No space left" in reason or "disk I/O" in reason:
-            full = f"the Optuna storage {url} cannot be written: {reason}. See that its disk has "
-            raise DiskError(redacted(f"{full}room, then run the same command again")) from error
+        if sqlite.disk_fault(error) or "No space left" in reason:
+            full = f"the Optuna storage {url} cannot be written: {reason}. {sqlite.MAKE_ROOM}"
+            raise DiskError(redacted(full)) from error
         if (other := _OTHER_TABLES.search(reason)) and "column" in other.group():
             raise _other_version(url, reason) from error
         if other:

@@ -247,6 +247,10 @@ class DatasetInfo:
     """Of the training values."""
 
 
+DEVICE_TAG = "sweep.device"
+"""Tag of a study: the device that its last worker trained on."""
+
+
 @dataclass(frozen=True, slots=True)
 class WorkerReady:
     """Record: a worker has loaded its data and can train. A trainer's first report."""

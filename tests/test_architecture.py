@@ -21,6 +21,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "sweep.space",
         "sweep.proposals",
         "sweep.ledger",
+        "sweep.replacing",
         "sweep.storage",
         "sweep.tpe",
         "sweep.known_trials",
@@ -65,7 +66,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "sweep.reporting",
     ),
     ("sweep.executors", "sweep.proposals", "sweep.ledger"),
-    ("sweep.storage", "sweep.trial_rows", "sweep.tpe", "sweep.known_trials"),
+    ("sweep.storage", "sweep.replacing", "sweep.trial_rows", "sweep.tpe", "sweep.known_trials"),
     ("sweep.training", "sweep.space"),
     ("sweep.config", "sweep.parsers"),
     (

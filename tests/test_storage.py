@@ -19,7 +19,7 @@ from searches import INLINE, Call, query
 import sweep
 from sweep.errors import StoreError
 from sweep.ledger import create_study, list_studies, open_study
-from sweep.sqlite import is_disk_full
+from sweep.sqlite import disk_fault, is_disk_full
 from sweep.storage import open_storage
 from sweep.tracking.store import connect
 
@@ -168,6 +168,11 @@ def test_what_a_full_disk_raises_is_known() -> None:
     assert is_disk_full(wrapped)
     assert not is_disk_full(OSError(errno.EACCES, "Permission denied"))
     assert not is_disk_full(sqlite3.OperationalError("database is locked"))
+    assert disk_fault(wrapped) == "database or disk is full"
+    assert disk_fault(sqlite3.OperationalError("unable to open database file"))
+    assert disk_fault(OSError(errno.EIO, "Input/output error")) == "Input/output error"
+    assert not is_disk_full(OSError(errno.EIO, "Input/output error"))
+    assert not disk_fault(sqlite3.OperationalError("database is locked"))
 
 
 def test_an_older_file_without_a_note_of_its_version_is_opened(six: Path) -> None:

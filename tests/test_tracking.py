@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import math
 import shutil
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -35,11 +37,22 @@ from sweep.tracking import (
     model_uri_of,
     one_line,
     parent_run_id_of,
+    reconcile_runs,
     run_id_of,
 )
 from sweep.tracking.disposal import drop_checkpoints, stored_bytes
+from sweep.tracking.store import route_logs
 from sweep.training.mlp import MLPClassifier
-from sweep.trial import CheckpointDropped, EpochReport, Notice, Record, TrialState, WorkerReady
+from sweep.trial import (
+    CheckpointDropped,
+    EpochReport,
+    Notice,
+    Ranked,
+    Record,
+    StudyFinished,
+    TrialState,
+    WorkerReady,
+)
 
 MLFLOWS_OWN = pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType")
 """What importing mlflow.pyfunc warns of."""
@@ -586,6 +599,80 @@ def test_nothing_is_printed_and_logs_go_to_the_file(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mlflow.db", "mlruns", "sub"]
     assert "Updating database tables" in (tmp_path / "sub" / "log").read_text()
+
+
+def test_a_log_that_cannot_be_opened_stops_nothing(tmp_path: Path) -> None:
+    """A message whose file cannot be made (a full disk, a folder that went) is lost, no more."""
+    route_logs(tmp_path / "gone" / "sweep.log")
+    try:
+        (tmp_path / "gone").rmdir()
+        logging.getLogger("sweep.tracking").warning("nobody reads this")
+        (tmp_path / "gone").mkdir()
+        logging.getLogger("sweep.tracking").warning("but this")
+    finally:
+        route_logs(None)
+    assert (tmp_path / "gone" / "sweep.log").read_text().endswith("sweep.tracking: but this\n")
+
+
+def test_the_end_comes_after_the_trials_that_it_names(uri: str, model: records.Trained) -> None:
+    """A study that ends while trials are being synced names its best trial's run and model."""
+    late = [*records.epochs(0), records.finished(0, TrialState.COMPLETE, model)]
+    is_stored = threading.Event()
+
+    def on_stored(number: int, _: int) -> None:
+        if number == 1:
+            tracker.write([*late, ranked_end()])
+            is_stored.set()
+
+    tracker = MlflowTracker(uri, on_stored=on_stored)
+    tracker.open(records.study_info())
+    tracker.write([records.started(0), records.started(1)])
+    tracker.write([*records.epochs(1), records.finished(1, TrialState.COMPLETE)])
+    assert is_stored.wait(60)
+    tracker.close()
+    assert_best_is_named(uri)
+
+
+def test_a_run_that_a_repair_made_is_ranked(uri: str, model: records.Trained) -> None:
+    """A search whose mirror was made before the repair of an older one names that one's best."""
+    written = [r for r in records.search(model) if getattr(r, "number", 0) == 0]
+    memory = records.Remembered(records.study_info(), written)
+    tracker = MlflowTracker(uri)
+    tracker.open(records.study_info())
+    reconcile_runs(uri, memory, fix=True, is_live=True, is_deep=False)
+    tracker.write([ranked_end()])
+    tracker.close()
+    assert_best_is_named(uri)
+
+
+def ranked_end() -> StudyFinished:
+    ranking = [Ranked(0, records.started(0).name, 0.8)]
+    return records.study_finished(ranking=ranking)
+
+
+def assert_best_is_named(uri: str) -> None:
+    runs = runs_of(uri)
+    best, parent = runs["0"], runs["parent"]
+    assert parent.data.tags["sweep.best_run"] == best.info.run_id
+    assert best.data.tags["sweep.rank"] == "1"
+    assert best.data.tags["sweep.best"] == "true"
+    assert parent.outputs.model_outputs[0].model_id == best.outputs.model_outputs[0].model_id
+
+
+def test_broken_off_uploads_go_with_the_next_try(uri: str, model: records.Trained) -> None:
+    """What MLflow wrote aside for a run whose driver was killed is removed as the run goes on."""
+    track(uri, [records.started(0), *records.epochs(0)])
+    runs, left = runs_of(uri), []
+    for run in runs.values():
+        folder = Path(run.info.artifact_uri.removeprefix("file://"))
+        for place in (folder, folder / "checkpoint"):
+            place.mkdir(parents=True, exist_ok=True)
+            left.append(place / ".artifact.uploading.x1y2")
+            left[-1].write_bytes(b"half")
+    end = [records.finished(0, TrialState.COMPLETE, model), records.study_finished()]
+    track(uri, [records.started(0), *records.epochs(0), *end])
+    assert not [path for path in left if path.exists()]
+    assert (left[0].parent / "config.yaml").exists() or (left[2].parent / "config.yaml").exists()
 
 
 @MLFLOWS_OWN

@@ -157,8 +157,9 @@ def _leaving_on_errors(is_debug: bool) -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except OSError as error:
-        hint = "free some space, " if error.errno == errno.ENOSPC else ""
-        message = f"{os_error_text(error)}: {hint}then run the same command again"
+        hints = {errno.ENOSPC: "free some space, then ", errno.EIO: "see to that disk, then "}
+        hint = hints.get(error.errno or 0, "")
+        message = f"{os_error_text(error)}: {hint}run the same command again"
         _leave(message, DiskError.exit_code, is_debug)
     except Exception as error:  # noqa: BLE001 - the last wall before the user
         message = f"{type(error).__name__}: {' '.join(str(error).split())}"
@@ -166,8 +167,12 @@ def _leaving_on_errors(is_debug: bool) -> Iterator[None]:
 
 
 def _what_to_free(error: SweepError) -> str:
-    is_full = any(words in str(error) for words in ("No space left", "disk is full"))
-    return ": free some space, then run the same command again" if is_full else ""
+    said, again = str(error), "then run the same command again"
+    if again in said:
+        return ""
+    if any(words in said for words in ("No space left", "disk is full")):
+        return f": free some space, {again}"
+    return f": see to that disk, {again}" if os.strerror(errno.EIO) in said else ""
 
 
 def _leave(message: str, code: int, is_debug: bool) -> None:

@@ -39,6 +39,7 @@ from sweep.tracking.run import (
 )
 from sweep.tracking.store import Store, find_or_make_experiment, search_runs, source_tags
 from sweep.trial import (
+    DEVICE_TAG,
     DatasetInfo,
     Ranked,
     StudyFinished,
@@ -85,6 +86,8 @@ class Mirror:
         """Trials that may have a run: a call that could have made one failed."""
         self._keys: dict[int, keys.Keys] = {}
         self._ranks: dict[int, int] = {}
+        self._is_described = False
+        """Whether the parent has the study's files; an older search may have died over them."""
         parent = None if is_new else self._load()
         self.parent = parent or self._make_parent()
 
@@ -122,6 +125,12 @@ class Mirror:
                     self._take(number, RunLog(self._store, run, is_new=False))
             self._unsure.discard(number)
         return self._runs.get(number)
+
+    def _ranked_run(self, number: int) -> RunLog | None:
+        """The run of a finished trial, which a repair may have made since the runs were read."""
+        if number not in self._runs:
+            self._unsure.add(number)
+        return self.run_of(number)
 
     def forget(self, number: int) -> None:
         """A call for this trial failed: ask the store what it has before the next one."""
@@ -228,6 +237,7 @@ class Mirror:
 
     def _store_files(self, run: RunLog, finished: TrialFinished) -> tuple[int, bool]:
         """Store checkpoint and traceback; returns the checkpoint's bytes, and if it is lost."""
+        run.remove_broken_off_uploads()
         if finished.failure and finished.failure.traceback:
             run.log_text(redacted(finished.failure.traceback), TRACEBACK)
         if finished.checkpoint is None or DROPPED_TAG in run.tags:
@@ -275,7 +285,7 @@ class Mirror:
 
     def drop_files(self, number: int) -> None:
         """Delete a finished trial's checkpoint and model in MLflow."""
-        run = self.run_of(number) or (self._load() and self.run_of(number))
+        run = self._ranked_run(number)
         if run is None:
             return
         if keeper := drop_files(self._store, run.place):
@@ -303,8 +313,7 @@ class Mirror:
         device: str | None = None,
     ) -> None:
         """Bring experiment and parent run up to the study: settings, description, ranks, end."""
-        is_new_text = study.config != self._study.config or self.parent.status != "RUNNING"
-        is_first = "sweep.described" not in self.parent.tags
+        is_new_text = study.config != self._study.config or not self._is_described
         self._study = study
         self.read(study.dataset or self._dataset)
         if end is None:
@@ -312,13 +321,14 @@ class Mirror:
         text = overview.describe(study, end, ranking)
         tags = keys.tags({**_study_tags(study), "mlflow.note.content": text})
         if device is not None:
-            tags["sweep.device"] = device
+            tags[DEVICE_TAG] = device
         self.parent.log_datasets(self._inputs)
-        if is_new_text or is_first:
+        if is_new_text:
+            self.parent.remove_broken_off_uploads()
             config = yaml.safe_dump(_plain(study.config), sort_keys=False)
             self.parent.log_text(config, "config.yaml")
             self.parent.log_text(study.space_text, "space.yaml")
-            tags["sweep.described"] = "true"
+            self._is_described = True
         self._rank(ranking, is_baseline=end is not None and end.baseline_value is not None)
         if end is not None:
             tags |= self._end_tags(end)
@@ -336,7 +346,7 @@ class Mirror:
         MLflow's page files a run without a model under "Evaluation runs" unless it is switched to
         model training.
         """
-        run = self.run_of(end.best_number) if end.best_number is not None else None
+        run = self._ranked_run(end.best_number) if end.best_number is not None else None
         if run is None:
             return
         client, of_run = self._store.client, f"source_run_id = '{run.run_id}'"
@@ -351,7 +361,7 @@ class Mirror:
         tags = {"sweep.reason": str(end.reason)}
         tags |= {f"sweep.n_{name.lower()}": str(n) for name, n in end.n_by_state.items()}
         if end.best_number is not None:
-            run = self.run_of(end.best_number)
+            run = self._ranked_run(end.best_number)
             tags["sweep.best_trial"] = str(end.best_number)
             tags["sweep.best_run"] = run.run_id if run else ""
         if end.best_value is not None:
@@ -369,7 +379,7 @@ class Mirror:
                 run.tags.pop(RANK_TAG, None)
             del self._ranks[number]
         for number, rank in ranks.items():
-            run = self.run_of(number)
+            run = self._ranked_run(number)
             if run is None:
                 continue
             tags = {RANK_TAG: str(rank)}
@@ -377,7 +387,7 @@ class Mirror:
                 tags["sweep.best"] = "true" if rank == 1 else "false"
             run.log(tags=tags)
             self._ranks[number] = rank
-        if is_baseline and (run := self.run_of(0)) is not None:
+        if is_baseline and (run := self._ranked_run(0)) is not None:
             run.log(tags={"sweep.baseline": "true"})
 
 

@@ -283,7 +283,9 @@ class _Comparison:
     def _missing(self, number: int, state: TrialState) -> _Fault:
         def repair() -> str:
             known = self._memory.trial(number)
-            tags = {RECOVERED_TAG: _recovered(known.lost)}
+            # As a search begins, an older one only had no time to tell MLflow.
+            is_repair = self._is_deep or known.lost
+            tags = {RECOVERED_TAG: _recovered(known.lost)} if is_repair else {}
             if _is_checkpoint_lost(known):
                 tags["sweep.checkpoint_lost"] = "true"
             self._sync(known.history, tags)

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from sweep.tracking import keys
 from sweep.tracking.disposal import Place
@@ -33,6 +34,8 @@ STATUS = {
 KILLED would make a search of sixty trials read as fifty failures. The tag sweep.state tells it
 from a completed one."""
 
+UPLOADING = ".artifact.uploading."
+"""How the names of files begin that MLflow writes aside in a run's folder."""
 N_METRICS, N_PAIRS = 800, 90
 """Items of one log_batch call: MLflow allows 1000 in all, 100 params and 100 tags, and 1 MB."""
 N_LONG_PAIRS = 10
@@ -141,6 +144,12 @@ class RunLog:
             file.write_text(keys.clean(text), encoding="utf-8")
             folder = artifact.rpartition("/")[0]
             self._artifacts.log_artifact(str(file), folder or None)
+
+    def remove_broken_off_uploads(self) -> None:
+        """Remove files that a killed process was storing for this run, where they lie on disk."""
+        if not self._is_new and isinstance(self._artifacts, LocalArtifactRepository):
+            for part in Path(self._artifacts.artifact_dir).rglob(f"{UPLOADING}*"):
+                part.unlink(missing_ok=True)
 
     def files(self, folder: str) -> dict[str, int]:
         """Artifacts in `folder`: run-relative path -> bytes."""

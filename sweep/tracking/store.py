@@ -98,13 +98,15 @@ def in_one_line(what: str) -> Iterator[None]:
         raise StoreError(f"{what}: {one_line(error)}. pip install 'sweep[postgres]'") from error
     except OSError as error:
         without_credentials(error)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM):
+        if sqlite.disk_fault(error):
+            raise DiskError(f"{what}: {one_line(error)}. {sqlite.MAKE_ROOM}") from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise DiskError(f"{what}: {one_line(error)}") from error
         raise StoreError(f"{what}: {one_line(error)}") from error
     except Exception as error:
         without_credentials(error)
-        if sqlite.is_disk_full(error):
-            raise DiskError(f"{what} cannot be written: the disk is full") from error
+        if reason := sqlite.disk_fault(error):
+            raise DiskError(f"{what} cannot be written: {reason}. {sqlite.MAKE_ROOM}") from error
         if "Max retries exceeded" in str(error) or "Connection refused" in str(error):
             raise StoreError(
                 f"{what} cannot be reached: start that server, or name another with --tracking-uri"
@@ -201,6 +203,11 @@ class _Redacting(logging.Formatter):
 
 class _LogFile(logging.FileHandler):
     """A log is no reason to stop, or to fill a terminal, where its disk is full."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a message. The file is opened here, where logging catches no error."""
+        with contextlib.suppress(OSError):
+            super().emit(record)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
         """Nothing: the message is lost."""

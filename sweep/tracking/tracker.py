@@ -292,9 +292,13 @@ class MlflowTracker:
             return False
         self._back()
         with self._lock:
-            is_behind = any(p.is_behind and p.n_tries < TRIES for p in self._trials.values())
+            is_behind = self._is_behind()
             is_study_behind = self._study_synced < self._study_changes
         return not is_behind and not (is_study_behind and self._study_tries < TRIES)
+
+    def _is_behind(self) -> bool:
+        """Whether a trial's run lacks something that MLflow may still take."""
+        return any(p.is_behind and p.n_tries < TRIES for p in self._trials.values())
 
     def _due(self, *, is_flush: bool, is_last: bool) -> list[int]:
         """Trials to sync now, those that begin or end first."""
@@ -359,6 +363,9 @@ class MlflowTracker:
             study, end, ranking = self._study, self._end, tuple(self._ranking)
             n_changes = self._study_changes
             has_news = self._study_synced < n_changes or now >= self._describe_at
+            # The end names the best run and its model, which come first.
+            if end is not None and self._is_behind():
+                return
         is_waiting = self._study_tries > 0 and now < self._study_retry_at and not is_last
         if study is None or not has_news or is_waiting or self._study_tries >= TRIES:
             return

@@ -7,13 +7,20 @@ import json
 import math
 import os
 import sqlite3
+import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+
 VARIES = object()
 """The value of a fact that no two searches share: a time, an id."""
+
+
+THERE = "WHERE lifecycle_stage = 'active'"
+"""Models of trials that `--keep` drops may have been logged before; MLflow keeps their rows."""
 
 
 def facts(project: Path) -> dict[str, Any]:
@@ -138,7 +145,9 @@ def _mlflow(project: Path, names: dict[str, str]) -> Iterable[tuple[str, Any]]:
             yield f"mlflow: {names[run]} status", (status, stage)
         for table, what in (("params", "param"), ("tags", "tag")):
             for run, key, value in db.execute(f"SELECT run_uuid, key, value FROM {table}"):
-                yield f"mlflow: {names[run]} {what} {key}", plain(value)
+                # A trial that was the best for a while says so where MLflow saw it.
+                if (key, value) != ("sweep.best", "false"):
+                    yield f"mlflow: {names[run]} {what} {key}", plain(value)
         points: dict[str, list[float]] = {}
         for run, key, step, value in db.execute("SELECT run_uuid, key, step, value FROM metrics"):
             points.setdefault(f"mlflow: {names[run]} metric {key} step {step}", []).append(value)
@@ -146,13 +155,15 @@ def _mlflow(project: Path, names: dict[str, str]) -> Iterable[tuple[str, Any]]:
             yield key, sorted(values)
         for run, key, value in db.execute("SELECT run_uuid, key, value FROM latest_metrics"):
             yield f"mlflow: {names[run]} latest {key}", value
-        for model, status in db.execute("SELECT model_id, status FROM logged_models"):
+        models = dict(db.execute(f"SELECT model_id, status FROM logged_models {THERE}"))
+        for model, status in models.items():
             yield f"mlflow: {names[model]} status", status
         pairs = Counter(
             (plain(source), plain(destination), kind)
             for source, destination, kind in db.execute(
                 "SELECT source_id, destination_id, destination_type FROM inputs"
             )
+            if kind != "MODEL_OUTPUT" or destination in models
         )
         kinds = Counter((d if "run" in str(d) else "", k) for _, d, k in pairs.elements())
         for (to, kind), n in kinds.items():
@@ -160,10 +171,27 @@ def _mlflow(project: Path, names: dict[str, str]) -> Iterable[tuple[str, Any]]:
 
 
 def _files(project: Path, names: dict[str, str]) -> Iterable[tuple[str, Any]]:
-    for folder, folders, files in os.walk(project):
-        for name in [*(f"{f}/" for f in folders), *files]:
-            path = str(Path(folder, name).relative_to(project)) + "/" * name.endswith("/")
+    for folder, _, files in os.walk(project):
+        for name in files:
+            path = str(Path(folder, name).relative_to(project))
             for key, known in names.items():
                 path = path.replace(key, f"<{known}>")
             if not path.endswith(("-shm", "-wal", "sweep.log")):
-                yield f"file: {path}", 1
+                yield f"file: {path}", _content(Path(folder, name))
+
+
+def _content(file: Path) -> Any:
+    """What is compared of a file: a checkpoint's weights, whether an archive is whole."""
+    if file.suffix == ".ckpt":
+        weights = torch.load(file, weights_only=True)["state_dict"]
+        return [[name, *map(float, _sizes(w.double()))] for name, w in sorted(weights.items())]
+    if file.suffix == ".pt2":
+        with zipfile.ZipFile(file) as archive:
+            return archive.testzip() or [part.filename for part in archive.infolist()]
+    return 1
+
+
+def _sizes(weight: Any) -> tuple[Any, Any]:
+    """Two numbers that change with a weight, and little with its last digits."""
+    order = torch.arange(1, weight.numel() + 1, dtype=weight.dtype)
+    return weight.norm(), (weight.flatten().abs() * order).sum()
