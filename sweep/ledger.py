@@ -61,13 +61,13 @@ class LedgerTrial:
     """best_epoch, n_epochs, checkpoint, metrics, seconds, failure; empty while it runs."""
     curve: Mapping[int, float]
     """Objective by epoch."""
-    report_blocks: Sequence[Any]
-    """All metrics by epoch, as they are stored: see `reports`."""
     start_epoch: int
     """Population epoch that it first started in."""
     trainer: TrainerName | None
     """The path that it was begun in, where that is known."""
     frozen: FrozenTrial = field(repr=False)
+    report_blocks: Sequence[Any] = field(default=(), repr=False)
+    """All metrics by epoch, as they are stored: see `reports`."""
 
     @property
     def reports(self) -> list[EpochReport]:

@@ -96,7 +96,7 @@ def leave_to_driver() -> None:
     """
     for number in STOPPING:
         signal.signal(number, _nothing)
-    os.register_at_fork(after_in_child=_as_at_first)
+    os.register_at_fork(before=_block, after_in_parent=_unblock, after_in_child=_as_at_first)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
 
 
@@ -104,10 +104,20 @@ def _nothing(signum: int, frame: FrameType | None) -> None:
     """The driver decides."""
 
 
+def _block() -> None:
+    """A signal that a child gets before its handlers are back would be lost."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+
+
+def _unblock() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+
+
 def _as_at_first() -> None:
     for number in STOPPING:
         if signal.getsignal(number) is _nothing:
             signal.signal(number, signal.SIG_DFL)
+    _unblock()
 
 
 @contextlib.contextmanager

@@ -58,14 +58,16 @@ def test_rest_shows_runs_states_curves_and_models(address: str) -> None:
         "FAILED",
         "FINISHED",
         "FINISHED",
-        "KILLED",
+        "FINISHED",
     ]
     for run in children:
         query = f"metrics/get-history?run_id={run['info']['run_id']}&metric_key=val_acc"
         assert [point["step"] for point in ask(address, query)["metrics"]] == [1, 2, 3]
     models = ask(address, "logged-models/search", experiment_ids=[experiment])["models"]
     assert {model["info"]["source_run_id"] for model in models} == {
-        run["info"]["run_id"] for run in children if run["info"]["status"] == "FINISHED"
+        run["info"]["run_id"]
+        for run in children
+        if tags[run["info"]["run_id"]]["sweep.state"] == "COMPLETE"
     }
     assert {model["info"]["status"] for model in models} == {"LOGGED_MODEL_READY"}
 

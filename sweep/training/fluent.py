@@ -36,6 +36,7 @@ class FluentCalls:
         self._file = Path(folder, f".mlflow.{os.getpid()}.{secrets.token_hex(4)}")
         self._uri = f"sqlite:///{self._file.resolve()}"
         self._said: set[str] = set()
+        self._is_catching = False
         _remove_old(Path(folder))
 
     @contextlib.contextmanager
@@ -45,6 +46,7 @@ class FluentCalls:
         address = mlflow.get_tracking_uri() if mlflow is not None else None
         before = {name: os.environ.pop(name, None) for name in VARIABLES}
         os.environ["MLFLOW_TRACKING_URI"] = self._uri
+        self._is_catching = True
         try:
             with contextlib.ExitStack() as stack:
                 stack.callback(self._forget_runs)
@@ -52,6 +54,7 @@ class FluentCalls:
                     self._take_over(mlflow, stack)
                 yield
         finally:
+            self._is_catching = False
             for name, value in before.items():
                 os.environ.pop(name, None)
                 if value is not None:
@@ -61,7 +64,12 @@ class FluentCalls:
                 mlflow.set_tracking_uri(address)
 
     def metrics(self, now_ms: int) -> tuple[dict[str, float], list[Notice]]:
-        """The latest value of each metric that this trial logged, and what there is to say."""
+        """The latest value of each metric that this trial logged, and what there is to say.
+
+        Nothing outside of `caught`: sweep's own network makes no such calls.
+        """
+        if not self._is_catching:
+            return {}, []
         mlflow, found, said = sys.modules.get("mlflow"), dict[str, float](), list[str]()
         if mlflow is not None and mlflow.get_tracking_uri() != self._uri:
             said.append(

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import every_write
@@ -18,7 +17,9 @@ from stores import VARIES, differences, facts, stable
 
 from sweep import sqlite
 
-SEED = int(os.environ.get("SWEEP_WRITES_SEED", time.time_ns() % 1_000_000))
+SEED = int(os.environ.get("SWEEP_WRITES_SEED", "5"))
+"""Of the places that are tried here: the same ones each time, so that a change is what fails them.
+Other seeds, and all places, are for `make soak`."""
 WRITER = """
 import os
 for name in ("one", "two", "three"):
