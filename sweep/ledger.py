@@ -43,8 +43,7 @@ TAGS = "sweep:tags"
 _DIRECTIONS = {"maximize": StudyDirection.MAXIMIZE, "minimize": StudyDirection.MINIMIZE}
 REPORTS = "sweep:reports"
 """Prefix of the system attributes with all metrics of a trial, a list of epochs each."""
-N_NUMBERS_A_BLOCK = 2000
-"""A number takes at most 25 characters in JSON, and a text in MySQL 65,535."""
+N_NUMBERS_A_BLOCK = 2000  # of 25 characters at most: a text in MySQL has 65,535
 
 
 @dataclass(frozen=True)

@@ -43,10 +43,10 @@ class Place:
         client.create_registered_model("prod")
         # MLflow looks a model up in the default store, whatever the client's.
         before = mlflow.get_tracking_uri()
-        mlflow.set_tracking_uri(f"sqlite:///{self.here}/mlflow.db")
-        try:
+        with pytest.MonkeyPatch.context() as patch:  # it sets a variable, too
+            patch.setenv("MLFLOW_TRACKING_URI", "")
+            mlflow.set_tracking_uri(f"sqlite:///{self.here}/mlflow.db")
             client.create_model_version("prod", f"models:/{self.models[number].model_id}")
-        finally:
             mlflow.set_tracking_uri(before)
         client.set_registered_model_alias("prod", "champion", 1)
         return "models:/prod/1"

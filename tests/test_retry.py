@@ -118,11 +118,15 @@ def test_what_succeeded_since_is_left_alone(call: Call) -> None:
 class CtrlC:
     """A listener that presses Ctrl-C at the first epoch's end."""
 
+    def __init__(self) -> None:
+        self.is_pressed = False
+
     def open(self, study: StudyInfo) -> None:
         pass
 
     def write(self, records: Sequence[Record]) -> None:
-        if any(isinstance(record, EpochReport) for record in records):
+        if not self.is_pressed and any(isinstance(record, EpochReport) for record in records):
+            self.is_pressed = True  # a second one would end this process
             os.kill(os.getpid(), signal.SIGINT)
 
     def close(self) -> None:

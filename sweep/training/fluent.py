@@ -55,13 +55,14 @@ class FluentCalls:
                 yield
         finally:
             self._is_catching = False
-            for name, value in before.items():
+            mlflow = sys.modules.get("mlflow")
+            if mlflow is not None and address:
+                # Not compared before: MLflow asks for the current folder, which may be gone.
+                mlflow.set_tracking_uri(address)
+            for name, value in before.items():  # last, as MLflow sets the variable, too
                 os.environ.pop(name, None)
                 if value is not None:
                     os.environ[name] = value
-            mlflow = sys.modules.get("mlflow")
-            if mlflow is not None and address and mlflow.get_tracking_uri() != address:
-                mlflow.set_tracking_uri(address)
 
     def metrics(self, now_ms: int) -> tuple[dict[str, float], list[Notice]]:
         """The latest value of each metric that this trial logged, and what there is to say.

@@ -27,7 +27,8 @@ def flags(n_trials: int, population: str) -> tuple[str, ...]:
 
 
 def notices(out: str) -> list[str]:
-    return re.findall(r'^notice="(.*)"$', out, re.MULTILINE)
+    found = re.findall(r'^notice="(.*)"$', out, re.MULTILINE)
+    return [text for text in found if ": loading " not in text]
 
 
 def wait_for_epoch(process: subprocess.Popen[str], number: int, epoch: int) -> str:
