@@ -23,7 +23,7 @@ from sweep.errors import StoreError, StudyLockedError
 from sweep.ledger import create_study, list_studies
 from sweep.postgres import StudyClaim
 
-COMMAND = ("run", "--study", "shared", "--trials", "4", "--epochs", "120", "--population", "1")
+COMMAND = ("run", "--study", "shared", "--trials", "4", "--epochs", "40", "--population", "1")
 Done = subprocess.CompletedProcess[str]
 
 
@@ -50,9 +50,12 @@ def story(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Itera
         first = stack.enter_context(start_sweep(here, *COMMAND, env=story.env))
         stack.callback(first.kill)
         wait_for_line(first, "trial=0 ")
+        processes = (*children_of(first.pid), first.pid)
+        for pid in processes:  # it keeps its lock, and does not end before it is killed
+            os.kill(pid, signal.SIGSTOP)
         story.refused = sweep(there, *COMMAND, env=story.env)
         story.pid = first.pid
-        for pid in (*children_of(first.pid), first.pid):
+        for pid in processes:
             os.kill(pid, signal.SIGKILL)
         first.wait()
         second = stack.enter_context(start_sweep(here, *COMMAND, env=story.env))
@@ -106,7 +109,7 @@ def test_the_same_command_finishes_the_exact_total(story: Story) -> None:
     assert Counter(t.state.name for t in trials) == {"COMPLETE": 4}
     assert len({str(t.user_attrs["sweep:hyperparameters"]) for t in trials}) == 4
     for trial in trials:
-        assert sorted(trial.intermediate_values) == list(range(1, 121))
+        assert sorted(trial.intermediate_values) == list(range(1, 41))
 
 
 def test_commands_read_it(story: Story, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
