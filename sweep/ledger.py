@@ -40,6 +40,7 @@ TRAINER = "sweep:trainer"
 CONFIG = "sweep:config"
 SPACE = "sweep:space"
 TAGS = "sweep:tags"
+SETTINGS = "sweep:settings"
 _DIRECTIONS = {"maximize": StudyDirection.MAXIMIZE, "minimize": StudyDirection.MINIMIZE}
 REPORTS = "sweep:reports"
 """Prefix of the system attributes with all metrics of a trial, a list of epochs each."""
@@ -64,6 +65,8 @@ class LedgerTrial:
     """Population epoch that it first started in."""
     trainer: TrainerName | None
     """The path that it was begun in, where that is known."""
+    settings: Mapping[str, Any]
+    """What the study's settings were in its time, where the study took others since."""
     frozen: FrozenTrial = field(repr=False)
     report_blocks: Sequence[Any] = field(default=(), repr=False)
     """All metrics by epoch, as they are stored: see `reports`."""
@@ -186,11 +189,12 @@ class Ledger:
         trials = sorted(
             self._storage.get_all_trials(self._study_id), key=lambda trial: trial.number
         )
-        attrs = self._storage.get_study_user_attrs(self._study_id)
+        attrs, before = self._storage.get_study_user_attrs(self._study_id), self.config
         kept = {key: attrs[key] for key in attrs.keys() - {CONFIG, SPACE, DATA}}
         for trial in trials:
             trial.user_attrs.setdefault(HYPERPARAMETERS, trial.params)
             if trial.state.is_finished():
+                trial.user_attrs.setdefault(SETTINGS, before)
                 trial.params, trial.distributions = {}, {}
                 trial.system_attrs = {
                     key: value
@@ -491,6 +495,7 @@ def _from_frozen(trial: FrozenTrial) -> LedgerTrial:
         report_blocks=[system[f"{REPORTS}:{at}"] for at in range(len(names))],
         start_epoch=user.get(START_EPOCH, 0),
         trainer=user.get(TRAINER),
+        settings=_mapping(user.get(SETTINGS)),
         frozen=frozen,
     )
 

@@ -116,7 +116,7 @@ class Recollections:
         started = TrialStarted(
             number, result.get("name") or run_name(number, trial.hyperparameters),
             trial.hyperparameters, trial.params, _ms(trial.frozen.datetime_start) or time_ms,
-            {"sweep.seed": str(spec.seed)},
+            {"sweep.seed": str(spec.seed)}, trial.settings,
         )  # fmt: skip
         is_whole = bool(trial.reports or verdict)
         lost = self._lost(finished, has_curves=is_whole)
@@ -149,7 +149,7 @@ class Recollections:
 
 def spec_of(config: RunConfig, trial: LedgerTrial) -> TrialSpec:
     """What a worker was told to train."""
-    seed = derive_seed(config.seed, "init", trial.number)
+    seed = derive_seed(trial.settings.get("seed", config.seed), "init", trial.number)
     return TrialSpec(trial.number, trial.hyperparameters, seed)
 
 

@@ -135,6 +135,8 @@ class TrialStarted:
     time_ms: int
     """Unix time in milliseconds."""
     tags: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """The study's settings when it was trained, where they are others now."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,17 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def no_default_store(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """MLflow's default store, which a test may set for the whole process, is its own again."""
+    address = os.environ.get("MLFLOW_TRACKING_URI")
+    yield
+    if (mlflow := sys.modules.get("mlflow")) is not None:
+        mlflow.set_tracking_uri(None)
+    if address is not None:
+        os.environ["MLFLOW_TRACKING_URI"] = address
+
+
 @pytest.fixture
 def mnist_dir() -> Path:
     """Folder with the four original MNIST files."""

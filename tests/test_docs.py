@@ -13,7 +13,7 @@ from sweep.errors import SweepError
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-HOW_TO = (ROOT / "docs" / "how-to.md").read_text()
+HOW_TO = (ROOT / "docs" / "how-to.md").read_text(encoding="utf-8")
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -24,7 +24,7 @@ def blocks(text: str, language: str) -> list[str]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
     """Every relative link of a page names a file of the project."""
-    targets = re.findall(r"\]\(([^)#]+)", page.read_text())
+    targets = re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8"))
     missing = [t for t in targets if "://" not in t and not (page.parent / t).exists()]
     assert not missing
 
@@ -32,7 +32,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_a_line_in_the_readme(command: str) -> None:
     """The table of commands is complete."""
-    assert f"| `sweep {command}` |" in (ROOT / "README.md").read_text()
+    assert f"| `sweep {command}` |" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_readme_lists_every_exit_code() -> None:
@@ -42,13 +42,13 @@ def test_the_readme_lists_every_exit_code() -> None:
         current = classes.pop()
         codes.add(current.exit_code)
         classes += current.__subclasses__()
-    readme = (ROOT / "README.md").read_text()
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert [code for code in sorted(codes) if f"\n| {code} |" not in readme] == []
 
 
 def test_the_architecture_names_every_room() -> None:
     """Each module at the top of the package has its line in the table of rooms."""
-    text = (ROOT / "docs" / "architecture.md").read_text()
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     rooms = [p for p in (ROOT / "sweep").iterdir() if not p.name.startswith("_")]
     names = [p.name + "/" * p.is_dir() for p in rooms if p.is_dir() or p.suffix == ".py"]
     assert [name for name in sorted(names) if f"`{name}`" not in text] == []

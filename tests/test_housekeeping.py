@@ -10,13 +10,11 @@ from typing import Any
 
 import pytest
 from searches import INLINE, Call, mlflow_client, query
-from sweep.tracking.spool import Spool
 
 import sweep
 from sweep.config import RunConfig
+from sweep.errors import UndeliveredError
 from sweep.ledger import LedgerTrial, open_study
-from sweep.recollection import Recollections
-from sweep.reuse.best import located
 from sweep.tracking import run_id_of
 from sweep.tracking.disposal import stored_bytes
 from sweep.trial import Record, StudyInfo, TrialFinished
@@ -172,18 +170,15 @@ def test_gc_leaves_what_a_trial_needs_to_go_on(six: Path, call: Call) -> None:
     assert here() == sorted([best_first()[0], worst_here])
 
 
-def test_gc_delivers_first_what_waits(six: Path, call: Call) -> None:
-    """Records that wait for MLflow still need the files that would go."""
+def test_gc_brings_mlflow_up_first(six: Path, call: Call) -> None:
+    """A run that MLflow still lacks needs the files that would go."""
     number = [n for n in best_first() if n in here()][-1]
     ledger = open_study(RunConfig().storage, "six")
-    known = Recollections(located(RunConfig(), ledger), ledger).trial(number)
+    ledger.settle(False)
     ledger.close()
     run_id = run_id_of(TRACKING, "six", number)
     for table in ("latest_metrics", "metrics", "params", "tags", "runs"):
         query(six / "mlflow.db", f"DELETE FROM {table} WHERE run_uuid = ?", run_id)
-    spool = Spool(Path("mlruns/.sweep/six"))
-    spool.append([known.started, *known.reports, known.finished])
-    spool.close()
     code, _, errors = call("gc", "six", "--keep", "1")
     assert (code, errors) == (0, [])
     assert len(records_of_mlflow(six)) == 7
@@ -289,16 +284,28 @@ def test_what_a_kill_left_beside_a_verdict_goes(six: Path) -> None:
     assert {file.name for file in folder.iterdir()} == {"best.ckpt", "model.pt2", "verdict.json"}
 
 
-def test_a_checkpoint_that_mlflow_refused_is_not_thrown_away(six: Path, call: Call) -> None:
-    """What only the work folder has is stored before the folder may go."""
+def test_a_checkpoint_that_mlflow_refuses_is_not_thrown_away(six: Path, call: Call) -> None:
+    """Its folder stays however poor the trial is by now, until MLflow has taken it."""
     number = [n for n in best_first() if n in here()][-1]
-    whole = trial_folder("mlruns/.sweep/six", number) / "best.ckpt"
-    content = whole.read_bytes()
+    content = (trial_folder("mlruns/.sweep/six", number) / "best.ckpt").read_bytes()
     run_id = run_id_of(TRACKING, "six", number)
-    lost = Path(mlflow_client(six).get_run(run_id).info.artifact_uri, "checkpoint", "best.ckpt")
+    client = mlflow_client(six)
+    lost = Path(client.get_run(run_id).info.artifact_uri, "checkpoint", "best.ckpt")
+    client.update_run(run_id, "RUNNING")
     lost.unlink()
-    sweep.run(study="six", trials=9, **INLINE)
+    lost.parent.rmdir()
+    lost.parent.write_text("in the way")
+    ledger = open_study(RunConfig().storage, "six")
+    ledger.settle(False)
+    ledger.close()
+    with pytest.raises(UndeliveredError, match="trial"):
+        sweep.run(study="six", trials=12, **INLINE)
+    assert number in here()
+    assert number not in best_first()[:5], "others did better"
+    lost.parent.unlink()
+    sweep.run(study="six", trials=12, **INLINE)
     assert lost.read_bytes() == content
+    assert number not in here()
     assert call("doctor", "six")[0] == 0
 
 

@@ -91,7 +91,7 @@ def test_a_study_without_a_score_takes_other_settings(call: Call, tmp_path: Path
     assert errors[0].startswith(said)
     space.write_text(WIDTHS.replace("width", "mode: {choices: [fine]}\n  width"))
     code, _, errors = call(
-        *command, "--trials", "3", "--direction", "minimize", "--sampler", "grid"
+        *command, "--trials", "3", "--direction", "minimize", "--sampler", "grid", "--seed", "7"
     )
     assert (code, errors) == (0, [])
     assert states("s") == ["FAIL", "FAIL", "COMPLETE"]

@@ -393,7 +393,7 @@ class Mirror:
 
 def params_of(study: StudyInfo, history: TrialHistory) -> dict[str, str]:
     """The parameters that a trial's run shows."""
-    started, config = history.started, study.config
+    started, config = history.started, history.started.settings or study.config
     fixed = {name: config[name] for name in _FIXED if config.get(name) is not None}
     return keys.trial_params(started.hyperparameters, started.params, fixed)
 

@@ -43,8 +43,12 @@ class FluentCalls:
     def caught(self) -> Iterator[None]:
         """Within, MLflow's default store is the private one; afterwards no run is left in it."""
         mlflow = sys.modules.get("mlflow")
-        address = mlflow.get_tracking_uri() if mlflow is not None else None
+        address = None
+        if mlflow is not None and mlflow.is_tracking_uri_set():
+            address = mlflow.get_tracking_uri()
         before = {name: os.environ.pop(name, None) for name in VARIABLES}
+        if address == before["MLFLOW_TRACKING_URI"]:
+            address = None  # the variable says it
         os.environ["MLFLOW_TRACKING_URI"] = self._uri
         self._is_catching = True
         try:
@@ -56,7 +60,7 @@ class FluentCalls:
         finally:
             self._is_catching = False
             mlflow = sys.modules.get("mlflow")
-            if mlflow is not None and address:
+            if mlflow is not None:
                 # Not compared before: MLflow asks for the current folder, which may be gone.
                 mlflow.set_tracking_uri(address)
             for name, value in before.items():  # last, as MLflow sets the variable, too
