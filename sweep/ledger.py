@@ -65,11 +65,11 @@ class LedgerTrial:
     """Population epoch that it first started in."""
     trainer: TrainerName | None
     """The path that it was begun in, where that is known."""
-    settings: Mapping[str, Any]
-    """What the study's settings were in its time, where the study took others since."""
     frozen: FrozenTrial = field(repr=False)
     report_blocks: Sequence[Any] = field(default=(), repr=False)
     """All metrics by epoch, as they are stored: see `reports`."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """What the study's settings were in its time, where the study took others since."""
 
     @property
     def reports(self) -> list[EpochReport]:
@@ -186,9 +186,7 @@ class Ledger:
         Optuna refuses a parameter whose choices changed, and samplers learn nothing from a trial
         that failed.
         """
-        trials = sorted(
-            self._storage.get_all_trials(self._study_id), key=lambda trial: trial.number
-        )
+        trials = sorted(self._storage.get_all_trials(self._study_id), key=lambda t: t.number)
         attrs, before = self._storage.get_study_user_attrs(self._study_id), self.config
         kept = {key: attrs[key] for key in attrs.keys() - {CONFIG, SPACE, DATA}}
         for trial in trials:
@@ -196,11 +194,8 @@ class Ledger:
             if trial.state.is_finished():
                 trial.user_attrs.setdefault(SETTINGS, before)
                 trial.params, trial.distributions = {}, {}
-                trial.system_attrs = {
-                    key: value
-                    for key, value in trial.system_attrs.items()
-                    if key.startswith(f"{REPORTS}:")
-                }
+                system, curves = trial.system_attrs, f"{REPORTS}:"
+                trial.system_attrs = {k: v for k, v in system.items() if k.startswith(curves)}
         replace_study(self._storage, self.name, _DIRECTIONS[direction], kept, trials)
         self._study_id = self._storage.get_study_id_from_name(self.name)
 
@@ -316,10 +311,9 @@ class Ledger:
 
     def reopen_trial(self, number: int) -> None:
         """Set an interrupted (WAITING) trial RUNNING again; a RUNNING one stays as it is."""
+        running = optuna.trial.TrialState.RUNNING
         with self._writing, self._told_of_others(number):
-            self._storage.set_trial_state_values(
-                self._ids[number], optuna.trial.TrialState.RUNNING
-            )
+            self._storage.set_trial_state_values(self._ids[number], running)
 
     def interrupt_trial(self, number: int) -> None:
         """Set a RUNNING trial, whose driver is gone, WAITING for the next one."""
