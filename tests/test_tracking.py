@@ -333,6 +333,7 @@ def test_model_folders_are_what_mlflow_itself_writes(
     ours, theirs = (_folder(tmp_path / name) for name in ("ours", "theirs"))
     # save_model traces from this schema; as a model's own it would refuse float64 and flat rows.
     theirs["mlmodel"]["signature"]["inputs"] = None
+    assert ours["mlmodel"] == theirs["mlmodel"]
     assert ours == theirs
 
 

@@ -50,10 +50,11 @@ def test_a_worker_that_grows_is_replaced(
     assert check(tmp_path, "grown", plan) == []
     notices = [line for line in done.stdout.splitlines() if line.startswith("notice=")]
     replaced = [line for line in notices if "--worker-memory" in line]
-    assert len(replaced) == 1, done.stdout
-    assert replaced[0].endswith('over --worker-memory 0.85: its trials go on in a new one"')
+    assert replaced, done.stdout
+    reason = 'over --worker-memory 0.85: its trials go on in a new one"'
+    assert all(line.endswith(reason) for line in replaced)
     # Beside it: what is being loaded, and at most why the path is the plain one, once.
-    assert len(notices) <= 3
+    assert len(notices) - len(replaced) <= 2
 
     storage = f"sqlite:///{tmp_path}/mlruns/optuna.db"
     trials = optuna.load_study(study_name="grown", storage=storage).trials
