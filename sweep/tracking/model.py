@@ -10,9 +10,11 @@ Imports mlflow: only the driver may load this module.
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import json
 import math
 import platform
+import runpy
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -131,7 +133,7 @@ class ModelFolders:
             "serving_input_path": "serving_input_example.json",
             "type": "ndarray",
         }
-        version = importlib.metadata.version("torch")
+        version = _torch_version()
         model.add_flavor("pytorch", model_data="data", pytorch_version=version, code=None)
         # As mlflow.pyfunc.add_to_model does, whose import takes another second.
         model.add_flavor(
@@ -233,3 +235,11 @@ def _gap(key: str) -> str:
 def _public_version(package: str) -> str:
     """The installed version as a package index knows it: 2.13.0 for 2.13.0+cpu."""
     return importlib.metadata.version(package).partition("+")[0]
+
+
+def _torch_version() -> str:
+    """`torch.__version__`, which package metadata shorten, without a second of importing."""
+    spec = importlib.util.find_spec("torch")
+    assert spec is not None
+    assert spec.origin is not None
+    return str(runpy.run_path(str(Path(spec.origin).with_name("version.py")))["__version__"])
