@@ -153,7 +153,7 @@ def test_a_trial_has_params_curves_data_and_times(uri: str, model: records.Train
     assert run.data.metrics["best_val_acc"] == pytest.approx(0.77)
     assert [key for key in run.data.metrics if key.startswith("best_")] == ["best_val_acc"]
     for key, name in {k: k for k in ("train_loss", "val_loss", "val_acc")}.items() | {
-        ("sys/epoch_s", "epoch_s")
+        ("system/epoch_s", "epoch_s")
     }:
         history = client.get_metric_history(run.info.run_id, key)
         assert [(p.step, p.timestamp) for p in history] == [

@@ -17,8 +17,8 @@ MAX_KEY, MAX_NAME = 250, 250
 MAX_PARAM, MAX_TAG = 6000, 5000
 """Longest values in characters: MLflow 3 takes tags of 8000, older servers 5000."""
 
-SYSTEM = "sys/"
-"""Prefix of bookkeeping metrics: MLflow draws their charts below the curves."""
+SYSTEM = "system/"
+"""Prefix of bookkeeping metrics: MLflow draws their charts on a page of their own."""
 
 _NOT_IN_KEYS = re.compile(r"[^\w./ -]")
 _SURROGATES_AND_NUL = re.compile("[\ud800-\udfff\x00]")
