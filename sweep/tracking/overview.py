@@ -22,6 +22,7 @@ def describe(study: StudyInfo, end: StudyFinished | None, ranking: Sequence[Rank
         ]
         parts.append("\n".join(["| rank | trial | " + _cell(study.metric) + " |",
                                 "| ---: | --- | ---: |", *rows]))  # fmt: skip
+    parts.append('"Expand rows" above the table of runs shows the trials and their charts.')
     parts.append(_next(study, has_best=bool(ranking)))
     return "\n\n".join(parts)
 
