@@ -163,7 +163,7 @@ def search(
             held.enter_context(
                 stopping(lambda: driver.request_stop("interrupted"), extras.on_signal)
             )
-            with _closing(executor, driver, listener):
+            with _explained(check), _closing(executor, driver, listener):
                 if trials:
                     extras.after_open(ledger)
                 proposals.remember(as_history(space, ledger.carried()))
@@ -202,6 +202,16 @@ def _checked(exchange: Exchange, check: Callable[[], None]) -> Exchange:
 def _set_aside(config: RunConfig) -> contextlib.AbstractContextManager[None]:
     """Inline, the collector has to see what an earlier search left on the device."""
     return contextlib.nullcontext() if config.executor == "inline" else libraries_set_aside()
+
+
+@contextlib.contextmanager
+def _explained(check: Callable[[], None]) -> Iterator[None]:
+    """Where a file is gone, `check` says so in place of an error that only follows from it."""
+    try:
+        yield
+    except (OSError, SweepError):
+        check()
+        raise
 
 
 @contextlib.contextmanager
