@@ -64,7 +64,7 @@ KEYS = (
 """Keys that a trial's line has of its own, beside the metric's."""
 STATUS_EVERY_S = 60.0
 LOADING = "starting: a worker loads PyTorch and the data"
-STOPPING = "stopping at the end of the epoch; press Ctrl-C again to stop now"
+STOPPING = "stopping at the end of the epoch; Ctrl-C again stops now"
 
 _BARE = re.compile(r"[!#-<>-\[\]-~]+")
 _TOKEN = r'"(?:[^"\\]|\\.)*"|[!#-<>-\[\]-~]+'

@@ -313,15 +313,17 @@ def _column_widths(
 ) -> tuple[int, int, int, int, int]:
     """Cells for name, epoch, metric, best and curve.
 
-    Where there is little room the curve goes first, then the best; the name is cut down to 8.
+    Where there is little room the curve is cut down to 8 cells before the name is cut down to 20;
+    then the curve goes, then the best, and the name is cut down to 8.
     """
     from rich.cells import cell_len
 
     epoch = max(5, 2 * len(str(progress.study.epochs)) + 1)
     metric = max(7, min(len(progress.study.metric), 12))
     best = 7 if width >= 48 else 0
-    curve = min(progress.study.epochs, 32, width // 5) if width >= 36 else 0
-    room = width - epoch - metric - best - curve - 8
+    room = width - epoch - metric - best - 8
+    curve = min(progress.study.epochs, 32, width // 5, max(8, room - 20)) if width >= 36 else 0
+    room -= curve
     # Steps of 8 keep the columns still while trials come and go.
     name = -(-max(2 + cell_len(trial.name) for trial in shown) // 8) * 8
     return max(8, min(name, room)), epoch, metric, best, curve

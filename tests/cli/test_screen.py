@@ -74,7 +74,7 @@ def test_ctrl_c_is_acknowledged(stopped: Stopped) -> None:
     """One line says when the search stops, though its whole group was signalled."""
     notices = [line for line in stopped[1] if line.startswith("notice=")]
     said = [parse_line(line)["notice"] for line in notices]
-    assert said == ["stopping at the end of the epoch; press Ctrl-C again to stop now"]
+    assert said == ["stopping at the end of the epoch; Ctrl-C again stops now"]
 
 
 def test_after_ctrl_c_the_next_command_continues_the_search(stopped: Stopped) -> None:

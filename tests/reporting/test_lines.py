@@ -157,7 +157,7 @@ def test_a_stop_is_acknowledged_at_once():
         display.acknowledge()
         said = parse_line(source.readline())["notice"]
         display.close()
-    assert said == "stopping at the end of the epoch; press Ctrl-C again to stop now"
+    assert said == "stopping at the end of the epoch; Ctrl-C again stops now"
 
 
 def test_a_notice_is_a_line():

@@ -157,7 +157,7 @@ def test_a_stop_that_was_asked_for_is_shown():
         clock.now_s += 1
         progress.apply(report(0, epoch, 0.9))
     lines = [line.plain for line in frame(progress, 80, 24, is_stopping=True)]
-    assert lines[3] == "stopping at the end of the epoch; press Ctrl-C again to stop now"
+    assert lines[3] == "stopping at the end of the epoch; Ctrl-C again stops now"
     assert "ETA" in frame(progress, 80, 24)[0].plain
     assert "ETA" not in lines[0]
 
@@ -462,7 +462,7 @@ def test_a_first_line_and_a_stop_on_a_real_terminal():
     screen.feed(output)
     assert screen.lines()[0] == "x: on"
     assert "4/4 trials" in screen.lines()[1]
-    assert "stopping at the end of the epoch; press Ctrl-C again to stop now" in output
+    assert "stopping at the end of the epoch; Ctrl-C again stops now" in output
 
 
 def test_a_search_that_ends_without_close_brings_the_cursor_back():
