@@ -17,12 +17,11 @@ import time
 
 import torch
 
-from sweep.training.kernel import load_kernel
-from sweep.training.layout import Shape
-from sweep.training.members import Member, Recipe, Samples
+from sweep.training.compiled.kernel import load_kernel
+from sweep.training.fused.population import Population
+from sweep.training.members import Member, Samples, TrainingPlan
 from sweep.training.optimizers import make_rule
-from sweep.training.population import Population
-from sweep.training.products import product
+from sweep.training.stacked.layout import Shape
 
 BATCH, N_CLASSES = 64, 10
 OPTIMIZERS = {
@@ -39,11 +38,10 @@ def matmul_rate() -> float:
     """Floating-point operations per second on 2048 x 2048 squares; the best of ten products."""
     a, b = torch.randn(2, 2048, 2048)
     times = []
-    for multiply in (torch.mm, product):
-        for _ in range(5):
-            start = time.perf_counter()
-            multiply(a, b)
-            times.append(time.perf_counter() - start)
+    for _ in range(10):
+        start = time.perf_counter()
+        torch.mm(a, b)
+        times.append(time.perf_counter() - start)
     return 2 * 2048**3 / min(times)
 
 
@@ -76,7 +74,7 @@ def make_population(
         weights = [
             (torch.randn(b, a) * a**-0.5, torch.zeros(b)) for a, b in itertools.pairwise(widths)
         ]
-        members.append(Member(Recipe(number, Shape(hidden, "relu"), rule, 1e-3), weights))
+        members.append(Member(TrainingPlan(number, Shape(hidden, "relu"), rule, 1e-3), weights))
     population = Population(samples, BATCH, 1, lambda epoch: torch.randperm(n))
     population.tuned_for = tuned_for
     population.kernel = load_kernel(4).kernel if tuned_for == "cpu" else None

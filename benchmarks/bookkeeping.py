@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 import sweep
-from sweep.training.data import Batches, SearchData, load_search_data
+from sweep.data.tensors import Batches, SearchData, load_search_data
 from sweep.training.modules import build_module
 from sweep.training.quiet import hush_lightning, quiet_trainer
 from sweep.trial import Record, StudyInfo, TrialStarted

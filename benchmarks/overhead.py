@@ -135,15 +135,14 @@ def load(args: argparse.Namespace, greet: Tell | None = None) -> Callable[[Tell 
     """Libraries and data; returns what trains."""
     import torch
 
-    from sweep.training.data import epoch_order, load_search_data
-    from sweep.training.kernel import load_kernel
-    from sweep.training.lanes import MOST_LANES, Lanes
-    from sweep.training.layout import Shape
-    from sweep.training.members import Member, Recipe, Samples
+    from sweep.data.tensors import epoch_order, load_search_data
+    from sweep.training.compiled.kernel import load_kernel
+    from sweep.training.fused.lanes import MOST_LANES, Lanes
+    from sweep.training.fused.population import Population, nothing
+    from sweep.training.members import Member, Samples, TrainingPlan
     from sweep.training.mlp import MLPClassifier
     from sweep.training.optimizers import make_rule
-    from sweep.training.population import Population, nothing
-    from sweep.training.products import fastest_linear
+    from sweep.training.stacked.layout import Shape
     from sweep.trial import EpochReport, TrialFinished, TrialStarted, TrialState, WorkerReady
 
     torch.set_num_threads(args.threads)
@@ -155,8 +154,6 @@ def load(args: argparse.Namespace, greet: Tell | None = None) -> Callable[[Tell 
     n_train = len(samples.x)
     configurations = json.loads(Path(args.configurations).read_text())
     kernel = load_kernel(4).kernel
-    if kernel is None:
-        fastest_linear()
     gc.freeze()  # as sweep's workers do
     if greet is not None:
         greet([WorkerReady(data.info, "cpu", SLOTS, now_ms())])
@@ -176,7 +173,7 @@ def load(args: argparse.Namespace, greet: Tell | None = None) -> Callable[[Tell 
         weights = [
             (torch.randn(b, a) * a**-0.5, torch.zeros(b)) for a, b in itertools.pairwise(widths)
         ]
-        return Member(Recipe(number, Shape(hidden, "relu"), rule, lr), weights)
+        return Member(TrainingPlan(number, Shape(hidden, "relu"), rule, lr), weights)
 
     def started(number: int, configuration: dict[str, Any]) -> TrialStarted:
         return TrialStarted(number, f"t{number:03d}", configuration, configuration, now_ms())

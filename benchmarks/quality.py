@@ -19,15 +19,15 @@ from pathlib import Path
 
 import optuna
 
-from sweep.config import RunConfig
-from sweep.driver import Driver
+from sweep.config.settings import RunConfig
+from sweep.data.tensors import load_search_data
 from sweep.executors import make_task
-from sweep.ledger import Ledger
-from sweep.proposals import Proposals
+from sweep.ledger.study import Ledger
+from sweep.search.driver import Driver
+from sweep.search.proposals import Proposals
 from sweep.space import load_space
 from sweep.testing import RecordingListener
-from sweep.training.data import load_search_data
-from sweep.training.fused import FusedTrainer
+from sweep.training.fused.trainer import FusedTrainer
 from sweep.trial import TrialState
 
 

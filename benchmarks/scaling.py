@@ -20,13 +20,14 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
-from sweep.config import RunConfig
-from sweep.driver import Driver
-from sweep.ledger import create_study
-from sweep.proposals import Proposals
+from sweep.config.settings import RunConfig
+from sweep.ledger.study import create_study
+from sweep.protocols import Listener
+from sweep.search.driver import Driver
+from sweep.search.proposals import Proposals
 from sweep.space import load_space
 from sweep.testing import RecordingListener, ScriptedTrainer
-from sweep.trial import Listener, Orders, Report, StudyInfo, TrialSpec
+from sweep.trial import Orders, Report, StudyInfo, TrialSpec
 
 EPOCHS = 2
 

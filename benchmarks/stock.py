@@ -29,7 +29,7 @@ from torch.nn import functional  # noqa: E402
 from torch.utils.data import DataLoader, TensorDataset  # noqa: E402
 from torchmetrics.classification import MulticlassAccuracy  # noqa: E402
 
-from sweep.training.data import load_search_data  # noqa: E402
+from sweep.data.tensors import load_search_data  # noqa: E402
 
 IMPORTED = time.perf_counter()
 

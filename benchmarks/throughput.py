@@ -137,7 +137,7 @@ def matmul_peaks(n_threads: int) -> tuple[float, float]:
     """
     import torch
 
-    from sweep.training.products import product
+    from sweep.training.stacked.products import product
 
     torch.set_num_threads(n_threads)
     a = torch.randn(2048, 2048)

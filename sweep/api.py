@@ -8,19 +8,20 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sweep import sqlite
-from sweep.config import Resolved, RunConfig, resolve, vocabulary
+from sweep.config.settings import Resolved, RunConfig, resolve, vocabulary
+from sweep.databases import sqlite
+from sweep.environment.surroundings import foreign_set_aside
 from sweep.errors import ConfigError, NotFoundError, UndeliveredError, must_be_one_of
-from sweep.imports import collector_paused
+from sweep.loading import collector_paused
+from sweep.protocols import Executor, Listener
 from sweep.space import Space, load_space, parse_space
-from sweep.surroundings import foreign_set_aside
-from sweep.trial import Executor, Listener, Notice
+from sweep.trial import Notice
 
 if TYPE_CHECKING:
-    from sweep.ledger import Ledger
-    from sweep.retention import KeepBest
+    from sweep.keeping.retention import KeepBest
+    from sweep.ledger.study import Ledger
     from sweep.reuse import Best
-    from sweep.study import Extras, Outcome
+    from sweep.search.study import Extras, Outcome
     from sweep.tracking import MlflowTracker
 
 PLACES = ("storage", "tracking_uri", "work_dir")
@@ -100,9 +101,9 @@ def fork(
     do, and why others do not. Raises NotFoundError where there is no such study, ConfigError where
     `new` is its own name.
     """
-    from sweep.ledger import open_study
-    from sweep.study import Extras
-    from sweep.warmstart import carry, incomparable
+    from sweep.ledger.study import open_study
+    from sweep.search.study import Extras
+    from sweep.search.warmstart import carry, incomparable
 
     old = resolve(flags, file=config_file).config
     if new == old.study_name:
@@ -129,9 +130,9 @@ def retry(flags: Mapping[str, Any], failed: str | None) -> tuple[RunConfig, Spac
     """
     import dataclasses
 
-    from sweep.ledger import open_study
+    from sweep.ledger.study import open_study
+    from sweep.search.study import Extras
     from sweep.space import canonical_key
-    from sweep.study import Extras
     from sweep.trial import TrialState
 
     resolved, space = prepare(flags, None)
@@ -184,8 +185,8 @@ def _search(
     import dataclasses
 
     with collector_paused():
-        from sweep.retention import KeepBest
-        from sweep.study import Extras, search
+        from sweep.keeping.retention import KeepBest
+        from sweep.search.study import Extras, search
         from sweep.tracking import MlflowTracker
 
     anchored = config.anchored()
@@ -263,7 +264,7 @@ class _Upkeep:
 
     def tidy(self, ledger: Ledger) -> Mapping[int, int]:
         """Look through all files once; returns trial -> bytes that MLflow holds, where asked."""
-        from sweep import housekeeping
+        from sweep.keeping import gc as housekeeping
 
         tidied = housekeeping.tidy(self._config, ledger.trials())
         self._kept = tidied.kept
@@ -274,7 +275,7 @@ class _Upkeep:
 
         Raises UndeliveredError where trials of earlier searches are still not in MLflow.
         """
-        from sweep import housekeeping
+        from sweep.keeping import gc as housekeeping
 
         if not self._is_delivered and self._has_old_trials:
             left = bring_up(self._config, ledger)
@@ -288,7 +289,7 @@ def bring_up(config: RunConfig, ledger: Ledger, *, is_live: bool = False) -> lis
 
     Returns one sentence for each trial that MLflow refuses. Raises StoreError where it is away.
     """
-    from sweep.recollection import Recollections
+    from sweep.repair.recollection import Recollections
     from sweep.tracking import reconcile_runs
 
     found = reconcile_runs(
@@ -308,7 +309,7 @@ def _stored(config: RunConfig) -> tuple[Mapping[str, Any], str]:
     path = sqlite.path_of(config.storage)
     if path is not None and not path.exists():
         return {}, ""  # without Optuna, whose import takes as long as a tenth of the workers'
-    from sweep.ledger import open_study
+    from sweep.ledger.study import open_study
 
     with contextlib.suppress(NotFoundError):
         ledger = open_study(config.storage, config.study_name)

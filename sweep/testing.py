@@ -23,14 +23,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from sweep.protocols import Exchange, Executor, Listener, Trainer
 from sweep.trial import (
     CheckpointDropped,
     DatasetInfo,
     EpochReport,
-    Exchange,
-    Executor,
     Failure,
-    Listener,
     Notice,
     Orders,
     Record,
@@ -40,7 +38,6 @@ from sweep.trial import (
     StudyFinished,
     StudyInfo,
     Task,
-    Trainer,
     TrialFinished,
     TrialResult,
     TrialSpec,

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import enum
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 HyperValue = Any
 """A hyperparameter's value: str, int, float, bool, None or a tuple of those."""
@@ -50,7 +51,7 @@ class Task:
     seed: int
     """Seed of the study: data split, data order and initial weights derive from it."""
     data: str
-    """Name of a data set in `sweep.datasets`."""
+    """Name of a data set in `sweep.data.catalog`."""
     data_dir: str | None
     """Folder that already holds the data set's files; None: the user cache."""
     module: str
@@ -210,6 +211,15 @@ class TrialHistory:
 
 
 @dataclass(frozen=True, slots=True)
+class Recollection:
+    """The record of a finished trial, as far as ledger and files know it."""
+
+    history: TrialHistory
+    lost: Sequence[str]
+    """What its run had and cannot have again, e.g. "its checkpoint"."""
+
+
+@dataclass(frozen=True, slots=True)
 class Ranked:
     """One place among a study's completed trials."""
 
@@ -354,71 +364,6 @@ class Orders:
     """The search ends early (Ctrl-C, time limit): a worker that does not answer is ended."""
 
 
-class Exchange(Protocol):
-    """The seam: reports go in, orders come out. A trainer cannot tell what is behind it."""
-
-    def __call__(self, reports: Sequence[Report], n_free: int) -> Orders:
-        """Hand over `reports`; `n_free` is how many trials could be started right now.
-
-        A trial that the orders stop frees its slot at once, so up to `n_free + len(stop)`
-        trials may come back. A worker that gives its trials back has fewer than none free.
-        """
-        ...
-
-
-class Trainer(Protocol):
-    """How a population is trained."""
-
-    def train(self, exchange: Exchange) -> None:
-        """Train what `exchange` orders, until it says is_last and nothing is left."""
-        ...
-
-
-class Listener(Protocol):
-    """Who wants to know: the tracker (MLflow) and the display are both one."""
-
-    def open(self, study: StudyInfo) -> None:
-        """A study begins or goes on. Raises StoreError where it cannot be kept."""
-        ...
-
-    def write(self, records: Sequence[Record]) -> None:
-        """Take records, in order. Must return at once; slow work belongs behind a queue.
-
-        A thread of the driver's calls it, or the one that called `sweep.run`; that one calls
-        `open` and `close`. Never two of them at once.
-        """
-        ...
-
-    def close(self) -> None:
-        """Deliver what is left. Raises UndeliveredError where that failed."""
-        ...
-
-
-TrainerFactory = Callable[[Task], Trainer]
-
-
-class Executor(Protocol):
-    """Where populations are trained."""
-
-    def warm_up(self, task: Task) -> None:
-        """Begin to get workers ready; returns at once, so that the driver loads meanwhile."""
-        ...
-
-    def run(self, exchange: Exchange) -> None:
-        """Let workers train until `exchange` told each that nothing more will come.
-
-        They may still be leaving when it returns.
-        A worker that died is replaced; its trials come back as failed with kind "killed". A
-        worker that has to go is told to interrupt its trials: they come back as stopped though
-        the driver did not order it, and go on elsewhere.
-        """
-        ...
-
-    def kill(self) -> None:
-        """End all workers now, and wait for those that are leaving. Harmless without any."""
-        ...
-
-
 def derive_seed(study_seed: int, *path: int | str) -> int:
     """A 63-bit seed that depends on (study seed, path) only.
 
@@ -427,3 +372,17 @@ def derive_seed(study_seed: int, *path: int | str) -> int:
     """
     text = "/".join(str(part) for part in (study_seed, *path))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def seconds_of(epochs: Iterable[Mapping[str, float]]) -> float:
+    """A trial's training time in seconds, from the metrics of its epochs.
+
+    Trials that train side by side share an epoch's time (`EpochReport.metrics`), so the sum over
+    all trials is the time that workers trained.
+    """
+    return round(sum(metrics.get("epoch_s", 0.0) for metrics in epochs), 4)
+
+
+def now_ms() -> int:
+    """Unix time in milliseconds."""
+    return time.time_ns() // 1_000_000

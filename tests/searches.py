@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sweep.config import RunConfig
-from sweep.driver import Driver
-from sweep.ledger import Ledger, LedgerTrial, create_study
-from sweep.proposals import Proposals
+from sweep.config.settings import RunConfig
+from sweep.ledger.study import Ledger, create_study
+from sweep.ledger.trials import LedgerTrial
+from sweep.search.driver import Driver
+from sweep.search.proposals import Proposals
+from sweep.search.study import first_configurations
 from sweep.space import Space, parse_space
-from sweep.study import first_configurations
 from sweep.testing import RecordingListener, Script, ScriptedTrainer
 from sweep.trial import TrialSpec
 
@@ -89,7 +90,7 @@ class ScriptedStudy:
         ledger, _ = create_study(config.storage, config.study_name, config.resolved_direction)
         proposals = Proposals(
             self.space, config.sampler, config.pruner, config.resolved_direction, config.seed,
-            config.epochs,
+            config.epochs, config.history,
         )  # fmt: skip
         listener = listener or RecordingListener()
         driver = Driver(config, ledger, proposals, listener)

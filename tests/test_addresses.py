@@ -10,9 +10,9 @@ import pytest
 from searches import INLINE, Call, Finished, mlflow_client, query
 
 import sweep
-from sweep import sqlite
+from sweep.databases import sqlite
 from sweep.errors import ConfigError, StoreError
-from sweep.ledger import open_study
+from sweep.ledger.study import open_study
 from sweep.tracking import artifact_of, run_id_of
 
 ODD = "run%20a 50%? {x} #'ü"
@@ -99,7 +99,7 @@ def test_a_path_survives_its_url(tmp_path: Path, name: str) -> None:
     """`path_of`, SQLAlchemy and Optuna take the same file from what `url_of` makes."""
     from sqlalchemy.engine import make_url
 
-    from sweep.storage import close_storage, open_storage
+    from sweep.ledger.storage import close_storage, open_storage
 
     path = tmp_path / name / "optuna.db"
     url = sqlite.url_of(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,83 +20,43 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "click": ("sweep.cli",),
     "optuna": (
         "sweep.space",
-        "sweep.proposals",
         "sweep.ledger",
-        "sweep.replacing",
-        "sweep.storage",
-        "sweep.tpe",
-        "sweep.known_trials",
-        "sweep.trial_rows",
-        "sweep.warmstart",
+        "sweep.search.proposals",
+        "sweep.search.known_trials",
+        "sweep.search.warmstart",
     ),
-    "torch": ("sweep.training", "sweep.reuse", "sweep.tracking.model"),
+    "torch": ("sweep.training", "sweep.reuse", "sweep.tracking.model", "sweep.data.tensors"),
     "torchmetrics": ("sweep.training",),
-    "lightning": ("sweep.training", "sweep.reuse"),
+    "lightning": ("sweep.training", "sweep.reuse", "sweep.data.datamodule"),
     "mlflow": ("sweep.tracking",),
     "rich": ("sweep.reporting",),
-    "sklearn": ("sweep.datasets",),
-    "pooch": ("sweep.datasets", "sweep.download"),
-    "sqlalchemy": (
-        "sweep.sqlite",
-        "sweep.postgres",
-        "sweep.storage",
-        "sweep.table_rows",
-        "sweep.trial_rows",
-        "sweep.tracking.at_once",
-        "sweep.tracking.store",
-    ),
+    "sklearn": ("sweep.data.catalog",),
+    "pooch": ("sweep.data.catalog", "sweep.data.download"),
+    "sqlalchemy": ("sweep.databases", "sweep.ledger.storage", "sweep.tracking.store"),
     "psycopg": (),
     "ray": ("sweep.executors.ray",),
     "pytest": (),
     "hypothesis": (),
 }
 """Library -> rooms that may import it, at the top or inside a function."""
-LEVELS: tuple[tuple[str, ...], ...] = (
-    ("sweep.__main__",),
-    ("sweep.cli",),
-    ("sweep.api", "sweep.doctor", "sweep.reuse"),
-    ("sweep.study",),
-    (
-        "sweep.driver",
-        "sweep.recovery",
-        "sweep.recollection",
-        "sweep.retention",
-        "sweep.warmstart",
-        "sweep.housekeeping",
-        "sweep.tracking",
-        "sweep.reporting",
+PRIVATE: dict[str, tuple[str, str]] = {
+    "torch._f": (
+        "sweep.training.optimizers",
+        "fused and foreach optimizer functions, which torch.optim itself is made of: the kernel "
+        "and the plain path train the same without them",
     ),
-    ("sweep.executors", "sweep.proposals", "sweep.ledger"),
-    ("sweep.storage", "sweep.replacing", "sweep.trial_rows", "sweep.tpe", "sweep.known_trials"),
-    ("sweep.training", "sweep.space"),
-    ("sweep.config", "sweep.parsers"),
-    (
-        "sweep.datasets",
-        "sweep.imports",
-        "sweep.sqlite",
-        "sweep.postgres",
-        "sweep.redact",
-        "sweep.provenance",
-        "sweep.table_rows",
+    "torch._check": (
+        "sweep.training.exports",
+        "what torch.export's guide says for sizes that come from data; without it a model is "
+        "exported for its own shape",
     ),
-    (
-        "sweep.trial",
-        "sweep.objective",
-        "sweep.agenda",
-        "sweep.recorder",
-        "sweep.trial_files",
-        "sweep.endings",
-        "sweep.options",
-        "sweep.errors",
-        "sweep.document",
-        "sweep.idx",
-        "sweep.download",
-        "sweep.cache",
-        "sweep.signals",
-        "sweep.surroundings",
+    "trainer.fit_loop._resuming_from_checkpoint": (
+        "sweep.training.plain.run",
+        "a DataLoader of the user's draws its order anew after a resume; without it that epoch's "
+        "order differs from the uninterrupted one",
     ),
-)
-"""Arrows point down or stay on a level."""
+}
+"""Private names of other libraries (their beginnings) -> the module that uses them, and why."""
 
 
 @dataclass(frozen=True)
@@ -116,16 +77,9 @@ def name_of(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def is_typing_only(node: ast.AST) -> bool:
-    """Whether this is `if TYPE_CHECKING:`."""
-    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
-
-
 def imports_below(node: ast.AST, by: str, is_at_top: bool) -> Iterator[Import]:
     """Every import that runs, with functions' own."""
     for child in ast.iter_child_nodes(node):
-        if is_typing_only(child):
-            continue
         if isinstance(child, ast.Import):
             yield from (Import(by, alias.name, is_at_top) for alias in child.names)
         elif isinstance(child, ast.ImportFrom):
@@ -151,12 +105,9 @@ def is_within(name: str, room: str) -> bool:
     return name == room or name.startswith(f"{room}.")
 
 
-def level_of(name: str) -> int | None:
-    """Which level a module of ours is on, from the top; None: on none (`sweep` itself)."""
-    for level, rooms in enumerate(LEVELS):
-        if any(is_within(name, room) for room in rooms):
-            return level
-    return None
+def room_of(name: str) -> str:
+    """sweep.space.naming -> sweep.space."""
+    return ".".join(name.split(".")[:2])
 
 
 @pytest.mark.parametrize("library", MAY_IMPORT)
@@ -171,21 +122,70 @@ def test_libraries_stay_in_their_rooms(library: str) -> None:
     assert strays == []
 
 
-def test_arrows_point_one_way() -> None:
-    """No room imports one above it."""
-    upward = []
+def test_no_two_rooms_import_each_other() -> None:
+    """Nor by way of others: rooms can be put in an order, imports for types included."""
+    modules = {name_of(path) for path in MODULES}
+    below: dict[str, set[str]] = {room_of(name): set() for name in modules}
     for i in IMPORTS:
-        above, below = level_of(i.by), level_of(i.what)
-        if above is not None and below is not None and below < above:
-            upward.append(str(i))
-    assert upward == []
+        what = i.what if i.what in modules else i.what.rpartition(".")[0]
+        if what in modules and room_of(i.by) != room_of(what):
+            below[room_of(i.by)].add(room_of(what))
+    while free := [room for room in below if not below[room]]:
+        below = {room: rest - {*free} for room, rest in below.items() if room not in free}
+    assert below == {}
 
 
-def test_every_room_is_on_a_level() -> None:
-    """A new room is placed on purpose."""
-    rooms = {".".join(name_of(path).split(".")[:2]) for path in MODULES}
-    placed = {room for level in LEVELS for room in level}
-    assert rooms - placed == {"sweep", "sweep.testing"}
+def private_names() -> Iterator[tuple[str, str]]:
+    """(module, expression) of each private name that is not defined in this package."""
+    nodes = [(name_of(path), node) for path in MODULES for node in ast.walk(tree_of(path))]
+    own = {n.name for _, n in nodes if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+    own |= {n.id for _, n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    own |= {n.attr for _, n in nodes if isinstance(n, ast.Attribute) and is_own_attribute(n)}
+    for module, node in nodes:
+        if isinstance(node, ast.Attribute) and node.attr not in own:
+            if is_private(node.attr) and ast.unparse(node) != "os._exit":
+                yield module, ast.unparse(node)
+        elif isinstance(node, ast.Import):
+            yield from ((module, a.name) for a in node.names if is_private(a.name))
+        elif isinstance(node, ast.ImportFrom) and not (node.module or "").startswith("sweep"):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from ((module, name) for name in names if is_private(name))
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("getattr", "setattr"):
+            name = node.args[1].value if isinstance(node.args[1], ast.Constant) else ""
+            if is_private(str(name)):
+                yield module, ast.unparse(node)
+
+
+def is_own_attribute(node: ast.Attribute) -> bool:
+    """Whether this sets an attribute of self or cls."""
+    is_set = isinstance(node.ctx, ast.Store)
+    return is_set and isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+
+
+def is_private(dotted: str) -> bool:
+    """Whether a part of the name begins with one underscore."""
+    return any(p.startswith("_") and not p.startswith("__") for p in dotted.split("."))
+
+
+def test_other_libraries_are_used_by_their_public_doors() -> None:
+    """Their private names stay where they are listed, each with its reason."""
+    used = {(module, name) for module, name in private_names()}
+    known = {(module, begin) for begin, (module, _) in PRIVATE.items()}
+    strays = [u for u in used if not any(u[0] == m and u[1].startswith(b) for m, b in known)]
+    assert sorted(strays) == []
+    assert all(any(u[0] == m and u[1].startswith(b) for u in used) for m, b in known)
+    assert len(known) <= 3
+
+
+def test_no_two_classes_share_a_name() -> None:
+    """No two classes of the package share a name."""
+    names = Counter(
+        node.name
+        for path in MODULES
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.ClassDef)
+    )
+    assert [name for name, n in names.items() if n > 1] == []
 
 
 def test_nobody_imports_the_command_line() -> None:
@@ -222,7 +222,8 @@ def test_only_the_command_line_prints_or_exits() -> None:
 @pytest.mark.parametrize(
     "module",
     [
-        "sweep", "sweep.trial", "sweep.errors", "sweep.options", "sweep.config", "sweep.testing",
+        "sweep", "sweep.trial", "sweep.errors", "sweep.hyperparameters", "sweep.config.settings",
+        "sweep.testing",
         "sweep.training", "sweep.executors", "sweep.executors.worker", "sweep.cli", "sweep.space",
     ],
 )  # fmt: skip

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sweep.config import (
+from sweep.config.settings import (
     RunConfig,
     flag_name,
     identity_changes,

@@ -21,7 +21,7 @@ from postgres import PASSWORD, Postgres
 from searches import SWEEP, Call, environment, sweep
 
 from sweep.cli.main import main
-from sweep.config import resolve
+from sweep.config.settings import resolve
 from sweep.errors import ConfigError
 from sweep.redact import is_redacted, redacted
 

@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sweep import datasets
-from sweep.datasets import IDX_FILES, fetch, load_arrays, prepare, status, stratified_choice
-from sweep.download import download
+from sweep.data import catalog as datasets
+from sweep.data.catalog import IDX_FILES, fetch, load_arrays, prepare, status, stratified_choice
+from sweep.data.download import download
 from sweep.errors import ConfigError, DataError, DiskError
 
 TRAIN_IMAGES, TRAIN_LABELS = IDX_FILES["train"]
@@ -113,10 +113,9 @@ def test_an_unknown_name_gets_the_nearest_one(call):
 
 
 def test_names_are_free_of_heavy_imports():
-    """Importing sweep.datasets loads neither numpy nor pooch nor torch nor scikit-learn."""
-    code = (
-        "import sys, sweep.datasets; print({'numpy','pooch','torch','sklearn'} & {*sys.modules})"
-    )
+    """Importing sweep.data.catalog loads neither numpy nor pooch nor torch nor scikit-learn."""
+    heavy = "{'numpy', 'pooch', 'torch', 'sklearn'}"
+    code = f"import sys, sweep.data.catalog; print({heavy} & {{*sys.modules}})"
     shown = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
@@ -322,7 +321,9 @@ def test_a_full_disk_is_a_disk_error(tmp_path, remote, http_folder):
 def test_a_progress_bar_shows_on_a_terminal_only(tmp_path, remote, http_folder, is_terminal):
     """A terminal sees a bar run to 100%; anything else sees nothing at all."""
     call = f"download(Path({str(tmp_path / 'file.gz')!r}), {CONTENT_MD5!r}, [sys.argv[1]], 5)"
-    code = f"import sys; from pathlib import Path; from sweep.download import download; {call}"
+    code = (
+        f"import sys; from pathlib import Path; from sweep.data.download import download; {call}"
+    )
     ours, theirs = pty.openpty() if is_terminal else os.pipe()
     if is_terminal:
         termios.tcsetwinsize(theirs, (24, 80))

@@ -13,9 +13,10 @@ from searches import INLINE, Call, mlflow_client, query
 from searches import sweep as command
 
 import sweep
-from sweep.config import RunConfig
-from sweep.ledger import LedgerTrial, open_study
-from sweep.trial_files import is_whole_checkpoint, trial_folder
+from sweep.config.settings import RunConfig
+from sweep.files.trial_folder import is_whole_checkpoint, trial_folder
+from sweep.ledger.study import open_study
+from sweep.ledger.trials import LedgerTrial
 
 N_TRIALS, EPOCHS = 6, 3
 CURVES = ("train_loss", "val_acc", "val_loss")
@@ -387,7 +388,7 @@ def test_an_optuna_trial_left_running_goes_on(six: Path, doctor: Any) -> None:
 
 def test_a_live_search_is_left_alone(six: Path, call: Call) -> None:
     """While a driver holds the study, the doctor is refused."""
-    from sweep.recovery import study_lock
+    from sweep.ledger.locks import study_lock
 
     with study_lock(Path("mlruns/.sweep/six"), "six"):
         code, _, errors = call("doctor", "six", "--fix")

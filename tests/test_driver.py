@@ -13,8 +13,9 @@ import optuna
 import pytest
 from searches import SIX_SPACE, ScriptedStudy, Search, rising, score
 
-from sweep.driver import MAX_RETRIES
 from sweep.errors import ConfigError
+from sweep.files.trial_folder import trial_folder, write_verdict
+from sweep.search.driver import MAX_RETRIES
 from sweep.space import canonical_key
 from sweep.testing import DATASET, ScriptedTrainer
 from sweep.trial import (
@@ -30,7 +31,6 @@ from sweep.trial import (
     TrialStarted,
     WorkerReady,
 )
-from sweep.trial_files import trial_folder, write_verdict
 
 Metrics = dict[str, float]
 

@@ -15,18 +15,19 @@ import pytest
 from searches import children_of
 from user_code import SPACE
 
-from sweep.config import RunConfig
+from sweep.config.settings import RunConfig
 from sweep.errors import ConfigError, DataError, StoreError, StudyFailedError, SweepError
 from sweep.executors import make_executor
 from sweep.executors.inline import InlineExecutor
 from sweep.executors.memory import MemoryLimit
 from sweep.executors.process import ProcessExecutor
+from sweep.files.trial_folder import trial_folder
+from sweep.protocols import Executor
+from sweep.search.study import Outcome, search
 from sweep.space import parse_space
-from sweep.study import Outcome, search
 from sweep.testing import ExecutorContract, RecordingListener, ScriptedExchange, example_task
 from sweep.trial import (
     EpochReport,
-    Executor,
     Notice,
     Orders,
     Record,
@@ -36,7 +37,6 @@ from sweep.trial import (
     TrialSpec,
     TrialStarted,
 )
-from sweep.trial_files import trial_folder
 
 THREE_PARAMETERS = (
     "# A line.\nparameters:\n  optimizer: {choices: [Adam]}\n"

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from searches import SIX_SPACE, Call, ScriptedStudy, rising
 
-from sweep.agenda import Planned
-from sweep.driver import Driver
-from sweep.imports import libraries_set_aside
-from sweep.ledger import create_study, open_study
-from sweep.proposals import Proposals
+from sweep.ledger.study import create_study, open_study
+from sweep.loading import libraries_set_aside
+from sweep.search.agenda import Planned
+from sweep.search.driver import Driver
+from sweep.search.proposals import Proposals
 from sweep.testing import DATASET, RecordingListener, ScriptedTrainer
 from sweep.trial import (
     EpochReport,

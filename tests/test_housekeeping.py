@@ -12,13 +12,14 @@ import pytest
 from searches import INLINE, Call, mlflow_client, query
 
 import sweep
-from sweep.config import RunConfig
+from sweep.config.settings import RunConfig
 from sweep.errors import UndeliveredError
-from sweep.ledger import LedgerTrial, open_study
+from sweep.files.trial_folder import folder_bytes, is_whole_checkpoint, trial_folder
+from sweep.ledger.study import open_study
+from sweep.ledger.trials import LedgerTrial
 from sweep.tracking import run_id_of
 from sweep.tracking.disposal import stored_bytes
 from sweep.trial import Record, StudyInfo, TrialFinished
-from sweep.trial_files import folder_bytes, is_whole_checkpoint, trial_folder
 
 TRACKING = "sqlite:///mlflow.db"
 
@@ -188,7 +189,7 @@ def test_gc_brings_mlflow_up_first(six: Path, call: Call) -> None:
 
 def test_gc_of_a_study_that_runs_is_refused(six: Path, call: Call) -> None:
     """Exit code 5, and every file is there."""
-    from sweep.recovery import study_lock
+    from sweep.ledger.locks import study_lock
 
     with study_lock(Path("mlruns/.sweep/six"), "six"):
         assert call("gc", "six", "--keep", "1")[0] == 5

@@ -11,15 +11,8 @@ import pytest
 from searches import ScriptedStudy
 
 from sweep.errors import NotFoundError, StoreError
-from sweep.ledger import (
-    HYPERPARAMETERS,
-    Ledger,
-    best_trial,
-    create_study,
-    list_studies,
-    open_study,
-    tuples,
-)
+from sweep.ledger.study import Ledger, create_study, list_studies, open_study
+from sweep.ledger.trials import HYPERPARAMETERS, best_trial, tuples
 from sweep.trial import EpochReport, TrialState
 
 REPORTS = [
@@ -121,6 +114,39 @@ def test_another_writer_is_noticed(url: str, ledger: Ledger) -> None:
     create_study(url, "mine", "maximize")[0].open_trial(0, running())
     with pytest.raises(StoreError, match="another writer"):
         ledger.open_trial(0, running())
+
+
+def test_a_finished_trial_stays_as_it_is(url: str, ledger: Ledger) -> None:
+    """Whoever ends it again is refused and changes nothing: another program may have ended it."""
+    ledger.open_trial(0, running())
+    close(ledger, 0, TrialState.COMPLETE, 0.2)
+    with pytest.raises(StoreError, match="trial 0 was finished by another program"):
+        close(ledger, 0, TrialState.FAIL, None)
+    (trial,) = open_study(url, "mine").trials()
+    assert (trial.state, trial.value) == (TrialState.COMPLETE, 0.2)
+
+
+def test_a_parameter_of_another_kind_is_refused(ledger: Ledger) -> None:
+    """Optuna keeps one kind of distribution a parameter; a refused trial leaves nothing behind."""
+    ledger.open_trial(0, running())
+    other = running()
+    other.distributions["lr"], other.params["lr"] = optuna.distributions.IntDistribution(0, 3), 1
+    with pytest.raises(StoreError, match="trial 1 was changed by another program"):
+        ledger.open_trial(1, other)
+    ledger.open_trial(1, running())
+    assert [t.number for t in ledger.trials()] == [0, 1]
+
+
+def test_epochs_that_are_not_told_again_stay(url: str, ledger: Ledger) -> None:
+    """A trial that ends before its worker told its old curve keeps that curve."""
+    ledger.open_trial(0, running())
+    close(ledger, 0, TrialState.WAITING, None)
+    ledger.reopen_trial(0)
+    ledger.close_trial(0, TrialState.FAIL, None, [], "val_acc", {"failure": "error"}, {})
+    (trial,) = open_study(url, "mine").trials()
+    assert trial.curve == {1: 0.1, 2: 0.2}
+    assert [report.epoch for report in trial.reports] == [1, 2]
+    assert trial.result == {"failure": "error"}
 
 
 def test_a_storage_in_memory_will_do() -> None:

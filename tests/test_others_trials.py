@@ -10,9 +10,9 @@ import pytest
 from searches import INLINE, Call, ScriptedStudy, Search, query
 
 import sweep
-from sweep.driver import Driver
 from sweep.errors import ConfigError, NotFoundError, StoreError
-from sweep.ledger import create_study, list_studies, open_study
+from sweep.ledger.study import create_study, list_studies, open_study
+from sweep.search.driver import Driver
 from sweep.testing import ScriptedTrainer
 from sweep.trial import EpochReport, Notice
 

@@ -19,9 +19,9 @@ import pytest
 from postgres import PASSWORD, Postgres
 from searches import Call, children_of, environment, start_sweep, sweep, wait_for_line
 
+from sweep.databases.postgres import StudyClaim
 from sweep.errors import StoreError, StudyLockedError
-from sweep.ledger import create_study, list_studies
-from sweep.postgres import StudyClaim
+from sweep.ledger.study import create_study, list_studies
 
 COMMAND = ("run", "--study", "shared", "--trials", "4", "--epochs", "40", "--population", "1")
 Done = subprocess.CompletedProcess[str]

@@ -13,12 +13,15 @@ import optuna
 import pytest
 from searches import FREE_SPACE, SIX_SPACE
 
-from sweep.config import PRUNERS, SAMPLERS
+from sweep.config.settings import PRUNERS, SAMPLERS
 from sweep.errors import ConfigError, SpaceError
-from sweep.ledger import HYPERPARAMETERS, Ledger, create_study, open_study
-from sweep.proposals import MOST_KNOWN, Proposals, make_pruner, sampler_factory
+from sweep.ledger.study import Ledger, create_study, open_study
+from sweep.ledger.trials import HYPERPARAMETERS
+from sweep.search.proposals import Proposals, make_pruner, sampler_factory
 from sweep.space import Space, canonical_key, load_space, parse_space
 from sweep.trial import EpochReport, TrialState, derive_seed
+
+HISTORY = 100
 
 
 def proposals(
@@ -195,11 +198,12 @@ def test_no_pruner_ends_nothing() -> None:
 def test_a_trial_outlives_the_history_it_was_proposed_from() -> None:
     """A trial that runs while older ones are forgotten ends as usual, and is known afterwards."""
     space = load_space("mlp")
-    source, made = proposals(space, "random"), proposals(space, "tpe")
+    source = proposals(space, "random")
+    made = Proposals(space, "tpe", "none", "maximize", 0, 5, HISTORY)
     running = made.ask(0)
     assert running is not None
     finished = []
-    for number in range(1, 2 * MOST_KNOWN):
+    for number in range(1, 2 * HISTORY):
         proposal = source.ask(number)
         assert proposal is not None
         template = proposal.frozen
@@ -210,11 +214,11 @@ def test_a_trial_outlives_the_history_it_was_proposed_from() -> None:
             )
         )  # fmt: skip
     made.remember(finished)
-    later = made.ask(2 * MOST_KNOWN)  # history is cut here
+    later = made.ask(2 * HISTORY)  # history is cut here
     assert later is not None
     assert not made.report(0, 1, 0.5)
     made.tell(0, TrialState.COMPLETE, 0.5)
-    made.tell(2 * MOST_KNOWN, TrialState.COMPLETE, 0.6)
+    made.tell(2 * HISTORY, TrialState.COMPLETE, 0.6)
     assert made.is_known(running.hyperparameters)
     assert all(made.is_known(t.user_attrs[HYPERPARAMETERS]) for t in finished)
 

@@ -16,11 +16,11 @@ import pytest
 from searches import ScriptedStudy
 
 from sweep.errors import StoreError
-from sweep.ledger import open_study
-from sweep.recorder import MOST_BEHIND, Recorder, Step
+from sweep.files.trial_folder import trial_folder, write_verdict
+from sweep.ledger.study import open_study
+from sweep.search.recorder import MOST_BEHIND, Recorder, Step
 from sweep.testing import RecordingListener
 from sweep.trial import EpochReport, Record, TrialFinished, TrialResult, TrialStarted
-from sweep.trial_files import trial_folder, write_verdict
 
 
 def noting(done: list[str], *names: str) -> list[Step]:

@@ -21,15 +21,15 @@ from searches import INLINE, Call
 
 import sweep as library
 from sweep.errors import DiskError, StoreError, StudyLockedError
-from sweep.ledger import create_study
-from sweep.recovery import BOOT_ID, owned_study, presence, store_lock, study_lock
+from sweep.ledger.locks import BOOT_ID, owned_study, presence, store_lock, study_lock
+from sweep.ledger.study import create_study
 from sweep.testing import RecordingListener
 from sweep.trial import Record, TrialFinished
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from sweep.recovery import study_lock
+from sweep.ledger.locks import study_lock
 with study_lock(Path(sys.argv[1]), "mine"):
     print("held", flush=True)
     time.sleep(60)
@@ -122,7 +122,7 @@ def refuse(call, errno):
         sys.exit(0)
 
 from sweep.errors import DiskError
-from sweep.recovery import store_lock, study_lock
+from sweep.ledger.locks import store_lock, study_lock
 refuse(73, int(sys.argv[2]))
 for lock in (study_lock(Path(sys.argv[1]), "mine"), store_lock(Path(sys.argv[1]))):
     try:

@@ -11,7 +11,7 @@ import pytest
 from searches import INLINE, Call, mlflow_client
 
 import sweep
-from sweep.ledger import open_study
+from sweep.ledger.study import open_study
 from sweep.tracking.disposal import drop_files, stored_bytes
 
 TRACKING = "sqlite:///mlflow.db"
@@ -90,7 +90,11 @@ class Place:
         return f"run eval ({run.info.run_id})"
 
     def train(self, number: int) -> str:
-        tags = {"sweep.role": "train", "sweep.study": "six", "sweep.from_trial": str(number)}
+        tags = {
+            "sweep.role": "train",
+            "sweep.study": "six",
+            "sweep.from_trial": str(number),
+        }
         run = self.client.create_run(self.experiment, tags=tags, run_name="final")
         return f"run final ({run.info.run_id})"
 

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sweep.config import RunConfig
-from sweep.retention import Best, KeepBest, KeepEverything
+from sweep.config.settings import RunConfig
+from sweep.files.trial_folder import trial_folder
+from sweep.keeping.retention import KeepBest, KeepEverything, TopTrials
 from sweep.testing import example_records
 from sweep.trial import CheckpointDropped, TrialFinished, TrialState
-from sweep.trial_files import trial_folder
 
 DROPPED = "sweep.checkpoint_dropped"
 
@@ -61,7 +61,7 @@ class Shelf:
 @given(st.lists(st.floats(0, 1), max_size=40), st.integers(1, 5))
 def test_the_best_k_are_those_of_sorting(values: list[float], k: int) -> None:
     """Whatever comes in whatever order; of equals the earlier number."""
-    best, out = Best(k), []
+    best, out = TopTrials(k), []
     for number, value in enumerate(values):
         out.append(best.add(value, number))
     ranked = sorted(range(len(values)), key=lambda n: (-values[n], n))

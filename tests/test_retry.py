@@ -17,8 +17,9 @@ from searches import INLINE, Call, Finished, mlflow_client
 
 import sweep
 from sweep import api
-from sweep.config import RunConfig
-from sweep.ledger import LedgerTrial, open_study
+from sweep.config.settings import RunConfig
+from sweep.ledger.study import open_study
+from sweep.ledger.trials import LedgerTrial
 from sweep.trial import EpochReport, Record, StudyInfo
 
 SPACE = """# Two kinds of failure.

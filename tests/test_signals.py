@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from sweep.signals import SAME_SIGNAL_S, interrupting, stopping
+from sweep.environment.signals import SAME_SIGNAL_S, interrupting, stopping
 
 
 def send(number: signal.Signals) -> None:
@@ -98,7 +98,7 @@ def test_a_command_that_starts_is_interrupted() -> None:
 
 WORKER = """
 import multiprocessing, os, signal, subprocess, sys, time
-from sweep import signals
+from sweep.environment import signals
 
 signals.leave_to_driver()
 for number in signals.STOPPING:
@@ -123,7 +123,7 @@ def test_a_worker_lets_signals_pass_and_its_children_do_not() -> None:
 
 DRIVER = """
 import subprocess, time
-from sweep import signals
+from sweep.environment import signals
 
 child = subprocess.Popen(["sleep", "600"], process_group=0)
 print(child.pid, flush=True)

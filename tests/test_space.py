@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sweep import options
-from sweep.document import Faults, plain, read_document
+from sweep import hyperparameters as options
+from sweep.config.document import Faults, plain, read_document
 from sweep.errors import SpaceError
 from sweep.space import (
     canonical_key,

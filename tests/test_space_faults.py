@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sweep import options
+from sweep import hyperparameters as options
 from sweep.errors import NotFoundError, SpaceError
 from sweep.space import load_space, parse_space, sample
 

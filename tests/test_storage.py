@@ -17,10 +17,10 @@ from alembic.script import ScriptDirectory
 from searches import INLINE, Call, query
 
 import sweep
+from sweep.databases.sqlite import disk_fault, is_disk_full
 from sweep.errors import StoreError
-from sweep.ledger import create_study, list_studies, open_study
-from sweep.sqlite import disk_fault, is_disk_full
-from sweep.storage import open_storage
+from sweep.ledger.storage import open_storage
+from sweep.ledger.study import create_study, list_studies, open_study
 from sweep.tracking.store import connect
 
 OPTUNA, MLFLOW = Path("mlruns/optuna.db"), Path("mlflow.db")
@@ -188,7 +188,7 @@ def test_an_older_file_without_a_note_of_its_version_is_opened(six: Path) -> Non
 
 NEW = """
 import sys
-from sweep.ledger import create_study
+from sweep.ledger.study import create_study
 create_study("sqlite:///optuna.db", "mine", "maximize")[0].close()
 """
 

@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 
 import sweep
-from sweep import options
+from sweep import hyperparameters as options
 from sweep.api import prepare
-from sweep.config import RunConfig
+from sweep.config.settings import RunConfig
 from sweep.errors import ConfigError, StudyFailedError, StudyLockedError, UndeliveredError
-from sweep.ledger import open_study
-from sweep.recovery import study_lock
+from sweep.ledger.locks import study_lock
+from sweep.ledger.study import open_study
 from sweep.redact import redacted
+from sweep.search.study import Listeners, first_configurations, search, stored_config
 from sweep.space import load_space, parse_space
-from sweep.study import Listeners, first_configurations, search, stored_config
 from sweep.testing import RecordingListener, example_epoch, example_study
 from sweep.trial import TrialFinished, TrialStarted, WorkerReady
 

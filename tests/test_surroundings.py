@@ -12,8 +12,13 @@ from pathlib import Path
 import pytest
 from searches import SWEEP
 
-from sweep.imports import import_object
-from sweep.surroundings import PACKAGE_ROOT, foreign_set_aside, import_path, without_foreign
+from sweep.environment.surroundings import (
+    PACKAGE_ROOT,
+    foreign_set_aside,
+    import_path,
+    without_foreign,
+)
+from sweep.loading import import_object
 
 LAUNCHED = {
     "RANK": "3", "WORLD_SIZE": "4", "SLURM_NTASKS": "4", "SLURM_PROCID": "3",
@@ -66,7 +71,7 @@ def test_a_named_module_is_found_in_the_folder(
 
 STREAMS = """
 import os, sys
-from sweep.surroundings import fill_standard_streams
+from sweep.environment.surroundings import fill_standard_streams
 fill_standard_streams()
 os.write(int(sys.argv[1]), b"%d" % os.open("/dev/null", os.O_RDONLY))
 """
@@ -101,7 +106,7 @@ def test_no_home_is_no_obstacle() -> None:
     if subprocess.run([*unshare, "true"], capture_output=True, check=False).returncode:
         pytest.skip("no user namespaces here")
     program = (
-        "import sweep.surroundings as s; s.ensure_home(); from pathlib import Path;"
+        "import sweep.environment.surroundings as s; s.ensure_home(); from pathlib import Path;"
         "print(Path.home())"
     )
     env = {k: v for k, v in os.environ.items() if k != "HOME"}

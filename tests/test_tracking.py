@@ -23,7 +23,7 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from sweep import sqlite
+from sweep.databases import sqlite
 from sweep.errors import DiskError, NotFoundError, StoreError, UndeliveredError
 from sweep.tracking import (
     MlflowTracker,

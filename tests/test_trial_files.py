@@ -19,8 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sweep.errors import DiskError
-from sweep.trial import EpochReport, Failure, TrialResult, TrialSpec
-from sweep.trial_files import (
+from sweep.files.trial_folder import (
     forget_verdict,
     read_verdict,
     replace_file,
@@ -30,6 +29,7 @@ from sweep.trial_files import (
     trial_folder,
     write_verdict,
 )
+from sweep.trial import EpochReport, Failure, TrialResult, TrialSpec
 
 SPEC = TrialSpec(17, {"hidden": (64, 32), "optimizer": "Adam", "lr": 1e-3}, 2**62 + 1)
 REPORTS = [
@@ -182,7 +182,7 @@ def test_where_memory_is_out_no_file_is_called_damaged(folder: Path) -> None:
     code = f"""
         import resource
         from pathlib import Path
-        from sweep.trial_files import resume_point
+        from sweep.files.trial_folder import resume_point
         folder = Path({str(folder)!r})
         assert resume_point(folder) is not None
         n_pages = int(Path("/proc/self/statm").read_text().split()[0])
@@ -244,6 +244,7 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
 
 def test_the_driver_reads_verdicts_without_torch() -> None:
     """Importing trial_files loads nothing heavy."""
-    code = "import sys, sweep.trial_files; print({'torch', 'numpy', 'optuna'} & set(sys.modules))"
+    heavy = "{'torch', 'numpy', 'optuna'}"
+    code = f"import sys, sweep.files.trial_folder; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

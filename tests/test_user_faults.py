@@ -12,8 +12,8 @@ import pytest
 from searches import Call, mlflow_client, start_sweep, sweep, wait_for_line
 
 import sweep as library
-from sweep.endings import LONGEST_TRACEBACK, summary_of
-from sweep.ledger import open_study
+from sweep.ledger.study import open_study
+from sweep.search.endings import LONGEST_TRACEBACK, summary_of
 from sweep.trial import Failure, TrialFinished, TrialState
 
 STORAGE = "sqlite:///mlruns/optuna.db"

@@ -9,10 +9,11 @@ import pytest
 from searches import INLINE, Call
 
 import sweep
-from sweep.config import RunConfig
-from sweep.ledger import LedgerTrial, open_study
+from sweep.config.settings import RunConfig
+from sweep.ledger.study import open_study
+from sweep.ledger.trials import LedgerTrial
+from sweep.search.warmstart import MAX_CARRIED, as_history, carry, differences, incomparable
 from sweep.space import parse_space
-from sweep.warmstart import MAX_CARRIED, as_history, carry, differences, incomparable
 
 NARROW = """# Half of it.
 parameters:

@@ -25,8 +25,8 @@ def data(
       sweep data
       sweep data mnist --fetch
     """
-    from sweep import datasets
-    from sweep.config import resolve
+    from sweep.config.settings import resolve
+    from sweep.data import catalog as datasets
     from sweep.reporting.display import width_and_color
     from sweep.reporting.tables import render_rows
 

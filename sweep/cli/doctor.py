@@ -27,9 +27,9 @@ def doctor(study: str | None, fix: bool, **flags: Any) -> int:
     Example:
       sweep doctor digits-mlp --fix
     """
-    from sweep.doctor import examine
-    from sweep.ledger import open_study
-    from sweep.recovery import owned_study
+    from sweep.ledger.locks import owned_study
+    from sweep.ledger.study import open_study
+    from sweep.repair.doctor import examine
     from sweep.reuse.best import located, only_study
 
     config = where(flags)

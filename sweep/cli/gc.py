@@ -27,11 +27,11 @@ def gc(study: str | None, keep: int, dry_run: bool, **flags: Any) -> None:
     Example:
       sweep gc digits-mlp --keep 10 --dry-run
     """
-    from sweep import housekeeping
     from sweep.api import bring_up
     from sweep.errors import UndeliveredError
-    from sweep.ledger import open_study
-    from sweep.recovery import owned_study
+    from sweep.keeping import gc as housekeeping
+    from sweep.ledger.locks import owned_study
+    from sweep.ledger.study import open_study
     from sweep.reuse.best import located, only_study
 
     config = where(flags)

@@ -16,10 +16,10 @@ from typing import Any
 import click
 
 from sweep import __version__
+from sweep.environment.signals import interrupting
+from sweep.environment.surroundings import fill_standard_streams, foreign_set_aside, import_path
 from sweep.errors import DiskError, SweepError, os_error_text
 from sweep.redact import redacted
-from sweep.signals import interrupting
-from sweep.surroundings import fill_standard_streams, foreign_set_aside, import_path
 
 COMMANDS = {
     "run": "sweep.cli.run:run",
@@ -132,7 +132,7 @@ class _Terminal(io.FileIO):
 
 def _tell_unknown_variables() -> None:
     if any(name.startswith("SWEEP_") for name in os.environ):
-        from sweep.config import unknown_variables
+        from sweep.config.settings import unknown_variables
 
         for line in unknown_variables(os.environ):
             click.echo(f"sweep: {line}", err=True)

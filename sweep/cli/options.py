@@ -9,14 +9,14 @@ from typing import Any, TypeVar
 
 import click
 
-from sweep import parsers
-from sweep.config import Resolved, RunConfig, flag_name, public_name, resolve
+from sweep.config import parsers
+from sweep.config.settings import Resolved, RunConfig, flag_name, public_name, resolve
 
 F = TypeVar("F", bound=Callable[..., Any])
 WHERE = ("storage", "tracking_uri", "work_dir")
 GROUPS = {
     "search": (
-        "study", "data", "data_dir", "space", "module", "sampler", "pruner", "metric",
+        "study", "data", "data_dir", "space", "module", "sampler", "history", "pruner", "metric",
         "direction", "seed", "batch_size", "baseline", "config_file", "fork",
     ),
     "budget": (
@@ -114,7 +114,7 @@ def where(flags: dict[str, Any], config_file: Path | None = None) -> RunConfig:
 
 def print_config(resolved: Resolved) -> None:
     """Each setting, its value, and where it came from."""
-    from sweep.document import write_document
+    from sweep.config.document import write_document
     from sweep.redact import redacted
 
     for field in dataclasses.fields(RunConfig):
@@ -134,7 +134,7 @@ def study_argument(function: F) -> F:
 
 def _complete_study(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     from sweep.errors import SweepError
-    from sweep.ledger import list_studies
+    from sweep.ledger.study import list_studies
 
     try:
         config = where({k: v for k, v in ctx.params.items() if k in WHERE})

@@ -26,7 +26,7 @@ def list_command(columns: str | None, fmt: Format, **flags: Any) -> None:
       sweep list --format json
       sweep list --columns study,best
     """
-    from sweep.ledger import list_studies
+    from sweep.ledger.study import list_studies
     from sweep.reporting.filters import chosen
     from sweep.reporting.rows import LEAST_OF_A_STUDY, STUDY_COLUMNS, study_row
 
@@ -67,7 +67,7 @@ def trials(
       sweep trials digits-mlp --state fail
       sweep trials digits-mlp --sort lr --format csv > trials.csv
     """
-    from sweep.ledger import open_study
+    from sweep.ledger.study import open_study
     from sweep.reporting.filters import chosen, in_states, matching
     from sweep.reporting.rows import (
         FAILURE_COLUMNS,
@@ -113,7 +113,7 @@ def show(what: str, trial: int | None, fmt: Format, **flags: Any) -> None:
       sweep show 17
     """
     from sweep.errors import NotFoundError
-    from sweep.ledger import open_study
+    from sweep.ledger.study import open_study
     from sweep.reporting.display import for_stream
     from sweep.reporting.rows import in_words, study_fields, trial_fields
     from sweep.reporting.tables import render_fields

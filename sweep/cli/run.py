@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from sweep.cli.options import GroupedCommand, config_options, expanded, print_config
-from sweep.config import flag_name, resolve
+from sweep.config.settings import flag_name, resolve
 from sweep.errors import OUT_OF_TIME, StudyInterrupted
 from sweep.redact import redacted
 
@@ -117,7 +117,7 @@ def _places(config: Any) -> dict[str, str]:
 
 
 def _commands(config: Any, outcome: Any) -> list[tuple[str, str]]:
-    from sweep.config import RunConfig
+    from sweep.config.settings import RunConfig
     from sweep.reporting.summary import next_commands
 
     return next_commands(
@@ -145,7 +145,7 @@ def _going_on(config: Any) -> str:
 
     The environment and the study, as it is stored, say the other settings. Passwords are left out.
     """
-    from sweep.study import VOLATILE, stored_config
+    from sweep.search.study import VOLATILE, stored_config
 
     flags = {"storage": _unknown(config, "storage")}
     if resolve({}).config.study_name != config.study_name:
@@ -174,9 +174,9 @@ def _unknown(config: Any, field: str) -> str | None:
 
 
 def _dry_run(config: Any, space: Any) -> int:
-    from sweep import datasets
+    from sweep.data import catalog as datasets
+    from sweep.search.study import first_configurations
     from sweep.space import run_name, sample
-    from sweep.study import first_configurations
 
     click.echo(
         f"study {config.study_name}: {config.trials} trials of at most {config.epochs} epochs on "

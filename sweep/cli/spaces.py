@@ -45,7 +45,7 @@ def validate(file: str, samples: int, **flags: Any) -> None:
       sweep validate search_spaces/mlp.yaml
       sweep validate my_space.yaml --module my_package.models:MyModule
     """
-    from sweep.config import resolve, vocabulary
+    from sweep.config.settings import resolve, vocabulary
     from sweep.space import load_space, run_name, sample
 
     config = resolve(flags).config
@@ -60,9 +60,9 @@ def validate(file: str, samples: int, **flags: Any) -> None:
 
 
 def _check_module(module: str, space: Any) -> None:
-    from sweep.config import DEFAULT_MODULE
     from sweep.errors import ConfigError
-    from sweep.imports import import_object
+    from sweep.hyperparameters import DEFAULT_MODULE
+    from sweep.loading import import_object
 
     if module == DEFAULT_MODULE:
         return  # its names were the vocabulary

@@ -36,8 +36,8 @@ def train(
       sweep train --config best.yaml --data mnist --epochs 15
       sweep train --study digits-mlp
     """
-    from sweep import datasets
-    from sweep.config import resolve
+    from sweep.config.settings import resolve
+    from sweep.data import catalog as datasets
     from sweep.errors import ConfigError
 
     if (config_file is None) == (flags["study"] is None):

@@ -25,7 +25,7 @@ def ui(host: str, port: int, **flags: Any) -> None:
       sweep ui
       sweep ui --tracking-uri sqlite:////home/me/project/mlflow.db --port 5001
     """
-    from sweep.config import resolve
+    from sweep.config.settings import resolve
     from sweep.redact import redacted
     from sweep.tracking.uri import resolve as absolute
 

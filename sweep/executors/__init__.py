@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
-from sweep import datasets
-from sweep.config import RunConfig
-from sweep.trial import Executor, Task
+from sweep.config.settings import RunConfig
+from sweep.data import catalog as datasets
+from sweep.protocols import Executor
+from sweep.trial import Task
 
 if TYPE_CHECKING:
     from sweep.space import Space

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from sweep.trial import Exchange, Task
+from sweep.protocols import Exchange
+from sweep.trial import Task
 
 
 class InlineExecutor:

@@ -16,14 +16,15 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from sweep import signals
+from sweep.environment import signals
+from sweep.environment.surroundings import fill_standard_streams, import_path, without_foreign
 from sweep.errors import StudyFailedError
 from sweep.executors.memory import MemoryLimit
 from sweep.executors.messages import Crash
+from sweep.files.trial_folder import make_private_folder
+from sweep.protocols import Exchange
 from sweep.redact import redacted
-from sweep.surroundings import fill_standard_streams, import_path, without_foreign
-from sweep.trial import Exchange, Failure, Notice, Orders, Report, Stop, Task, TrialResult
-from sweep.trial_files import make_private_folder
+from sweep.trial import Failure, Notice, Orders, Report, Stop, Task, TrialResult
 
 TICK_S = 0.5
 HANG_GRACE_S = 5.0

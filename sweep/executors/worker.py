@@ -21,10 +21,10 @@ from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from typing import cast
 
-from sweep import signals
+from sweep.environment import signals
 from sweep.errors import SweepError
 from sweep.executors.messages import Crash
-from sweep.imports import collector_paused
+from sweep.loading import collector_paused
 from sweep.redact import redacted
 from sweep.trial import Orders, Report, Task
 
@@ -59,7 +59,7 @@ def main() -> None:
         from sweep.training import make_trainer
 
         with collector_paused():
-            trainer = make_trainer(task, is_own_process=True)
+            trainer = make_trainer(task)
         gc.freeze()  # the libraries stay: 0.4 s less for the first export, and a fast exit
         trainer.train(PipeExchange(pipe))
     except BaseException as error:  # noqa: BLE001 - whatever it is, the driver has to know

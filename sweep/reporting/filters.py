@@ -34,7 +34,7 @@ _CONDITION = re.compile(
 
 
 @dataclass(frozen=True)
-class Condition:
+class Filter:
     """One comparison of a column with a value."""
 
     name: str
@@ -42,11 +42,11 @@ class Condition:
     value: str
 
 
-def parse_where(text: str) -> list[Condition]:
+def parse_where(text: str) -> list[Filter]:
     """The conditions of a `--where`. Raises UsageError for any other text.
 
     >>> parse_where("lr<=1e-2 and data='my data'")[1]
-    Condition(name='data', op='=', value='my data')
+    Filter(name='data', op='=', value='my data')
     """
     conditions, at = [], 0
     while True:
@@ -55,7 +55,7 @@ def parse_where(text: str) -> list[Condition]:
             raise UsageError(f"--where {_GRAMMAR}, but got {text[at:]!r}")
         op, value = match["op"].replace("==", "="), match["value"]
         quoted = value[0] in "\"'"
-        conditions.append(Condition(match["name"], op, value[1:-1] if quoted else value))
+        conditions.append(Filter(match["name"], op, value[1:-1] if quoted else value))
         if not match["end"]:
             return conditions
         at = match.end()
@@ -101,7 +101,7 @@ def _state(word: str) -> str:
     return state
 
 
-def _test_of(condition: Condition, column: Sequence[Any]) -> Callable[[Any], bool]:
+def _test_of(condition: Filter, column: Sequence[Any]) -> Callable[[Any], bool]:
     """What a cell must pass. Raises UsageError where the value cannot be compared with any."""
     name, wanted, number = condition.name, condition.value, _number(condition.value)
     present = [value for value in column if not _is_missing(value)]

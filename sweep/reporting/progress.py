@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from sweep.endings import seconds_of
 from sweep.objective import Objective
 from sweep.trial import (
     EpochReport,
@@ -19,6 +18,7 @@ from sweep.trial import (
     TrialStarted,
     TrialState,
     WorkerReady,
+    seconds_of,
 )
 
 SAME_EPOCH_S = 0.05
@@ -50,7 +50,7 @@ class TrialProgress:
 
     @property
     def seconds(self) -> float:
-        """Its training time so far (see `sweep.endings.seconds_of`)."""
+        """Its training time so far (see `sweep.search.endings.seconds_of`)."""
         return seconds_of(self.metrics.values())
 
 

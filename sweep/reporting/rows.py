@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sweep.ledger import LedgerTrial, StudySummary
+from sweep.ledger.trials import LedgerTrial, StudySummary
 from sweep.reporting.formats import format_metric, sparkline
 
 STUDY_COLUMNS = (

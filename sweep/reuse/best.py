@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sweep import options
-from sweep.config import DEFAULT_MODULE, RunConfig
+from sweep import hyperparameters as options
+from sweep.config.settings import RunConfig
 from sweep.errors import NotFoundError
-from sweep.ledger import Ledger, LedgerTrial, best_trial, open_study
+from sweep.hyperparameters import DEFAULT_MODULE
+from sweep.ledger.study import Ledger, open_study
+from sweep.ledger.trials import LedgerTrial, best_trial
 from sweep.reuse.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -83,7 +85,7 @@ class Best:
         An MLPClassifier takes float32 samples (n, ...) with F values each and gives class logits
         (n, C). Raises NotFoundError if the checkpoint is gone.
         """
-        from sweep.imports import import_object
+        from sweep.loading import import_object
 
         module = import_object(self.recipe.module, "module")
         loaded: lightning.LightningModule = module.load_from_checkpoint(
@@ -163,7 +165,7 @@ def checkpoint_place(trial: LedgerTrial, where: RunConfig) -> str | None:
 
 def only_study(where: RunConfig) -> str:
     """The one study there is. Raises NotFoundError where there are none, or several."""
-    from sweep.ledger import list_studies
+    from sweep.ledger.study import list_studies
 
     studies = list_studies(where.storage)
     begun = [s for s in studies if any(s.n_by_state.values())]  # others came to nothing

@@ -17,7 +17,11 @@ from typing import Any
 
 import lightning
 
-from sweep.config import RunConfig
+from sweep.config.settings import RunConfig
+from sweep.data.tensors import Batches, FinalData, load_final_data
+from sweep.environment.provenance import provenance
+from sweep.environment.signals import stopping
+from sweep.environment.surroundings import foreign_set_aside
 from sweep.errors import (
     StoreError,
     StudyFailedError,
@@ -26,21 +30,25 @@ from sweep.errors import (
     UndeliveredError,
 )
 from sweep.executors import make_task
-from sweep.provenance import provenance
+from sweep.files.trial_folder import (
+    replace_file,
+    resume_file,
+    spec_digest,
+    starts_again,
+    trial_folder,
+)
 from sweep.reuse.engine import train_alone
 from sweep.reuse.recipe import Recipe
-from sweep.signals import stopping
-from sweep.surroundings import foreign_set_aside
 from sweep.tracking import TrainingInfo, TrainingOutcome, TrainingRun
 from sweep.training.checkpoints import write_checkpoint
 from sweep.training.choice import why_plain
-from sweep.training.data import Batches, FinalData, load_final_data
 from sweep.training.devices import lightning_devices
 from sweep.training.exports import export_model
 from sweep.training.fluent import FluentCalls
 from sweep.training.mlp import MLPClassifier
 from sweep.training.modules import build_module
-from sweep.training.plain_run import PlainRun
+from sweep.training.plain.run import PlainRun
+from sweep.training.plain.trainer import EVALUATION_BATCH
 from sweep.training.quiet import hush_lightning, quiet_trainer
 from sweep.training.resuming import (
     AtomicCheckpointIO,
@@ -50,7 +58,6 @@ from sweep.training.resuming import (
     seed_everything,
     unusable,
 )
-from sweep.training.single import EVALUATION_BATCH
 from sweep.trial import (
     EpochReport,
     Notice,
@@ -61,13 +68,6 @@ from sweep.trial import (
     TrialSpec,
     TrialState,
     derive_seed,
-)
-from sweep.trial_files import (
-    replace_file,
-    resume_file,
-    spec_digest,
-    starts_again,
-    trial_folder,
 )
 
 EpochHook = Callable[[int, Mapping[str, float]], None]

@@ -11,20 +11,20 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from sweep.data.tensors import FinalData, epoch_order
 from sweep.errors import StudyFailedError
+from sweep.protocols import Exchange
 from sweep.training.choice import precision_of
-from sweep.training.data import FinalData, epoch_order
+from sweep.training.compiled.kernel import load_kernel
 from sweep.training.failures import classify, not_finite
-from sweep.training.fused import DTYPES, SLOWER
-from sweep.training.kernel import load_kernel
-from sweep.training.lanes import Lanes
+from sweep.training.fused.lanes import Lanes
+from sweep.training.fused.population import Population, nothing
+from sweep.training.fused.run import Run
+from sweep.training.fused.trainer import DTYPES, SLOWER
 from sweep.training.members import Samples
 from sweep.training.mlp import MLPClassifier
-from sweep.training.population import Population, nothing
-from sweep.training.products import fastest_linear
 from sweep.training.resuming import Keeper, load_resume_file, now_ms, unusable
-from sweep.training.runs import Run
-from sweep.trial import Exchange, Notice, Report, Task, TrialSpec
+from sweep.trial import Notice, Report, Task, TrialSpec
 
 
 def train_alone(
@@ -95,8 +95,6 @@ def _lanes(task: Task, data: FinalData, said: list[Report]) -> Iterator[Lanes]:
     if device.type == "cpu":
         loaded = load_kernel(dtype.itemsize)
         kernel = loaded.kernel
-        if kernel is None:
-            fastest_linear()
         if loaded.why_not:
             said.append(Notice(now_ms(), f"{SLOWER}: {loaded.why_not}"))
 

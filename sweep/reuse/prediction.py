@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sweep import datasets
-from sweep.config import DEFAULT_MODULE
+from sweep.data import catalog as datasets
 from sweep.errors import DataError
+from sweep.hyperparameters import DEFAULT_MODULE
 from sweep.reuse.recipe import Recipe
 
 if TYPE_CHECKING:

@@ -10,10 +10,12 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from sweep import options, parsers
-from sweep.config import DEFAULT_MODULE, RunConfig, read_config_file
-from sweep.document import Node, plain, show, write_document
+from sweep import hyperparameters as options
+from sweep.config import parsers
+from sweep.config.document import Node, plain, show, write_document
+from sweep.config.settings import RunConfig, read_config_file
 from sweep.errors import ConfigError, must_be_one_of
+from sweep.hyperparameters import DEFAULT_MODULE
 from sweep.reporting.tables import plain as json_ready
 
 EXPLICIT_ARGUMENTS = (
@@ -97,7 +99,7 @@ def as_lightning(recipe: Recipe) -> str:
         "trainer": {"max_epochs": recipe.epochs, "precision": recipe.precision},
         "model": model | {"init_args": arguments},
         "data": {
-            "class_path": "sweep.training.datamodule.SweepData",
+            "class_path": "sweep.data.datamodule.SweepData",
             "init_args": {
                 "name": recipe.data, "batch_size": recipe.batch_size, "seed": recipe.seed,
             },

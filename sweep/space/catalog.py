@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from sweep.document import read_text
+from sweep.config.document import read_text
 from sweep.errors import NotFoundError, SpaceError, must_be_one_of
 from sweep.space.definition import Space
 from sweep.space.parser import parse_space

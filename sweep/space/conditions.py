@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from sweep import options
-from sweep.document import Faults, show
+from sweep import hyperparameters as options
+from sweep.config.document import Faults, show
 from sweep.errors import must_be_one_of
 from sweep.space.parameters import Condition, FloatRange, Parameter, Widths, same
 from sweep.space.reading import Entry

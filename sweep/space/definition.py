@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sweep.document import show
+from sweep.config.document import show
 from sweep.errors import SpaceError, must_be_one_of
 from sweep.space.parameters import Parameter, Scalar, Suggester, same
 from sweep.space.trials import KnownTrial, RandomTrial

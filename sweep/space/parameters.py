@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sweep.document import show
+from sweep.config.document import show
 from sweep.errors import must_be_one_of
 from sweep.trial import HyperValue
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
-from sweep import options
-from sweep.document import show
+from sweep import hyperparameters as options
+from sweep.config.document import show
 from sweep.errors import must_be_one_of
 from sweep.space.parameters import is_integer, is_number
 from sweep.trial import HyperValue

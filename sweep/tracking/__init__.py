@@ -16,7 +16,6 @@ Light to import: mlflow itself is loaded when something is opened.
     run.py       one run                                    (loads mlflow)
     model.py     one logged model                           (loads mlflow)
     store.py     the connection                             (loads mlflow)
-    blank.py     a new SQLite store                         (loads mlflow)
     disposal.py  checkpoints and models that go
 """
 

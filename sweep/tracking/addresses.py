@@ -21,7 +21,7 @@ from urllib.parse import quote
 from mlflow.entities import Experiment
 from mlflow.utils.file_utils import local_file_uri_to_path
 
-from sweep import sqlite
+from sweep.databases import sqlite
 from sweep.errors import DiskError, NotFoundError, StoreError
 from sweep.tracking.uri import quiet
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sweep.files.trial_folder import folder_bytes
 from sweep.tracking.uri import quiet
-from sweep.trial_files import folder_bytes
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel, Run

@@ -23,7 +23,7 @@ from typing import Any
 import yaml
 from mlflow.entities import LifecycleStage, LoggedModelOutput, Metric, Run
 
-from sweep.config import DEFAULT_MODULE
+from sweep.hyperparameters import DEFAULT_MODULE
 from sweep.redact import redacted
 from sweep.tracking import keys, overview
 from sweep.tracking.disposal import DROPPED_TAG, drop_files

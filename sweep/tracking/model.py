@@ -30,8 +30,8 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from mlflow.types.schema import Schema, TensorSpec
 
-from sweep.config import DEFAULT_MODULE
-from sweep.datasets import is_custom
+from sweep.data.catalog import is_custom
+from sweep.hyperparameters import DEFAULT_MODULE
 from sweep.tracking.run import RunLog
 from sweep.tracking.store import Store
 from sweep.trial import DatasetInfo

@@ -18,7 +18,7 @@ from sweep.tracking.disposal import DROPPED_TAG
 from sweep.tracking.keys import SYSTEM
 from sweep.tracking.tracker import routed
 from sweep.tracking.uri import one_line, quiet, without_credentials
-from sweep.trial import StudyFinished, StudyInfo, TrialHistory, TrialState
+from sweep.trial import Recollection, StudyFinished, StudyInfo, TrialHistory, TrialState
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric, Run
@@ -57,22 +57,8 @@ class Disagreement:
     """The repair was tried, and MLflow did not take it."""
 
 
-class Recollection(Protocol):
-    """The record of a finished trial, as far as it is known."""
-
-    @property
-    def history(self) -> TrialHistory:
-        """What its run is to show."""
-        ...
-
-    @property
-    def lost(self) -> Sequence[str]:
-        """What nothing remembers, e.g. "its checkpoint"."""
-        ...
-
-
 class Memory(Protocol):
-    """What ledger and files know of a study; `sweep.recollection` has it."""
+    """What ledger and files know of a study; `sweep.repair.recollection` has it."""
 
     def states(self) -> Mapping[int, TrialState]:
         """The state of each trial."""

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from mlflow import MlflowClient
 from mlflow.entities import Experiment, LoggedModel, Run, RunInputs
 
-from sweep import sqlite
+from sweep.databases import sqlite
 from sweep.errors import SweepError
 from sweep.tracking.store import Store, in_one_line
 from sweep.tracking.uri import one_line, resolve

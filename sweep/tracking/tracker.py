@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sweep import sqlite
+from sweep.databases import sqlite
+from sweep.databases.sqlite import is_disk_full
 from sweep.errors import StoreError, UndeliveredError
 from sweep.objective import Objective
-from sweep.sqlite import is_disk_full
 from sweep.tracking.disposal import DROPPED_TAG
 from sweep.tracking.pending import Pace, Pending, named
 from sweep.tracking.uri import one_line, quiet, shown, without_credentials

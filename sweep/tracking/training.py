@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sweep.config import DEFAULT_MODULE
+from sweep.hyperparameters import DEFAULT_MODULE
 from sweep.tracking.keys import flat_params, metric_keys
 from sweep.tracking.uri import quiet
 from sweep.trial import DatasetInfo, EpochReport, TrialState

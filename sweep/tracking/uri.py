@@ -7,7 +7,7 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping
 
-from sweep import sqlite
+from sweep.databases import sqlite
 from sweep.errors import ConfigError, StoreError
 from sweep.redact import is_redacted, redacted
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import lightning
 
+from sweep.files.trial_folder import replace_file
 from sweep.training.resuming import saved_bytes
-from sweep.trial_files import replace_file
 
 
 def write_checkpoint(

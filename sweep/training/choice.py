@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from sweep.config import DEFAULT_MODULE
-from sweep.datasets import is_custom
+from sweep.data.catalog import is_custom
+from sweep.hyperparameters import DEFAULT_MODULE
 from sweep.trial import Task, TrainerName
 
 FUSED_PRECISIONS = ("32-true", "64-true")

@@ -6,7 +6,7 @@ import time
 
 import torch
 
-from sweep.training.data import SearchData
+from sweep.data.tensors import SearchData
 from sweep.trial import Task, TrainerName, WorkerReady
 
 

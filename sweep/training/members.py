@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from sweep.training.layout import Shape
-from sweep.training.optimizers import Rule
-from sweep.training.stack import Dropout
+from sweep.training.optimizers import OptimizerRule
+from sweep.training.stacked.layout import Shape
+from sweep.training.stacked.stack import Dropout
 
 Linears = list[tuple[Tensor, Tensor]]
 """(weight (H_out, H_in), bias (H_out)) of each layer."""
@@ -38,12 +38,12 @@ class Samples:
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
+class TrainingPlan:
     """How one trial is trained."""
 
     number: int
     shape: Shape
-    rule: Rule
+    rule: OptimizerRule
     lr: float
     schedule: str = "constant"
     clip_norm: float | None = None
@@ -54,7 +54,7 @@ class Recipe:
 class Member:
     """A trial in a population."""
 
-    recipe: Recipe
+    recipe: TrainingPlan
     initial: Linears
     """Weights to start with."""
     epoch: int = 0

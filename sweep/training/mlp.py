@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchmetrics.classification import MulticlassAccuracy
 
-from sweep import options
+from sweep import hyperparameters as options
 from sweep.errors import must_be_one_of
 from sweep.trial import derive_seed
 
@@ -73,17 +73,17 @@ class MLPClassifier(lightning.LightningModule):
         in_features: F, the product of one sample's shape.
         n_classes: C.
         hidden: Units of each hidden layer; an empty sequence is a linear classifier.
-        activation: One of `sweep.options.ACTIVATIONS`.
+        activation: One of `sweep.hyperparameters.ACTIVATIONS`.
         dropout: Probability of dropping a hidden unit, 0 <= p < 1.
-        optimizer: One of `sweep.options.OPTIMIZER_ARGUMENTS`.
+        optimizer: One of `sweep.hyperparameters.OPTIMIZER_ARGUMENTS`.
         lr: Learning rate.
-        schedule: One of `sweep.options.SCHEDULES`, over the Trainer's `max_epochs`.
+        schedule: One of `sweep.hyperparameters.SCHEDULES`, over the Trainer's `max_epochs`.
         clip_norm: Largest gradient 2-norm over all parameters; None: no clipping.
         input_mean: Mean of the training pixels.
         input_std: Standard deviation of the training pixels.
         seed: Initial weights and dropout masks depend on it alone.
         **optimizer_arguments: What the optimizer takes beside `lr`, under the names of
-            `sweep.options.OPTIMIZER_ARGUMENTS`; None means torch's default.
+            `sweep.hyperparameters.OPTIMIZER_ARGUMENTS`; None means torch's default.
 
     Raises:
         ValueError: An unknown name, or an argument that the optimizer does not take.

@@ -9,11 +9,11 @@ from typing import Any
 import lightning
 import torch
 
-from sweep import options
-from sweep.config import DEFAULT_MODULE
+from sweep import hyperparameters as options
+from sweep.data.tensors import FinalData, SearchData
 from sweep.errors import must_be_one_of
-from sweep.imports import import_object
-from sweep.training.data import FinalData, SearchData
+from sweep.hyperparameters import DEFAULT_MODULE
+from sweep.loading import import_object
 from sweep.training.mlp import MLPClassifier
 
 

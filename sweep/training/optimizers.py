@@ -34,7 +34,7 @@ class Slices:
     """The trial's step count (float32, shape ()), repeated for each of `params`."""
 
 
-class Rule(ABC):
+class OptimizerRule(ABC):
     """What an optimizer does to one trial in one step."""
 
     n_states: int
@@ -47,7 +47,7 @@ class Rule(ABC):
 
 @final
 @dataclass
-class SGD(Rule):
+class SGD(OptimizerRule):
     """`torch.optim.SGD`."""
 
     momentum: float = 0.0
@@ -77,7 +77,7 @@ class SGD(Rule):
 
 @final
 @dataclass
-class Adam(Rule):
+class Adam(OptimizerRule):
     """`torch.optim.Adam`, or `AdamW` where the decay is decoupled."""
 
     betas: tuple[float, float] = (0.9, 0.999)
@@ -96,7 +96,7 @@ class Adam(Rule):
 
 @final
 @dataclass
-class RMSprop(Rule):
+class RMSprop(OptimizerRule):
     """`torch.optim.RMSprop` without centring, as the Adam that it is.
 
     Adam with beta1 = 0, beta2 = alpha and no bias correction (a step count without end) is
@@ -137,7 +137,7 @@ class RMSprop(Rule):
 
 @final
 @dataclass
-class WrittenOutRMSprop(Rule):
+class WrittenOutRMSprop(OptimizerRule):
     """`torch.optim.RMSprop` with centring, or without decay of the squares (alpha = 1)."""
 
     alpha: float = 0.99
@@ -169,10 +169,10 @@ class WrittenOutRMSprop(Rule):
             torch._foreach_addcdiv_(at.params, at.grads, scales, value=-lr)
 
 
-def make_rule(optimizer: str, arguments: Mapping[str, Any]) -> Rule:
+def make_rule(optimizer: str, arguments: Mapping[str, Any]) -> OptimizerRule:
     """The rule for `torch.optim.<optimizer>(**arguments)`; `lr` among them is ignored.
 
-    Raises KeyError for an optimizer not in `sweep.options.OPTIMIZER_ARGUMENTS`, TypeError for
+    Raises KeyError for an optimizer not in `hyperparameters.OPTIMIZER_ARGUMENTS`, TypeError for
     an argument that it does not take.
     """
     given = {name: value for name, value in arguments.items() if name != "lr"}

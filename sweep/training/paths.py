@@ -11,17 +11,8 @@ from collections.abc import Sequence
 
 import torch
 
-from sweep.trial import (
-    Exchange,
-    Orders,
-    Report,
-    Task,
-    Trainer,
-    TrainerName,
-    TrialResult,
-    TrialSpec,
-    WorkerReady,
-)
+from sweep.protocols import Exchange, Trainer
+from sweep.trial import Orders, Report, Task, TrainerName, TrialResult, TrialSpec, WorkerReady
 
 
 class BothPaths:
@@ -98,9 +89,9 @@ class _OneTrial:
 
 def _make_other(task: Task, own: TrainerName) -> Trainer:
     if own == "fused":
-        from sweep.training.single import PlainTrainer
+        from sweep.training.plain.trainer import PlainTrainer
 
         return PlainTrainer(task)
-    from sweep.training.fused import FusedTrainer
+    from sweep.training.fused.trainer import FusedTrainer
 
     return FusedTrainer(dataclasses.replace(task, population=1))

@@ -35,7 +35,7 @@ def quiet_trainer(default_root_dir: str | Path, **arguments: Any) -> lightning.T
     """A Trainer that prints nothing, writes no file by itself, and is the only process.
 
     Each Trainer is made here: one process, whatever batch systems and launchers left in the
-    environment (see `sweep.surroundings`).
+    environment (see `sweep.environment.surroundings`).
     """
     alone = LightningEnvironment()
     alone.set_global_rank(0)  # Lightning took it from RANK, SLURM_PROCID, ... when it was imported

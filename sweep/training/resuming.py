@@ -21,9 +21,7 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from sweep.errors import DiskError
-from sweep.training.failures import classify, raised_by_user_code
-from sweep.trial import EpochReport, Notice, Report, Task, TrialResult, TrialSpec
-from sweep.trial_files import (
+from sweep.files.trial_folder import (
     RESUME_STATE,
     forget_verdict,
     is_whole_checkpoint,
@@ -32,6 +30,9 @@ from sweep.trial_files import (
     trial_folder,
     write_verdict,
 )
+from sweep.loading import raised_by_user_code
+from sweep.training.failures import classify
+from sweep.trial import EpochReport, Notice, Report, Task, TrialResult, TrialSpec
 
 RESUME_KEY = "sweep"
 """Where a resume file keeps what Lightning has no key for."""

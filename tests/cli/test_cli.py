@@ -18,7 +18,7 @@ from searches import Call, environment, mlflow_client, sweep
 
 from sweep.cli.main import COMMANDS
 from sweep.cli.options import GROUPS
-from sweep.config import RunConfig
+from sweep.config.settings import RunConfig
 
 MOST_MODULES = 150
 """Beyond those of click; 127 when this was written, of which 30 are sweep's."""

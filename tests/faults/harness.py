@@ -250,9 +250,9 @@ def check(folder: Path, study: str, plan: Plan) -> list[str]:
 
 def _check_files(folder: Path, study: str, kept: set[int]) -> list[str]:
     """The work folder has files of kept trials only, and the doctor finds nothing."""
-    from sweep.config import RunConfig
-    from sweep.doctor import examine
-    from sweep.ledger import open_study
+    from sweep.config.settings import RunConfig
+    from sweep.ledger.study import open_study
+    from sweep.repair.doctor import examine
     from sweep.reuse.best import located
 
     trials = folder / "mlruns" / ".sweep" / study / "trials"

@@ -15,7 +15,7 @@ import pytest
 from searches import query
 from stores import VARIES, differences, facts, stable
 
-from sweep import sqlite
+from sweep.databases import sqlite
 
 SEED = int(os.environ.get("SWEEP_WRITES_SEED", "5"))
 """Of the places that are tried here: the same ones each time, so that a change is what fails them.
@@ -132,7 +132,7 @@ def test_a_place_is_faulted_in_one_process_only(shim: Path, tmp_path: Path) -> N
 MAKER = """
 import sqlite3, sys
 from pathlib import Path
-from sweep import sqlite
+from sweep.databases import sqlite
 from sweep.errors import DiskError
 try:
     with sqlite.made_aside(Path("made.db").absolute()) as aside:
@@ -176,7 +176,8 @@ import os, shutil, sys
 from pathlib import Path
 import optuna
 from every_write import Shim
-from sweep.ledger import HYPERPARAMETERS, create_study, list_studies, open_study
+from sweep.ledger.study import create_study, list_studies, open_study
+from sweep.ledger.trials import HYPERPARAMETERS
 
 def url(folder):
     return f"sqlite:///{folder.absolute()}/optuna.db"

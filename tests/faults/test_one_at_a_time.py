@@ -13,8 +13,8 @@ import pytest
 from harness import Plan, check
 from searches import children_of, start_sweep, sweep
 
+from sweep.files.trial_folder import read_verdict, trial_folder
 from sweep.trial import EpochReport, TrialResult
-from sweep.trial_files import read_verdict, trial_folder
 
 EPOCHS = 40
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import optuna
 from reporting_records import curve
 
-from sweep.ledger import LedgerTrial
+from sweep.ledger.trials import LedgerTrial
 from sweep.reporting.rows import in_words, shown_columns, trial_columns, trial_fields, trial_row
 from sweep.reporting.tables import render_fields, render_rows
 from sweep.trial import TrialState

@@ -20,7 +20,8 @@ import yaml
 from searches import mlflow_client, query
 
 import sweep
-from sweep.config import RunConfig
+from sweep.config.settings import RunConfig
+from sweep.data.tensors import Batches, load_final_data, load_search_data
 from sweep.errors import (
     ConfigError,
     DataError,
@@ -29,12 +30,11 @@ from sweep.errors import (
     StudyInterrupted,
     UndeliveredError,
 )
-from sweep.ledger import create_study
+from sweep.ledger.study import create_study
 from sweep.reuse import Best, Recipe, find_best, find_trial, read_recipe
 from sweep.reuse.downstream import train
 from sweep.reuse.recipe import FORMATS, as_lightning, as_python, as_yaml
 from sweep.space import load_space
-from sweep.training.data import Batches, load_final_data, load_search_data
 from sweep.training.modules import build_module
 from sweep.training.quiet import quiet_trainer
 from sweep.trial import derive_seed

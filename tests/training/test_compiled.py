@@ -32,8 +32,8 @@ from test_population import (
     weight_distance,
 )
 
-from sweep.training.compiled import CompiledTrials
-from sweep.training.kernel import load_kernel
+from sweep.training.compiled.kernel import load_kernel
+from sweep.training.compiled.trials import CompiledTrials
 from sweep.training.members import Samples
 from sweep.training.mlp import MLPClassifier
 
@@ -239,7 +239,7 @@ def test_narrower_vectors(flags, tmp_path):
         sys.path.insert(0, {str(HERE)!r})
         import torch
         import test_population as t
-        from sweep.training.kernel import load_kernel
+        from sweep.training.compiled.kernel import load_kernel
         assert load_kernel(8).kernel, load_kernel(8).why_not
         setting = t.Setting(t.make_samples(), True)
         for dtype, near in ((torch.float64, 1e-7), (torch.float32, 1e-3)):

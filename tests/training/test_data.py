@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from sweep.datasets import IDX_FILES
-from sweep.errors import ConfigError, DataError, SealedTestSplitError
-from sweep.training.data import (
+from sweep.data.catalog import IDX_FILES
+from sweep.data.tensors import (
     Batches,
     Split,
     epoch_order,
     load_final_data,
     load_search_data,
 )
+from sweep.errors import ConfigError, DataError, SealedTestSplitError
 from sweep.training.mlp import MLPClassifier
 
 # Lightning's own use of torch's pytree, once per Trainer.

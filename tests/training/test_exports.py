@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import zipfile
 
 import pytest
 import torch
 
-from sweep.cache import default_cache_dir
-from sweep.options import ACTIVATIONS
+from sweep.hyperparameters import ACTIVATIONS
 from sweep.training import exports
 from sweep.training.exports import export_model
 from sweep.training.mlp import MLPClassifier
-from sweep.training.templates import PROGRAM, Template, UnknownFormatError
 
 SHAPE = (1, 8, 8)
+PROGRAM = "models/model.json"
 
 
 def build(seed=0, hidden=(12, 9), **given):
@@ -46,7 +44,7 @@ def records(path):
         ((1,), {}),
         ((2, 8), {}),
         ((64, 10), {"activation": "gelu"}),
-        ((101, 103, 107), {}),  # the widths that templates are made with
+        ((101, 103, 107), {}),  # the widths that structures are traced with
         ((40, 40, 40), {"dropout": 0.3}),
         ((9, 500, 3, 7), {"activation": "tanh", "dropout": 0.1}),
     ],
@@ -71,9 +69,9 @@ def test_exported_models_of_one_structure(tmp_path, activation):
         build(seed, hidden, activation=activation, dropout=0.1 + 0.2 * seed)
         for seed, hidden in enumerate([(12, 9), (40, 3), (1, 2)])
     ]
-    before = len(exports._templates)
+    before = len(exports._structures)
     paths = [export_model(tmp_path / f"{k}.pt2", model, SHAPE) for k, model in enumerate(models)]
-    assert len(exports._templates) == before + 1
+    assert len(exports._structures) == before + 1
     for model, path in zip(models, paths, strict=True):
         program = torch.export.load(path)
         for n in (1, 2, 5):
@@ -82,7 +80,7 @@ def test_exported_models_of_one_structure(tmp_path, activation):
 
 
 def test_float64(tmp_path):
-    """A model of another precision has a template of its own."""
+    """A model of another precision has a graph of its own."""
     for model in (build(0), build(1).double(), build(2)):
         program = torch.export.load(export_model(tmp_path / "a.pt2", model, SHAPE))
         x = torch.rand(3, *SHAPE, dtype=next(model.parameters()).dtype)
@@ -146,87 +144,6 @@ def test_a_user_s_module_that_needs_its_number_of_samples(tmp_path):
     torch.testing.assert_close(program(x), model(x.float()))
     with pytest.raises(AssertionError, match="Guard failed"):
         program(x.reshape(2, 8))
-
-
-@pytest.mark.parametrize("numbers", [(23, 1), (23, 99991), (23, 19, 0.123456)])
-def test_numbers_that_are_not_where_they_should_be(tmp_path, numbers):
-    """One that is also something else's, or nowhere, makes no template: it would be wrong."""
-    archive = by_torch(tmp_path / "a.pt2", build(0, (23, 19))).read_bytes()
-    Template.of(archive, (23, 19), "model.")
-    with pytest.raises(UnknownFormatError):
-        Template.of(archive, numbers, "model.")
-
-
-def test_what_is_no_archive(tmp_path):
-    """Nor is a damaged one a template."""
-    whole = by_torch(tmp_path / "a.pt2", build(0)).read_bytes()
-    for archive in (b"", b"something else", whole[: len(whole) // 2]):
-        with pytest.raises(UnknownFormatError):
-            Template.of(archive, (23, 19), "model.")
-
-
-def test_a_template_takes_no_more_room_with_many_features(tmp_path, cache):
-    """It is made with narrow layers, and its weights are not kept."""
-    model = MLPClassifier(20_000, 3_001, hidden=(4,)).eval()
-    program = torch.export.load(export_model(tmp_path / "a.pt2", model, (20_000,)))
-    x = torch.rand(2, 20_000)
-    torch.testing.assert_close(program.module()(x), model(x))
-    (file,) = cache.iterdir()
-    assert file.stat().st_size < 500_000
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    """The user's cache, empty, and a process that remembers nothing."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    exports._templates.clear()
-    return tmp_path / "cache" / "sweep" / "templates"
-
-
-def test_a_template_is_kept_for_the_next_search(tmp_path, cache):
-    """It serves networks of any widths and data; a damaged or a missing file is made again."""
-    export_model(tmp_path / "first.pt2", build(0), SHAPE)
-    (file,) = cache.iterdir()
-    assert (cache.stat().st_mode & 0o777, file.stat().st_mode & 0o777) == (0o700, 0o600)
-    whole = file.read_bytes()
-    for content in (whole, whole[: len(whole) // 2], whole.replace(b"linear", b"nilear"), b""):
-        file.write_bytes(content)
-        written_ns = file.stat().st_mtime_ns
-        exports._templates.clear()
-        model = MLPClassifier(64, 10, hidden=(3, 40), input_mean=0.1, input_std=0.9).eval()
-        ours = export_model(tmp_path / "later.pt2", model, SHAPE)
-        x = torch.rand(3, *SHAPE)
-        torch.testing.assert_close(torch.export.load(ours).module()(x), model(x))
-        assert list(cache.iterdir()) == [file]
-        assert (file.stat().st_mtime_ns == written_ns) is (content == whole)
-        assert Template.kept(file)
-
-
-@pytest.mark.parametrize("what", ["a file in its place", "no home"])
-def test_a_cache_that_cannot_be_written_is_no_matter(tmp_path, cache, monkeypatch, what):
-    """The template is made anew, then."""
-    if what == "no home":
-        for name in ("XDG_CACHE_HOME", "HOME"):
-            monkeypatch.delenv(name)
-        monkeypatch.setattr(os, "getuid", lambda: 4_000_000_000)  # as in a container
-        with pytest.raises(RuntimeError):
-            default_cache_dir()
-    else:
-        cache.parent.mkdir(parents=True)
-        cache.write_text("a file where the folder should be")
-    program = torch.export.load(export_model(tmp_path / "a.pt2", build(), SHAPE))
-    x = torch.rand(3, *SHAPE)
-    torch.testing.assert_close(program.module()(x), build()(x))
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
-def test_somebody_else_s_template_is_not_taken(tmp_path, cache):
-    """What it says would end up in the user's models."""
-    export_model(tmp_path / "first.pt2", build(), SHAPE)
-    (file,) = cache.iterdir()
-    assert Template.kept(file)
-    os.chown(file, 12345, 12345)
-    assert Template.kept(file) is None
 
 
 def test_exporting_leaves_an_earlier_file_alone(tmp_path):

@@ -9,14 +9,14 @@ import time
 import pytest
 import torch
 
-from sweep.config import DEFAULT_MODULE
+from sweep.data.tensors import SearchData, Split, load_search_data
 from sweep.errors import ConfigError
+from sweep.hyperparameters import DEFAULT_MODULE
 from sweep.training.choice import why_plain
-from sweep.training.data import SearchData, Split, load_search_data
-from sweep.training.fused import FusedTrainer, population_size
-from sweep.training.kernel import SWITCH
+from sweep.training.compiled.kernel import SWITCH
+from sweep.training.fused.trainer import FusedTrainer, population_size
 from sweep.training.mlp import MLPClassifier
-from sweep.training.single import PlainTrainer
+from sweep.training.plain.trainer import PlainTrainer
 from sweep.trial import (
     EpochReport,
     Orders,

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from sweep.training.kernel import FLAGS, TYPES, _compile, _NoKernelError
+from sweep.training.compiled.kernel import FLAGS, TYPES, _compile, _NoKernelError
 
 LOAD = """
-    from sweep.training.kernel import load_kernel
+    from sweep.training.compiled.kernel import load_kernel
     loaded = load_kernel({value_bytes})
     print(loaded.kernel is not None, loaded.why_not, sep="|")
 """
@@ -184,7 +184,7 @@ def test_it_can_be_switched_off(tmp_path, value):
 def test_both_types_in_one_process(tmp_path):
     """The loader must not take the second library for the first."""
     code = """
-        from sweep.training.kernel import load_kernel
+        from sweep.training.compiled.kernel import load_kernel
         for value_bytes in (8, 4):
             assert load_kernel(value_bytes).kernel, load_kernel(value_bytes).why_not
     """

@@ -8,12 +8,12 @@ from collections.abc import Iterator, Sequence
 import pytest
 import torch
 
-from sweep.training.kernel import Kernel, load_kernel
-from sweep.training.lanes import MOST_LANES, Lanes
-from sweep.training.layout import Shape
-from sweep.training.members import Member, Recipe, Samples, Scores
+from sweep.training.compiled.kernel import Kernel, load_kernel
+from sweep.training.fused.lanes import MOST_LANES, Lanes
+from sweep.training.fused.population import Population, nothing
+from sweep.training.members import Member, Samples, Scores, TrainingPlan
 from sweep.training.optimizers import make_rule
-from sweep.training.population import Population, nothing
+from sweep.training.stacked.layout import Shape
 
 N_FEATURES, N_CLASSES, N_EPOCHS, BATCH = 6, 3, 8, 8
 
@@ -56,7 +56,7 @@ def _member(number: int, hidden: Sequence[int] = (16,)) -> Member:
     ]
     name, arguments = (("Adam", {}), ("RMSprop", {"momentum": 0.5}))[number % 2]
     rule = make_rule(name, arguments)
-    return Member(Recipe(number, Shape(tuple(hidden), "relu"), rule, 1e-2), weights)
+    return Member(TrainingPlan(number, Shape(tuple(hidden), "relu"), rule, 1e-2), weights)
 
 
 def _curves(lanes: Lanes, n_epochs: int) -> dict[int, list[Scores]]:

@@ -12,12 +12,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sweep.options import ACTIVATIONS
-from sweep.training.layout import Shape
-from sweep.training.members import Member, Recipe, Samples
+from sweep.hyperparameters import ACTIVATIONS
+from sweep.training.fused.population import Population
+from sweep.training.members import Member, Samples, TrainingPlan
 from sweep.training.optimizers import make_rule
-from sweep.training.population import Population
-from sweep.training.stack import Dropout
+from sweep.training.stacked.layout import Shape
+from sweep.training.stacked.stack import Dropout
 
 OPTIMIZERS = {
     "SGD": {"momentum": 0.9, "nesterov": True},
@@ -58,7 +58,7 @@ def member(number: int, optimizer: str, arguments: dict, hidden: tuple[int, ...]
     shape = Shape(hidden, ACTIVATIONS[number % len(ACTIVATIONS)])
     rule = make_rule(optimizer, arguments)
     # Dropout draws from a generator of the device, which meta tensors have none of.
-    recipe = Recipe(number, shape, rule, 0.01, "one_cycle", 1.0, Dropout(0.0, number))
+    recipe = TrainingPlan(number, shape, rule, 0.01, "one_cycle", 1.0, Dropout(0.0, number))
     return Member(recipe, initial)
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from sweep.files.trial_folder import resume_point, trial_folder
 from sweep.testing import ScriptedExchange, example_task
 from sweep.training import make_trainer
 from sweep.trial import Task, TrainerName, TrialSpec, WorkerReady, derive_seed
-from sweep.trial_files import resume_point, trial_folder
 
 N_EPOCHS, N_BEGUN = 4, 2
 POPULATION: dict[TrainerName, int] = {"plain": 1, "fused": 3}

@@ -14,16 +14,15 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from sweep.options import ACTIVATIONS, SCHEDULES
-from sweep.training.data import epoch_order
-from sweep.training.kernel import load_kernel
-from sweep.training.layout import Layout, Shape
-from sweep.training.members import Member, Recipe, Samples
+from sweep.data.tensors import epoch_order
+from sweep.hyperparameters import ACTIVATIONS, SCHEDULES
+from sweep.training.compiled.kernel import load_kernel
+from sweep.training.fused.population import Population
+from sweep.training.members import Member, Samples, TrainingPlan
 from sweep.training.mlp import OPTIMIZERS, MLPClassifier, SeededDropout
 from sweep.training.optimizers import learning_rates, make_rule
-from sweep.training.population import Population
-from sweep.training.products import fastest_linear, is_for_onednn
-from sweep.training.stack import Dropout
+from sweep.training.stacked.layout import Layout, Shape
+from sweep.training.stacked.stack import Dropout
 
 N_TRAIN, N_VAL, N_FEATURES, BATCH, N_EPOCHS = 150, 40, 64, 32, 3
 MEAN, STD = 0.4, 0.3
@@ -118,7 +117,7 @@ def member(number, hyperparameters):
     """The trial `number`, whose seed is its number."""
     model = build(number, hyperparameters)
     arguments = model.optimizer_arguments
-    recipe = Recipe(
+    recipe = TrainingPlan(
         number,
         Shape(tuple(model.hidden), model.hparams["activation"]),
         make_rule(model.optimizer_name, arguments),
@@ -227,23 +226,6 @@ def test_activations_with_dropout_and_clipping(setting, activation):
 def test_mixed_population_in_float32(setting):
     """In float32 a mixed population stays within 1e-3 of the plain path."""
     assert_equals_plain(setting, dict(enumerate(MIX)), tolerance=1e-3, dtype=torch.float32)
-
-
-@pytest.mark.skipif(fastest_linear() is None, reason="oneDNN is not faster on this machine")
-def test_layers_wide_enough_for_onednn(stacked):
-    """Some of their gradients are made only when the optimizer takes them."""
-    wide = [
-        {"hidden": (300, 320), "optimizer": "Adam", "lr": 1e-3},
-        {"hidden": (310, 330), "lr": 0.05, "momentum": 0.9, "activation": "gelu", "dropout": 0.3},
-        {"hidden": (320, 320, 300), "optimizer": "RMSprop", "lr": 1e-4, "clip_norm": 0.5},
-        {"hidden": (400, 500), "optimizer": "AdamW", "lr": 1e-3, "dropout": 0.2},
-        {"hidden": (220, 230), "optimizer": "Adam", "lr": 1e-3},  # not in the last minibatch
-        {"hidden": (500,), "optimizer": "Adam", "lr": 1e-3},
-        {"hidden": (), "lr": 0.1},
-    ]
-    assert is_for_onednn(torch.empty(320, 301), torch.empty(BATCH, 301))
-    trials = dict(enumerate(wide))
-    assert_equals_plain(stacked, trials, tolerance=1e-3, dtype=torch.float32)
 
 
 def test_mixed_population_in_float64(setting):

@@ -19,13 +19,14 @@ from typing import Any
 import pytest
 import torch
 
+from sweep.data.tensors import SearchData, Split, load_search_data
 from sweep.errors import DiskError
 from sweep.executors.process import ProcessExecutor
+from sweep.files.trial_folder import read_verdict, resume_point, trial_folder
 from sweep.testing import example_task
-from sweep.training.data import SearchData, Split, load_search_data
-from sweep.training.fused import FusedTrainer
-from sweep.training.kernel import SWITCH, load_kernel
-from sweep.training.single import PlainTrainer
+from sweep.training.compiled.kernel import SWITCH, load_kernel
+from sweep.training.fused.trainer import FusedTrainer
+from sweep.training.plain.trainer import PlainTrainer
 from sweep.trial import (
     EpochReport,
     Notice,
@@ -39,7 +40,6 @@ from sweep.trial import (
     WorkerReady,
     derive_seed,
 )
-from sweep.trial_files import read_verdict, resume_point, trial_folder
 
 HERE = Path(__file__).parent
 N_EPOCHS = 4
@@ -225,7 +225,7 @@ def test_another_process_goes_on_where_one_was_killed(tmp_path: Path) -> None:
     code = f"""
         import os, signal, sys
         sys.path[:0] = {[str(HERE)]!r}
-        from sweep.training.single import PlainTrainer
+        from sweep.training.plain.trainer import PlainTrainer
         from sweep.trial import EpochReport, Orders, Task, TrialSpec
         from resume_module import Dropping
 

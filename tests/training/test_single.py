@@ -11,11 +11,11 @@ import pytest
 import torch
 import user_code
 
+from sweep.data.tensors import load_search_data
 from sweep.testing import ScriptedExchange, TrainerContract, example_task
-from sweep.training.data import load_search_data
 from sweep.training.mlp import MLPClassifier
 from sweep.training.modules import build_module
-from sweep.training.single import PlainTrainer
+from sweep.training.plain.trainer import PlainTrainer
 from sweep.trial import Task, TrialSpec
 
 GOOD = {"hidden": (32,), "optimizer": "Adam", "lr": 0.01}

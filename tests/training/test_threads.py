@@ -3,7 +3,7 @@ import time
 import pytest
 import torch
 
-from sweep.training.threads import BLOCK, ThreadTuner
+from sweep.training.fused.threads import BLOCK, ThreadTuner
 
 
 @pytest.fixture(autouse=True)

@@ -21,7 +21,7 @@ from sweep.errors import ConfigError, DataError, Interruption
 from sweep.testing import ScriptedExchange, example_task
 from sweep.training import make_trainer
 from sweep.training.modules import argument_faults
-from sweep.training.single import PlainTrainer
+from sweep.training.plain.trainer import PlainTrainer
 from sweep.training.surroundings import undisturbed
 from sweep.trial import Notice, TrialSpec
 

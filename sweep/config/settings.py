@@ -1,0 +1,444 @@
+"""What was asked for: flags, environment and files become one frozen, checked RunConfig.
+
+Precedence: flag, environment, file, the study's stored configuration, default. Every fault is
+found before anything runs and all are reported at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+
+from sweep import hyperparameters as options
+from sweep.config import parsers
+from sweep.data.catalog import dataset_names
+from sweep.databases import sqlite
+from sweep.errors import ConfigError, did_you_mean, must_be_one_of, shown
+from sweep.hyperparameters import DEFAULT_MODULE, MLP_METRICS
+from sweep.objective import Objective, told_direction
+from sweep.redact import redacted
+from sweep.trial import Direction
+
+if TYPE_CHECKING:
+    from sweep.config.document import Node
+
+SAMPLERS: Final = ("tpe", "gp", "cmaes", "qmc", "random", "grid", "nsga2")
+PRUNERS: Final = ("none", "median", "asha", "hyperband", "patient")
+_DIRECTION = "--direction must be said for --metric {metric}: maximize or minimize"
+OTHER_VARIABLES: Final = ("SWEEP_KERNEL", "SWEEP_TEST_MNIST")
+"""Variables of the environment that are no settings of a search."""
+PRECISIONS: Final = ("32-true", "64-true", "16-mixed", "bf16-mixed", "bf16-true", "16-true")
+
+
+def _option(
+    default: Any,
+    parse: parsers.Parser,
+    help: str,
+    *,
+    metavar: str,
+    is_identity: bool = False,
+    choices: tuple[str, ...] = (),
+    env: tuple[str, ...] = (),
+) -> Any:
+    """A config field: its default, its parser, and what --help says of it."""
+    return dataclasses.field(
+        default=default,
+        metadata={
+            "parse": parse, "help": help, "metavar": metavar, "is_identity": is_identity,
+            "choices": choices, "env": env,
+        },
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class RunConfig:
+    """Everything that `sweep run` was asked for. Field help says units and why that default."""
+
+    # fmt: off
+    study: str | None = _option(
+        None, parsers.study_name, "Name of the study (default: DATA-SPACE).", metavar="NAME",
+    )
+    trials: int = _option(
+        50, parsers.count(1),
+        "Finished trials that the study is to have in all; run again to continue.", metavar="N",
+    )
+    epochs: int = _option(
+        10, parsers.count(1), "Epochs a trial trains at most.", metavar="N", is_identity=True,
+    )
+    data: str = _option(
+        "digits", parsers.data_name,
+        "Data set; digits needs no download. Or your own: package.module:function.",
+        metavar="NAME", is_identity=True, choices=tuple(dataset_names()),
+    )
+    data_dir: str | None = _option(
+        None, parsers.path, "Folder that already holds the data set's files.", metavar="DIR",
+        env=("SWEEP_DATA_DIR",),
+    )
+    space: str = _option(
+        "mlp", parsers.path, "Search space: a name of `sweep spaces`, or a YAML file.",
+        metavar="FILE", is_identity=True,
+    )
+    module: str = _option(
+        DEFAULT_MODULE, parsers.module_path, "LightningModule to train, as package.module:Class.",
+        metavar="CLASS", is_identity=True,
+    )
+    sampler: str = _option(
+        "tpe", parsers.choice(SAMPLERS, or_import="class"),
+        f"Who proposes: {', '.join(SAMPLERS)}, or package.module:Class.", metavar="NAME",
+        choices=SAMPLERS,
+    )
+    history: int | None = _option(
+        None, parsers.count(1),
+        "tpe and gp look at the best and the latest trials, N in all (default: at all).",
+        metavar="N",
+    )
+    pruner: str = _option(
+        "none", parsers.choice(PRUNERS), f"Who ends poor trials early: {', '.join(PRUNERS)}.",
+        metavar="NAME", choices=PRUNERS,
+    )
+    metric: str = _option(
+        "val_acc", parsers.text, "The objective: this metric at its best epoch.", metavar="NAME",
+        is_identity=True, choices=MLP_METRICS,
+    )
+    direction: Direction | Literal["auto"] = _option(
+        "auto", parsers.choice(("auto", "maximize", "minimize")),
+        "maximize or minimize; auto: as the metric's name tells, else it has to be said.",
+        metavar="WORD",
+        is_identity=True, choices=("auto", "maximize", "minimize"),
+    )
+    seed: int = _option(
+        0, parsers.count(0),
+        "Data split, data order, initial weights and proposals derive from it.", metavar="N",
+        is_identity=True,
+    )
+    batch_size: int = _option(
+        64, parsers.count(1), "Minibatch size, unless the search space sets one.", metavar="N",
+        is_identity=True,
+    )
+    patience: int | None = _option(
+        None, parsers.count(1), "End a trial after so many epochs without a better metric.",
+        metavar="EPOCHS", is_identity=True,
+    )
+    baseline: bool = _option(
+        True, parsers.switch, "Train the reference network (128-64, SGD, lr 0.01) as trial 0.",
+        metavar="", is_identity=True,
+    )
+    timeout_s: float | None = _option(
+        None, parsers.duration,
+        "Stop the search after this time (90, 15m, 2h); run again to continue.", metavar="TIME",
+    )
+    trial_timeout_s: float | None = _option(
+        None, parsers.duration, "A trial that takes longer fails with class timeout.",
+        metavar="TIME",
+    )
+    max_failures: int = _option(
+        5, parsers.count(1), "Stop the search after so many identical failures in a row.",
+        metavar="N",
+    )
+    executor: str = _option(
+        "process", parsers.choice(("process", "inline")),
+        "Where trials train: process (local workers) or inline (this process).", metavar="NAME",
+        choices=("process", "inline"),
+    )
+    workers: int = _option(
+        1, parsers.count(1), "Worker processes; more than one pays on several GPUs only.",
+        metavar="N",
+    )
+    population: int | None = _option(
+        None, parsers.population,
+        "Trials trained at once by a worker: auto, a number, or 1 (plain).", metavar="N",
+    )
+    accelerator: str = _option(
+        "auto", parsers.choice(("auto", "cpu", "gpu", "cuda", "mps")), "Lightning's accelerator.",
+        metavar="NAME", choices=("auto", "cpu", "gpu", "cuda", "mps"),
+    )
+    devices: str = _option(
+        "1", parsers.device_count, "Which device: 1, or an index as '2,'.", metavar="ID",
+    )
+    precision: str = _option(
+        "32-true", parsers.choice(PRECISIONS), f"Lightning's precision: {', '.join(PRECISIONS)}.",
+        metavar="NAME", is_identity=True, choices=PRECISIONS,
+    )
+    threads: int | None = _option(
+        None, parsers.count(1), "Threads that torch uses on a CPU (default: torch's own choice).",
+        metavar="N",
+    )
+    worker_memory_gb: float | None = _option(
+        None, parsers.gigabytes_or_none,
+        "Replace a worker that takes more memory at an epoch's end; its trials go on. Or none.",
+        metavar="GB",
+    )
+    checkpoint_interval_s: float = _option(
+        30.0, parsers.duration, "Resume state is written at most this often.", metavar="TIME",
+    )
+    keep: int | None = _option(
+        None, parsers.count(1),
+        "Keep checkpoints and models of the best K trials only (default: of all).", metavar="K",
+    )
+    disk_limit_gb: float | None = _option(
+        None, parsers.gigabytes,
+        "Keep the study's checkpoints and models within this many gigabytes.", metavar="GB",
+    )
+    log_models: bool = _option(
+        True, parsers.switch, "Log each completed trial's model to MLflow.", metavar="",
+    )
+    storage: str = _option(
+        "sqlite:///mlruns/optuna.db", parsers.address, "Optuna storage URL.", metavar="URL",
+    )
+    tracking_uri: str = _option(
+        "sqlite:///mlflow.db", parsers.address, "MLflow tracking URI.", metavar="URI",
+        env=("MLFLOW_TRACKING_URI",),
+    )
+    work_dir: str = _option(
+        "mlruns/.sweep", parsers.path, "Folder for checkpoints, locks and logs of all studies.",
+        metavar="DIR",
+    )
+    # fmt: on
+
+    def __repr__(self) -> str:
+        """The settings that are not the defaults, without credentials."""
+        said = {
+            f.name: getattr(self, f.name) for f in dataclasses.fields(self)
+            if getattr(self, f.name) != f.default
+        }  # fmt: skip
+        return redacted(f"RunConfig({', '.join(f'{k}={shown(v)}' for k, v in said.items())})")
+
+    @property
+    def study_name(self) -> str:
+        """The study's name: as given, or DATA-SPACE."""
+        if self.study:
+            return self.study
+        data = self.data.replace(":", ".")
+        return f"{data}-{Path(self.space).stem}"
+
+    @property
+    def study_dir(self) -> Path:
+        """The study's own folder for checkpoints, lock and log."""
+        return Path(self.work_dir) / self.study_name
+
+    def anchored(self) -> RunConfig:
+        """With absolute paths for a search in this process, whose folder user code may change."""
+        if self.executor != "inline":
+            return self
+        return dataclasses.replace(
+            self,
+            work_dir=str(Path(self.work_dir).absolute()),
+            storage=sqlite.anchored(self.storage),
+            tracking_uri=sqlite.anchored(self.tracking_uri),
+        )
+
+    @property
+    def resolved_direction(self) -> Direction:
+        """`direction`; for auto, what the metric's name tells. Raises ConfigError if nothing."""
+        direction = told_direction(self.metric) if self.direction == "auto" else self.direction
+        if direction is None:
+            raise ConfigError(_DIRECTION.format(metric=shown(self.metric)[1:-1]))
+        return direction
+
+    @property
+    def objective(self) -> Objective:
+        """The metric and its direction. Raises ConfigError where the name tells none."""
+        return Objective(self.metric, self.resolved_direction)
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A configuration and where each of its values came from."""
+
+    config: RunConfig
+    origins: Mapping[str, str] = dataclasses.field(repr=False)
+    """Field name -> flag, environment NAME, file NAME, study or default."""
+
+
+def resolve(
+    flags: Mapping[str, Any],
+    env: Mapping[str, str] | None = None,
+    file: Path | None = None,
+    stored: Mapping[str, Any] | None = None,
+) -> Resolved:
+    """Merge the four sources into one checked configuration.
+
+    Raises ConfigError with all faults: unknown names, wrong types, values out of range.
+    """
+    faults: list[str] = []
+    sources = (
+        _of_flags(flags, faults), _of_environment(os.environ if env is None else env),
+        _of_file(file, faults), _of_study(stored or {}),
+    )  # fmt: skip
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for field in dataclasses.fields(RunConfig):
+        given = next((source[field.name] for source in sources if field.name in source), None)
+        origins[field.name] = given.origin if given else "default"
+        if given is None:
+            continue
+        try:
+            values[field.name] = field.metadata["parse"](given.label, given.value)
+        except ConfigError as error:
+            faults += error.faults
+    is_other_metric = stored and values.get("metric") != stored.get("metric", RunConfig.metric)
+    if origins["direction"] == "study" and is_other_metric:
+        values["direction"], origins["direction"] = "auto", "default"
+    config = RunConfig(**values)  # faulty settings have their defaults here
+    faults += _cross_check(config)
+    if faults:
+        raise ConfigError(faults)
+    return Resolved(config, origins)
+
+
+def public_name(field_name: str) -> str:
+    """A setting's name for users: the field's without its unit (data_dir, timeout, disk_limit)."""
+    return field_name.removesuffix("_s").removesuffix("_gb")
+
+
+def flag_name(field_name: str) -> str:
+    """The flag of a field: its public name with dashes."""
+    return "--" + public_name(field_name).replace("_", "-")
+
+
+def setting_names() -> dict[str, str]:
+    """Public name -> field name of every setting, in the order of the fields."""
+    return {public_name(f.name): f.name for f in dataclasses.fields(RunConfig)}
+
+
+def unknown_variables(env: Mapping[str, str]) -> list[str]:
+    """One sentence for each variable of `env` that begins with SWEEP_ and is no setting."""
+    names = setting_names()
+    known = [f"SWEEP_{name.upper()}" for name in (*names, *names.values())] + [*OTHER_VARIABLES]
+    return [
+        f"{name} is not a setting{did_you_mean(name, known)}: it is ignored"
+        for name in sorted(env)
+        if name.startswith("SWEEP_") and name not in known
+    ]
+
+
+def identity_changes(config: RunConfig, stored: Mapping[str, Any]) -> list[str]:
+    """One sentence for each setting that makes this another search than the stored one."""
+    changes = []
+    now = dataclasses.asdict(config) | {"direction": config.resolved_direction}
+    for field in dataclasses.fields(RunConfig):
+        if not field.metadata["is_identity"] or field.name == "space":
+            continue
+        before = stored.get(field.name, field.default)
+        if before != now[field.name] and (field.name, before) != ("direction", "auto"):
+            flag = flag_name(field.name)
+            changes.append(f"{flag} was {before!r} and is now {now[field.name]!r}")
+    return changes
+
+
+def read_config_file(path: Path) -> dict[str, Node]:
+    """The entries of a YAML file of settings. Raises ConfigError with all faults and lines."""
+    from sweep.config.document import Faults, read_file, show
+
+    faults = Faults(str(path), ConfigError)
+    root = read_file(path, faults)
+    if root.value is not None and not isinstance(root.value, dict):
+        faults.add(root.line, f"must hold `setting: value` lines, but got {show(root)}")
+    faults.raise_if_any()
+    return dict(root.value or {})
+
+
+class _Given(NamedTuple):
+    """A raw value, its source, and its name in messages."""
+
+    value: Any
+    origin: str
+    label: str
+
+
+def _of_flags(flags: Mapping[str, Any], faults: list[str]) -> dict[str, _Given]:
+    names, found = setting_names(), dict[str, _Given]()
+    for name, value in flags.items():
+        field = names.get(name, name)
+        if field not in names.values():
+            faults.append(must_be_one_of("a setting", name, names))
+        elif field in found and value is not None:
+            faults.append(f"{public_name(field)} is given twice")
+        elif value is not None:
+            found[field] = _Given(value, "flag", flag_name(field))
+    return found
+
+
+def _of_environment(env: Mapping[str, str]) -> dict[str, _Given]:
+    found = {}
+    for field in dataclasses.fields(RunConfig):
+        own = (f"SWEEP_{name.upper()}" for name in (public_name(field.name), field.name))
+        for name in (*field.metadata["env"], *own):
+            if env.get(name):
+                found[field.name] = _Given(env[name], f"environment {name}", name)
+                break
+    return found
+
+
+def _of_file(file: Path | None, faults: list[str]) -> dict[str, _Given]:
+    try:
+        nodes = read_config_file(file) if file else {}
+    except ConfigError as error:
+        faults += error.faults
+        return {}
+    names, found, lines = setting_names(), dict[str, _Given](), dict[str, int]()
+    for key, node in nodes.items():
+        name = key.replace("-", "_")
+        field, place = names.get(name, name), f"{file}:{node.line}: "
+        if field not in names.values():
+            known = [name.replace("_", "-") for name in names]
+            faults.append(place + must_be_one_of("a setting", key, known))
+        elif field in lines:
+            first = f"first in line {lines[field]}"
+            faults.append(f"{place}{public_name(field)} is given twice, {first}")
+        elif node.value is not None:
+            found[field] = _Given(_raw(node), f"file {file}", place + key)
+        lines.setdefault(field, node.line)
+    return found
+
+
+def _raw(node: Node) -> Any:
+    """A scalar as it is spelled: the same parsers read it as read flags and the environment."""
+    if isinstance(node.value, list):
+        return [_raw(item) for item in node.value]
+    if isinstance(node.value, dict):
+        return {key: _raw(item) for key, item in node.value.items()}
+    return node.text
+
+
+def _of_study(stored: Mapping[str, Any]) -> dict[str, _Given]:
+    return {name: _Given(v, "study", name) for name, v in stored.items() if v is not None}
+
+
+def _cross_check(config: RunConfig) -> list[str]:
+    faults = []
+    if config.module == DEFAULT_MODULE and config.metric not in MLP_METRICS:
+        faults.append(must_be_one_of("--metric", config.metric, MLP_METRICS))
+    elif config.direction == "auto" and told_direction(config.metric) is None:
+        faults.append(_DIRECTION.format(metric=shown(config.metric)[1:-1]))
+    if config.executor == "inline" and config.workers > 1:
+        faults.append("--executor inline runs in this process: --workers must be 1")
+    if _same_database(config.storage, config.tracking_uri):
+        faults.append(
+            "--storage and --tracking-uri name one database: Optuna and MLflow need one each"
+        )
+    if config.executor == "inline" and config.worker_memory_gb is not None:
+        faults.append("--executor inline runs in this process: --worker-memory must be none")
+    if not parsers.STUDY_NAME.fullmatch(config.study_name):
+        faults.append(
+            f"{config.study_name!r} cannot be a study's name: give one with --study NAME"
+        )
+    return faults
+
+
+def _same_database(storage: str, tracking_uri: str) -> bool:
+    """Whether both would make tables in one place, where they trip over each other's names."""
+    paths = [sqlite.path_of(url) for url in (storage, tracking_uri)]
+    real = [os.path.realpath(path) for path in paths if path is not None]
+    return storage == tracking_uri or (len(real) == 2 and real[0] == real[1])
+
+
+def vocabulary(config: RunConfig) -> tuple[str, ...] | None:
+    """Names that a search space may use: MLPClassifier's; None (any) for a user's module."""
+    if config.module != DEFAULT_MODULE:
+        return None
+    return (*options.MODEL_ARGUMENTS, *options.TRAINING_ARGUMENTS)

@@ -1,0 +1,1 @@
+"""Where samples come from: data sets by name, downloads, tensors in memory."""

@@ -1,0 +1,45 @@
+"""SweepData: the project's data sets as a LightningDataModule, for LightningCLI and notebooks."""
+
+from __future__ import annotations
+
+import lightning
+
+from sweep.data.tensors import Batches, load_search_data
+
+
+class SweepData(lightning.LightningDataModule):
+    """Train and validation splits as a search sees them; the test split stays sealed.
+
+    Args:
+        name: A data set of `sweep data`, or package.module:function.
+        batch_size: Minibatch size.
+        seed: Decides split and order, as in a search with this seed.
+        data_dir: Folder that already holds the files.
+    """
+
+    def __init__(
+        self,
+        name: str = "digits",
+        batch_size: int = 64,
+        seed: int = 0,
+        data_dir: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.data_name, self.batch_size, self.seed, self.data_dir = (
+            name,
+            batch_size,
+            seed,
+            data_dir,
+        )
+
+    def setup(self, stage: str) -> None:
+        """Load the tensors."""
+        self._data = load_search_data(self.data_name, self.data_dir, self.seed)
+
+    def train_dataloader(self) -> Batches:
+        """Minibatches in seeded order."""
+        return Batches(self._data.train, self.batch_size, seed=self.seed)
+
+    def val_dataloader(self) -> Batches:
+        """Validation minibatches in order."""
+        return Batches(self._data.val, 4096)

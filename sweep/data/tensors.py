@@ -1,0 +1,305 @@
+"""Data on the device: tensors, seeded splits, and minibatches without a DataLoader.
+
+A small data set fits a device as a whole (MNIST: 188 MB as float32), so a minibatch is one
+`index_select` there; a DataLoader's workers and per-sample Python cost more than the training
+step of a small network.
+
+A function of the user's, named `package.module:function`, is data too. Called without
+arguments, it returns a mapping with "train", and optionally "val" and "test", each a pair
+(x, y) of arrays or tensors: x (n, *sample shape) numbers, used as they are; y (n,) integer
+classes from 0. Without "val", a stratified tenth of "train" is taken.
+
+Axes: n samples, B samples of a minibatch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import SequentialSampler
+
+from sweep.data import catalog as datasets
+from sweep.errors import DataError, SealedTestSplitError
+from sweep.loading import import_object, one_line, raised_by_user_code
+from sweep.trial import DatasetInfo, derive_seed
+
+CUSTOM_VAL_FRACTION = 0.1
+"""Share of "train" that becomes validation where a user's function gives none."""
+
+
+def epoch_order(seed: int, epoch: int, n: int) -> Tensor:
+    """Order of the n samples in an epoch: (n,) int64 permutation, on the CPU.
+
+    It is torch's `randperm` under derive_seed(seed, "order", epoch): alike on every device.
+    """
+    generator = torch.Generator().manual_seed(derive_seed(seed, "order", epoch))
+    return torch.randperm(n, generator=generator)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Split:
+    """Samples and their classes."""
+
+    x: Tensor
+    """(n, *feature_shape) float32; images of the built-in sets are in [0, 1]."""
+    y: Tensor
+    """(n,) int64, from 0."""
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def to(self, device: torch.device | str) -> Split:
+        """The same split on `device`; no copy where it is there already."""
+        return Split(self.x.to(device), self.y.to(device))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SearchData:
+    """What a search may see: training and validation."""
+
+    train: Split
+    val: Split
+    mean: float
+    """Of all values in train.x."""
+    std: float
+    """Of all values in train.x (population); 1.0 where they are all equal."""
+    info: DatasetInfo
+
+    def to(self, device: torch.device | str) -> SearchData:
+        """The same data on `device`; no copy where it is there already."""
+        train, val = self.train.to(device), self.val.to(device)
+        return SearchData(train, val, self.mean, self.std, self.info)
+
+    @property
+    def test(self) -> NoReturn:
+        """Sealed. Raises SealedTestSplitError."""
+        raise SealedTestSplitError(
+            "a search sees train and validation only: "
+            "the test split is opened by `sweep train`, after the choice"
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FinalData:
+    """What the training after the search may see: everything."""
+
+    train: Split
+    """Training samples of the search, then its validation samples."""
+    test: Split
+    mean: float
+    """Of all values in train.x."""
+    std: float
+    """Of all values in train.x (population); 1.0 where they are all equal."""
+    info: DatasetInfo
+    """As of the search but for the digest (it covers test too) and n_val, which is 0."""
+
+    def to(self, device: torch.device | str) -> FinalData:
+        """The same data on `device`; no copy where it is there already."""
+        train, test = self.train.to(device), self.test.to(device)
+        return FinalData(train, test, self.mean, self.std, self.info)
+
+
+def load_search_data(name: str, data_dir: str | None, seed: int) -> SearchData:
+    """Training and validation samples of a data set, on the CPU; test files are not opened.
+
+    Args:
+        name: A name in `sweep.data.catalog.CATALOG`, or `package.module:function`.
+        data_dir: Folder that holds the files; None: SWEEP_DATA_DIR, else the user's cache.
+        seed: Of the study; which samples are validation depends on it alone.
+
+    Raises:
+        ConfigError: An unknown name, or a function that cannot be imported.
+        DataError: The data cannot be fetched, or is damaged or of the wrong shape.
+        DiskError: The cache folder cannot be written.
+    """
+    if datasets.is_custom(name):
+        train, val = _custom_train_val(name, _call(name), seed)
+    else:
+        train, val = _catalog_train_val(name, data_dir, seed)
+    mean, std = _mean_std(name, train.x)
+    info = _info(name, data_dir, train, val, len(val))
+    info = dataclasses.replace(info, mean=mean, std=std)
+    return SearchData(train, val, mean, std, info)
+
+
+def load_final_data(name: str, data_dir: str | None, seed: int) -> FinalData:
+    """Training and validation samples together, and the test split: for `sweep train` alone.
+
+    Arguments and errors are those of `load_search_data`; a function of the user's must give
+    "test" too (DataError).
+    """
+    if datasets.is_custom(name):
+        given = _call(name)
+        train, val = _custom_train_val(name, given, seed)
+        test = _custom_split(name, given, "test")
+    else:
+        train, val = _catalog_train_val(name, data_dir, seed)
+        images, labels = datasets.load_arrays(name, data_dir, "test")
+        test = _image_split(images.copy(), labels, datasets.CATALOG[name].max_value)
+    both = Split(torch.cat([train.x, val.x]), torch.cat([train.y, val.y]))
+    mean, std = _mean_std(name, both.x)
+    info = _info(name, data_dir, both, test, 0)
+    return FinalData(both, test, mean, std, dataclasses.replace(info, mean=mean, std=std))
+
+
+class _EpochOrder:
+    """What Lightning takes for a DataLoader's sampler: it calls `set_epoch` as epochs begin."""
+
+    def __init__(self, seed: int, first_epoch: int) -> None:
+        self.seed, self.first_epoch, self.epoch = seed, first_epoch, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def indices(self, n: int) -> Tensor:
+        return epoch_order(self.seed, self.first_epoch + self.epoch, n)
+
+
+class Batches:
+    """Minibatches (x, y) of a split, on its device: what a Trainer takes for a DataLoader.
+
+    The last minibatch holds what is left and may be smaller. Lightning sets the epoch by
+    itself, also after a resume; another loop calls `set_epoch`.
+
+    Args:
+        split: Where the samples lie; x (B, *feature_shape) and y (B,) come out.
+        batch_size: B.
+        seed: Of the study: epoch e has the order epoch_order(seed, first_epoch + e, n).
+            None: in order, every time; minibatches are then views.
+        first_epoch: The population epoch that counts as epoch 0.
+    """
+
+    batch_sampler = None
+    """Lightning asks for it wherever there is a `sampler`."""
+
+    def __init__(
+        self, split: Split, batch_size: int, seed: int | None = None, first_epoch: int = 0
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, but got {batch_size}")
+        self.split, self.batch_size = split, batch_size
+        self.sampler: _EpochOrder | SequentialSampler
+        if seed is None:
+            self.sampler = SequentialSampler(range(len(split)))
+        else:
+            self.sampler = _EpochOrder(seed, first_epoch)
+
+    def set_epoch(self, epoch: int) -> None:
+        """The next iteration is epoch `epoch`, from 0."""
+        if isinstance(self.sampler, _EpochOrder):
+            self.sampler.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return -(-len(self.split) // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        # A generator: Lightning makes its iterator before it sets the epoch, and the order is
+        # drawn only when the first minibatch is asked for.
+        x, y = self.split.x, self.split.y
+        starts = range(0, len(y), self.batch_size)
+        if not isinstance(self.sampler, _EpochOrder):
+            for start in starts:
+                yield x[start : start + self.batch_size], y[start : start + self.batch_size]
+            return
+        order = self.sampler.indices(len(y)).to(y.device)
+        for start in starts:
+            chosen = order[start : start + self.batch_size]
+            yield x.index_select(0, chosen), y.index_select(0, chosen)
+
+
+def _catalog_train_val(name: str, data_dir: str | None, seed: int) -> tuple[Split, Split]:
+    images, labels = datasets.load_arrays(name, data_dir, "train")
+    spec = datasets.CATALOG[name]
+    train, val = _train_val_rows(name, labels, spec.val_fraction, seed)
+    # Rows are chosen as bytes: of float32, training and validation together would be held twice.
+    return (
+        _image_split(images[train], labels[train], spec.max_value),
+        _image_split(images[val], labels[val], spec.max_value),
+    )
+
+
+def _image_split(images: Any, labels: Any, max_value: int) -> Split:
+    """(n, H, W) and (n,) uint8 arrays as a Split of x (n, 1, H, W)."""
+    x = torch.from_numpy(images).unsqueeze(1).float().div_(max_value)
+    return Split(x, torch.from_numpy(labels.astype(np.int64)))
+
+
+def _train_val_rows(name: str, labels: Any, fraction: float, seed: int) -> tuple[Any, Any]:
+    n_val = max(1, round(len(labels) * fraction))
+    if n_val >= len(labels):
+        raise DataError(f"{name}: {len(labels)} samples are too few to split off validation")
+    val = datasets.stratified_choice(labels, n_val, derive_seed(seed, "split"))
+    return np.delete(np.arange(len(labels)), val), val
+
+
+def _call(name: str) -> Mapping[str, Any]:
+    """What the user's function returns."""
+    function = import_object(name, "data")
+    try:
+        given = function()
+    except BaseException as error:  # also sys.exit
+        told = one_line(raised_by_user_code(error), name)
+        raise DataError(f"{name} raised {told}") from error
+    if not isinstance(given, Mapping):
+        raise DataError(f"{name} must return a mapping, but got {type(given).__name__}")
+    return given
+
+
+def _custom_train_val(name: str, given: Mapping[str, Any], seed: int) -> tuple[Split, Split]:
+    train = _custom_split(name, given, "train")
+    if given.get("val") is not None:
+        return train, _custom_split(name, given, "val")
+    rows, val_rows = _train_val_rows(name, train.y.numpy(), CUSTOM_VAL_FRACTION, seed)
+    return Split(train.x[rows], train.y[rows]), Split(train.x[val_rows], train.y[val_rows])
+
+
+def _custom_split(name: str, given: Mapping[str, Any], key: str) -> Split:
+    try:
+        x, y = (torch.as_tensor(part).cpu() for part in given[key])
+    except KeyError:
+        raise DataError(f'{name} gives no "{key}": a pair (x, y) is needed') from None
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f'{name}: "{key}" must be a pair (x, y) of arrays: {error}') from error
+    if y.ndim != 1 or x.ndim < 2 or len(x) != len(y) or not len(y):
+        shapes = f"{tuple(x.shape)} and {tuple(y.shape)}"
+        raise DataError(f'{name}: "{key}" must be x (n, ...) and y (n,), but got {shapes}')
+    if y.is_floating_point() or y.is_complex() or y.min() < 0:
+        raise DataError(f'{name}: y of "{key}" must be classes, integers from 0')
+    return Split(x.float().contiguous(), y.long().contiguous())
+
+
+def _mean_std(name: str, x: Tensor) -> tuple[float, float]:
+    # In float64, by pieces that stay in a CPU's cache: the whole of MNIST would take 345 MB.
+    values, length = x.flatten(), 2**18
+    pieces = [values[start : start + length] for start in range(0, len(values), length)]
+    mean = sum(float(piece.double().sum()) for piece in pieces) / len(values)
+    squares = sum(float(piece.double().sub_(mean).square_().sum()) for piece in pieces)
+    std = math.sqrt(squares / len(values)) if math.isfinite(squares) else math.nan
+    if not math.isfinite(std):
+        raise DataError(f"{name}: x must be finite, but holds NaN or infinite values")
+    return mean, 1.0 if values.min() == values.max() else std
+
+
+def _info(name: str, data_dir: str | None, train: Split, other: Split, n_val: int) -> DatasetInfo:
+    if train.x.shape[1:] != other.x.shape[1:]:
+        shapes = f"{tuple(train.x.shape[1:])} and {tuple(other.x.shape[1:])}"
+        raise DataError(f"{name}: samples of different shapes, {shapes}")
+    digest = hashlib.blake2b(digest_size=16)
+    for tensor in (train.x, train.y, other.x, other.y):
+        digest.update(tensor.numpy().data)
+    if datasets.is_custom(name):
+        source, n_classes = name, int(max(train.y.max(), other.y.max())) + 1
+    else:
+        spec = datasets.CATALOG[name]
+        folder = None if spec.is_bundled else datasets.resolve_data_dir(data_dir)
+        source, n_classes = str(folder or spec.source), spec.n_classes
+    shape = tuple(train.x.shape[1:])
+    return DatasetInfo(name, source, digest.hexdigest(), shape, n_classes, len(train), n_val)

@@ -1,0 +1,1 @@
+"""The process that sweep runs in: its signals, environment variables, streams and versions."""

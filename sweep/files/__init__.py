@@ -1,0 +1,1 @@
+"""Files that survive a kill: a trial's folder, the user's cache."""

@@ -1,0 +1,1 @@
+"""Which checkpoints stay: while a search runs, and for `sweep gc`."""

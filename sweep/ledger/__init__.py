@@ -1,0 +1,1 @@
+"""What lasts: the Optuna storage as sweep keeps it, and who may write it."""

@@ -1,0 +1,52 @@
+"""Where a study stands: its best trials, its baseline, its end."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+from sweep.config.settings import RunConfig
+from sweep.hyperparameters import REFERENCE
+from sweep.ledger.trials import LedgerTrial, best_trial
+from sweep.objective import Objective
+from sweep.space import canonical_key
+from sweep.trial import MAX_RANKED, EndReason, Ranked, StudyFinished, TrialState
+
+
+def study_end(
+    config: RunConfig, trials: Sequence[LedgerTrial], reason: EndReason, time_ms: int
+) -> StudyFinished:
+    """The record of a search that came to its end for `reason`."""
+    best = best_trial(trials, config.resolved_direction)
+    return StudyFinished(
+        time_ms,
+        n_by_state=dict(Counter(str(t.state) for t in trials)),
+        best_number=best.number if best else None,
+        best_value=best.value if best else None,
+        baseline_value=_baseline_value(config, trials),
+        reason=reason,
+        ranking=ranking_of(trials, Objective(config.metric, config.resolved_direction)),
+    )
+
+
+def ranking_of(trials: Sequence[LedgerTrial], objective: Objective) -> list[Ranked]:
+    """The best completed trials, best first, the earlier of equals first."""
+    scored = [
+        (-objective.goodness(trial.value), trial.number, trial)
+        for trial in trials
+        if trial.state is TrialState.COMPLETE and objective.goodness(trial.value) > -math.inf
+    ]
+    return [
+        Ranked(number, trial.result.get("name") or f"t{number:03d}", trial.value or 0.0)
+        for _, number, trial in heapq.nsmallest(MAX_RANKED, scored, key=lambda s: s[:2])
+    ]
+
+
+def _baseline_value(config: RunConfig, trials: Sequence[LedgerTrial]) -> float | None:
+    """The objective of trial 0 where that is the reference network."""
+    if not trials or trials[0].state is not TrialState.COMPLETE:
+        return None
+    is_reference = canonical_key(trials[0].hyperparameters) == canonical_key(REFERENCE)
+    return trials[0].value if is_reference and config.baseline else None

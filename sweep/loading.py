@@ -1,0 +1,153 @@
+"""Loading code: objects named as `package.module:name`, and large libraries in less time."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import gc
+import importlib
+import sys
+import sysconfig
+import traceback
+from collections.abc import Iterator
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from sweep.environment.surroundings import importable
+from sweep.errors import ConfigError, Interruption, causes, os_error_text
+from sweep.redact import redacted
+
+
+def import_object(path: str, what: str) -> Any:
+    """The object that `package.module:name` names, looked up from the current folder too.
+
+    Raises ConfigError, with file and line, for whatever the module raises as it is imported, and
+    where it has no such name.
+    """
+    module_name, _, name = path.partition(":")
+    try:
+        folder = str(Path.cwd())
+    except OSError:  # user code removed it
+        folder = ""
+    try:
+        with importable(folder) if folder else contextlib.nullcontext():
+            module = importlib.import_module(module_name)
+    except Interruption:
+        raise
+    except BaseException as error:  # also sys.exit() at the top of a file
+        raise ConfigError(f"{what} {path!r} cannot be imported: {_told(error)}") from error
+    try:
+        return getattr(module, name)
+    except AttributeError:
+        near = get_close_matches(name, vars(module), n=1, cutoff=0.5)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise ConfigError(f"{what} {path!r}: module {module_name} has no {name!r}{hint}") from None
+
+
+def _told(error: BaseException) -> str:
+    """The error in one line: file, line, class and message."""
+    said = error.msg if isinstance(error, SyntaxError) else str(error)
+    text, name, place = " ".join(said.split()), type(error).__name__, place_of(error)
+    told = f"{name}: {text}" if text and not isinstance(error, ImportError) else text or name
+    return f"{place}: {told}" if place else told
+
+
+def place_of(error: BaseException, module: str = "") -> str:
+    """`file:line` of the deepest frame in the user's own code; "" if no frame is.
+
+    Frames of sweep, of Python's library and of installed packages are not the user's, except
+    those of the package that `module` (`package.module:name`) is in.
+    """
+    top = sys.modules.get(module.partition(":")[0].partition(".")[0])
+    package = [Path(folder) for folder in getattr(top, "__path__", ())]
+    for link in causes(error):
+        frames = [
+            (f.f_code.co_filename, line) for f, line in traceback.walk_tb(link.__traceback__)
+        ]
+        if isinstance(link, SyntaxError) and link.filename and link.lineno:
+            frames.append((link.filename, link.lineno))
+        for file, line in reversed(frames):
+            if _is_users(file) or any(Path(file).is_relative_to(folder) for folder in package):
+                return f"{_shown(file)}:{line}"
+    return ""
+
+
+def _is_users(file: str) -> bool:
+    path, library = Path(file), sysconfig.get_path("stdlib")
+    is_installed = bool({"site-packages", "dist-packages"} & set(path.parts))
+    is_ours = path.is_relative_to(library) or path.is_relative_to(Path(__file__).parent)
+    return not file.startswith("<") and not is_installed and not is_ours
+
+
+def _shown(file: str) -> str:
+    """Relative to the current folder where the file is below it."""
+    with contextlib.suppress(OSError, ValueError):
+        return str(Path(file).relative_to(Path.cwd()))
+    return file
+
+
+def one_line(error: BaseException, module: str = "") -> str:
+    """Class, message and place of an exception."""
+    message = os_error_text(error) if _is_nameless(error) else str(error)
+    name, message = type(error).__name__, " ".join(redacted(message).split())
+    told, place = (f"{name}: {message}" if message else name)[:500], place_of(error, module)
+    return f"{told} ({place})" if place else told
+
+
+def raised_by_user_code(error: BaseException) -> BaseException:
+    """`error`, or the KeyboardInterrupt that Lightning turned into `sys.exit(1)`.
+
+    Raises Interruption if that is behind it: Ctrl-C is the user's and not a trial's failure.
+    """
+    for link in causes(error):
+        if isinstance(link, Interruption):
+            raise link
+    before = error.__context__
+    is_lightnings = isinstance(error, SystemExit) and error.code == 1
+    return before if is_lightnings and isinstance(before, KeyboardInterrupt) else error
+
+
+def _is_nameless(error: BaseException) -> TypeGuard[OSError]:
+    return isinstance(error, OSError) and error.errno is not None and error.filename is None
+
+
+@contextlib.contextmanager
+def collector_paused() -> Iterator[None]:
+    """Load large libraries within: the garbage collector rests, and skips them at the exit.
+
+    An import makes hundreds of thousands of objects and next to no garbage, and the collector
+    walks them again and again: `import lightning` takes 2.4 s instead of 3.1, MLflow with its
+    store 1.2 s instead of 1.5. Afterwards they count as old, else it would begin with all of
+    them (0.1 s). At the exit Python walks them once more, which takes as long as a third of the
+    import; what is frozen then is left to the operating system.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    atexit.unregister(gc.freeze)
+    atexit.register(gc.freeze)
+    try:
+        yield
+    finally:
+        if gc.get_freeze_count() == 0:
+            gc.freeze()
+            gc.unfreeze()  # everything is of the oldest generation now
+        if was_enabled:
+            gc.enable()
+
+
+@contextlib.contextmanager
+def libraries_set_aside() -> Iterator[None]:
+    """Within, the garbage collector leaves alone what is there now; afterwards all is as before.
+
+    One of its full rounds through MLflow and SQLAlchemy takes 0.2 s. Where somebody set objects
+    aside already, it is left at that.
+    """
+    is_ours = gc.get_freeze_count() == 0
+    if is_ours:
+        gc.freeze()
+    try:
+        yield
+    finally:
+        if is_ours:
+            gc.unfreeze()

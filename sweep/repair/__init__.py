@@ -1,0 +1,1 @@
+"""Do Optuna, MLflow and the files agree, and what MLflow should show."""

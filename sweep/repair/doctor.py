@@ -1,0 +1,133 @@
+"""Do Optuna, MLflow and the files agree? Say each disagreement in a sentence, and repair it."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from sweep.config.settings import RunConfig
+from sweep.errors import SweepError
+from sweep.files.trial_folder import (
+    RESUME_STATE,
+    VERDICT,
+    has_what_it_names,
+    is_whole_checkpoint,
+    read_verdict,
+    resume_point,
+    trial_folder,
+    usable_verdict,
+)
+from sweep.ledger.study import Ledger
+from sweep.ledger.trials import LedgerTrial
+from sweep.repair.recollection import Recollections, spec_of
+from sweep.tracking.reconcile import Disagreement
+from sweep.tracking.uri import quiet
+from sweep.trial import TrialState
+
+
+def examine(config: RunConfig, ledger: Ledger, *, fix: bool) -> list[Disagreement]:
+    """All disagreements of a study that no driver owns now; repaired where `fix`.
+
+    `config` is the study's own. Parameters and metrics are never deleted. Raises StoreError
+    where a store cannot be read.
+    """
+    from sweep.tracking import reconcile_runs
+
+    found = list(_check_addresses(config, fix=fix))
+    if not all(disagreement.is_fixed for disagreement in found):
+        return found  # what MLflow's runs say of their files is of another folder
+    trials = ledger.trials()
+    found += _check_files(config, trials, fix=fix)
+    found += _check_states(config, ledger, trials, fix=fix)
+    return found + reconcile_runs(config.tracking_uri, Recollections(config, ledger), fix=fix)
+
+
+def _check_addresses(config: RunConfig, *, fix: bool) -> Iterable[Disagreement]:
+    """MLflow's artifacts lie in the folder of its store, or where the user put them."""
+    with quiet():
+        from sweep.tracking.addresses import examine as examine_addresses
+
+    if (said := examine_addresses(config.tracking_uri, config.study_name, fix=fix)) is not None:
+        yield Disagreement(*said)
+
+
+def _check_states(
+    config: RunConfig, ledger: Ledger, trials: Sequence[LedgerTrial], *, fix: bool
+) -> Iterable[Disagreement]:
+    """RUNNING trials belong to a dead driver: they wait for the next run."""
+    for trial in trials:
+        if trial.state is not TrialState.RUNNING or trial.is_foreign:
+            continue
+        folder = trial_folder(config.study_dir, trial.number)
+        if usable_verdict(folder, spec_of(config, trial)) is not None:
+            then = "it was trained to its end: the next `sweep run` records it"
+        elif resume_point(folder) is not None:
+            then = "the next `sweep run` continues it from its checkpoint"
+        else:
+            then = "the next `sweep run` trains it again"
+        if fix:
+            ledger.interrupt_trial(trial.number)
+        yield Disagreement(f"trial {trial.number} is RUNNING, but its driver is gone; {then}", fix)
+
+
+def _check_files(
+    config: RunConfig, trials: Sequence[LedgerTrial], *, fix: bool
+) -> Iterable[Disagreement]:
+    by_number = {trial.number: trial for trial in trials}
+    folders = config.study_dir / "trials"
+    for folder in sorted(folders.iterdir()) if folders.is_dir() else []:
+        trial = by_number.get(int(folder.name)) if folder.name.isdigit() else None
+        if trial is None:
+            # Not removed: a store that was put back from a copy may not know it yet.
+            yield Disagreement(f"{folder} belongs to no trial of the study; `sweep gc` removes it")
+        for part in folder.glob(".*"):
+            yield _removed(part, "is what a broken-off write left", fix=fix)
+        if trial is not None:
+            yield from _check_folder(config, trial, folder, fix=fix)
+
+
+def _check_folder(
+    config: RunConfig, trial: LedgerTrial, folder: Path, *, fix: bool
+) -> Iterable[Disagreement]:
+    """Torn files: nobody would use them, but they look as if somebody could."""
+    verdict, resume, best = folder / VERDICT, folder / RESUME_STATE, folder / "best.ckpt"
+    said = read_verdict(folder)
+    if verdict.is_file() and said is None:
+        yield _removed(verdict, "is torn", fix=fix)
+    elif said and not trial.state.is_finished and not has_what_it_names(folder, said[1]):
+        yield _removed(verdict, "names a checkpoint that is torn or gone", fix=fix)
+    if resume.is_file() and not is_whole_checkpoint(resume):
+        yield _removed(resume, "is torn", fix=fix)
+    if best.is_file() and not is_whole_checkpoint(best):
+        if trial.state is TrialState.COMPLETE:
+            yield Disagreement(f"{best} is torn", fix and _restore(config, trial.number, best))
+        else:
+            yield _removed(best, "is torn", fix=fix)
+
+
+def _removed(path: Path, what: str, *, fix: bool) -> Disagreement:
+    if fix:
+        path.unlink(missing_ok=True)
+    return Disagreement(f"{path} {what}", fix)
+
+
+def _restore(config: RunConfig, number: int, path: Path) -> bool:
+    """Put MLflow's copy of a checkpoint in place of a torn one."""
+    from sweep.tracking import artifact_of, run_id_of
+
+    run_id = run_id_of(config.tracking_uri, config.study_name, number)
+    if run_id is None:
+        return False
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            kept = artifact_of(config.tracking_uri, run_id, "checkpoint/best.ckpt", Path(scratch))
+        except SweepError:
+            return False
+        if not is_whole_checkpoint(kept):
+            return False
+        aside = path.with_name(".best.ckpt.restored")
+        shutil.copyfile(kept, aside)
+        aside.replace(path)
+    return True

@@ -1,0 +1,154 @@
+"""A study's records once more, from the ledger and the trials' files: for runs that MLflow lost.
+
+What a record held and neither of them keeps is named, so that nobody takes a part for the whole.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sweep.config.settings import RunConfig
+from sweep.files.trial_folder import kept_checkpoint, read_verdict, trial_folder
+from sweep.ledger.ranking import study_end
+from sweep.ledger.study import Ledger
+from sweep.ledger.trials import LedgerTrial
+from sweep.space import run_name
+from sweep.trial import (
+    EndReason,
+    EpochReport,
+    Failure,
+    Recollection,
+    StudyFinished,
+    StudyInfo,
+    TrialFinished,
+    TrialHistory,
+    TrialSpec,
+    TrialStarted,
+    TrialState,
+    derive_seed,
+    now_ms,
+)
+
+_SUMMARY = (
+    "name", "best_epoch", "n_epochs", "metrics", "seconds", "checkpoint", "failure", "time_ms",
+)  # fmt: skip
+"""What the ledger keeps of a result beside its tags (see `sweep.search.endings.summary_of`)."""
+
+
+class Recollections:
+    """What a study's ledger and files remember."""
+
+    def __init__(self, config: RunConfig, ledger: Ledger) -> None:
+        self._config, self._space_text = config, ledger.space_text
+        self._stored = ledger.config
+        self._direction, self._tags, self._dataset = ledger.direction, ledger.tags, ledger.dataset
+        self._trials = {trial.number: trial for trial in ledger.trials()}
+
+    def states(self) -> dict[int, TrialState]:
+        """The state of each trial, by number."""
+        return {number: trial.state for number, trial in self._trials.items()}
+
+    def checkpoint(self, number: int) -> Path | None:
+        """The kept checkpoint of a trial where the work folder has it whole."""
+        return kept_checkpoint(self._config.study_dir, number)
+
+    def study(self) -> StudyInfo:
+        """The study as its driver opened it last."""
+        config = self._config
+        times = [_ms(trial.frozen.datetime_start) for trial in self._trials.values()]
+        return StudyInfo(
+            name=config.study_name,
+            n_trials=config.trials,
+            metric=config.metric,
+            direction=self._direction,
+            epochs=config.epochs,
+            config=self._stored,
+            space_name=Path(config.space).stem,
+            space_text=self._space_text,
+            time_ms=min(times, default=0),
+            tags=self._tags,
+            dataset=self._dataset,
+        )
+
+    def end(self) -> StudyFinished:
+        """How the search ended, or rather where it stands."""
+        trials = list(self._trials.values())
+        n_finished = sum(trial.state.is_finished for trial in trials)
+        time_ms = max((_end_ms(trial) for trial in trials), default=0) or now_ms()
+        reason: EndReason = "done" if n_finished >= self._config.trials else "interrupted"
+        return study_end(self._config, trials, reason, time_ms)
+
+    def trial(self, number: int) -> Recollection:
+        """The record of a finished trial: from the ledger and the files in its folder."""
+        trial, config = self._trials[number], self._config
+        spec, folder = spec_of(config, trial), trial_folder(config.study_dir, number)
+        verdict = read_verdict(folder, spec)
+        result = trial.result
+        time_ms = result.get("time_ms") or _end_ms(trial)
+        checkpoint, model = self.checkpoint(number), folder / "model.pt2"
+        failure = _failure(result.get("failure"), verdict[1].failure if verdict else None)
+        reports = trial.reports or (verdict[0] if verdict else self._points(trial, time_ms))
+        finished = TrialFinished(
+            number, trial.state, time_ms, trial.value, result.get("best_epoch"),
+            result.get("metrics", {}), result.get("n_epochs", len(trial.curve)),
+            checkpoint=str(checkpoint) if checkpoint else None,
+            model_file=str(model) if model.is_file() else None,
+            failure=failure,
+            tags={k: str(v) for k, v in result.items() if k not in _SUMMARY},
+        )  # fmt: skip
+        started = TrialStarted(
+            number, result.get("name") or run_name(number, trial.hyperparameters),
+            trial.hyperparameters, trial.params, _ms(trial.frozen.datetime_start) or time_ms,
+            {"sweep.seed": str(spec.seed)}, trial.settings,
+        )  # fmt: skip
+        is_whole = bool(trial.reports or verdict)
+        lost = self._lost(finished, has_curves=is_whole)
+        return Recollection(TrialHistory(started, reports, finished), lost)
+
+    def _points(self, trial: LedgerTrial, time_ms: int) -> list[EpochReport]:
+        """The objective's curve, and all metrics of the best epoch: trials of sweep before 0.2."""
+        best = {trial.result.get("best_epoch"): trial.result.get("metrics", {})}
+        return [
+            EpochReport(
+                trial.number, epoch, {**best.get(epoch, {}), self._config.metric: value}, time_ms
+            )
+            for epoch, value in sorted(trial.curve.items())
+        ]
+
+    def _lost(self, finished: TrialFinished, *, has_curves: bool) -> list[str]:
+        lost = []
+        others = sorted(set(finished.best_metrics) - {self._config.metric})
+        if others and not has_curves:
+            lost.append(f"the curves of {', '.join(others)} (their best epoch is there)")
+        if finished.failure is not None and not finished.failure.traceback:
+            lost.append("its traceback")
+        had_files = self._trials[finished.number].result.get("checkpoint") is not None
+        if had_files and finished.checkpoint is None:
+            lost.append("its checkpoint")
+        if had_files and finished.state is TrialState.COMPLETE and finished.model_file is None:
+            lost.append("its model")
+        return lost
+
+
+def spec_of(config: RunConfig, trial: LedgerTrial) -> TrialSpec:
+    """What a worker was told to train."""
+    seed = derive_seed(trial.settings.get("seed", config.seed), "init", trial.number)
+    return TrialSpec(trial.number, trial.hyperparameters, seed)
+
+
+def _failure(kept: Mapping[str, Any] | None, said: Failure | None) -> Failure | None:
+    if said is not None or kept is None:
+        return said
+    return Failure(kept["kind"], kept["message"], kept.get("traceback", ""))
+
+
+def _end_ms(trial: LedgerTrial) -> int:
+    return _ms(trial.frozen.datetime_complete) or _ms(trial.frozen.datetime_start)
+
+
+def _ms(time: datetime.datetime | None) -> int:
+    """Unix time in milliseconds; 0 where there is none."""
+    return int(time.timestamp() * 1000) if time is not None else 0

@@ -1,0 +1,1 @@
+"""Who decides: the study from beginning to end, the driver, samplers and pruners."""

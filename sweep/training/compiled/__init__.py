@@ -1,0 +1,1 @@
+"""Trials in C on a CPU: one call a minibatch."""

@@ -1,0 +1,1 @@
+"""Many trials in one worker: lanes of populations."""

@@ -1,0 +1,1 @@
+"""One Lightning Trainer a trial: any module of the user's."""

@@ -1,0 +1,1 @@
+"""Trials of different widths in one tensor operation."""
