@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+TOUCHING := tests/test_main_path.py tests/test_ledger.py tests/test_storage.py tests/test_proposals.py \
+	tests/test_tracking.py tests/training/test_exports.py tests/training/test_single.py
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 help: ## Show this list
@@ -16,6 +18,12 @@ test: $(VENV)/test ## Install the test extra and run the tests, some side by sid
 
 coverage: $(VENV)/test ## The same with a list of lines that no test runs; takes half as long again
 	$(PYTEST) --cov=sweep --cov-report=term-missing:skip-covered
+
+test-lowest: .venv-lowest/test ## The tests that touch other libraries, with the lowest versions allowed
+	.venv-lowest/bin/python -m pytest $(TOUCHING)
+
+test-newest: .venv-newest/test ## The same with the newest versions
+	.venv-newest/bin/python -m pytest $(TOUCHING)
 
 lint: $(VENV)/test ## Check style and types
 	$(BIN)/ruff check .
@@ -50,7 +58,7 @@ constraints: ## Write down the versions of .venv as constraints.txt
 	@mv .constraints.new constraints.txt
 
 clean: ## Remove .venv and caches; results stay
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis htmlcov .coverage
+	rm -rf $(VENV) .venv-lowest .venv-newest .pytest_cache .mypy_cache .ruff_cache .hypothesis htmlcov .coverage
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -63,4 +71,15 @@ $(VENV)/test: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) -e '.[test]'
 	@touch $@ $(VENV)/run
 
-.PHONY: help run test coverage lint format bench soak constraints clean
+# Packages of .venv, and beside them, first on the path, those whose versions differ.
+.venv-%/test: pyproject.toml .ci/versions.py $(VENV)/test
+	$(BIN)/python -m venv --clear --without-pip .venv-$*
+	echo "import site; site.addsitedir('$$($(BIN)/python -c \
+		'import sysconfig; print(sysconfig.get_path("purelib"))')')" \
+		> $$(.venv-$*/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/base.pth
+	$(BIN)/python .ci/versions.py $* > .venv-$*/requirements.txt
+	$(BIN)/python -m pip --python .venv-$*/bin/python install --quiet --disable-pip-version-check \
+		--upgrade -r .venv-$*/requirements.txt
+	@touch $@
+
+.PHONY: help run test test-lowest test-newest coverage lint format bench soak constraints clean

@@ -7,6 +7,7 @@ word is found before anything is trained, in a process that never loads torch.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -16,40 +17,65 @@ DEFAULT_MODULE = "sweep.training.mlp:MLPClassifier"
 MLP_METRICS = ("val_acc", "val_loss", "train_loss")
 """What it logs at each epoch."""
 
-OPTIMIZER_ARGUMENTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+
+@dataclass(frozen=True, slots=True)
+class Optimizer:
+    """An optimizer of `torch.optim`, where it has the same name."""
+
+    arguments: tuple[str, ...]
+    """What it takes beside `lr`; beta1 and beta2 are torch's `betas`."""
+    defaults: Mapping[str, float] = field(default_factory=dict)
+    """Arguments whose default in torch is another one than for the other optimizers."""
+    kernel_rule: int | None = None
+    """Its number in kernel.c; None: it has no formula there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Activation:
+    """An activation of MLPClassifier's hidden layers."""
+
+    layer: str
+    """The class in `torch.nn`."""
+    kernel_number: int | None = None
+    """Its number in kernel.c; None: it has no formula there."""
+
+
+OPTIMIZERS: Mapping[str, Optimizer] = MappingProxyType(
     {
-        "SGD": ("momentum", "weight_decay", "dampening", "nesterov"),
-        "Adam": ("weight_decay", "beta1", "beta2", "eps"),
-        "AdamW": ("weight_decay", "beta1", "beta2", "eps"),
-        "RMSprop": ("momentum", "weight_decay", "alpha", "eps", "centered"),
+        "SGD": Optimizer(("momentum", "weight_decay", "dampening", "nesterov"), kernel_rule=0),
+        "Adam": Optimizer(("weight_decay", "beta1", "beta2", "eps"), kernel_rule=1),
+        "AdamW": Optimizer(
+            ("weight_decay", "beta1", "beta2", "eps"), {"weight_decay": 0.01}, kernel_rule=2
+        ),
+        "RMSprop": Optimizer(
+            ("momentum", "weight_decay", "alpha", "eps", "centered"), kernel_rule=3
+        ),
     }
 )
-"""Optimizer name -> arguments it takes beside `lr`. beta1 and beta2 are torch's `betas`."""
 
-ACTIVATIONS: tuple[str, ...] = ("relu", "gelu", "silu", "tanh", "leaky_relu", "elu")
-"""Names that `activation` may take."""
+OPTIMIZER_ARGUMENTS: tuple[str, ...] = tuple(
+    dict.fromkeys(name for optimizer in OPTIMIZERS.values() for name in optimizer.arguments)
+)
+"""Arguments of all optimizers."""
+
+ACTIVATIONS: Mapping[str, Activation] = MappingProxyType(
+    {
+        "relu": Activation("ReLU", 0),
+        "gelu": Activation("GELU", 5),
+        "silu": Activation("SiLU", 3),
+        "tanh": Activation("Tanh", 2),
+        "leaky_relu": Activation("LeakyReLU", 1),
+        "elu": Activation("ELU", 4),
+    }
+)
 
 SCHEDULES: tuple[str, ...] = ("constant", "cosine", "step", "one_cycle")
 """Learning-rate schedules that `schedule` may take."""
 
 MODEL_ARGUMENTS: tuple[str, ...] = (
-    "hidden",
-    "activation",
-    "dropout",
-    "optimizer",
-    "lr",
-    "momentum",
-    "dampening",
-    "nesterov",
-    "weight_decay",
-    "beta1",
-    "beta2",
-    "eps",
-    "alpha",
-    "centered",
-    "schedule",
+    "hidden", "activation", "dropout", "optimizer", "lr", *OPTIMIZER_ARGUMENTS, "schedule",
     "clip_norm",
-)
+)  # fmt: skip
 """Hyperparameters of MLPClassifier."""
 
 TRAINING_ARGUMENTS: tuple[str, ...] = ("batch_size",)
@@ -64,10 +90,10 @@ REFERENCE: Mapping[str, Any] = MappingProxyType(
 def optimizer_arguments(optimizer: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments for `torch.optim.<optimizer>` out of flat hyperparameters.
 
-    Returns a new dict with `lr` and whatever of OPTIMIZER_ARGUMENTS is given and not None;
-    beta1 and beta2 become `betas`. Raises KeyError for an optimizer not in the table.
+    Returns a new dict with `lr` and whatever the optimizer takes that is given and not None;
+    beta1 and beta2 become `betas`. Raises KeyError for an unknown optimizer.
     """
-    names = OPTIMIZER_ARGUMENTS[optimizer]
+    names = OPTIMIZERS[optimizer].arguments
     chosen = {n: given[n] for n in ("lr", *names) if given.get(n) is not None}
     if "beta1" in chosen or "beta2" in chosen:
         chosen["betas"] = (chosen.pop("beta1", 0.9), chosen.pop("beta2", 0.999))

@@ -173,8 +173,8 @@ def _model_faults(model: Mapping[str, Any]) -> list[str]:
     known = (*EXPLICIT_ARGUMENTS, *options.MODEL_ARGUMENTS)
     faults = [must_be_one_of("model", k, dict.fromkeys(known)) for k in model if k not in known]
     optimizer = model.get("optimizer", "SGD")
-    if optimizer not in options.OPTIMIZER_ARGUMENTS:
-        faults.append(must_be_one_of("optimizer", optimizer, options.OPTIMIZER_ARGUMENTS))
+    if optimizer not in options.OPTIMIZERS:
+        faults.append(must_be_one_of("optimizer", optimizer, options.OPTIMIZERS))
     if model.get("activation", "relu") not in options.ACTIVATIONS:
         faults.append(must_be_one_of("activation", model["activation"], options.ACTIVATIONS))
     hidden = model.get("hidden", ())

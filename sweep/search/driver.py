@@ -81,7 +81,7 @@ class Driver:
         self._closings: list[Step] = []
         self._recorder = Recorder()
         self.reason: EndReason = "done"
-        self._is_stopping = False
+        self._is_stopping = self._has_begun = False
         self._trainer = trainer
         """The path in which workers train new trials: what is expected, until one says it."""
         self._epoch = 0
@@ -155,6 +155,11 @@ class Driver:
         stops = self._stops([r.number for r in reports if isinstance(r, EpochReport)])
         starts = [] if self._is_stopping else self._hand_out(n_free + len(stops), records)
         self._record(records)
+        if starts and not self._has_begun:
+            # All of the first trials begin at one epoch of the data's order: none may be trained
+            # while it is open whether the next one can be recorded.
+            self._recorder.catch_up()
+            self._has_begun = True
         return Orders(stops, tuple(starts), self._is_last(), self._is_stopping)
 
     def _welcome(self, worker: WorkerReady, records: list[Record]) -> None:

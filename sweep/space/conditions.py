@@ -14,10 +14,6 @@ from sweep.trial import HyperValue
 Limits = dict[str, tuple[HyperValue, ...]]
 """Parameter name -> the values it can have; names that are not limited are absent."""
 
-_OPTIMIZER_ONLY = tuple(
-    dict.fromkeys(name for names in options.OPTIMIZER_ARGUMENTS.values() for name in names)
-)
-
 
 def check_conditions(entries: Mapping[str, Entry], faults: Faults) -> None:
     """Every `when:` names a parameter, and values that it can take; no circles."""
@@ -116,10 +112,10 @@ def check_reachable(entries: Mapping[str, Entry], faults: Faults) -> None:
 def check_optimizer_arguments(entries: Mapping[str, Entry], faults: Faults) -> None:
     """An argument such as momentum may only be active with optimizers that take it."""
     optimizers = _optimizers(entries)
-    for name in _OPTIMIZER_ONLY:
+    for name in options.OPTIMIZER_ARGUMENTS:
         if name not in entries:
             continue
-        takers = [o for o, arguments in options.OPTIMIZER_ARGUMENTS.items() if name in arguments]
+        takers = [o for o, record in options.OPTIMIZERS.items() if name in record.arguments]
         possible = limits_of(name, entries).get("optimizer", optimizers)
         strangers = [o for o in optimizers if o in possible and o not in takers]
         if strangers:

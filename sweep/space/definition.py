@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sweep.config.document import show
 from sweep.errors import SpaceError, must_be_one_of
+from sweep.hyperparameters import OPTIMIZERS
 from sweep.space.parameters import Parameter, Scalar, Suggester, same
 from sweep.space.trials import KnownTrial, RandomTrial
 from sweep.trial import HyperValue, derive_seed
@@ -33,7 +34,6 @@ ABSENT_MEANS: Mapping[str, HyperValue] = {
     "clip_norm": None,
 }
 """What MLPClassifier does where a configuration does not say: its own and torch's defaults."""
-_ADAMW_WEIGHT_DECAY = 0.01  # torch's default for AdamW alone; all others have 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +96,9 @@ class Space:
             for name, value in hyperparameters.items()
             if value is not None or name in takes_null
         }
-        absent = {**ABSENT_MEANS, **(defaults or {})}
-        if hyperparameters.get("optimizer") == "AdamW" and "weight_decay" not in (defaults or {}):
-            absent["weight_decay"] = _ADAMW_WEIGHT_DECAY
+        optimizer = OPTIMIZERS.get(str(hyperparameters.get("optimizer")))
+        of_optimizer = optimizer.defaults if optimizer else {}
+        absent = {**ABSENT_MEANS, **of_optimizer, **(defaults or {})}
         params, problems = self._place(given, absent)
         return None if problems else params
 

@@ -68,8 +68,8 @@ TRAINING_RULES: Mapping[str, Rule] = {
 RULES: Mapping[str, Rule] = {
     **TRAINING_RULES,
     "hidden": Rule("a list of whole numbers >= 1", _are_widths, ("choices", "widths")),
-    "activation": _word(options.ACTIVATIONS),
-    "optimizer": _word(tuple(options.OPTIMIZER_ARGUMENTS)),
+    "activation": _word(tuple(options.ACTIVATIONS)),
+    "optimizer": _word(tuple(options.OPTIMIZERS)),
     "schedule": _word(options.SCHEDULES),
     "dropout": _number("a number in [0, 1)", lambda x: 0 <= x < 1, or_null=False),
     "lr": _number("a number > 0", lambda x: x > 0, or_null=False),

@@ -19,21 +19,6 @@ from sweep import hyperparameters as options
 from sweep.errors import must_be_one_of
 from sweep.trial import derive_seed
 
-ACTIVATION_LAYERS: dict[str, type[nn.Module]] = {
-    "relu": nn.ReLU,
-    "gelu": nn.GELU,
-    "silu": nn.SiLU,
-    "tanh": nn.Tanh,
-    "leaky_relu": nn.LeakyReLU,
-    "elu": nn.ELU,
-}
-OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
-    "SGD": torch.optim.SGD,
-    "Adam": torch.optim.Adam,
-    "AdamW": torch.optim.AdamW,
-    "RMSprop": torch.optim.RMSprop,
-}
-
 
 class SeededDropout(nn.Module):
     """Dropout whose masks depend on (seed, epoch, step) and on nothing else in the process.
@@ -75,7 +60,7 @@ class MLPClassifier(lightning.LightningModule):
         hidden: Units of each hidden layer; an empty sequence is a linear classifier.
         activation: One of `sweep.hyperparameters.ACTIVATIONS`.
         dropout: Probability of dropping a hidden unit, 0 <= p < 1.
-        optimizer: One of `sweep.hyperparameters.OPTIMIZER_ARGUMENTS`.
+        optimizer: One of `sweep.hyperparameters.OPTIMIZERS`.
         lr: Learning rate.
         schedule: One of `sweep.hyperparameters.SCHEDULES`, over the Trainer's `max_epochs`.
         clip_norm: Largest gradient 2-norm over all parameters; None: no clipping.
@@ -83,7 +68,7 @@ class MLPClassifier(lightning.LightningModule):
         input_std: Standard deviation of the training pixels.
         seed: Initial weights and dropout masks depend on it alone.
         **optimizer_arguments: What the optimizer takes beside `lr`, under the names of
-            `sweep.hyperparameters.OPTIMIZER_ARGUMENTS`; None means torch's default.
+            `sweep.hyperparameters.OPTIMIZERS`; None means torch's default.
 
     Raises:
         ValueError: An unknown name, or an argument that the optimizer does not take.
@@ -148,7 +133,8 @@ class MLPClassifier(lightning.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The torch optimizer, with its schedule unless that is constant."""
-        optimizer = OPTIMIZERS[self.optimizer_name](self.parameters(), **self.optimizer_arguments)
+        make = getattr(torch.optim, self.optimizer_name)
+        optimizer = make(self.parameters(), **self.optimizer_arguments)
         if self.schedule == "constant":
             return optimizer
         return [optimizer], [self._scheduler(optimizer)]
@@ -227,7 +213,7 @@ def _stack(widths: list[int], activation: str, dropout: float, seed: int) -> nn.
     layers: list[nn.Module] = []
     *hidden_pairs, last = itertools.pairwise(widths)
     for index, (n_in, n_out) in enumerate(hidden_pairs):
-        layers += [nn.Linear(n_in, n_out), ACTIVATION_LAYERS[activation]()]
+        layers += [nn.Linear(n_in, n_out), getattr(nn, options.ACTIVATIONS[activation].layer)()]
         if dropout > 0.0:
             layers.append(SeededDropout(dropout, derive_seed(seed, "layer", index)))
     return nn.Sequential(*layers, nn.Linear(*last))
@@ -236,15 +222,15 @@ def _stack(widths: list[int], activation: str, dropout: float, seed: int) -> nn.
 def _check_names(
     optimizer: str, activation: str, schedule: str, optimizer_arguments: dict[str, Any]
 ) -> None:
-    if optimizer not in OPTIMIZERS:
-        raise ValueError(must_be_one_of("optimizer", optimizer, OPTIMIZERS))
-    if activation not in ACTIVATION_LAYERS:
-        raise ValueError(must_be_one_of("activation", activation, ACTIVATION_LAYERS))
+    if optimizer not in options.OPTIMIZERS:
+        raise ValueError(must_be_one_of("optimizer", optimizer, options.OPTIMIZERS))
+    if activation not in options.ACTIVATIONS:
+        raise ValueError(must_be_one_of("activation", activation, options.ACTIVATIONS))
     if schedule not in options.SCHEDULES:
         raise ValueError(must_be_one_of("schedule", schedule, options.SCHEDULES))
     if optimizer_arguments.get("eps") == 0.0:
         raise ValueError("eps must be above 0: a unit that never fires would divide 0 by 0")
-    allowed = options.OPTIMIZER_ARGUMENTS[optimizer]
+    allowed = options.OPTIMIZERS[optimizer].arguments
     for name, value in optimizer_arguments.items():
         if value is not None and name not in allowed:
             raise ValueError(must_be_one_of(f"an argument of {optimizer}", name, allowed))

@@ -17,6 +17,8 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from sweep.hyperparameters import OPTIMIZERS
+
 Tensors = list[Tensor]
 _ENDLESS_STEP = 1e30
 """beta2 ** 1e30 is 0: Adam without bias correction."""
@@ -43,6 +45,11 @@ class OptimizerRule(ABC):
     @abstractmethod
     def update(self, at: Slices, lr: float, is_first: bool) -> None:
         """Take one step with learning rate `lr`; `is_first`: the trial's first step ever."""
+
+    def kernel_fields(self, n_steps: int) -> Mapping[str, Any] | None:
+        """The fields of a kernel's trial that it decides, after `n_steps` steps; None: kernel.c
+        has no formula for it."""
+        return None
 
 
 @final
@@ -74,6 +81,12 @@ class SGD(OptimizerRule):
             is_first_step=is_first,
         )
 
+    def kernel_fields(self, n_steps: int) -> Mapping[str, Any] | None:
+        """See `OptimizerRule`."""
+        return {"rule": OPTIMIZERS["SGD"].kernel_rule, "momentum": self.momentum,
+                "dampening": self.dampening, "is_nesterov": self.nesterov,
+                "weight_decay": self.weight_decay}  # fmt: skip
+
 
 @final
 @dataclass
@@ -92,6 +105,13 @@ class Adam(OptimizerRule):
         moments = (at.grads, at.states[0], at.states[1])
         _adam(kernel, at.params, moments, at.steps, lr=lr, beta1=self.betas[0],
               beta2=self.betas[1], eps=self.eps, weight_decay=self.weight_decay)  # fmt: skip
+
+    def kernel_fields(self, n_steps: int) -> Mapping[str, Any] | None:
+        """See `OptimizerRule`."""
+        name = "AdamW" if self.is_decoupled else "Adam"
+        return {"rule": OPTIMIZERS[name].kernel_rule, "beta1": self.betas[0],
+                "beta2": self.betas[1], "eps": self.eps,
+                "weight_decay": self.weight_decay}  # fmt: skip
 
 
 @final
@@ -134,6 +154,11 @@ class RMSprop(OptimizerRule):
               weight_decay=self.momentum - 1.0, **scales)  # fmt: skip
         torch._foreach_add_(at.params, buffers, alpha=-lr)
 
+    def kernel_fields(self, n_steps: int) -> Mapping[str, Any] | None:
+        """See `OptimizerRule`."""
+        return {"rule": OPTIMIZERS["RMSprop"].kernel_rule, "beta2": self.alpha, "eps": self.eps,
+                "momentum": self.momentum, "weight_decay": self.weight_decay}  # fmt: skip
+
 
 @final
 @dataclass
@@ -168,12 +193,18 @@ class WrittenOutRMSprop(OptimizerRule):
         else:
             torch._foreach_addcdiv_(at.params, at.grads, scales, value=-lr)
 
+    def kernel_fields(self, n_steps: int) -> Mapping[str, Any] | None:
+        """See `OptimizerRule`."""
+        return {"rule": OPTIMIZERS["RMSprop"].kernel_rule, "beta2": self.alpha, "eps": self.eps,
+                "momentum": self.momentum, "is_centered": self.centered,
+                "weight_decay": self.weight_decay}  # fmt: skip
+
 
 def make_rule(optimizer: str, arguments: Mapping[str, Any]) -> OptimizerRule:
     """The rule for `torch.optim.<optimizer>(**arguments)`; `lr` among them is ignored.
 
-    Raises KeyError for an optimizer not in `hyperparameters.OPTIMIZER_ARGUMENTS`, TypeError for
-    an argument that it does not take.
+    Raises KeyError for an optimizer without a rule, TypeError for an argument that it does not
+    take.
     """
     given = {name: value for name, value in arguments.items() if name != "lr"}
     if optimizer == "RMSprop":
@@ -181,8 +212,9 @@ def make_rule(optimizer: str, arguments: Mapping[str, Any]) -> OptimizerRule:
         if given.get("centered") or given.get("alpha", 0.99) >= 1.0:
             return WrittenOutRMSprop(**given)
         return RMSprop(**{k: v for k, v in given.items() if k != "centered"})
+    given = {**OPTIMIZERS[optimizer].defaults, **given}
     if optimizer == "AdamW":
-        return Adam(is_decoupled=True, **{"weight_decay": 1e-2, **given})
+        return Adam(is_decoupled=True, **given)
     return {"SGD": SGD, "Adam": Adam}[optimizer](**given)  # type: ignore[no-any-return]
 
 

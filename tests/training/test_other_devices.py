@@ -12,13 +12,14 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sweep.hyperparameters import ACTIVATIONS
+from sweep import hyperparameters
 from sweep.training.fused.population import Population
 from sweep.training.members import Member, Samples, TrainingPlan
 from sweep.training.optimizers import make_rule
 from sweep.training.stacked.layout import Shape
 from sweep.training.stacked.stack import Dropout
 
+ACTIVATIONS = [*hyperparameters.ACTIVATIONS]
 OPTIMIZERS = {
     "SGD": {"momentum": 0.9, "nesterov": True},
     "Adam": {"weight_decay": 0.1},

@@ -19,7 +19,7 @@ from sweep.hyperparameters import ACTIVATIONS, SCHEDULES
 from sweep.training.compiled.kernel import load_kernel
 from sweep.training.fused.population import Population
 from sweep.training.members import Member, Samples, TrainingPlan
-from sweep.training.mlp import OPTIMIZERS, MLPClassifier, SeededDropout
+from sweep.training.mlp import MLPClassifier, SeededDropout
 from sweep.training.optimizers import learning_rates, make_rule
 from sweep.training.stacked.layout import Layout, Shape
 from sweep.training.stacked.stack import Dropout
@@ -132,7 +132,9 @@ def member(number, hyperparameters):
 def train_plain(setting, number, hyperparameters, dtype, first_epoch=0, batch=BATCH):
     """Metrics of each epoch (E, 3) and the model, by autograd and torch.optim alone."""
     model = build(number, hyperparameters).to(dtype)
-    optimizer = OPTIMIZERS[model.optimizer_name](model.parameters(), **model.optimizer_arguments)
+    optimizer = getattr(torch.optim, model.optimizer_name)(
+        model.parameters(), **model.optimizer_arguments
+    )
     n_steps = -(-N_TRAIN // batch)
     rows = []
     for epoch in range(N_EPOCHS):

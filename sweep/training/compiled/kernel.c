@@ -64,6 +64,7 @@ typedef struct {
     int64_t n_layers, activation, rule, is_nesterov, is_centered;
     int64_t n_steps; /* taken before this call, in all epochs */
     double weight_decay, momentum, dampening, beta1, beta2, eps;
+    double carried; /* what an optimizer carries from step to step beside its states */
     double clip_norm; /* infinite: gradients are used up as they are */
     double dropout;
     double loss;       /* out: summed over samples */

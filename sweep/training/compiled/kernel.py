@@ -25,13 +25,12 @@ from typing import Any
 import numpy as np
 
 from sweep.files.cache import cache_file, keep, kept
+from sweep.hyperparameters import OPTIMIZERS
 
 SWITCH = "SWEEP_KERNEL"
 """The environment variable that turns it off, with "off"."""
 MOST_LAYERS = 8
 """Of a network, the one of the logits included; as in kernel.c, here and below."""
-ACTIVATIONS = {"relu": 0, "leaky_relu": 1, "tanh": 2, "silu": 3, "elu": 4, "gelu": 5}
-RULES = {"SGD": 0, "Adam": 1, "AdamW": 2, "RMSprop": 3}
 KINDS = {"uint8": 0, "float32": 1, "float64": 2}
 """Types of inputs."""
 COMPILERS = ("cc", "gcc", "clang")
@@ -57,7 +56,7 @@ class Trial(ctypes.Structure):
         ("n_layers", _int), ("activation", _int), ("rule", _int),
         ("is_nesterov", _int), ("is_centered", _int), ("n_steps", _int),
         ("weight_decay", _double), ("momentum", _double), ("dampening", _double),
-        ("beta1", _double), ("beta2", _double), ("eps", _double),
+        ("beta1", _double), ("beta2", _double), ("eps", _double), ("carried", _double),
         ("clip_norm", _double), ("dropout", _double),
         ("loss", _double), ("n_correct", _int),
     )  # fmt: skip
@@ -249,7 +248,7 @@ def _is_sound(kernel: Kernel, value_bytes: int) -> bool:
         mine[:] = given
     trial = Trial(
         widths.ctypes.data, params.ctypes.data, rates=rates.ctypes.data, n_layers=2,
-        rule=RULES["SGD"], clip_norm=math.inf,
+        rule=OPTIMIZERS["SGD"].kernel_rule, clip_norm=math.inf,
     )  # fmt: skip
     data = CBatches(x.ctypes.data, y.ctypes.data, order.ctypes.data, KINDS["float64"], n_samples,
                    n_in, n_out, batch_size, 0.0, 1.0)  # fmt: skip

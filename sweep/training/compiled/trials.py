@@ -16,25 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sweep.training.compiled.kernel import (
-    ACTIVATIONS,
-    KINDS,
-    MOST_LAYERS,
-    RULES,
-    CBatches,
-    Kernel,
-    Trial,
-    stride,
-)
+from sweep.hyperparameters import ACTIVATIONS
+from sweep.training.compiled.kernel import KINDS, MOST_LAYERS, CBatches, Kernel, Trial, stride
 from sweep.training.members import Linears, Member, Samples, Scores, TrainingPlan
-from sweep.training.optimizers import (
-    SGD,
-    Adam,
-    OptimizerRule,
-    RMSprop,
-    WrittenOutRMSprop,
-    learning_rates,
-)
+from sweep.training.optimizers import learning_rates
 from sweep.training.stacked.stack import dropout_stream
 
 GROUP_BYTES = 4_000_000
@@ -55,7 +40,11 @@ def is_for_kernel(recipe: TrainingPlan, n_features: int, n_classes: int, batch_s
     """Whether the kernel knows all that the trial needs, and is the faster way."""
     widths = (n_features, *recipe.shape.hidden, n_classes)
     work = 6.0 * batch_size * sum(n_in * n_out for n_in, n_out in itertools.pairwise(widths))
-    is_known = len(widths) <= MOST_LAYERS + 1 and recipe.shape.activation in ACTIVATIONS
+    has_formulas = (
+        recipe.rule.kernel_fields(0) is not None
+        and ACTIVATIONS[recipe.shape.activation].kernel_number is not None
+    )
+    is_known = len(widths) <= MOST_LAYERS + 1 and has_formulas
     return is_known and min(widths) > 0 and recipe.dropout.p < 1.0 and work <= WORK_A_STEP
 
 
@@ -269,36 +258,19 @@ class _Own:
 
     def fields(self, n_steps: int) -> Trial:
         """What the kernel is told, after whole epochs of `n_steps` steps."""
-        recipe = self.member.recipe
+        recipe, n_taken = self.member.recipe, self.member.epoch * n_steps
         states = (ctypes.c_void_p * 3)(*[values.data_ptr() for values in self.states])
         return Trial(
             widths=self._widths_array.ctypes.data,
             params=self.params.data_ptr(),
             states=states,
             n_layers=len(self._widths) - 1,
-            activation=ACTIVATIONS[recipe.shape.activation],
-            n_steps=self.member.epoch * n_steps,
+            activation=ACTIVATIONS[recipe.shape.activation].kernel_number,
+            n_steps=n_taken,
             clip_norm=math.inf if recipe.clip_norm is None else recipe.clip_norm,
             dropout=recipe.dropout.p,
-            **_rule_fields(recipe.rule),
+            **(recipe.rule.kernel_fields(n_taken) or {}),
         )
-
-
-def _rule_fields(rule: OptimizerRule) -> dict[str, Any]:
-    """What of a trial's fields its optimizer decides."""
-    if isinstance(rule, SGD):
-        return {"rule": RULES["SGD"], "momentum": rule.momentum, "dampening": rule.dampening,
-                "is_nesterov": rule.nesterov, "weight_decay": rule.weight_decay}  # fmt: skip
-    if isinstance(rule, Adam):
-        return {"rule": RULES["AdamW" if rule.is_decoupled else "Adam"], "beta1": rule.betas[0],
-                "beta2": rule.betas[1], "eps": rule.eps,
-                "weight_decay": rule.weight_decay}  # fmt: skip
-    if isinstance(rule, RMSprop | WrittenOutRMSprop):
-        return {"rule": RULES["RMSprop"], "beta2": rule.alpha, "eps": rule.eps,
-                "momentum": rule.momentum,
-                "is_centered": isinstance(rule, WrittenOutRMSprop) and rule.centered,
-                "weight_decay": rule.weight_decay}  # fmt: skip
-    raise TypeError(f"no kernel for {type(rule).__name__}")
 
 
 def _groups(trials: Sequence[_Own]) -> list[list[_Own]]:
