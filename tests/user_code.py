@@ -19,6 +19,7 @@ import lightning
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from sweep.errors import Interruption
 
@@ -194,3 +195,43 @@ class Signalled(Model):
 def broken_data(*_: Any, **__: Any) -> None:
     """A data function with a bug."""
     raise ZeroDivisionError("no samples left")
+
+
+class Bringing(Model):
+    """Trains, validates and is tested on samples of its own: 12 values each, not 64."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__("fine", width)
+        self.net = nn.Sequential(nn.Linear(12, width), nn.ReLU(), nn.Linear(width, 10))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+    def _loader(self) -> DataLoader[Any]:
+        generator = torch.Generator().manual_seed(0)
+        y = torch.randint(0, 10, (60,), generator=generator)
+        return DataLoader(TensorDataset(torch.rand(60, 12, generator=generator), y), batch_size=20)
+
+    def train_dataloader(self) -> Any:
+        return self._loader()
+
+    def val_dataloader(self) -> Any:
+        return self._loader()
+
+
+class Tested(Bringing):
+    """Also brings a test."""
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        x, y = batch
+        self.log("test_f1", (self(x).argmax(1) == y).float().mean())
+
+    def test_dataloader(self) -> Any:
+        return self._loader()
+
+
+class TestFails(Model):
+    """Its test has a bug."""
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        raise ZeroDivisionError("no samples")

@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning
 import torch
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from sweep import hyperparameters as options
 from sweep.data.tensors import FinalData, SearchData
@@ -43,6 +44,27 @@ def build_module(
     if not isinstance(built, lightning.LightningModule):
         raise TypeError(f"{module} must be a LightningModule, but is a {type(built).__name__}")
     return built
+
+
+def has_own_loaders(module: lightning.LightningModule) -> bool:
+    """Whether the module trains on loaders of its own instead of the study's data."""
+    return is_overridden("train_dataloader", module)
+
+
+def sample_shape(module: lightning.LightningModule, of_data: tuple[int, ...]) -> tuple[int, ...]:
+    """Shape of a sample in the module's own validation (or training) loader, else `of_data`.
+
+    Raises whatever the loader raises, also for batches that do not start with a tensor.
+    """
+    if not has_own_loaders(module):
+        return of_data
+    is_validated = is_overridden("val_dataloader", module)
+    loader = module.val_dataloader() if is_validated else module.train_dataloader()
+    batch = next(iter(loader[0] if isinstance(loader, list | tuple) else loader))
+    x = batch[0] if isinstance(batch, list | tuple) else batch
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"a batch must be a tensor or start with one, but is {type(x).__name__}")
+    return tuple(x.shape[1:])
 
 
 def argument_faults(module: str, made_by: Any, names: Collection[str]) -> list[str]:

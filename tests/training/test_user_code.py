@@ -82,9 +82,21 @@ def test_a_checkpoint_that_cannot_be_written_is_no_failure(tmp_path: Path) -> No
 
 
 def test_a_model_that_cannot_be_exported_is_no_failure(tmp_path: Path) -> None:
-    """`sys.exit` in the export costs the exported model alone."""
-    result = trained(tmp_path, "Leaving", {"where": "export"}, epochs=1).results()[0]
-    assert (result.outcome, result.model_file) == ("finished", None)
+    """`sys.exit` in the export costs the exported models alone; one line says so, and why."""
+    exchange = trained(tmp_path, "Leaving", {"where": "export"}, {"where": "export"}, epochs=1)
+    for result in exchange.results().values():
+        assert (result.outcome, result.model_file) == ("finished", None)
+    (said,) = [report.message for report in exchange.reports if isinstance(report, Notice)]
+    assert "no logged model: SystemExit: left in export (" in said
+
+
+def test_a_module_with_loaders_of_its_own_is_exported_for_its_samples(tmp_path: Path) -> None:
+    """The graph takes samples as they come out of its validation loader."""
+    exchange = trained(tmp_path, "Bringing", {}, epochs=1)
+    path = exchange.results()[0].model_file
+    assert path is not None
+    model = torch.export.load(path).module()
+    assert model(torch.rand(5, 12)).shape == (5, 10)
 
 
 def test_the_second_ctrl_c_is_no_failure_of_a_trial(tmp_path: Path) -> None:

@@ -20,7 +20,10 @@ from sweep.protocols import Exchange
 from sweep.training.checkpoints import write_checkpoint
 from sweep.training.exports import export_model
 from sweep.training.failures import not_finite
+from sweep.loading import one_line
+from sweep.loading import raised_by_user_code
 from sweep.training.fluent import FluentCalls
+from sweep.training.modules import sample_shape
 from sweep.training.resuming import (
     RESUME_KEY,
     Keeper,
@@ -71,6 +74,8 @@ class PlainRun(lightning.pytorch.callbacks.Checkpoint):
         """Whether the resume state after the last epoch is kept, too."""
         self.has_begun = False
         """Whether the Trainer has everything in place: what breaks now is the trial's own."""
+        self.why_no_model = ""
+        """A sentence for the user, if the trained module could not be exported."""
         self._folder = trial_folder(task.work_dir, spec.number)
         self._pending = list(first_reports)
         self._history: list[EpochReport] = []
@@ -262,12 +267,20 @@ class PlainRun(lightning.pytorch.callbacks.Checkpoint):
         assert self.module is not None
         path = self._folder / "model.pt2"
         try:
-            return export_model(path, self.module, data.info.feature_shape)
+            shape = sample_shape(self.module, data.info.feature_shape)
+            return export_model(path, self.module, shape)
         except DiskError:
             raise
         except BaseException as error:
             # A user's module may hold what torch.export cannot trace: no model is logged then.
-            raised_by_user_code(error)
+            why = raised_by_user_code(error)
             if self._task.module == DEFAULT_MODULE:
                 raise
+            self.why_no_model = no_model(self._task.module, why)
             return None
+
+
+def no_model(module: str, why: BaseException) -> str:
+    """A sentence for a user whose module `torch.export` cannot take."""
+    told = one_line(why, module)
+    return f"{module} cannot be exported, so MLflow gets checkpoints but no logged model: {told}"

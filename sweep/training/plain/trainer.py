@@ -13,7 +13,6 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from sweep.data.catalog import is_custom
 from sweep.data.tensors import Batches, SearchData, load_search_data
@@ -25,8 +24,10 @@ from sweep.training.devices import lightning_devices, ready
 from sweep.training.failures import classify
 from sweep.training.fluent import FluentCalls
 from sweep.training.fused.threads import SMALL_FEATURES
-from sweep.training.modules import argument_faults, build_module
+from sweep.training.modules import argument_faults
+from sweep.training.modules import build_module
 from sweep.training.plain.run import PlainRun
+from sweep.training.modules import has_own_loaders
 from sweep.training.quiet import hush_lightning, quiet_trainer
 from sweep.training.resuming import (
     AtomicCheckpointIO,
@@ -73,7 +74,7 @@ class PlainTrainer:
         n_features = self._data.train.x[0].numel()
         if task.module == DEFAULT_MODULE and n_features <= SMALL_FEATURES:
             torch.set_num_threads(1)
-        self._is_on_device = False
+        self._is_on_device = self._has_said_why = False
         self._keeper = Keeper(task.checkpoint_interval_s)
 
     def train(self, exchange: Exchange) -> None:
@@ -123,7 +124,11 @@ class PlainTrainer:
                     raise
                 run = self._new_run(spec, exchange, unusable(spec, error))
                 self._fit(run)
-            return run.last_words(self._data), run.ordered
+            reports = run.last_words(self._data)
+            if run.why_no_model and not self._has_said_why:
+                self._has_said_why = True
+                reports = [Notice(now_ms(), run.why_no_model), *reports]
+            return reports, run.ordered
         except BaseException as error:  # a user's bug fails the trial, not the search
             if run.driver_error is not None:
                 raise run.driver_error from None
@@ -171,7 +176,7 @@ class PlainTrainer:
             self._is_on_device = True
 
     def _loaders(self, run: PlainRun) -> dict[str, Any]:
-        if run.module is None or is_overridden("train_dataloader", run.module):
+        if run.module is None or has_own_loaders(run.module):
             return {}
         task, spec = self._task, run.spec
         batch_size = int(spec.hyperparameters.get("batch_size", task.batch_size))
