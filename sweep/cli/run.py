@@ -118,11 +118,12 @@ def _places(config: Any) -> dict[str, str]:
 
 def _commands(config: Any, outcome: Any) -> list[tuple[str, str]]:
     from sweep.config.settings import RunConfig
+    from sweep.hyperparameters import DEFAULT_MODULE
     from sweep.reporting.summary import next_commands
 
     return next_commands(
         config.study_name,
-        config.data,
+        config.data if config.module == DEFAULT_MODULE else None,
         data_dir=config.data_dir,
         storage=_unknown(config, "storage"),
         tracking_uri=_unknown(config, "tracking_uri"),

@@ -72,7 +72,7 @@ def _commands(commands: Sequence[tuple[str, str]], width: int | None) -> list[st
 
 def next_commands(
     study: str,
-    data: str,
+    data: str | None,
     *,
     data_dir: str | None = None,
     storage: str | None = None,
@@ -86,7 +86,7 @@ def next_commands(
 
     Args:
         study: Its name.
-        data: The data set's name.
+        data: The data set's name; None if the module may have loaders of its own.
         data_dir: Folder of the data set's files, where one was named.
         storage: Address of the Optuna storage, where commands have to name it.
         tracking_uri: Address of the MLflow store, where commands have to name it.
@@ -103,13 +103,13 @@ def next_commands(
     if not has_best:
         return commands
     best = f"sweep best {shlex.quote(study)}{_flag('--storage', storage)} > best.yaml"
-    train = f"sweep train --config best.yaml --data {shlex.quote(data)}"
+    train = f"sweep train --config best.yaml{_flag('--data', data)}"
     train += _flag("--data-dir", data_dir) + _flag("--tracking-uri", tracking_uri)
     ui = "mlflow ui" if is_default_store else f"sweep ui{_flag('--tracking-uri', tracking_uri)}"
     return [
         *commands,
         (best, "keep the best configuration"),
-        (train, "train it on train + validation, then test it"),
+        (train, f"train it{' on train + validation' if data else ' again'}, then test it"),
         (ui, "look at every trial"),
     ]
 

@@ -103,7 +103,8 @@ class Best:
                 sample in any shape: (n, 1, 8, 8), (n, 8, 8) and (n, 64) are alike for digits.
                 Pixels of the built-in data sets are floats from 0 to 1 of any precision, or uint8
                 as in the data set's files (0 to 16 for digits, else 0 to 255), which are scaled.
-                Data of your own are taken as they are.
+                Samples for data of your own, or a module with loaders of its own, are taken as
+                they are.
 
         Raises:
             DataError: Samples of another shape, type or scale, or a forward that gives no tensor.

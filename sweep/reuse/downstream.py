@@ -16,13 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from sweep.config.settings import RunConfig
-from sweep.data.tensors import Batches, FinalData, load_final_data
+from sweep.data.tensors import Batches
+from sweep.data.tensors import FinalData
+from sweep.data.tensors import load_final_data
 from sweep.environment.provenance import provenance
 from sweep.environment.signals import stopping
 from sweep.environment.surroundings import foreign_set_aside
+from sweep.hyperparameters import DEFAULT_MODULE
 from sweep.errors import (
+    DiskError,
     StoreError,
     StudyFailedError,
     StudyInterrupted,
@@ -44,11 +49,15 @@ from sweep.training.checkpoints import write_checkpoint
 from sweep.training.choice import why_plain
 from sweep.training.devices import lightning_devices
 from sweep.training.exports import export_model
+from sweep.training.failures import one_line, raised_by_user_code
 from sweep.training.fluent import FluentCalls
 from sweep.training.mlp import MLPClassifier
 from sweep.training.modules import build_module
 from sweep.training.plain.run import PlainRun
 from sweep.training.plain.trainer import EVALUATION_BATCH
+from sweep.training.modules import has_own_loaders
+from sweep.training.modules import sample_shape
+from sweep.training.plain.run import no_model
 from sweep.training.quiet import hush_lightning, quiet_trainer
 from sweep.training.resuming import (
     AtomicCheckpointIO,
@@ -81,7 +90,7 @@ class Trained:
     """What a downstream training came to."""
 
     metrics: Mapping[str, float]
-    """test_loss and test_acc for MLPClassifier."""
+    """test_loss and test_acc for MLPClassifier; none if the module could not be tested."""
     checkpoint: Path
     run_id: str
     n_epochs: int
@@ -103,7 +112,10 @@ def train(
 
     Raises StudyInterrupted once the epoch of a signal is saved, UndeliveredError where MLflow is
     away in the end (the same call delivers), DataError, StoreError, DiskError, StudyFailedError
-    for metrics that are not finite, and what the module itself raises.
+    for metrics that are not finite and for what a module of the user's raises.
+
+    A module with loaders of its own is trained on those, as in a search, and tested on its own
+    test loader. One without test_step is not tested.
     """
     hush_lightning()
     with foreign_set_aside():
@@ -112,9 +124,15 @@ def train(
         spec = _spec(recipe, parts)
         log = _Log(TrainingRun(config.tracking_uri), spec, on_epoch, on_notice or _nobody)
         seed_everything(spec.seed)
-        module = build_module(recipe.module, recipe.model, data, spec.seed)
+        with _explained(recipe.module):
+            module = build_module(recipe.module, recipe.model, data, spec.seed)
+        if has_own_loaders(module):
+            log.say(
+                f"{recipe.module} brings its own train_dataloader: it is trained on that, not on "
+                f"train + validation of {recipe.data}"
+            )
         with log.pausing(), stopping(log.stop):
-            log.open(_info(recipe, data), parts)
+            log.open(_info(recipe, data, module), parts)
             trained = _train(recipe, config, output, (module, data), log)
         shutil.rmtree(parts, ignore_errors=True)
         return trained
@@ -140,7 +158,7 @@ def _train(
     )  # fmt: skip
     data = data.to(trainer.strategy.root_device)
     try:
-        with calls.caught():
+        with calls.caught(), _explained(recipe.module):
             if isinstance(module, MLPClassifier) and _is_for_engine(task, log.spec, trainer):
                 run = train_alone(module, task, log.spec, data, log)
                 module, n_epochs, n_steps = run.module(), run.epoch, run.n_steps
@@ -148,21 +166,61 @@ def _train(
                 n_epochs, n_steps = _fit(trainer, plain, data, task, log)
             if n_epochs < recipe.epochs:
                 raise _interrupted(n_epochs, recipe, log)
-            results = trainer.test(
-                module, dataloaders=Batches(data.test, EVALUATION_BATCH), verbose=False
-            )
+            write_checkpoint(output, module, n_epochs - 1, n_steps)  # a test may fail
+            metrics = _test(trainer, module, data, recipe, log)
+            archive = _export(output.with_suffix(".pt2"), module, data, recipe, log)
     finally:
         calls.remove()
-    metrics = {name: float(value) for name, value in results[0].items()}
-    write_checkpoint(output, module, n_epochs - 1, n_steps)
-    archive = output.with_suffix(".pt2")
-    export_model(archive, module, data.info.feature_shape)
     log.finish(
-        TrainingOutcome(
-            _now_ms(), n_epochs, metrics, TrialState.COMPLETE, str(output), str(archive)
-        )
+        TrainingOutcome(_now_ms(), n_epochs, metrics, TrialState.COMPLETE, str(output), archive)
     )
     return Trained(metrics, output, log.run_id, n_epochs)
+
+
+@contextlib.contextmanager
+def _explained(module: str) -> Iterator[None]:
+    """Raise what a user's module raises within as StudyFailedError, with its place."""
+    try:
+        yield
+    except (SweepError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        why = raised_by_user_code(error)
+        if module == DEFAULT_MODULE:
+            raise
+        raise StudyFailedError(f"the training failed: {one_line(why, module)}") from error
+
+
+def _test(
+    trainer: lightning.Trainer, module: lightning.LightningModule, data: FinalData,
+    recipe: Recipe, log: _Log,
+) -> dict[str, float]:  # fmt: skip
+    """Metrics on the test split, or on the module's own test loader; none if it has no test."""
+    is_own = has_own_loaders(module)
+    needed = ("test_step", "test_dataloader") if is_own else ("test_step",)
+    missing = [name for name in needed if not is_overridden(name, module)]
+    if missing:
+        log.say(f"trained and saved, but not tested: {recipe.module} has no {missing[0]}")
+        return {}
+    given = None if is_own else Batches(data.test, EVALUATION_BATCH)
+    results = trainer.test(module, dataloaders=given, verbose=False)
+    return {name: float(value) for result in results for name, value in result.items()}
+
+
+def _export(
+    path: Path, module: lightning.LightningModule, data: FinalData, recipe: Recipe, log: _Log
+) -> str | None:
+    """The model as a .pt2 archive; None, and a line, if a user's module cannot be exported."""
+    try:
+        return export_model(path, module, sample_shape(module, data.info.feature_shape))
+    except DiskError:
+        raise
+    except BaseException as error:
+        why = raised_by_user_code(error)
+        if recipe.module == DEFAULT_MODULE:
+            raise
+        log.say(no_model(recipe.module, why))
+        return None
 
 
 def _is_for_engine(task: Task, spec: TrialSpec, trainer: lightning.Trainer) -> bool:
@@ -182,6 +240,7 @@ def _fit(
     """Train in the ordinary Trainer that has `run`; epochs and steps. Raises StudyFailedError."""
     module = run.module
     assert module is not None
+    batches = Batches(data.train, task.batch_size, seed=task.seed)
     checkpoint: Mapping[str, Any] = {}
     if log.spec.resume_from is not None:
         try:
@@ -194,7 +253,7 @@ def _fit(
     else:
         trainer.fit(
             module,
-            train_dataloaders=Batches(data.train, task.batch_size, seed=task.seed),
+            train_dataloaders=None if has_own_loaders(module) else batches,
             ckpt_path=log.spec.resume_from if run.is_resumed else None,
             weights_only=True,
         )
@@ -225,15 +284,16 @@ def _spec(recipe: Recipe, parts: Path) -> TrialSpec:
     return TrialSpec(number, identity, seed, resume_from=resume_from)
 
 
-def _info(recipe: Recipe, data: FinalData) -> TrainingInfo:
+def _info(recipe: Recipe, data: FinalData, module: lightning.LightningModule) -> TrainingInfo:
     training: dict[str, Any] = {
         "epochs": recipe.epochs, "batch_size": recipe.batch_size, "seed": recipe.seed,
         "data": recipe.data,
     }  # fmt: skip
     origin = f" of t{recipe.trial:03d}" if recipe.trial is not None else ""
+    source = "its own loaders" if has_own_loaders(module) else "train+val"
     return TrainingInfo(
         experiment=recipe.study or f"{recipe.data}-train",
-        name=f"train{origin} on train+val",
+        name=f"train{origin} on {source}",
         params={**recipe.model, **training},
         time_ms=_now_ms(),
         from_trial=recipe.trial,
@@ -251,7 +311,7 @@ class _Log:
         self, run: TrainingRun, spec: TrialSpec, on_epoch: EpochHook | None, on_notice: NoticeHook
     ) -> None:
         self._run, self.spec = run, spec
-        self._on_epoch, self._on_notice = on_epoch, on_notice
+        self._on_epoch, self.say = on_epoch, on_notice
         self._is_stopping = False
         self._behind: list[EpochReport] = []
         """Epochs that MLflow does not have."""
@@ -286,7 +346,7 @@ class _Log:
         epochs = [report for report in reports if isinstance(report, EpochReport)]
         for report in reports:
             if isinstance(report, Notice):
-                self._on_notice(report.message)
+                self.say(report.message)
             elif isinstance(report, EpochReport) and not report.is_replay and self._on_epoch:
                 self._on_epoch(report.epoch, report.metrics)
         self._behind += epochs
@@ -303,7 +363,7 @@ class _Log:
             self._behind = []
         except StoreError as error:
             if self._next_try_s == 0.0:
-                self._on_notice(f"{error}: the training goes on, MLflow is told later")
+                self.say(f"{error}: the training goes on, MLflow is told later")
             self._next_try_s = time.monotonic() + TRY_AGAIN_S
 
     def finish(self, outcome: TrainingOutcome) -> None:

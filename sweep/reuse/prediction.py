@@ -16,6 +16,7 @@ from sweep.data import catalog as datasets
 from sweep.errors import DataError
 from sweep.hyperparameters import DEFAULT_MODULE
 from sweep.reuse.recipe import Recipe
+from sweep.training.modules import has_own_loaders
 
 if TYPE_CHECKING:
     import lightning
@@ -28,7 +29,11 @@ LOWEST, HIGHEST = -1.0, 2.0
 
 def predict(module: lightning.LightningModule, recipe: Recipe, x: Any) -> np.ndarray[Any, Any]:
     """What `sweep.reuse.Best.predict` says. Raises DataError."""
-    samples = _samples(x, recipe, _feature_shape(module, recipe))
+    is_own = datasets.is_custom(recipe.data) or has_own_loaders(module)
+    shape = (
+        _feature_shape(module, recipe) if recipe.module == DEFAULT_MODULE or not is_own else None
+    )
+    samples = _samples(x, shape, None if is_own else recipe.data)
     samples = samples.to(next(module.parameters(), torch.empty(0)).dtype)
     with torch.no_grad():
         parts = [module(part) for part in torch.split(samples, AT_ONCE)]
@@ -42,15 +47,18 @@ def predict(module: lightning.LightningModule, recipe: Recipe, x: Any) -> np.nda
     return (output.argmax(1) if recipe.module == DEFAULT_MODULE else output).numpy()
 
 
-def _feature_shape(module: lightning.LightningModule, recipe: Recipe) -> tuple[int, ...] | None:
-    """Of one sample; None if only the user's own code knows it."""
+def _feature_shape(module: lightning.LightningModule, recipe: Recipe) -> tuple[int, ...]:
+    """Of one sample."""
     if not datasets.is_custom(recipe.data):
         return (1, *datasets.CATALOG[recipe.data].image_shape)
-    return (int(module.hparams["in_features"]),) if recipe.module == DEFAULT_MODULE else None
+    return (int(module.hparams["in_features"]),)
 
 
-def _samples(x: Any, recipe: Recipe, shape: tuple[int, ...] | None) -> Tensor:
-    """(n, *shape) with values on the scale of the training data."""
+def _samples(x: Any, shape: tuple[int, ...] | None, name: str | None) -> Tensor:
+    """(n, *shape), on the scale of the built-in data set `name`.
+
+    Both are None if only the user's own code knows them: samples are taken as they are.
+    """
     try:
         given = torch.as_tensor(x if isinstance(x, Tensor) else np.asarray(x)).detach().cpu()
     except (TypeError, ValueError, RuntimeError) as error:
@@ -63,7 +71,7 @@ def _samples(x: Any, recipe: Recipe, shape: tuple[int, ...] | None) -> Tensor:
                 f"counting samples, but got {tuple(given.shape)}"
             )
         given = given.reshape(len(given), *shape)
-    scaled = given if datasets.is_custom(recipe.data) else _scaled(given, recipe.data)
+    scaled = given if name is None else _scaled(given, name)
     if scaled.is_floating_point() and not scaled.isfinite().all():
         raise DataError("x must be finite, but holds NaN or infinite values")
     return scaled

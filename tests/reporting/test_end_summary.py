@@ -124,6 +124,9 @@ def test_commands_name_stores_without_their_passwords():
 def test_why_trials_failed_is_offered_only_where_some_did():
     """Without a best or a failed trial the only thing to type is what goes on."""
     assert next_commands("s", "digits", has_best=False) == []
+    assert next_commands("s", None)[1] == (
+        "sweep train --config best.yaml", "train it again, then test it"
+    )  # fmt: skip
     going_on = next_commands("s", "digits", has_best=False, going_on="sweep run --study s")
     assert going_on == [("sweep run --study s", "go on with the search")]
 

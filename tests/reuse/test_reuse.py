@@ -16,6 +16,7 @@ import numpy as np
 import optuna
 import pytest
 import torch
+import user_code
 import yaml
 from searches import mlflow_client, query
 
@@ -33,6 +34,7 @@ from sweep.errors import (
 from sweep.ledger.study import create_study
 from sweep.reuse import Best, Recipe, find_best, find_trial, read_recipe
 from sweep.reuse.downstream import train
+from sweep.reuse.prediction import predict
 from sweep.reuse.recipe import FORMATS, as_lightning, as_python, as_yaml
 from sweep.space import load_space
 from sweep.training.modules import build_module
@@ -422,6 +424,60 @@ def test_a_loss_that_is_not_finite_ends_the_training(at: Path) -> None:
     with pytest.raises(StudyFailedError, match="train_loss"):
         train(recipe, RunConfig(), at)
     assert not at.exists()
+
+
+def test_predict_takes_samples_of_a_module_with_loaders_of_its_own() -> None:
+    """They have another shape than those of the study's data; its forward's output comes back."""
+    recipe = Recipe(model={}, module="user_code:Bringing")
+    x = np.linspace(-9, 9, 60).reshape(5, 12)
+    assert predict(user_code.Bringing(), recipe, x).shape == (5, 10)
+
+
+@pytest.mark.parametrize(
+    ("module", "said", "tested"),
+    [
+        ("Model", ["has no test_step"], set()),
+        ("Bringing", ["brings its own train_dataloader", "has no test_step"], set()),
+        ("Tested", ["brings its own train_dataloader"], {"test_f1"}),
+    ],
+)
+def test_a_module_of_ones_own_is_trained_and_saved_without_a_test(
+    at: Path, module: str, said: list[str], tested: set[str]
+) -> None:
+    """On its own loaders if it has some; it is tested if it can be, else a line says why not."""
+    lines: list[str] = []
+    recipe = Recipe(model={"width": 4}, module=f"user_code:{module}", epochs=1)
+    trained = train(recipe, RunConfig(), at, None, lines.append)
+    assert all(part in line for part, line in zip(said, lines, strict=True)), lines
+    assert trained.metrics.keys() == tested
+    assert at.is_file()
+    assert at.with_suffix(".pt2").is_file()
+
+
+@pytest.mark.parametrize(
+    ("module", "said", "is_saved"),
+    [("Leaving", "SystemExit: left in configure_optimizers (", False),
+     ("TestFails", "ZeroDivisionError: no samples (", True)],
+)  # fmt: skip
+def test_what_a_module_raises_is_no_bug_of_sweep(
+    at: Path, module: str, said: str, *, is_saved: bool
+) -> None:
+    """It is one line with its place; a model that was trained is saved before its test."""
+    model = {"where": "configure_optimizers"} if module == "Leaving" else {}
+    recipe = Recipe(model=model, module=f"user_code:{module}", epochs=1)
+    with pytest.raises(StudyFailedError) as caught:
+        train(recipe, RunConfig(), at)
+    assert f"the training failed: {said}" in str(caught.value)
+    assert at.exists() is is_saved
+
+
+def test_a_model_that_cannot_be_exported_is_saved(at: Path) -> None:
+    """There is no logged model then, and one line with the reason."""
+    lines: list[str] = []
+    recipe = Recipe(model={"where": "export"}, module="user_code:Leaving", epochs=1)
+    train(recipe, RunConfig(), at, None, lines.append)
+    assert at.is_file()
+    assert "cannot be exported" in lines[-1]
 
 
 RECIPE_FAULTS = """
