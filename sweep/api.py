@@ -134,24 +134,14 @@ def retry(flags: Mapping[str, Any], failed: str | None) -> tuple[RunConfig, Spac
     from sweep.search.study import Extras
     from sweep.space import canonical_key
     from sweep.trial import TrialState
+    from sweep.search.endings import to_retry
 
     resolved, space = prepare(flags, None)
     ledger = open_study(resolved.config.storage, resolved.config.study_name)
     trials = ledger.trials()
     ledger.close()
-    again = {
-        canonical_key(t.hyperparameters): t.number
-        for t in trials
-        if t.state is TrialState.FAIL
-        and failed in (None, (t.result.get("failure") or {}).get("kind"))
-    }
-    begun = set()
-    for trial in trials:
-        key = canonical_key(trial.hyperparameters)
-        if trial.state in (TrialState.COMPLETE, TrialState.PRUNED):
-            again.pop(key, None)
-        elif not trial.state.is_finished:
-            begun.add(key)
+    again = to_retry(trials, failed)
+    begun = {canonical_key(t.hyperparameters) for t in trials if not t.state.is_finished}
     n_trials = max(resolved.config.trials, len(trials) + len(again.keys() - begun))
     config = dataclasses.replace(resolved.config, trials=n_trials)
     return config, space, Extras(again=tuple(again.values()))

@@ -99,7 +99,9 @@ def test_a_configuration_is_tried_once_however_often_it_failed(call: Call) -> No
     """Without --failed all four; a second time those four, not what failed twice twice."""
     assert call("retry", "bad")[0] == 0
     assert new_modes() == ["nan", "nan", "raise", "raise"]
-    assert call("retry", "bad", "--failed", "nan")[0] == 0
+    code, out, errors = call("retry", "bad", "--failed", "nan")
+    assert (code, errors) == (0, [])
+    assert "try 4 failed configurations again" in out, "ten trials failed"
     assert new_modes() == ["nan"] * 4 + ["raise"] * 2
 
 
@@ -114,6 +116,7 @@ def test_what_succeeded_since_is_left_alone(call: Call) -> None:
     assert call("retry", "bad")[0] == 0
     assert new_modes() == ["nan", "nan", "raise", "raise"]
     assert call("doctor", "bad")[0] == 0
+    assert "try " not in call("run", "--study", "bad")[1], "all succeeded since"
 
 
 class CtrlC:
@@ -197,4 +200,4 @@ def test_a_done_study_with_failed_trials_names_retry(failed: Path, call: Call) -
     assert code == 0
     assert "Try failed trials again with `sweep retry bad`." in text
     assert "sweep retry bad" in text.partition("Next:")[2]
-    assert "# try the 4 failed trials again" in text
+    assert "# try 4 failed configurations again" in text

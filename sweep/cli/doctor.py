@@ -51,9 +51,10 @@ def doctor(study: str | None, fix: bool, **flags: Any) -> int:
 @config_options(("storage", "tracking_uri", "work_dir", "trial_timeout_s", "population",
                  "accelerator", "devices", "threads"))  # fmt: skip
 def retry(study: str | None, failed: str | None, **flags: Any) -> int:
-    """Train the configurations of STUDY's failed trials again, each once, as new trials.
+    """Train each failed configuration of STUDY once more, as a new trial.
 
-    What another try got through is left alone. A study that is not finished goes on, too.
+    A configuration counts once, however many of its trials failed; one that another trial got
+    through is left alone. A study that is not finished goes on, too.
 
     \b
     Examples:

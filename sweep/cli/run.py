@@ -87,19 +87,19 @@ def finish(config: Any, outcome: Any) -> int:
     from sweep.reporting.display import for_stream, width_and_color
     from sweep.reporting.summary import end_summary
 
-    n_done, n_failed = outcome.study.n_done, outcome.end.n_by_state.get("FAIL", 0)
+    n_done = outcome.study.n_done
     if outcome.n_new == 0 and n_done >= config.trials:
         hint = f"Ask for more with --trials {n_done + 50}."
-        if n_failed:
+        if outcome.n_to_retry:
             hint += f" Try failed trials again with `sweep retry {config.study_name}`."
         click.echo(
             NEXT_IF_DONE.format(name=config.study_name, n=n_done, total=config.trials, hint=hint)
         )
     best_name = str(outcome.best.result.get("name", "")) if outcome.best else ""
     commands = _commands(config, outcome)
-    if n_failed:
-        trials = "the failed trial" if n_failed == 1 else f"the {n_failed} failed trials"
-        commands = [*commands, (_retry(config), f"try {trials} again")]
+    if n := outcome.n_to_retry:
+        what = "the failed configuration" if n == 1 else f"{n} failed configurations"
+        commands = [*commands, (_retry(config), f"try {what} again")]
     lines = end_summary(
         outcome.study, outcome.end, best_name=best_name, places=_places(config),
         commands=commands, unsaved=outcome.unsaved, width=width_and_color(sys.stdout)[0],

@@ -11,9 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from sweep import hyperparameters as options
-from sweep.config.settings import RunConfig, identity_changes, vocabulary
+from sweep.config.settings import RunConfig
+from sweep.config.settings import identity_changes
+from sweep.config.settings import vocabulary
 from sweep.environment.provenance import provenance
 from sweep.environment.signals import stopping
+from sweep import options
+from sweep.hyperparameters import DEFAULT_MODULE
+from sweep.search.driver import Driver
+from sweep.trial import now_ms
+from sweep.search.endings import to_retry
 from sweep.errors import ConfigError, StudyFailedError, SweepError
 from sweep.executors import begin_loading, make_task
 from sweep.hyperparameters import DEFAULT_MODULE
@@ -51,6 +58,8 @@ class Outcome:
     best: LedgerTrial | None
     unsaved: tuple[str, ...] = ()
     """A sentence for each interrupted trial that has to train epochs again."""
+    n_to_retry: int = 0
+    """Configurations that `sweep retry` would try."""
 
     def __repr__(self) -> str:
         """Study, new trials and the best one."""
@@ -370,4 +379,6 @@ def _outcome(
     if reason in ("timeout", "interrupted") and n_finished >= config.trials:
         reason = "done"  # it came too late to stop anything
     end = study_end(config, trials, reason, now_ms())
-    return Outcome(info, end, n_finished - info.n_done, best, tuple(unsaved))
+    return Outcome(
+        info, end, n_finished - info.n_done, best, tuple(unsaved), len(to_retry(trials))
+    )
