@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import socket
 import sys
 from typing import Any
 
@@ -33,6 +35,7 @@ def ui(host: str, port: int, **flags: Any) -> None:
     if uri.startswith(("http://", "https://")):
         click.echo(f"this store has a UI of its own: {redacted(uri)}")
         return
+    _see_that_it_is_free(host, port)
     # Not as an argument: those are everybody's to see.
     os.environ["MLFLOW_BACKEND_STORE_URI"] = absolute(uri)
     os.environ["PYTHONSAFEPATH"] = "1"  # a file mlflow.py of this folder is not the server
@@ -41,3 +44,27 @@ def ui(host: str, port: int, **flags: Any) -> None:
     click.echo(f"MLflow UI on {page} (Ctrl-C ends it)")
     sys.stdout.flush()
     os.execv(sys.executable, command)  # this process becomes the server
+
+
+def _see_that_it_is_free(host: str, port: int) -> None:
+    """Raise ConfigError if nothing can listen there: MLflow starts all the same, and exits 0."""
+    from sweep.errors import ConfigError
+
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise ConfigError(
+                f"--port must be a free port of {host}, but {port} is in use: name another, e.g. "
+                f"--port {port % 65535 + 1}"
+            ) from error
+        if error.errno == errno.EACCES:
+            raise ConfigError(
+                f"--port must be one that you may listen on, but got {port}: name one from 1024"
+            ) from error
+        raise ConfigError(
+            f"--host must be an address of this machine, but got {host!r}: {error.strerror}"
+        ) from error

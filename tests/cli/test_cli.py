@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import io
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -82,6 +83,17 @@ def test_help_loads_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
     )  # fmt: skip
     assert "LOADED []" in done.stdout
     assert int(done.stdout.rpartition("MORE ")[2]) <= MOST_MODULES
+
+
+@pytest.mark.parametrize("case", ["port", "host"])
+def test_an_address_that_cannot_be_listened_on_is_refused(call: Call, case: str) -> None:
+    """`sweep ui` says so before it says where its pages are."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        where = ("--port", port) if case == "port" else ("--host", "192.0.2.1")
+        code, out, errors = call("ui", *where)
+    assert (code, out, len(errors)) == (2, "", 1)
+    assert errors[0].startswith(f"sweep: --{case} must be")
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
