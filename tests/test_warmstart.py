@@ -43,6 +43,13 @@ def narrow(six: Path) -> Path:
     return six
 
 
+def told(n: int, new: str, n_old: int = 6, old: str = "six") -> str:
+    """The first line of a fork."""
+    verb = "informs" if n == 1 else "inform"
+    of_old = f"{n} of the {n_old} trials of {old} {verb}"
+    return f"{of_old} the sampler of {new}, which has none of them itself"
+
+
 def test_a_fork_says_how_many_fit_and_why_the_others_do_not(narrow: Path, call: Call) -> None:
     """Numbers and reasons on standard error; the new study has those trials beside its own; the
     old one is as it was; both are in agreement."""
@@ -56,7 +63,7 @@ def test_a_fork_says_how_many_fit_and_why_the_others_do_not(narrow: Path, call: 
         *FORK, "--space", "narrow.yaml", "--fork", "narrowed", "--trials", "3", "--population", "1"
     )
     assert code == 0, errors
-    assert errors[0] == f"narrowed starts with {len(good)} of the 6 trials of six"
+    assert errors[0] == told(len(good), "narrowed")
     reasons = {line.partition(": ")[2]: line.split()[0] for line in errors[1:]}
     assert reasons.pop("optimizer must be one of Adam") == str(other_optimizer)
     assert sum(map(int, reasons.values())) == other_lr
@@ -92,7 +99,7 @@ def test_a_fork_of_a_wider_space_takes_all(six: Path, call: Call) -> None:
         "  momentum: {float: [0.0, 0.95], when: {optimizer: [SGD, RMSprop]}}\n"
     )
     code, _, errors = call(*FORK, "--space", "wide.yaml", "--fork", "wide", "--dry-run")
-    assert (code, errors) == (0, ["wide starts with 6 of the 6 trials of six"])
+    assert (code, errors) == (0, [told(6, "wide")])
     assert not (six / "mlruns/.sweep/wide").exists()
 
 
@@ -113,7 +120,7 @@ def test_scores_of_something_else_are_not_carried(
     """Another metric, direction or data set: nothing that the sampler could learn from."""
     code, _, errors = call(*FORK, *more, "--fork", "other", "--dry-run")
     assert code == 0
-    assert errors[0] == "other starts with 0 of the 6 trials of six"
+    assert errors[0] == told(0, "other")
     assert errors[1].startswith(f"  6 do not: {reason}")
 
 
@@ -156,7 +163,7 @@ def test_a_fork_trains_nothing_that_it_knows(call: Call) -> None:
     sweep.run(study="few", trials=2, **settings, **INLINE)
     known = [t.hyperparameters for t in study("few")[0]]
     code, out, errors = call("run", "--study", "few", "--fork", "rest", "--trials", "4")
-    assert (code, errors) == (0, ["rest starts with 2 of the 2 trials of few"])
+    assert (code, errors) == (0, [told(2, "rest", 2, "few")])
     new = [t.hyperparameters for t in study("rest")[0]]
     assert len(new) == 2
     assert len({str(sorted(values.items())) for values in [*known, *new]}) == 4

@@ -30,7 +30,7 @@ NEXT_IF_DONE = "study {name} already has {n} finished trials of {total}: nothing
               help="Show every setting and where it came from, then leave.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Show what would be tried, then leave.")
 @click.option("--fork", metavar="NEW",
-              help="Start study NEW from the trials of --study that still fit.")  # fmt: skip
+              help="Start study NEW; trials of --study that still fit inform its sampler.")  # fmt: skip
 @click.option("-q", "--quiet", is_flag=True, help="Print the summary only.")
 @click.option("-v", "--verbose", is_flag=True, help="Print a line per epoch too.")
 def run(

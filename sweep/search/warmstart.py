@@ -37,7 +37,11 @@ class Carried:
 
     def told(self, new: str, old: str) -> list[str]:
         """What the user is told."""
-        lines = [f"{new} starts with {len(self.trials)} of the {self.n_old} trials of {old}"]
+        n = len(self.trials)
+        lines = [
+            f"{n} of the {self.n_old} trials of {old} inform{'s' if n == 1 else ''} the sampler "
+            f"of {new}, which has none of them itself"
+        ]
         lines += [
             f"  {n} {'does' if n == 1 else 'do'} not: {reason}"
             for reason, n in self.reasons.items()
