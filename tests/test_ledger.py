@@ -8,7 +8,7 @@ from pathlib import Path
 
 import optuna
 import pytest
-from searches import ScriptedStudy
+from searches import Call, ScriptedStudy
 
 from sweep.errors import NotFoundError, StoreError
 from sweep.ledger.study import Ledger, create_study, list_studies, open_study
@@ -179,6 +179,23 @@ def test_a_foreign_optuna_study_can_be_read(url: str) -> None:
     assert [t.hyperparameters["x"] == t.value for t in theirs.trials()] == [True, True]
     assert [s.name for s in list_studies(url)] == ["other", "theirs"]
     assert theirs.config == {}
+
+
+def test_an_attempt_that_came_to_nothing_is_no_study(url: str, call: Call) -> None:
+    """Ours without a trial is not listed, asked for or suggested; one with carried trials is."""
+    for name in ("attempt", "forked", "mine"):
+        ledger, _ = create_study(url, name, "maximize")
+        ledger.describe({"epochs": 3}, "")
+        if name == "mine":
+            ledger.open_trial(0, running())
+        if name == "forked":
+            ledger.carry([{"number": 0, "value": 0.5, "hyperparameters": {}}])
+        ledger.close()
+    assert [s.name for s in list_studies(url)] == ["forked", "mine"]
+    with pytest.raises(NotFoundError, match="must be one of forked, mine, but"):
+        open_study(url, "atempt")
+    code, _, errors = call("trials", "--storage", url)
+    assert (code, errors) == (0, []), "the only one that has begun"
 
 
 def test_configuration_and_space_are_kept(url: str, ledger: Ledger) -> None:

@@ -59,7 +59,7 @@ class Ledger:
         try:
             self._study_id = storage.get_study_id_from_name(name)
         except KeyError:
-            known = sorted(s.study_name for s in storage.get_all_studies())
+            known = _names(storage)
             hint = must_be_one_of("study", name, known) if known else f"no study {name!r}"
             raise NotFoundError(f"{hint}: `sweep list` shows the studies there are") from None
         n_objectives = len(storage.get_study_directions(self._study_id))
@@ -330,17 +330,14 @@ def open_study(url: str, name: str) -> Ledger:
 def create_study(url: str, name: str, direction: Direction) -> tuple[Ledger, bool]:
     """The study called `name`, and whether it is new. Raises StoreError.
 
-    A study of ours without a trial is an attempt that came to nothing (its tracking server was
-    away, say): it is made anew, so that its settings bind nobody.
+    An attempt that came to nothing is made anew, so that its settings bind nobody.
     """
     with _closed_on_errors(open_storage(url, create=True)) as storage:
         finish_replacing(storage, name)
         try:
             study_id = storage.get_study_id_from_name(name)
             is_new = False
-            attrs = storage.get_study_user_attrs(study_id)
-            is_ours = CONFIG in attrs and CARRIED not in attrs
-            if is_ours and not storage.get_all_trials(study_id, deepcopy=False):
+            if _came_to_nothing(storage, study_id):
                 storage.delete_study(study_id)
                 raise KeyError(name)
         except KeyError:
@@ -350,6 +347,22 @@ def create_study(url: str, name: str, direction: Direction) -> tuple[Ledger, boo
         if not is_new and not ledger.config:
             _see_that_it_can_be_taken(ledger, direction)
         return ledger, is_new
+
+
+def _came_to_nothing(storage: BaseStorage, study_id: int) -> bool:
+    """Whether it is a study of ours without a trial, its own or carried: the search was refused
+    or its tracking server was away, say."""
+    attrs = storage.get_study_user_attrs(study_id)
+    is_ours = CONFIG in attrs and CARRIED not in attrs
+    return is_ours and not storage.get_all_trials(study_id, deepcopy=False)
+
+
+def _names(storage: BaseStorage) -> list[str]:
+    """Studies that are more than an attempt, by name."""
+    studies = storage.get_all_studies()
+    # Others' studies of several objectives are none that sweep could go on with.
+    names = sorted(s.study_name for s in studies if len(s.directions) == 1)
+    return [n for n in names if not _came_to_nothing(storage, storage.get_study_id_from_name(n))]
 
 
 def _see_that_it_can_be_taken(ledger: Ledger, direction: Direction) -> None:
@@ -371,16 +384,14 @@ def _new_study(storage: BaseStorage, name: str, direction: Direction) -> int:
 
 
 def list_studies(url: str) -> list[StudySummary]:
-    """All studies of a storage, by name; none where the storage does not exist yet."""
+    """Studies of a storage, by name, without attempts that came to nothing; none where the
+    storage does not exist yet."""
     try:
         storage = open_storage(url)
     except NotFoundError:
         return []
     try:
-        studies = storage.get_all_studies()
-        # Others' studies of several objectives are none that sweep could go on with.
-        names = sorted(s.study_name for s in studies if len(s.directions) == 1)
-        return [Ledger(storage, name).summary() for name in names]
+        return [Ledger(storage, name).summary() for name in _names(storage)]
     finally:
         close_storage(storage)
 
