@@ -292,8 +292,8 @@ def _open_ledger(config: RunConfig, space: Space) -> tuple[Ledger, bool]:
     if changes and ledger.is_bound(by_unfinished=by_unfinished):
         raise ConfigError(
             f"study {config.study_name!r} exists with other settings ({'; '.join(changes)}): "
-            "leave them out to continue it, name another search with --study, or start one from "
-            "its trials with --fork NEW"
+            f"leave {'it' if len(changes) == 1 else 'them'} out to continue it, name another "
+            "search with --study, or start one that learns from its trials with --fork NEW"
         )
     if changes:
         ledger.start_over(direction)
