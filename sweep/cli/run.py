@@ -18,7 +18,9 @@ from sweep.redact import redacted
 EXIT_CODES = {"interrupted": StudyInterrupted.exit_code, "timeout": OUT_OF_TIME}
 UNFINISHED = ("interrupted", "timeout", "failed")
 """Reasons for an end after which the same study goes on."""
-NEXT_IF_DONE = "study {name} already has {n} finished trials of {total}: nothing to do. {hint}"
+NEXT_IF_DONE = (
+    "study {name} already has {n} finished trials: nothing to do for --trials {total}. {hint}"
+)
 
 
 @click.command(cls=GroupedCommand, short_help="Search: run or continue a study.")
@@ -30,7 +32,7 @@ NEXT_IF_DONE = "study {name} already has {n} finished trials of {total}: nothing
               help="Show every setting and where it came from, then leave.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Show what would be tried, then leave.")
 @click.option("--fork", metavar="NEW",
-              help="Start study NEW; trials of --study that still fit inform its sampler.")  # fmt: skip
+              help="Start study NEW; trials of --study that fit inform its sampler.")  # fmt: skip
 @click.option("-q", "--quiet", is_flag=True, help="Print the summary only.")
 @click.option("-v", "--verbose", is_flag=True, help="Print a line per epoch too.")
 def run(
@@ -89,7 +91,7 @@ def finish(config: Any, outcome: Any) -> int:
 
     n_done = outcome.study.n_done
     if outcome.n_new == 0 and n_done >= config.trials:
-        hint = f"Ask for more with --trials {n_done + 50}."
+        hint = f"Ask for more, e.g. with --trials {n_done + 50}."
         if outcome.n_to_retry:
             hint += f" Try failed trials again with `sweep retry {config.study_name}`."
         click.echo(

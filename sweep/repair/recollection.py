@@ -61,7 +61,7 @@ class Recollections:
         times = [_ms(trial.frozen.datetime_start) for trial in self._trials.values()]
         return StudyInfo(
             name=config.study_name,
-            n_trials=config.trials,
+            n_trials=max(config.trials, sum(t.state.is_finished for t in self._trials.values())),
             metric=config.metric,
             direction=self._direction,
             epochs=config.epochs,

@@ -298,6 +298,8 @@ def _open_ledger(config: RunConfig, space: Space) -> tuple[Ledger, bool]:
     if changes:
         ledger.start_over(direction)
     before, now = ledger.config, stored_config(config)
+    # --trials may be less than there are: the study's total is not.
+    now["trials"] = max(config.trials, _n_finished(ledger.trials()))
     if before != now:
         ledger.describe(now, space.text)
     return ledger, before.get("tracking_uri") == now["tracking_uri"]
@@ -336,7 +338,7 @@ def _study_info(config: RunConfig, space: Space, trials: Sequence[LedgerTrial]) 
     shown = stored_config(config) | {"storage": redacted(config.storage)}
     return StudyInfo(
         name=config.study_name,
-        n_trials=config.trials,
+        n_trials=max(config.trials, _n_finished(trials)),
         metric=config.metric,
         direction=config.resolved_direction,
         epochs=config.epochs,
@@ -345,11 +347,15 @@ def _study_info(config: RunConfig, space: Space, trials: Sequence[LedgerTrial]) 
         space_text=space.text,
         time_ms=now_ms(),
         tags=provenance(),
-        n_done=sum(t.state.is_finished for t in trials),
+        n_done=_n_finished(trials),
         best_value=best.value if best else None,
         best_number=best.number if best else None,
         ranking=ranking_of(trials, Objective(config.metric, config.resolved_direction)),
     )
+
+
+def _n_finished(trials: Sequence[LedgerTrial]) -> int:
+    return sum(t.state.is_finished for t in trials)
 
 
 def _raise_if_failed(outcome: Outcome, driver: Driver) -> None:
@@ -375,7 +381,7 @@ def _outcome(
 ) -> Outcome:  # fmt: skip
     trials = ledger.trials()
     best = best_trial(trials, config.resolved_direction)
-    n_finished = sum(t.state.is_finished for t in trials)
+    n_finished = _n_finished(trials)
     if reason in ("timeout", "interrupted") and n_finished >= config.trials:
         reason = "done"  # it came too late to stop anything
     end = study_end(config, trials, reason, now_ms())

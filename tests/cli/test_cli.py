@@ -359,7 +359,16 @@ def test_running_again_adds_nothing(ask: Call, done: Done) -> None:
     """The total is there: exit code 0, and how to get more."""
     code, out, errors = ask("run", "--trials", "5")
     assert (code, errors) == (0, [])
-    assert "nothing to do" in out
+    assert "already has 5 finished trials: nothing to do for --trials 5. Ask for more, e.g." in out
+
+
+def test_fewer_trials_than_there_are_do_not_change_the_total(ask: Call) -> None:
+    """The summary and the stored settings keep the five that are finished."""
+    code, out, errors = ask("run", "--trials", "2")
+    assert (code, errors) == (0, [])
+    assert "nothing to do for --trials 2" in out
+    assert "digits-mlp: 5 of 5 trials" in out
+    assert "trials: 5 " in ask("run", "--print-config")[1]
     assert "--trials 55" in out
 
 
