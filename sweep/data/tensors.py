@@ -27,8 +27,13 @@ from torch import Tensor
 from torch.utils.data import SequentialSampler
 
 from sweep.data import catalog as datasets
-from sweep.errors import DataError, SealedTestSplitError
-from sweep.loading import import_object, one_line, raised_by_user_code
+from sweep.errors import DataError
+from sweep.errors import SealedTestSplitError
+from sweep.loading import import_object
+from sweep.loading import one_line
+from sweep.loading import raised_by_user_code
+from sweep import datasets
+from sweep.errors import ConfigError
 from sweep.trial import DatasetInfo, derive_seed
 
 CUSTOM_VAL_FRACTION = 0.1
@@ -116,8 +121,9 @@ def load_search_data(name: str, data_dir: str | None, seed: int) -> SearchData:
         seed: Of the study; which samples are validation depends on it alone.
 
     Raises:
-        ConfigError: An unknown name, or a function that cannot be imported.
-        DataError: The data cannot be fetched, or is damaged or of the wrong shape.
+        ConfigError: An unknown name, a function that cannot be imported, or data of the user's
+            that cannot be trained on.
+        DataError: The data cannot be fetched, or is damaged; the user's function raised.
         DiskError: The cache folder cannot be written.
     """
     if datasets.is_custom(name):
@@ -134,7 +140,7 @@ def load_final_data(name: str, data_dir: str | None, seed: int) -> FinalData:
     """Training and validation samples together, and the test split: for `sweep train` alone.
 
     Arguments and errors are those of `load_search_data`; a function of the user's must give
-    "test" too (DataError).
+    "test" too (ConfigError).
     """
     if datasets.is_custom(name):
         given = _call(name)
@@ -235,7 +241,9 @@ def _image_split(images: Any, labels: Any, max_value: int) -> Split:
 def _train_val_rows(name: str, labels: Any, fraction: float, seed: int) -> tuple[Any, Any]:
     n_val = max(1, round(len(labels) * fraction))
     if n_val >= len(labels):
-        raise DataError(f"{name}: {len(labels)} samples are too few to split off validation")
+        raise ConfigError(
+            f"--data {name}: {len(labels)} samples are too few to split off validation"
+        )
     val = datasets.stratified_choice(labels, n_val, derive_seed(seed, "split"))
     return np.delete(np.arange(len(labels)), val), val
 
@@ -249,7 +257,10 @@ def _call(name: str) -> Mapping[str, Any]:
         told = one_line(raised_by_user_code(error), name)
         raise DataError(f"{name} raised {told}") from error
     if not isinstance(given, Mapping):
-        raise DataError(f"{name} must return a mapping, but got {type(given).__name__}")
+        raise ConfigError(
+            f'--data {name} must return a mapping with "train", and optionally "val" and "test", '
+            f"each a pair (x, y) of arrays or tensors, but got {type(given).__name__}"
+        )
     return given
 
 
@@ -265,14 +276,21 @@ def _custom_split(name: str, given: Mapping[str, Any], key: str) -> Split:
     try:
         x, y = (torch.as_tensor(part).cpu() for part in given[key])
     except KeyError:
-        raise DataError(f'{name} gives no "{key}": a pair (x, y) is needed') from None
+        raise ConfigError(f'--data {name} gives no "{key}": a pair (x, y) is needed') from None
     except (TypeError, ValueError, RuntimeError) as error:
-        raise DataError(f'{name}: "{key}" must be a pair (x, y) of arrays: {error}') from error
+        raise ConfigError(
+            f'--data {name}: "{key}" must be a pair (x, y) of arrays: {error}'
+        ) from error
     if y.ndim != 1 or x.ndim < 2 or len(x) != len(y) or not len(y):
         shapes = f"{tuple(x.shape)} and {tuple(y.shape)}"
-        raise DataError(f'{name}: "{key}" must be x (n, ...) and y (n,), but got {shapes}')
+        raise ConfigError(
+            f'--data {name}: "{key}" must be x (n, ...) and y (n,), but got {shapes}'
+        )
     if y.is_floating_point() or y.is_complex() or y.min() < 0:
-        raise DataError(f'{name}: y of "{key}" must be classes, integers from 0')
+        got = f"{str(y.dtype).removeprefix('torch.')} from {y.real.min():.6g}"
+        raise ConfigError(
+            f'--data {name}: y of "{key}" must be classes, integers from 0, but got {got}'
+        )
     return Split(x.float().contiguous(), y.long().contiguous())
 
 
@@ -284,14 +302,14 @@ def _mean_std(name: str, x: Tensor) -> tuple[float, float]:
     squares = sum(float(piece.double().sub_(mean).square_().sum()) for piece in pieces)
     std = math.sqrt(squares / len(values)) if math.isfinite(squares) else math.nan
     if not math.isfinite(std):
-        raise DataError(f"{name}: x must be finite, but holds NaN or infinite values")
+        raise ConfigError(f"--data {name}: x must be finite, but holds NaN or infinite values")
     return mean, 1.0 if values.min() == values.max() else std
 
 
 def _info(name: str, data_dir: str | None, train: Split, other: Split, n_val: int) -> DatasetInfo:
     if train.x.shape[1:] != other.x.shape[1:]:
         shapes = f"{tuple(train.x.shape[1:])} and {tuple(other.x.shape[1:])}"
-        raise DataError(f"{name}: samples of different shapes, {shapes}")
+        raise ConfigError(f"--data {name}: samples of different shapes, {shapes}")
     digest = hashlib.blake2b(digest_size=16)
     for tensor in (train.x, train.y, other.x, other.y):
         digest.update(tensor.numpy().data)

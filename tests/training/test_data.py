@@ -219,21 +219,25 @@ def test_lists_will_do(custom):
         ("no_such_module:make", ConfigError, "cannot be imported: No module named"),
         ("own_data:none", ConfigError, "module own_data has no 'none'"),
         (":make", ConfigError, "cannot be imported"),
-        ("own_data:pair", DataError, "must return a mapping, but got tuple"),
+        (
+            "own_data:pair",
+            ConfigError,
+            r'mapping with "train".* each a pair \(x, y\) .* but got tuple',
+        ),
         ("own_data:crash", DataError, "raised RuntimeError: no disk"),
-        ("own_data:lonely", DataError, r'"train" must be a pair \(x, y\)'),
-        ("own_data:words", DataError, r'"train" must be a pair \(x, y\)'),
+        ("own_data:lonely", ConfigError, r'"train" must be a pair \(x, y\)'),
+        ("own_data:words", ConfigError, r'"train" must be a pair \(x, y\)'),
         (
             "own_data:uneven",
-            DataError,
+            ConfigError,
             r"x \(n, ...\) and y \(n,\), but got \(40, 3\) and \(39,\)",
         ),
-        ("own_data:flat", DataError, r"but got \(40,\) and \(40,\)"),
-        ("own_data:real", DataError, "integers from 0"),
-        ("own_data:negative", DataError, "integers from 0"),
-        ("own_data:endless", DataError, "NaN or infinite"),
-        ("own_data:one", DataError, "1 samples are too few"),
-        ("own_data:other_shape", DataError, r"different shapes, \(3,\) and \(2,\)"),
+        ("own_data:flat", ConfigError, r"but got \(40,\) and \(40,\)"),
+        ("own_data:real", ConfigError, "integers from 0, but got"),
+        ("own_data:negative", ConfigError, "integers from 0, but got"),
+        ("own_data:endless", ConfigError, "NaN or infinite"),
+        ("own_data:one", ConfigError, "1 samples are too few"),
+        ("own_data:other_shape", ConfigError, r"different shapes, \(3,\) and \(2,\)"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:divide by zero:RuntimeWarning")
@@ -247,7 +251,7 @@ def test_faults_of_the_users_function_are_one_line(custom, name, error, message)
 
 def test_final_training_needs_the_users_test_split(custom):
     """Without "test" a search works and the final training says what is missing."""
-    with pytest.raises(DataError, match='own_data:small gives no "test"'):
+    with pytest.raises(ConfigError, match='own_data:small gives no "test"'):
         load_final_data("own_data:small", None, 0)
 
 
