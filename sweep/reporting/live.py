@@ -234,7 +234,9 @@ def _best_line(progress: Progress) -> Text:
         label, value, name = "leading", leader.best, leader.name
     line = Text().append(f"{label} {progress.study.metric} ", "dim")
     if value is None:
-        return line.append("-", "dim") if progress.n_done else Text(_waiting_for(progress), "dim")
+        begun = [*progress.running.values(), *progress.interrupted.values()]
+        has_news = progress.n_done > 0 or any(trial.epoch for trial in begun)
+        return line.append("-", "dim") if has_news else Text(_waiting_for(progress), "dim")
     return line.append(format_metric(value), "bold green").append(f"  {name}")
 
 

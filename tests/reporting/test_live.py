@@ -189,6 +189,9 @@ def test_before_the_first_epoch_the_frame_says_what_it_waits_for():
     assert picture([started(0)])[1] == "starting: a worker loads PyTorch and the data"
     assert picture([started(0), ready()])[1] == "in the first epoch"
     assert picture([finished(0, None, state=TrialState.FAIL)])[1] == "best val_acc -"
+    stopped = finished(0, None, state=TrialState.WAITING)
+    told = [started(0), ready(), report(0, 1, 0.9), stopped]
+    assert picture(told)[1] == "best val_acc -", "after Ctrl-C, in its second epoch"
 
 
 def test_the_remaining_time_is_known_before_the_first_trial_ends():
