@@ -42,7 +42,7 @@ def validate(file: str, samples: int, **flags: Any) -> None:
 
     \b
     Examples:
-      sweep validate search_spaces/mlp.yaml
+      sweep validate mlp
       sweep validate my_space.yaml --module my_package.models:MyModule
     """
     from sweep.config.settings import resolve, vocabulary

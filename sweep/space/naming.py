@@ -59,11 +59,13 @@ def _headline(name: str, value: HyperValue) -> str:
 
 
 def short(value: HyperValue) -> str:
-    """A value in few characters: 1.2e-3, 256-64, relu.
+    """A value in few characters, with the words of a YAML file: 1.2e-3, 256-64, relu.
 
-    >>> [short(x) for x in (0.00123, 0.05, 1e-4, 64, (256, 64), True)]
-    ['1.2e-3', '0.05', '1e-4', '64', '256-64', 'True']
+    >>> [short(x) for x in (0.00123, 0.05, 1e-4, 64, (256, 64), True, None)]
+    ['1.2e-3', '0.05', '1e-4', '64', '256-64', 'true', 'null']
     """
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
     if isinstance(value, list | tuple):
         return "-".join(short(item) for item in value)
     if not isinstance(value, float):

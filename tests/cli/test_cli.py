@@ -296,6 +296,16 @@ def test_spaces_and_validate(call: Call) -> None:
     for name in names:
         code, out, _ = call("validate", name, "--samples", "3")
         assert (code, len(out.splitlines())) == (0, 4)
+    assert "sweep validate mlp\n" in call("validate", "--help")[1], "works in any folder"
+
+
+def test_samples_have_the_words_of_the_file(call: Call, tmp_path: Path) -> None:
+    """null and true, as YAML has them."""
+    text = "# N.\nparameters:\n  clip_norm: {choices: [null]}\n  deep: {choices: [true]}\n"
+    (tmp_path / "n.yaml").write_text(text)
+    code, out, errors = call("validate", "n.yaml", "--module", "user_code:TakesAny")
+    assert (code, errors) == (0, [])
+    assert "t000 clip_norm=null deep=true: clip_norm=null deep=true\n" in out
 
 
 def test_data_says_what_is_here(call: Call) -> None:
