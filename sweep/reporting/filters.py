@@ -4,7 +4,7 @@
 
 A condition is NAME OP VALUE; OP is one of = != < <= > >=. `and` joins conditions: all of them must
 hold. A value with blanks stands in quotes; `none` means a missing value. Text is compared as a
-table shows it, without regard to case.
+table shows it, without regard to case; a list may also be written as in YAML, [256,64].
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def _state(word: str) -> str:
 
 def _test_of(condition: Filter, column: Sequence[Any]) -> Callable[[Any], bool]:
     """What a cell must pass. Raises UsageError where the value cannot be compared with any."""
-    name, wanted, number = condition.name, condition.value, _number(condition.value)
+    name, wanted, number = condition.name, _as_shown(condition.value), _number(condition.value)
     present = [value for value in column if not _is_missing(value)]
     n_numbers = sum(map(_is_number, present))
     is_order = condition.op in _ORDERS
@@ -117,6 +117,14 @@ def _test_of(condition: Filter, column: Sequence[Any]) -> Callable[[Any], bool]:
         return lambda value: _is_number(value) and order(value, bound)
     is_wanted = condition.op == "="
     return lambda value: _equals(value, wanted, number) == is_wanted
+
+
+def _as_shown(text: str) -> str:
+    """A list in brackets as a table shows it: 256-64 for [256,64]."""
+    if len(text) < 2 or text[0] + text[-1] not in ("[]", "()"):
+        return text
+    items = [item.strip() for item in text[1:-1].split(",")]
+    return "-".join(item for item in items if item) or "()"
 
 
 def _equals(value: Any, wanted: str, number: float | None) -> bool:

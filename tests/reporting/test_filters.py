@@ -107,3 +107,11 @@ def test_wrong_states_and_columns_have_the_nearest_name():
     with pytest.raises(UsageError, match=r"--columns .* got 'optimiser' \(did you mean optimizer"):
         chosen(COLUMNS, "lr,optimiser")
     assert chosen(COLUMNS, "lr, number,lr") == ["lr", "number"]
+
+
+@pytest.mark.parametrize("form", ["256-64", "[256,64]", "'[256, 64]'", "(256,64)"])
+def test_a_list_may_be_written_in_brackets(form: str) -> None:
+    """As a table shows it, or as YAML and Python have it."""
+    rows = [{"hidden": (256, 64)}, {"hidden": (256,)}, {"hidden": ()}]
+    assert matching(rows, ["hidden"], f"hidden={form}") == rows[:1]
+    assert matching(rows, ["hidden"], "hidden=[]") == rows[2:]
