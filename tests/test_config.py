@@ -441,3 +441,11 @@ def test_no_value_breaks_the_parser(flags: dict[str, Any]) -> None:
     """Whatever is given, the answer is a configuration or a ConfigError."""
     with contextlib.suppress(ConfigError):
         resolve(flags, env={})
+
+
+def test_a_faulty_module_is_no_reason_to_refuse_a_metric() -> None:
+    """The default, which stands in for it, has other metrics: that is no second fault."""
+    with pytest.raises(ConfigError) as caught:
+        resolve({"module": "bad", "metric": "val_rmse"}, env={})
+    (fault,) = caught.value.faults
+    assert fault.startswith("--module must name a LightningModule")

@@ -97,17 +97,20 @@ def trials(
 
 
 @click.command(short_help="All about a study, or one of its trials.")
-@click.argument("what", metavar="STUDY|TRIAL")
+@click.argument("what", metavar="[STUDY|TRIAL]", required=False)
 @click.argument("trial", required=False, type=click.IntRange(0))
 @format_option
 @where_options
-def show(what: str, trial: int | None, fmt: Format, **flags: Any) -> None:
+def show(what: str | None, trial: int | None, fmt: Format, **flags: Any) -> None:
     """Show a study, or one trial of it: STUDY, STUDY TRIAL, or TRIAL of the only study.
+
+    The only study needs no name.
 
     A table draws the curve; json and csv list its points.
 
     \b
     Examples:
+      sweep show
       sweep show digits-mlp
       sweep show digits-mlp 17
       sweep show 17
@@ -120,7 +123,10 @@ def show(what: str, trial: int | None, fmt: Format, **flags: Any) -> None:
     from sweep.reuse.best import located, only_study
 
     config = where(flags)
-    study, number = (only_study(config), int(what)) if what.isdigit() else (what, trial)
+    if what is None or what.isdigit():
+        study, number = only_study(config), None if what is None else int(what)
+    else:
+        study, number = what, trial
     with closing(open_study(config.storage, study)) as ledger:
         trials, summary, config = ledger.trials(), ledger.summary(), located(config, ledger)
     if number is None:

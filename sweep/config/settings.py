@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
@@ -269,7 +269,7 @@ def resolve(
         _of_flags(flags, faults), _of_environment(os.environ if env is None else env),
         _of_file(file, faults), _of_study(stored or {}),
     )  # fmt: skip
-    values: dict[str, Any] = {}
+    values, wrong = dict[str, Any](), set[str]()
     origins: dict[str, str] = {}
     for field in dataclasses.fields(RunConfig):
         given = next((source[field.name] for source in sources if field.name in source), None)
@@ -280,11 +280,12 @@ def resolve(
             values[field.name] = field.metadata["parse"](given.label, given.value)
         except ConfigError as error:
             faults += error.faults
+            wrong.add(field.name)
     is_other_metric = stored and values.get("metric") != stored.get("metric", RunConfig.metric)
     if origins["direction"] == "study" and is_other_metric:
         values["direction"], origins["direction"] = "auto", "default"
     config = RunConfig(**values)  # faulty settings have their defaults here
-    faults += _cross_check(config)
+    faults += _cross_check(config, wrong)
     if faults:
         raise ConfigError(faults)
     return Resolved(config, origins)
@@ -380,6 +381,11 @@ def _of_file(file: Path | None, faults: list[str]) -> dict[str, _Given]:
     except ConfigError as error:
         faults += error.faults
         return {}
+    if "model" in nodes:
+        faults.append(
+            f"{file} is a recipe of `sweep best`: it is for `sweep train --config {file}`"
+        )
+        return {}
     names, found, lines = setting_names(), dict[str, _Given](), dict[str, int]()
     for key, node in nodes.items():
         name = key.replace("-", "_")
@@ -409,11 +415,17 @@ def _of_study(stored: Mapping[str, Any]) -> dict[str, _Given]:
     return {name: _Given(v, "study", name) for name, v in stored.items() if v is not None}
 
 
-def _cross_check(config: RunConfig) -> list[str]:
+def _cross_check(config: RunConfig, wrong: Collection[str]) -> list[str]:
+    """What does not go together; fields in `wrong` have their defaults, which nobody chose."""
     faults = []
-    if config.module == DEFAULT_MODULE and config.metric not in MLP_METRICS:
+    is_ours = config.module == DEFAULT_MODULE and "module" not in wrong
+    if is_ours and config.metric not in MLP_METRICS:
         faults.append(must_be_one_of("--metric", config.metric, MLP_METRICS))
-    elif config.direction == "auto" and told_direction(config.metric) is None:
+    elif (
+        config.direction == "auto"
+        and "direction" not in wrong
+        and told_direction(config.metric) is None
+    ):
         faults.append(_DIRECTION.format(metric=shown(config.metric)[1:-1]))
     if config.executor == "inline" and config.workers > 1:
         faults.append("--executor inline runs in this process: --workers must be 1")

@@ -152,7 +152,7 @@ def sort_rows(
     rows = list(rows)
     known = dict.fromkeys(column for row in rows for column in row)
     if rows and key not in known:
-        raise UsageError(must_be_one_of("sort", key, known))
+        raise UsageError(must_be_one_of("--sort", key, known))
     present = [row for row in rows if not _is_missing(row.get(key))]
     missing = [row for row in rows if _is_missing(row.get(key))]
     present.sort(key=lambda row: _sort_key(row[key]), reverse=is_descending)

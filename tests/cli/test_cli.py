@@ -417,6 +417,27 @@ def test_trials_sort(ask: Call) -> None:
     assert "lr" in errors[0]
 
 
+def test_the_only_study_is_shown_without_a_name(ask: Call) -> None:
+    """`show` takes it as trials, best and doctor do."""
+    assert ask("show") == ask("show", "digits-mlp")
+
+
+def test_a_column_that_is_not_there_is_named_with_its_flag(ask: Call) -> None:
+    """The nearest column, too."""
+    code, _, (line,) = ask("trials", "--sort", "vla")
+    assert code == 2
+    assert line.startswith("sweep: --sort must be one of number, ")
+
+
+def test_a_recipe_is_no_file_of_settings(ask: Call) -> None:
+    """One line says which command reads it."""
+    Path("recipe.yaml").write_text(ask("best")[1])
+    assert ask("run", "--config", "recipe.yaml") == (
+        2, "", ["sweep: recipe.yaml is a recipe of `sweep best`: it is for "
+                "`sweep train --config recipe.yaml`"]
+    )  # fmt: skip
+
+
 def test_show_a_trial(ask: Call) -> None:
     """A study's trial by name and number, or by number alone where there is one study."""
     code, named, _ = ask("show", "digits-mlp", "0", "--format", "json")
