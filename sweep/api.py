@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sweep.config.settings import Resolved, RunConfig, resolve, vocabulary
+from sweep.config.settings import Resolved
+from sweep.config.settings import RunConfig
+from sweep.config.settings import resolve
+from sweep.config.settings import vocabulary
 from sweep.databases import sqlite
 from sweep.environment.surroundings import foreign_set_aside
-from sweep.errors import ConfigError, NotFoundError, UndeliveredError, must_be_one_of
+from sweep.errors import ConfigError
+from sweep.errors import NotFoundError
+from sweep.errors import UndeliveredError
+from sweep.errors import must_be_one_of
 from sweep.loading import collector_paused
-from sweep.protocols import Executor, Listener
+from sweep.protocols import Executor
+from sweep.protocols import Listener
+from sweep import sqlite
+from sweep.errors import SpaceError
 from sweep.space import Space, load_space, parse_space
 from sweep.trial import Notice
 
@@ -76,11 +86,31 @@ def best(study: str | None = None, *, trial: int | None = None, **where: Any) ->
 
 def prepare(flags: Mapping[str, Any], config_file: Path | None) -> tuple[Resolved, Space]:
     """The checked configuration and space; a stored study fills in what is not said."""
-    resolved = resolve(flags, file=config_file)
+    try:
+        resolved = resolve(flags, file=config_file)
+    except ConfigError as error:
+        raise ConfigError([*error.faults, *_faults_of_space(flags, config_file)]) from error
     stored, space_text = _stored(resolved.config)
     if stored:
         resolved = resolve(flags, file=config_file, stored=stored)
     return resolved, _space_of(resolved, space_text)
+
+
+def _faults_of_space(flags: Mapping[str, Any], config_file: Path | None) -> Sequence[str]:
+    """Faults of the space that was asked for, where other settings are faulty, too."""
+    asked = {name: flags.get(name) for name in ("space", "module")}
+    variables = {name: os.environ.get(f"SWEEP_{name.upper()}", "") for name in asked}
+    try:
+        env = {f"SWEEP_{name.upper()}": value for name, value in variables.items()}
+        config = resolve(asked | {"direction": "maximize"}, env, config_file).config
+        load_space(config.space, vocabulary(config))
+    except SpaceError as error:
+        return error.faults
+    except NotFoundError as error:
+        return [str(error)]
+    except ConfigError:
+        pass  # said already
+    return ()
 
 
 def _space_of(resolved: Resolved, kept: str) -> Space:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shlex
 import sys
@@ -11,8 +12,11 @@ from typing import Any
 import click
 
 from sweep.cli.options import GroupedCommand, config_options, expanded, print_config
-from sweep.config.settings import flag_name, resolve
-from sweep.errors import OUT_OF_TIME, StudyInterrupted
+from sweep.config.settings import flag_name
+from sweep.config.settings import resolve
+from sweep.errors import OUT_OF_TIME
+from sweep.errors import StudyInterrupted
+from sweep.errors import ConfigError
 from sweep.redact import redacted
 
 EXIT_CODES = {"interrupted": StudyInterrupted.exit_code, "timeout": OUT_OF_TIME}
@@ -50,7 +54,8 @@ def run(
       sweep run --study digits-mlp --space mine.yaml --fork digits-mine
     """
     if not (only_print or dry_run or quiet):
-        announce(fork or resolve(flags, file=config_file).config.study_name)
+        with contextlib.suppress(ConfigError):  # said below, with the faults of the space
+            announce(fork or resolve(flags, file=config_file).config.study_name)
     from sweep import api
 
     extras = None

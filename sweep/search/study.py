@@ -21,15 +21,30 @@ from sweep.hyperparameters import DEFAULT_MODULE
 from sweep.search.driver import Driver
 from sweep.trial import now_ms
 from sweep.search.endings import to_retry
-from sweep.errors import ConfigError, StudyFailedError, SweepError
-from sweep.executors import begin_loading, make_task
-from sweep.hyperparameters import DEFAULT_MODULE
-from sweep.keeping.retention import KeepEverything, Retention
-from sweep.ledger.locks import lock_folder, owned_study, presence, store_lock
-from sweep.ledger.ranking import ranking_of, study_end
-from sweep.ledger.study import Ledger, create_study
-from sweep.ledger.trials import LedgerTrial, best_trial
-from sweep.loading import collector_paused, libraries_set_aside
+from sweep.errors import ConfigError
+from sweep.errors import StudyFailedError
+from sweep.errors import SweepError
+from sweep.executors import begin_loading
+from sweep.executors import make_task
+from sweep.keeping.retention import KeepEverything
+from sweep.keeping.retention import Retention
+from sweep.ledger.locks import lock_folder
+from sweep.ledger.locks import owned_study
+from sweep.ledger.locks import presence
+from sweep.ledger.locks import store_lock
+from sweep.ledger.ranking import ranking_of
+from sweep.ledger.ranking import study_end
+from sweep.ledger.study import Ledger
+from sweep.ledger.study import create_study
+from sweep.ledger.trials import LedgerTrial
+from sweep.ledger.trials import best_trial
+from sweep.loading import collector_paused
+from sweep.loading import libraries_set_aside
+from sweep.config.settings import RunConfig
+from sweep.config.settings import identity_changes
+from sweep.config.settings import vocabulary
+from sweep.data.catalog import is_custom
+from sweep.loading import import_object
 from sweep.objective import Objective
 from sweep.protocols import Exchange, Executor, Listener
 from sweep.redact import redacted
@@ -290,6 +305,7 @@ def _open_ledger(config: RunConfig, space: Space) -> tuple[Ledger, bool]:
     # With a wrong --metric the first trial is ended unscored, and goes on with the right one.
     by_unfinished = not all(line.startswith(("--metric ", "--direction ")) for line in changes)
     if changes and ledger.is_bound(by_unfinished=by_unfinished):
+        _see_that_they_exist(config)
         raise ConfigError(
             f"study {config.study_name!r} exists with other settings ({'; '.join(changes)}): "
             f"leave {'it' if len(changes) == 1 else 'them'} out to continue it, name another "
@@ -303,6 +319,17 @@ def _open_ledger(config: RunConfig, space: Space) -> tuple[Ledger, bool]:
     if before != now:
         ledger.describe(now, space.text)
     return ledger, before.get("tracking_uri") == now["tracking_uri"]
+
+
+def _see_that_they_exist(config: RunConfig) -> None:
+    """Raise ConfigError if the user's module or data function is a name of nothing.
+
+    That is said first: a study that has other settings is no reason to mistype it again.
+    """
+    if config.module != DEFAULT_MODULE:
+        import_object(config.module, "--module")
+    if is_custom(config.data):
+        import_object(config.data, "data")
 
 
 def _carry(
