@@ -88,6 +88,8 @@ class Task:
     """A worker process with more resident memory is replaced, in 1e9 bytes; None: no limit."""
     names: tuple[str, ...] | None = None
     """Hyperparameters that the search space may give; None: not known, so not checked."""
+    space: str = ""
+    """The search space as `--space` names it, for messages."""
 
 
 @dataclass(frozen=True, slots=True)

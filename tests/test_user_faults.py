@@ -77,6 +77,31 @@ def test_wrong_names_are_refused_before_the_first_trial(call: Call, tmp_path: Pa
     assert states("w") == ["COMPLETE"]
 
 
+def test_names_of_nothing_are_said_before_other_settings(call: Call, tmp_path: Path) -> None:
+    """A study that exists is no reason to call a mistyped class or function another setting."""
+    (tmp_path / "space.yaml").write_text(WIDTHS)
+    command = (*RUN, "--study", "n", "--trials", "1")
+    assert call(*command, "--module", "user_code:Model")[0] == 0
+    for module, data in (("user_code:Nope", "digits"), ("user_code:Model", "user_code:nope")):
+        code, _, (line,) = call(*command, "--module", module, "--data", data)
+        assert code == 2
+        assert "module user_code has no 'Nope'" in line or "has no 'nope'" in line
+    code, _, (line,) = call(*command, "--module", "user_code:TakesAny")
+    assert "exists with other settings" in line
+    assert "leave it out" in line
+
+
+def test_the_space_is_named_where_nobody_named_it(call: Call) -> None:
+    """A module of one's own without --space gets the names of the default space."""
+    code, _, errors = call("run", "--module", "user_code:Model", "--metric", "val_f1",
+                           "--executor", "inline", "--threads", "1")  # fmt: skip
+    assert code == 2
+    assert "must be one of mode, width, but got" in errors[0]
+    assert errors[-1] == (
+        "sweep: these hyperparameters come from search space mlp: name one of yours with --space"
+    )
+
+
 def test_a_study_without_a_score_takes_other_settings(call: Call, tmp_path: Path) -> None:
     """Failed trials stay under their numbers; one trial with a score fixes the settings."""
     space = tmp_path / "space.yaml"

@@ -61,4 +61,5 @@ def make_task(config: RunConfig, space: Space | None = None) -> Task:
         trial_timeout_s=config.trial_timeout_s,
         worker_memory_gb=config.worker_memory_gb,
         names=None if space is None else space.names,
+        space=config.space,
     )

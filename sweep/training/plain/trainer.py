@@ -66,7 +66,7 @@ class PlainTrainer:
             made_by = import_object(task.module, "--module")
         is_checked = task.module != DEFAULT_MODULE and task.names is not None
         if is_checked and (faults := argument_faults(task.module, made_by, task.names or ())):
-            raise ConfigError(faults)
+            raise ConfigError([*faults, *_where_names_are_from(task.space)])
         self._task = task
         given = data() if callable(data) else data
         with self._caught():
@@ -186,3 +186,12 @@ class PlainTrainer:
             ),
             "val_dataloaders": Batches(self._data.val, EVALUATION_BATCH),
         }
+
+
+def _where_names_are_from(space: str) -> list[str]:
+    """A line about a shipped space, which the user of a module may not have named."""
+    if not space or Path(space).suffix:
+        return []
+    return [
+        f"these hyperparameters come from search space {space}: name one of yours with --space"
+    ]
