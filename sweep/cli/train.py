@@ -78,10 +78,11 @@ def _train(recipe: Any, config: Any, output: Path, *, quiet: bool) -> None:
     def warn(message: str) -> None:
         click.echo(f"sweep: {message}", err=True)
 
+    earlier = " (replaced an earlier one)" if output.exists() else ""
     trained = train_downstream(recipe, config, output, None if quiet else say, warn)
     for name, value in trained.metrics.items():
         click.echo(f"{name}={value:.4f}")
-    click.echo(f"checkpoint: {trained.checkpoint}")
+    click.echo(f"checkpoint: {trained.checkpoint}{earlier}")
     click.echo(f"MLflow run: {trained.run_id}")
 
 

@@ -221,6 +221,15 @@ def test_a_metric_of_unknown_direction_is_one_line(call: Call) -> None:
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("space", ["nix", "nix.yaml"])
+def test_faults_of_settings_and_space_are_told_together(call: Call, space: str) -> None:
+    """One line each; none of them has to wait for another to be mended."""
+    code, _, errors = call("run", "--sampler", "bayes", "--pruner", "foo", "--space", space)
+    assert (code, len(errors)) == (2, 3)
+    for line, part in zip(errors, ("--sampler", "--pruner", "nix"), strict=True):
+        assert part in line
+
+
 def test_debug_shows_the_traceback(call: Call) -> None:
     """--debug, anywhere on the line, adds what a bug report needs."""
     code, _, errors = call("run", "--data", "mnits", "--debug")
@@ -488,6 +497,7 @@ def test_train_what_best_printed(ask: Call, done: Done) -> None:
     assert 0.8 < float(said["test_acc"]) <= 1
     run_id = next(line for line in out.splitlines() if line.startswith("MLflow run: ")).split()[-1]
     assert (done[0] / "out" / "model.ckpt").is_file()
+    assert "an earlier one" not in out
     client = mlflow_client(done[0])
     run = client.get_run(run_id)
     assert run.info.status == "FINISHED"
@@ -497,13 +507,17 @@ def test_train_what_best_printed(ask: Call, done: Done) -> None:
 
 
 def test_train_a_trial_by_number(ask: Call) -> None:
-    """--study and --trial, with other settings said on the line."""
+    """--study and --trial, with other settings said on the line; an earlier file goes, and that
+    is said."""
+    Path("out").mkdir(exist_ok=True)
+    Path("out/zero.ckpt").touch()
     code, out, errors = ask(
         "train", "--study", "digits-mlp", "--trial", "0", "--epochs", "1", "--quiet",
         "--output", "out/zero.ckpt",
     )  # fmt: skip
     assert (code, errors) == (0, [])
     assert out.startswith("test_")
+    assert "out/zero.ckpt (replaced an earlier one)\n" in out
     assert "epoch=" not in out
 
 
