@@ -165,6 +165,7 @@ def retry(flags: Mapping[str, Any], failed: str | None) -> tuple[RunConfig, Spac
     from sweep.space import canonical_key
     from sweep.trial import TrialState
     from sweep.search.endings import to_retry
+    from sweep.search.warmstart import to_retry
 
     resolved, space = prepare(flags, None)
     ledger = open_study(resolved.config.storage, resolved.config.study_name)

@@ -1,7 +1,7 @@
 """One line per trial, for pipes, log files and grep.
 
     study=digits-mlp trials=50 epochs=10 metric=val_acc direction=maximize population=32 device=cpu
-    trial=17 state=COMPLETE val_acc=0.98222 best=0.98333@12 epoch=10/10 best_epoch=7 seconds=3.1 ...
+    trial=17 state=COMPLETE val_acc=0.98222 best=0.98333@12 epoch=10/10 best_epoch=7 seconds=3 ...
     progress=0.41 trials=17/50 running=32 best=0.98333@12 leading=0.98413@21 elapsed=60 eta=87
 
 A line is `key=value` pairs with one space between them, ASCII only. The order is fixed. The first

@@ -16,9 +16,14 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 from sweep.space import canonical_key
-
-if TYPE_CHECKING:
-    from sweep.ledger import LedgerTrial
+from collections.abc import Mapping
+from typing import Any
+from sweep.trial import Failure
+from sweep.trial import Notice
+from sweep.trial import Stop
+from sweep.trial import TrialFinished
+from sweep.trial import TrialResult
+from sweep.trial import TrialState
 
 LONGEST_TRACEBACK = 20_000
 """Characters of a traceback that the ledger keeps; MLflow's traceback.txt has all of them."""
@@ -78,27 +83,3 @@ def told_of(state: TrialState) -> TrialState:
 def notice(message: str) -> Notice:
     """A line for the user, now."""
     return Notice(now_ms(), message)
-
-
-def to_retry(trials: Iterable[LedgerTrial], kind: str | None = None) -> dict[str, int]:
-    """What `sweep retry` tries: failed configurations, by key, and a trial of each.
-
-    A configuration counts once, however often it failed; not at all if another try of it was
-    completed or pruned.
-
-    Args:
-        trials: All of a study, by number.
-        kind: Of failure; None: any.
-    """
-    failed, succeeded = dict[str, int](), set[str]()
-    for trial in trials:
-        key = canonical_key(trial.hyperparameters)
-        if trial.state in (TrialState.COMPLETE, TrialState.PRUNED):
-            succeeded.add(key)
-        elif trial.state is TrialState.FAIL and kind in (None, _kind_of(trial)):
-            failed[key] = trial.number
-    return {key: number for key, number in failed.items() if key not in succeeded}
-
-
-def _kind_of(trial: LedgerTrial) -> str | None:
-    return (trial.result.get("failure") or {}).get("kind")

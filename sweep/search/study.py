@@ -53,7 +53,19 @@ from sweep.search.proposals import Proposals
 from sweep.search.warmstart import as_history, differences
 from sweep.space import Space, parse_space
 from sweep.training import foreseen_slots, path_of
-from sweep.trial import EndReason, Orders, Record, Report, StudyFinished, StudyInfo, now_ms
+from sweep.trial import EndReason
+from sweep.trial import Orders
+from sweep.trial import Record
+from sweep.trial import Report
+from sweep.trial import StudyFinished
+from sweep.trial import StudyInfo
+from sweep.trial import now_ms
+from sweep.protocols import Exchange
+from sweep.protocols import Executor
+from sweep.protocols import Listener
+from sweep.search.warmstart import as_history
+from sweep.search.warmstart import differences
+from sweep.search.warmstart import to_retry
 
 VOLATILE = ("storage", "study", "timeout_s")
 """Settings that are not kept with the study: where it is, and what one call is given."""

@@ -1,4 +1,7 @@
-"""A changed space on an existing study: say what changed, and carry over the trials that fit."""
+"""A changed space on an existing study: say what changed, and carry over the trials that fit.
+
+Also which failed trials `sweep retry` tries again.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from optuna.trial import FrozenTrial
 from sweep.config.settings import RunConfig, flag_name
 from sweep.ledger.trials import HYPERPARAMETERS, LedgerTrial
 from sweep.objective import Objective
-from sweep.space import Space
+from sweep.space import Space, canonical_key
 from sweep.trial import Direction, TrialState
 
 SCORE_SETTINGS = ("metric", "direction", "data", "module")
@@ -141,3 +144,29 @@ def _described(space: Space) -> dict[str, str]:
 def _reason(sentence: str) -> str:
     """The rule without the value got, so that equal reasons count together."""
     return sentence.partition(", but got")[0]
+
+
+def to_retry(trials: Sequence[LedgerTrial], kind: str | None = None) -> dict[str, int]:
+    """What `sweep retry` tries: failed configurations, by key, and a trial of each.
+
+    A configuration counts once, however often it failed; not at all if another try of it was
+    completed or pruned.
+
+    Args:
+        trials: All of a study, by number.
+        kind: Of failure; None: any.
+    """
+    if all(trial.state is not TrialState.FAIL for trial in trials):
+        return {}  # keys of thousands take a tenth of a second
+    failed, succeeded = dict[str, int](), set[str]()
+    for trial in trials:
+        key = canonical_key(trial.hyperparameters)
+        if trial.state in (TrialState.COMPLETE, TrialState.PRUNED):
+            succeeded.add(key)
+        elif trial.state is TrialState.FAIL and kind in (None, _kind_of(trial)):
+            failed[key] = trial.number
+    return {key: number for key, number in failed.items() if key not in succeeded}
+
+
+def _kind_of(trial: LedgerTrial) -> str | None:
+    return (trial.result.get("failure") or {}).get("kind")
