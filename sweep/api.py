@@ -9,21 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sweep.config.settings import Resolved
-from sweep.config.settings import RunConfig
-from sweep.config.settings import resolve
-from sweep.config.settings import vocabulary
+from sweep.config.settings import Resolved, RunConfig, resolve, vocabulary
 from sweep.databases import sqlite
 from sweep.environment.surroundings import foreign_set_aside
-from sweep.errors import ConfigError
-from sweep.errors import NotFoundError
-from sweep.errors import UndeliveredError
-from sweep.errors import must_be_one_of
+from sweep.errors import ConfigError, NotFoundError, SpaceError, UndeliveredError, must_be_one_of
 from sweep.loading import collector_paused
-from sweep.protocols import Executor
-from sweep.protocols import Listener
-from sweep import sqlite
-from sweep.errors import SpaceError
+from sweep.protocols import Executor, Listener
 from sweep.space import Space, load_space, parse_space
 from sweep.trial import Notice
 
@@ -162,10 +153,8 @@ def retry(flags: Mapping[str, Any], failed: str | None) -> tuple[RunConfig, Spac
 
     from sweep.ledger.study import open_study
     from sweep.search.study import Extras
-    from sweep.space import canonical_key
-    from sweep.trial import TrialState
-    from sweep.search.endings import to_retry
     from sweep.search.warmstart import to_retry
+    from sweep.space import canonical_key
 
     resolved, space = prepare(flags, None)
     ledger = open_study(resolved.config.storage, resolved.config.study_name)

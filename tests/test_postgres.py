@@ -146,7 +146,7 @@ def test_several_drivers_may_meet_a_fresh_database(postgres: Postgres, tmp_path:
     """Three processes that make the tables at once all get a study."""
     url = postgres.new_database()
     code = (
-        "import sys; from sweep.ledger import create_study\n"
+        "import sys; from sweep.ledger.study import create_study\n"
         "create_study(sys.argv[1], sys.argv[2], 'maximize')[0].close()\n"
     )
     makers = [

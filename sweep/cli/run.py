@@ -12,11 +12,8 @@ from typing import Any
 import click
 
 from sweep.cli.options import GroupedCommand, config_options, expanded, print_config
-from sweep.config.settings import flag_name
-from sweep.config.settings import resolve
-from sweep.errors import OUT_OF_TIME
-from sweep.errors import StudyInterrupted
-from sweep.errors import ConfigError
+from sweep.config.settings import flag_name, resolve
+from sweep.errors import OUT_OF_TIME, ConfigError, StudyInterrupted
 from sweep.redact import redacted
 
 EXIT_CODES = {"interrupted": StudyInterrupted.exit_code, "timeout": OUT_OF_TIME}

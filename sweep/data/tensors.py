@@ -27,13 +27,8 @@ from torch import Tensor
 from torch.utils.data import SequentialSampler
 
 from sweep.data import catalog as datasets
-from sweep.errors import DataError
-from sweep.errors import SealedTestSplitError
-from sweep.loading import import_object
-from sweep.loading import one_line
-from sweep.loading import raised_by_user_code
-from sweep import datasets
-from sweep.errors import ConfigError
+from sweep.errors import ConfigError, DataError, SealedTestSplitError
+from sweep.loading import import_object, one_line, raised_by_user_code
 from sweep.trial import DatasetInfo, derive_seed
 
 CUSTOM_VAL_FRACTION = 0.1

@@ -19,13 +19,10 @@ import lightning
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from sweep.config.settings import RunConfig
-from sweep.data.tensors import Batches
-from sweep.data.tensors import FinalData
-from sweep.data.tensors import load_final_data
+from sweep.data.tensors import Batches, FinalData, load_final_data
 from sweep.environment.provenance import provenance
 from sweep.environment.signals import stopping
 from sweep.environment.surroundings import foreign_set_aside
-from sweep.hyperparameters import DEFAULT_MODULE
 from sweep.errors import (
     DiskError,
     StoreError,
@@ -42,6 +39,8 @@ from sweep.files.trial_folder import (
     starts_again,
     trial_folder,
 )
+from sweep.hyperparameters import DEFAULT_MODULE
+from sweep.loading import one_line, raised_by_user_code
 from sweep.reuse.engine import train_alone
 from sweep.reuse.recipe import Recipe
 from sweep.tracking import TrainingInfo, TrainingOutcome, TrainingRun
@@ -49,15 +48,11 @@ from sweep.training.checkpoints import write_checkpoint
 from sweep.training.choice import why_plain
 from sweep.training.devices import lightning_devices
 from sweep.training.exports import export_model
-from sweep.training.failures import one_line, raised_by_user_code
 from sweep.training.fluent import FluentCalls
 from sweep.training.mlp import MLPClassifier
-from sweep.training.modules import build_module
-from sweep.training.plain.run import PlainRun
+from sweep.training.modules import build_module, has_own_loaders, sample_shape
+from sweep.training.plain.run import PlainRun, no_model
 from sweep.training.plain.trainer import EVALUATION_BATCH
-from sweep.training.modules import has_own_loaders
-from sweep.training.modules import sample_shape
-from sweep.training.plain.run import no_model
 from sweep.training.quiet import hush_lightning, quiet_trainer
 from sweep.training.resuming import (
     AtomicCheckpointIO,

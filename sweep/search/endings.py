@@ -4,26 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
-from sweep.trial import Failure
-from sweep.trial import Notice
-from sweep.trial import Stop
-from sweep.trial import TrialFinished
-from sweep.trial import TrialResult
-from sweep.trial import TrialState
-from sweep.trial import now_ms
-from sweep.trial import seconds_of
-import time
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
-from sweep.space import canonical_key
-from collections.abc import Mapping
-from typing import Any
-from sweep.trial import Failure
-from sweep.trial import Notice
-from sweep.trial import Stop
-from sweep.trial import TrialFinished
-from sweep.trial import TrialResult
-from sweep.trial import TrialState
+
+from sweep.trial import (
+    Failure,
+    Notice,
+    Stop,
+    TrialFinished,
+    TrialResult,
+    TrialState,
+    now_ms,
+    seconds_of,
+)
 
 LONGEST_TRACEBACK = 20_000
 """Characters of a traceback that the ledger keeps; MLflow's traceback.txt has all of them."""

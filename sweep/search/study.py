@@ -11,61 +11,28 @@ from pathlib import Path
 from typing import Any
 
 from sweep import hyperparameters as options
-from sweep.config.settings import RunConfig
-from sweep.config.settings import identity_changes
-from sweep.config.settings import vocabulary
+from sweep.config.settings import RunConfig, identity_changes, vocabulary
+from sweep.data.catalog import is_custom
 from sweep.environment.provenance import provenance
 from sweep.environment.signals import stopping
-from sweep import options
+from sweep.errors import ConfigError, StudyFailedError, SweepError
+from sweep.executors import begin_loading, make_task
 from sweep.hyperparameters import DEFAULT_MODULE
-from sweep.search.driver import Driver
-from sweep.trial import now_ms
-from sweep.search.endings import to_retry
-from sweep.errors import ConfigError
-from sweep.errors import StudyFailedError
-from sweep.errors import SweepError
-from sweep.executors import begin_loading
-from sweep.executors import make_task
-from sweep.keeping.retention import KeepEverything
-from sweep.keeping.retention import Retention
-from sweep.ledger.locks import lock_folder
-from sweep.ledger.locks import owned_study
-from sweep.ledger.locks import presence
-from sweep.ledger.locks import store_lock
-from sweep.ledger.ranking import ranking_of
-from sweep.ledger.ranking import study_end
-from sweep.ledger.study import Ledger
-from sweep.ledger.study import create_study
-from sweep.ledger.trials import LedgerTrial
-from sweep.ledger.trials import best_trial
-from sweep.loading import collector_paused
-from sweep.loading import libraries_set_aside
-from sweep.config.settings import RunConfig
-from sweep.config.settings import identity_changes
-from sweep.config.settings import vocabulary
-from sweep.data.catalog import is_custom
-from sweep.loading import import_object
+from sweep.keeping.retention import KeepEverything, Retention
+from sweep.ledger.locks import lock_folder, owned_study, presence, store_lock
+from sweep.ledger.ranking import ranking_of, study_end
+from sweep.ledger.study import Ledger, create_study
+from sweep.ledger.trials import LedgerTrial, best_trial
+from sweep.loading import collector_paused, import_object, libraries_set_aside
 from sweep.objective import Objective
 from sweep.protocols import Exchange, Executor, Listener
 from sweep.redact import redacted
 from sweep.search.driver import Driver
 from sweep.search.proposals import Proposals
-from sweep.search.warmstart import as_history, differences
+from sweep.search.warmstart import as_history, differences, to_retry
 from sweep.space import Space, parse_space
 from sweep.training import foreseen_slots, path_of
-from sweep.trial import EndReason
-from sweep.trial import Orders
-from sweep.trial import Record
-from sweep.trial import Report
-from sweep.trial import StudyFinished
-from sweep.trial import StudyInfo
-from sweep.trial import now_ms
-from sweep.protocols import Exchange
-from sweep.protocols import Executor
-from sweep.protocols import Listener
-from sweep.search.warmstart import as_history
-from sweep.search.warmstart import differences
-from sweep.search.warmstart import to_retry
+from sweep.trial import EndReason, Orders, Record, Report, StudyFinished, StudyInfo, now_ms
 
 VOLATILE = ("storage", "study", "timeout_s")
 """Settings that are not kept with the study: where it is, and what one call is given."""

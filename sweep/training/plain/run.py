@@ -14,14 +14,12 @@ from sweep.data.tensors import Batches, SearchData
 from sweep.errors import DiskError
 from sweep.files.trial_folder import RESUME_STATE, trial_folder
 from sweep.hyperparameters import DEFAULT_MODULE
-from sweep.loading import raised_by_user_code
+from sweep.loading import one_line, raised_by_user_code
 from sweep.objective import Objective
 from sweep.protocols import Exchange
 from sweep.training.checkpoints import write_checkpoint
 from sweep.training.exports import export_model
 from sweep.training.failures import not_finite
-from sweep.loading import one_line
-from sweep.loading import raised_by_user_code
 from sweep.training.fluent import FluentCalls
 from sweep.training.modules import sample_shape
 from sweep.training.resuming import (

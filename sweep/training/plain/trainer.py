@@ -24,10 +24,8 @@ from sweep.training.devices import lightning_devices, ready
 from sweep.training.failures import classify
 from sweep.training.fluent import FluentCalls
 from sweep.training.fused.threads import SMALL_FEATURES
-from sweep.training.modules import argument_faults
-from sweep.training.modules import build_module
+from sweep.training.modules import argument_faults, build_module, has_own_loaders
 from sweep.training.plain.run import PlainRun
-from sweep.training.modules import has_own_loaders
 from sweep.training.quiet import hush_lightning, quiet_trainer
 from sweep.training.resuming import (
     AtomicCheckpointIO,
