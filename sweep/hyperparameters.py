@@ -47,6 +47,7 @@ OPTIMIZERS: Mapping[str, Optimizer] = MappingProxyType(
         "AdamW": Optimizer(
             ("weight_decay", "beta1", "beta2", "eps"), {"weight_decay": 0.01}, kernel_rule=2
         ),
+        "NAdam": Optimizer(("weight_decay", "beta1", "beta2", "eps"), kernel_rule=4),
         "RMSprop": Optimizer(
             ("momentum", "weight_decay", "alpha", "eps", "centered"), kernel_rule=3
         ),

@@ -20,6 +20,8 @@ from torch import Tensor
 from sweep.hyperparameters import OPTIMIZERS
 
 Tensors = list[Tensor]
+MOMENTUM_DECAY = 4e-3
+"""Of NAdam, torch's default."""
 _ENDLESS_STEP = 1e30
 """beta2 ** 1e30 is 0: Adam without bias correction."""
 
@@ -112,6 +114,56 @@ class Adam(OptimizerRule):
         return {"rule": OPTIMIZERS[name].kernel_rule, "beta1": self.betas[0],
                 "beta2": self.betas[1], "eps": self.eps,
                 "weight_decay": self.weight_decay}  # fmt: skip
+
+
+@final
+@dataclass
+class NAdam(OptimizerRule):
+    """`torch.optim.NAdam` with its default momentum_decay: Adam with Nesterov's momentum, whose
+    weight rises from step to step (Dozat, 2016, "Incorporating Nesterov Momentum into Adam")."""
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    n_states: int = field(default=2, init=False)
+    _n_steps: int = field(default=-1, init=False)
+    _product: float = field(default=1.0, init=False)
+    """Of the momenta of `_n_steps` steps."""
+
+    def momentum(self, step: int) -> float:
+        """The momentum of a step, from 1."""
+        return self.betas[0] * (1.0 - 0.5 * float(0.96 ** (step * MOMENTUM_DECAY)))
+
+    def update(self, at: Slices, lr: float, is_first: bool) -> None:
+        """Several passes over memory."""
+        if self._n_steps < 0:  # one read of the device a trial
+            self._n_steps = int(at.steps[0]) - 1
+            self._product = self._product_after(self._n_steps)
+        self._n_steps += 1
+        now, following = self.momentum(self._n_steps), self.momentum(self._n_steps + 1)
+        self._product *= now
+        means, squares = at.states
+        if self.weight_decay:
+            torch._foreach_add_(at.grads, at.params, alpha=self.weight_decay)
+        torch._foreach_lerp_(means, at.grads, 1.0 - self.betas[0])
+        torch._foreach_mul_(squares, self.betas[1])
+        torch._foreach_addcmul_(squares, at.grads, at.grads, value=1.0 - self.betas[1])
+        scales = torch._foreach_div(squares, 1.0 - self.betas[1] ** self._n_steps)
+        torch._foreach_sqrt_(scales)
+        torch._foreach_add_(scales, self.eps)
+        of_gradient = -lr * (1.0 - now) / (1.0 - self._product)
+        of_mean = -lr * following / (1.0 - self._product * following)
+        torch._foreach_addcdiv_(at.params, at.grads, scales, value=of_gradient)
+        torch._foreach_addcdiv_(at.params, means, scales, value=of_mean)
+
+    def kernel_fields(self, n_steps: int) -> Mapping[str, Any] | None:
+        """See `OptimizerRule`."""
+        return {"rule": OPTIMIZERS["NAdam"].kernel_rule, "beta1": self.betas[0],
+                "beta2": self.betas[1], "eps": self.eps, "weight_decay": self.weight_decay,
+                "carried": self._product_after(n_steps)}  # fmt: skip
+
+    def _product_after(self, n_steps: int) -> float:
+        return float(math.prod(self.momentum(step) for step in range(1, n_steps + 1)))
 
 
 @final
@@ -215,7 +267,7 @@ def make_rule(optimizer: str, arguments: Mapping[str, Any]) -> OptimizerRule:
     given = {**OPTIMIZERS[optimizer].defaults, **given}
     if optimizer == "AdamW":
         return Adam(is_decoupled=True, **given)
-    return {"SGD": SGD, "Adam": Adam}[optimizer](**given)  # type: ignore[no-any-return]
+    return {"SGD": SGD, "Adam": Adam, "NAdam": NAdam}[optimizer](**given)  # type: ignore[no-any-return]
 
 
 def clip(grads: Tensors, max_norm: float) -> None:

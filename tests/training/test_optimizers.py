@@ -20,6 +20,8 @@ CASES = [
     ("Adam", {"betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.1}),
     ("AdamW", {}),
     ("AdamW", {"betas": (0.5, 0.9), "weight_decay": 0.3}),
+    ("NAdam", {}),
+    ("NAdam", {"betas": (0.7, 0.95), "eps": 1e-4, "weight_decay": 0.1}),
     ("RMSprop", {}),
     ("RMSprop", {"alpha": 0.9, "eps": 1e-4, "weight_decay": 0.1}),
     ("RMSprop", {"alpha": 1.0}),
@@ -55,6 +57,14 @@ def some_grads(n_steps=4):
         [torch.randn(s, generator=generator, dtype=torch.float64) for s in SHAPES]
         for _ in range(n_steps)
     ]
+
+
+@pytest.fixture(autouse=True)
+def float64():
+    """As Lightning sets it with the precision: torch keeps NAdam's product in it."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
 
 
 @pytest.mark.parametrize(("optimizer", "arguments"), CASES)

@@ -36,6 +36,7 @@ MIX = [
     {"hidden": (16, 48), "optimizer": "RMSprop", "lr": 1e-3, "momentum": 0.5, "dropout": 0.5},
     {"hidden": (7, 9, 11), "optimizer": "Adam", "lr": 1e-2, "activation": "gelu"},
     {"hidden": (24, 8, 24), "optimizer": "AdamW", "lr": 1e-2, "dropout": 0.2, "clip_norm": 0.5},
+    {"hidden": (24, 12), "optimizer": "NAdam", "lr": 1e-3, "weight_decay": 1e-3},
 ]
 MIX_BYTES = 500_000
 """About what they have of weights and optimizer states in float64."""
@@ -348,7 +349,7 @@ def test_leaving_and_joining_change_nothing(setting, shard_bytes):
     population = setting.population(shard_bytes=shard_bytes)
     population.change(joining=[member(k, given) for k, given in enumerate(MIX)])
     curves = {k: [] for k in range(12)}
-    newcomers = {8: {"hidden": (90, 40), "optimizer": "Adam"}, 9: {"hidden": (5,), "lr": 0.1}}
+    newcomers = {10: {"hidden": (90, 40), "optimizer": "Adam"}, 11: {"hidden": (5,), "lr": 0.1}}
 
     def epoch():
         population.train_epoch()

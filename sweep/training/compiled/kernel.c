@@ -52,7 +52,8 @@ typedef real vec __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real))
 #define INLINE static inline __attribute__((always_inline))
 
 enum { RELU, LEAKY_RELU, TANH, SILU, ELU, GELU };
-enum { SGD, ADAM, ADAMW, RMSPROP };
+enum { SGD, ADAM, ADAMW, RMSPROP, NADAM };
+#define MOMENTUM_DECAY 4e-3 /* of NAdam, torch's default */
 enum { UINT8, FLOAT32, FLOAT64 };
 
 /* compiled.Trial has the same fields in the same order. */
@@ -270,11 +271,24 @@ typedef struct {
     const trial *of;
     real lr, decay, unit_scale; /* unit_scale: 1 / sqrt(Adam's correction of second moments) */
     int is_first;
+    real mean_lr; /* NAdam: of the mean gradient, `lr` being the gradient's own */
 } pace;
 
-static pace pace_of(const trial *t, int64_t step) {
+/* NAdam's momentum of step `n`, from 1 (Dozat, 2016). */
+static double momentum_of(const trial *t, double n) {
+    return t->beta1 * (1 - 0.5 * pow(0.96, n * MOMENTUM_DECAY));
+}
+
+static pace pace_of(trial *t, int64_t step) {
     const double n = (double)(t->n_steps + step + 1), lr = t->rates[step];
-    pace p = {t, (real)lr, (real)t->weight_decay, 1, t->n_steps + step == 0};
+    pace p = {t, (real)lr, (real)t->weight_decay, 1, t->n_steps + step == 0, 0};
+    if (t->rule == NADAM) { /* carried: the product of the momenta of all steps */
+        const double now = momentum_of(t, n), next = momentum_of(t, n + 1);
+        t->carried *= now;
+        p.lr = (real)(lr * (1 - now) / (1 - t->carried));
+        p.mean_lr = (real)(lr * next / (1 - t->carried * next));
+        p.unit_scale = (real)(1 / sqrt(1 - pow(t->beta2, n)));
+    }
     if (t->rule == ADAM || t->rule == ADAMW) {
         p.lr = (real)(lr / (1 - pow(t->beta1, n)));
         p.unit_scale = (real)(1 / sqrt(1 - pow(t->beta2, n)));
@@ -314,6 +328,19 @@ static void take_adam_step(const pace *p, real *restrict w, real *restrict m, re
     }
 }
 
+static void take_nadam_step(const pace *p, real *restrict w, real *restrict m, real *restrict v,
+                            const real *restrict grads, int64_t n) {
+    const trial *t = p->of;
+    const real fresh = (real)(1 - t->beta1), kept2 = (real)t->beta2, fresh2 = (real)(1 - t->beta2);
+    const real eps = (real)t->eps;
+    for (int64_t i = 0; i < n; i++) {
+        const real g = grads[i] + p->decay * w[i];
+        m[i] += fresh * (g - m[i]);
+        v[i] = kept2 * v[i] + fresh2 * g * g;
+        w[i] -= (p->lr * g + p->mean_lr * m[i]) / (sqrt_of(v[i]) * p->unit_scale + eps);
+    }
+}
+
 /* States: squares, momentum buffer, means, as optimizers.py has them. */
 static void take_rmsprop_step(const pace *p, real *restrict w, real *restrict squares,
                               real *restrict buffer, real *restrict means,
@@ -349,6 +376,7 @@ static void take_step(const pace *p, int64_t offset, const real *grads, int64_t 
     real *w = t->params + offset, *s[3];
     for (int k = 0; k < 3; k++) s[k] = t->states[k] ? t->states[k] + offset : NULL;
     if (t->rule == SGD) take_sgd_step(p, w, s[0], grads, n);
+    else if (t->rule == NADAM) take_nadam_step(p, w, s[0], s[1], grads, n);
     else if (t->rule == RMSPROP) take_rmsprop_step(p, w, s[0], s[1], s[2], grads, n);
     else take_adam_step(p, w, s[0], s[1], grads, n);
 }
