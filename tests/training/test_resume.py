@@ -10,6 +10,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,7 +26,9 @@ from sweep.executors.process import ProcessExecutor
 from sweep.files.trial_folder import read_verdict, resume_point, trial_folder
 from sweep.testing import example_task
 from sweep.training.compiled.kernel import SWITCH, load_kernel
+from sweep.training.exports import export_model, prepare_export
 from sweep.training.fused.trainer import FusedTrainer
+from sweep.training.mlp import MLPClassifier
 from sweep.training.plain.trainer import PlainTrainer
 from sweep.trial import (
     EpochReport,
@@ -256,6 +259,7 @@ OPTIMIZERS: list[dict[str, Any]] = [
     {"optimizer": "SGD", "lr": 0.05, "momentum": 0.9, "nesterov": True, "weight_decay": 1e-3},
     {"optimizer": "Adam", "weight_decay": 1e-3},
     {"optimizer": "AdamW", "beta1": 0.8},
+    {"optimizer": "NAdam", "weight_decay": 1e-3, "beta1": 0.8},
     {"optimizer": "RMSprop", "lr": 1e-3, "alpha": 0.9},
     {"optimizer": "RMSprop", "lr": 1e-3, "momentum": 0.5, "centered": True},
 ]
@@ -642,6 +646,7 @@ def search_for_room(task: Task, data: SearchData, folder: Path) -> None:
     """In a process of its own, which limits the memory of its children: halves `ROOM_MB` until
     the population was halved once and nothing else happened. Prints what was tried."""
     torch.set_num_threads(1)
+    export_once(data)
     too_small, too_large = ROOM_MB
     while too_large - too_small > 1:
         room_mb = (too_small + too_large) // 2
@@ -720,11 +725,20 @@ def test_out_of_memory_halves_the_population(
     assert all(len(narrow.epochs(n)) == N_EPOCHS + len(replayed[n]) for n in range(N_LARGE))
 
 
+def export_once(data: SearchData) -> None:
+    """Let torch load what its exports need, 0.1 GB, before memory is limited."""
+    model = MLPClassifier(data.info.feature_shape[-1] ** 2, 10, hidden=(WIDTH, WIDTH)).double()
+    prepare_export(model, data.info.feature_shape)
+    with tempfile.TemporaryDirectory() as folder:
+        export_model(Path(folder) / "model.pt2", model, data.info.feature_shape)
+
+
 def train_limited(
     task: Task, data: SearchData, specs: Sequence[TrialSpec], room_mb: int, calls: Path
 ) -> None:
     """In a process of its own, which gets no more memory from when it is ready."""
     torch.set_num_threads(1)
+    export_once(data)
 
     class Limiting(Driver):
         def __call__(self, reports: Sequence[Report], n_free: int) -> Orders:
