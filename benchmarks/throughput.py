@@ -130,26 +130,18 @@ def useful_flops(configurations: list[dict[str, Any]], n_in: int) -> float:
     return total
 
 
-def matmul_peaks(n_threads: int) -> tuple[float, float]:
-    """Floating-point operations a second of large square float32 products, best of 10 each.
-
-    `torch.mm`'s, which the stock script uses, and that of the product the fused path chose.
-    """
+def matmul_peak(n_threads: int) -> float:
+    """Floating-point operations a second of `torch.mm` on large float32 squares, best of 10."""
     import torch
-
-    from sweep.training.stacked.products import product
 
     torch.set_num_threads(n_threads)
     a = torch.randn(2048, 2048)
-    peaks = []
-    for multiply in (torch.mm, product):
-        times = []
-        for _ in range(10):
-            began = time.perf_counter()
-            multiply(a, a)
-            times.append(time.perf_counter() - began)
-        peaks.append(2 * 2048**3 / min(times))
-    return peaks[0], max(peaks)
+    times = []
+    for _ in range(10):
+        began = time.perf_counter()
+        torch.mm(a, a)
+        times.append(time.perf_counter() - began)
+    return 2 * 2048**3 / min(times)
 
 
 def report(
@@ -159,9 +151,9 @@ def report(
 ) -> None:
     """Print medians, ratios and the bound as a Markdown table."""
     n_steps = -(-N_TRAIN[args.data] // 64) * args.epochs * args.trials
-    peaks = matmul_peaks(args.threads)
+    peak = matmul_peak(args.threads)
     samples = N_TRAIN[args.data] * args.epochs
-    bounds = [useful_flops(configurations, N_IN[args.data]) * samples / peak for peak in peaks]
+    bound_s = useful_flops(configurations, N_IN[args.data]) * samples / peak
     print(f"\n{args.data}, {args.trials} trials x {args.epochs} epochs, batch 64, "
           f"{args.threads} threads, {args.rounds} rounds interleaved, medians")  # fmt: skip
     print(
@@ -180,15 +172,13 @@ def report(
         print(f"| {name} | {m['wall_s']:.1f} | {m['work_s']:.1f} | "
               f"{1000 * m['work_s'] / n_steps:.3f} | {m['peak_mb']:.0f} | {whole:.1f} | "
               f"{work:.1f} | {best} |")  # fmt: skip
-    for name, bound_s in zip(("torch.mm", "best product"), bounds, strict=True):
-        print(f"| bound, {name} | {bound_s:.1f} | {bound_s:.1f} | "
-              f"{1000 * bound_s / n_steps:.3f} | | | | |")  # fmt: skip
+    print(f"| bound | {bound_s:.1f} | {bound_s:.1f} | {1000 * bound_s / n_steps:.3f} | | | | |")
     for name, m in medians.items():
         if name in ("fused", "compute"):
-            times = " and ".join(f"{m['work_s'] / bound_s:.1f}" for bound_s in bounds)
-            print(f"\n{name}: {times} times the bounds")
-    print(f"\nbounds: useful operations over the peaks measured now, {peaks[0] / 1e9:.0f} and "
-          f"{peaks[1] / 1e9:.0f} GFLOP/s")  # fmt: skip
+            print(f"\n{name}: {m['work_s'] / bound_s:.1f} times the bound")
+    print(
+        f"\nbound: useful operations over torch.mm's peak, measured now, {peak / 1e9:.0f} GFLOP/s"
+    )
 
 
 def cpu() -> str:
