@@ -99,6 +99,15 @@ def test_a_module_with_loaders_of_its_own_is_exported_for_its_samples(tmp_path: 
     assert model(torch.rand(5, 12)).shape == (5, 10)
 
 
+def test_loaders_of_a_module_s_own_are_said_once(tmp_path: Path) -> None:
+    """The study and MLflow's data set are named after --data, which such trials never saw."""
+    exchange = trained(tmp_path, "Bringing", {}, {}, epochs=1)
+    told = [report.message for report in exchange.reports if isinstance(report, Notice)]
+    said = [text for text in told if "loaders of its own" in text]
+    assert len(said) == 1
+    assert "what is named after --data digits" in said[0]
+
+
 def test_the_second_ctrl_c_is_no_failure_of_a_trial(tmp_path: Path) -> None:
     """What the driver's signal handler raises within user code comes out of the trainer."""
     exchange = ScriptedExchange([TrialSpec(0, {"mode": "second signal"}, 7)])

@@ -72,7 +72,8 @@ class PlainTrainer:
         n_features = self._data.train.x[0].numel()
         if task.module == DEFAULT_MODULE and n_features <= SMALL_FEATURES:
             torch.set_num_threads(1)
-        self._is_on_device = self._has_said_why = False
+        self._is_on_device = False
+        self._said: set[str] = set()
         self._keeper = Keeper(task.checkpoint_interval_s)
 
     def train(self, exchange: Exchange) -> None:
@@ -123,10 +124,7 @@ class PlainTrainer:
                 run = self._new_run(spec, exchange, unusable(spec, error))
                 self._fit(run)
             reports = run.last_words(self._data)
-            if run.why_no_model and not self._has_said_why:
-                self._has_said_why = True
-                reports = [Notice(now_ms(), run.why_no_model), *reports]
-            return reports, run.ordered
+            return [*self._news(run), *reports], run.ordered
         except BaseException as error:  # a user's bug fails the trial, not the search
             if run.driver_error is not None:
                 raise run.driver_error from None
@@ -135,6 +133,18 @@ class PlainTrainer:
             failure = classify(raised_by_user_code(error), self._task.module)
             self._note(spec, failure)
             return run.failed(failure), run.ordered
+
+    def _news(self, run: PlainRun) -> list[Notice]:
+        """What the user should know of such trials, once."""
+        found = [run.why_no_model]
+        if run.module is not None and has_own_loaders(run.module):
+            found.append(
+                f"{self._task.module} trains on loaders of its own: what is named after "
+                f"--data {self._task.data} (the study, MLflow's data set) is not what it saw"
+            )
+        news = [text for text in found if text and text not in self._said]
+        self._said |= {*news}
+        return [Notice(now_ms(), text) for text in news]
 
     def _note(self, spec: TrialSpec, failure: Failure) -> None:
         """Write the traceback into the study's log, for this executor and for every other."""
