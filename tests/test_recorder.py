@@ -116,12 +116,16 @@ class Held:
 
 
 def test_a_report_waits_until_what_was_handed_out_exists(tmp_path: Path) -> None:
-    """The answer does not."""
+    """The answer does not, but for the first one: its trials begin together."""
     study = ScriptedStudy(tmp_path)
-    search = study.prepare(study.config(trials=1))
+    search = study.prepare(study.config(trials=3))
+    held = Held(study)
+    threading.Timer(0.3, held.let_go).start()
+    began = time.monotonic()
+    assert search.driver.exchange([], 1).start
+    assert time.monotonic() - began > 0.2
     held = Held(study)
     assert search.driver.exchange([], 1).start
-    assert not search.listener.records
     threading.Timer(0.3, held.let_go).start()
     began = time.monotonic()
     search.driver.exchange([EpochReport(0, 1, {"val_acc": 0.5}, 0)], 0)
@@ -132,21 +136,22 @@ def test_a_report_waits_until_what_was_handed_out_exists(tmp_path: Path) -> None
 def test_a_number_that_was_never_opened_is_given_anew(tmp_path: Path) -> None:
     """Its driver was killed before; what the trial left is another configuration's."""
     study = ScriptedStudy(tmp_path)
-    search = study.prepare(study.config(trials=1))
+    search = study.prepare(study.config(trials=2))
+    (first,) = search.driver.exchange([], 1).start
     held = Held(study)
     (lost,) = search.driver.exchange([], 1).start
-    folder = trial_folder(search.config.study_dir, 0)
+    folder = trial_folder(search.config.study_dir, 1)
     folder.mkdir(parents=True)
     other = dataclasses.replace(lost, hyperparameters={**lost.hyperparameters, "lr": 0.5})
-    write_verdict(folder, [], TrialResult(0, "finished", 3), other)
+    write_verdict(folder, [], TrialResult(1, "finished", 3), other)
     (folder / "last.ckpt").write_bytes(b"of another configuration")
     again = ScriptedStudy(tmp_path / "copy")
     shutil.copytree(tmp_path, again.folder, ignore=shutil.ignore_patterns("copy"))
-    second = again.prepare(again.config(trials=1))
+    second = again.prepare(again.config(trials=2))
     second.driver.recall(second.config.study_dir)
-    (spec,) = second.driver.exchange([], 1).start
-    assert (spec.number, spec.resume_from) == (0, None)
-    assert second.states() == ["RUNNING"]
+    old, spec = second.driver.exchange([], 2).start
+    assert (old.number, spec.number, spec.resume_from) == (first.number, 1, None)
+    assert second.states() == ["RUNNING", "RUNNING"]
     second.leave()
     held.let_go()
     search.leave()

@@ -35,7 +35,7 @@ def test_three_faults_three_messages():
         "  hiden: {widths: [32, 512], layers: [1, 3]}\n"
     )
     assert faults[0] == (
-        "s.yaml:2: optimizer must be one of SGD, Adam, AdamW, RMSprop, but got 'Adma' "
+        "s.yaml:2: optimizer must be one of SGD, Adam, AdamW, NAdam, RMSprop, but got 'Adma' "
         "(did you mean Adam?)"
     )
     assert faults[1] == "s.yaml:3: lr: low must be below high, but got [0.1, 0.0001]"
