@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+PLUGINS := -p pytest_timeout -p _hypothesis_pytestplugin
 TOUCHING := tests/test_main_path.py tests/test_ledger.py tests/test_storage.py tests/test_proposals.py \
 	tests/test_tracking.py tests/training/test_exports.py tests/training/test_single.py
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
@@ -20,10 +21,10 @@ coverage: $(VENV)/test ## The same with a list of lines that no test runs; takes
 	$(PYTEST) --cov=sweep --cov-report=term-missing:skip-covered
 
 test-lowest: .venv-lowest/test ## The tests that touch other libraries, with the lowest versions allowed
-	.venv-lowest/bin/python -m pytest $(TOUCHING)
+	PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 .venv-lowest/bin/python -m pytest $(PLUGINS) $(TOUCHING)
 
 test-newest: .venv-newest/test ## The same with the newest versions
-	.venv-newest/bin/python -m pytest $(TOUCHING)
+	PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 .venv-newest/bin/python -m pytest $(PLUGINS) $(TOUCHING)
 
 lint: $(VENV)/test ## Check style and types
 	$(BIN)/ruff check .
