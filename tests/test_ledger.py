@@ -206,6 +206,14 @@ def test_configuration_and_space_are_kept(url: str, ledger: Ledger) -> None:
     assert again.space_text == "parameters:\n  lr: 0.1\n"
 
 
+def test_dashboards_are_told_what_the_study_is(url: str, ledger: Ledger) -> None:
+    """A readable attribute names the command and MLflow's experiment, without credentials."""
+    ledger.describe({"tracking_uri": "http://me:secret@host:5000"}, "")
+    (about,) = [s.user_attrs["about"] for s in optuna.get_all_study_summaries(url)]
+    assert about.startswith("made by sweep: `sweep show mine`; MLflow experiment mine at http://")
+    assert "secret" not in about
+
+
 def test_an_unknown_study_names_the_nearest(url: str, ledger: Ledger) -> None:
     """A misspelt name is answered with the studies there are."""
     with pytest.raises(NotFoundError, match="did you mean mine"):

@@ -37,6 +37,7 @@ from sweep.ledger.trials import (
     report_attrs,
     summarise,
 )
+from sweep.redact import redacted
 from sweep.trial import DatasetInfo, Direction, EpochReport, TrainerName, TrialState
 
 SETTLED = "sweep:settled"
@@ -45,6 +46,7 @@ CARRIED = "sweep:carried"
 CONFIG = "sweep:config"
 SPACE = "sweep:space"
 TAGS = "sweep:tags"
+ABOUT = "about"
 _DIRECTIONS = {"maximize": StudyDirection.MAXIMIZE, "minimize": StudyDirection.MINIMIZE}
 
 
@@ -108,10 +110,18 @@ class Ledger:
         return str(self._storage.get_study_user_attrs(self._study_id).get(SPACE, ""))
 
     def describe(self, config: Mapping[str, Any], space_text: str) -> None:
-        """Keep the configuration and the search space with the study; name its objective."""
+        """Keep the configuration and the search space with the study; name its objective.
+
+        ABOUT is for people who look at the study in optuna-dashboard.
+        """
         set_attr = self._storage.set_study_user_attr
         set_attr(self._study_id, CONFIG, json.dumps(dict(config)))
         set_attr(self._study_id, SPACE, space_text)
+        where = redacted(str(config.get("tracking_uri", "")))
+        about = (
+            f"made by sweep: `sweep show {self.name}`; MLflow experiment {self.name} at {where}"
+        )
+        set_attr(self._study_id, ABOUT, about)
         if metric := config.get("metric"):  # dashboards show it in place of "Objective 0"
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
