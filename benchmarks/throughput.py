@@ -130,20 +130,6 @@ def useful_flops(configurations: list[dict[str, Any]], n_in: int) -> float:
     return total
 
 
-def matmul_peak(n_threads: int) -> float:
-    """Floating-point operations a second of `torch.mm` on large float32 squares, best of 10."""
-    import torch
-
-    torch.set_num_threads(n_threads)
-    a = torch.randn(2048, 2048)
-    times = []
-    for _ in range(10):
-        began = time.perf_counter()
-        torch.mm(a, a)
-        times.append(time.perf_counter() - began)
-    return 2 * 2048**3 / min(times)
-
-
 def report(
     args: argparse.Namespace,
     configurations: list[dict[str, Any]],
@@ -151,7 +137,11 @@ def report(
 ) -> None:
     """Print medians, ratios and the bound as a Markdown table."""
     n_steps = -(-N_TRAIN[args.data] // 64) * args.epochs * args.trials
-    peak = matmul_peak(args.threads)
+    import torch
+    from bare_step import matmul_rate
+
+    torch.set_num_threads(args.threads)
+    peak = matmul_rate()
     samples = N_TRAIN[args.data] * args.epochs
     bound_s = useful_flops(configurations, N_IN[args.data]) * samples / peak
     print(f"\n{args.data}, {args.trials} trials x {args.epochs} epochs, batch 64, "

@@ -223,6 +223,31 @@ def test_a_trial_outlives_the_history_it_was_proposed_from() -> None:
     assert all(made.is_known(t.user_attrs[HYPERPARAMETERS]) for t in finished)
 
 
+def test_a_bounded_history_is_the_best_and_the_latest() -> None:
+    """TPE proposes otherwise from ten trials than from sixty; a wider bound changes nothing."""
+    space, source = load_space("mlp"), proposals(load_space("mlp"), "random")
+    finished = []
+    for number in range(60):
+        proposal = source.ask(number)
+        assert proposal is not None
+        finished.append(
+            optuna.trial.create_trial(
+                value=number % 7 / 7, params=proposal.frozen.params,
+                distributions=proposal.frozen.distributions,
+                user_attrs=proposal.frozen.user_attrs,
+            )
+        )  # fmt: skip
+        finished[-1].number = number
+    asked = []
+    for history in (None, 100, 10):
+        made = Proposals(space, "tpe", "none", "maximize", 0, 5, history)
+        made.remember(finished)
+        found = made.ask(60)
+        assert found is not None
+        asked.append(found.params)
+    assert asked[0] == asked[1] != asked[2]
+
+
 # --- a search in two parts is a search in one
 
 

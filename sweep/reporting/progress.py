@@ -50,7 +50,7 @@ class TrialProgress:
 
     @property
     def seconds(self) -> float:
-        """Its training time so far (see `sweep.search.endings.seconds_of`)."""
+        """Its training time so far (see `sweep.trial.seconds_of`)."""
         return seconds_of(self.metrics.values())
 
 

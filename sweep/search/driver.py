@@ -390,8 +390,6 @@ class Driver:
             proposal = self._proposals.of(planned, number)
         if proposal is None:
             return None
-        name = run_name(number, proposal.hyperparameters)
-        proposal.frozen.set_user_attr("name", name)  # for optuna-dashboard's table
         opening = (number, proposal.frozen, self._trainer, self._epoch)
         self._openings.append(functools.partial(self._ledger.open_trial, *opening))
         self._next_number += 1

@@ -26,7 +26,7 @@ from sweep.loading import import_object
 from sweep.objective import Objective
 from sweep.search.agenda import Planned
 from sweep.search.known_trials import KnownTrials
-from sweep.space import Space, canonical_key
+from sweep.space import Space, canonical_key, run_name
 from sweep.space.trials import FilledTrial
 from sweep.trial import Direction, TrialState, derive_seed
 
@@ -265,7 +265,10 @@ class Proposals:
             state=optuna.trial.TrialState.RUNNING,
             params=trial.params,
             distributions=trial.distributions,
-            user_attrs={HYPERPARAMETERS: dict(hyperparameters)},
+            user_attrs={
+                HYPERPARAMETERS: dict(hyperparameters),
+                "name": run_name(number, hyperparameters),  # for optuna-dashboard's table
+            },
         )
         return Proposal(dict(hyperparameters), trial.params, frozen)
 

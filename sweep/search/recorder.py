@@ -1,7 +1,7 @@
 """What the driver decided is written in the order of its decisions, by a thread of its own.
 
-A trial takes the ledger 5 ms to open and 7 to close; the workers, who wait for the driver's answer
-at every epoch's end, need not wait for that.
+A trial takes the ledger some 5 ms to open and to close, and 2 for each epoch; the workers, who
+wait for the driver's answer at every epoch's end, need not wait for that.
 """
 
 from __future__ import annotations

@@ -162,6 +162,17 @@ def test_a_stop_that_was_asked_for_is_shown():
     assert "ETA" not in lines[0]
 
 
+def test_a_narrow_terminal_keeps_names_and_what_a_second_ctrl_c_does():
+    """At 60 columns the curve gives way to the names, and the line of a stop is not cut."""
+    lines = picture(many_running(4), 57, 24)
+    row = next(line for line in lines if "t000" in line)
+    assert row.startswith("  t000 Adam lr=1.2e…")
+    progress = Progress(a_study(), Clock())
+    progress.apply(report(0, 1, 0.9))
+    shown = [line.plain for line in frame(progress, 57, 20, is_stopping=True)]
+    assert "stopping at the end of the epoch; Ctrl-C again stops now" in shown
+
+
 def test_something_moves_within_a_long_epoch():
     """Frames of two seconds of one epoch differ, also after hours, where clocks count minutes."""
     clock = Clock()

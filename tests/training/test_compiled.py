@@ -36,6 +36,7 @@ from sweep.training.compiled.kernel import load_kernel
 from sweep.training.compiled.trials import CompiledTrials
 from sweep.training.members import Samples
 from sweep.training.mlp import MLPClassifier
+from sweep.training.optimizers import SGD
 
 HERE = Path(__file__).resolve().parent
 
@@ -73,6 +74,32 @@ def test_any_minibatch(setting, batch, dtype):
     """Of less than a vector, of several panels, with a last one of a single sample."""
     tolerance = 1e-7 if dtype == torch.float64 else 1e-3
     assert_equals_plain(setting, {k: MIX[k] for k in (1, 3, 5, 7)}, batch, tolerance, dtype)
+
+
+def test_an_optimizer_without_a_formula_goes_to_the_next_engine(setting):
+    """Whether its rule or its record has none: it is trained as tensors, beside the others."""
+
+    class OfTorchAlone(SGD):
+        def kernel_fields(self, n_steps):
+            return None
+
+    class WithoutNumber(SGD):
+        def kernel_fields(self, n_steps):
+            return {**super().kernel_fields(n_steps), "rule": None}
+
+    for kind in (OfTorchAlone, WithoutNumber):
+        given = {"hidden": (12, 6), "lr": 0.05}
+        odd, other = member(0, given), member(1, given)
+        plan = dataclasses.replace(odd.recipe, rule=kind())
+        population = setting.population()
+        population.change(joining=[dataclasses.replace(odd, recipe=plan), other])
+        curves = {0: [], 1: []}
+        for _ in range(2):
+            population.train_epoch()
+            for number, scores in population.evaluate().items():
+                curves[number].append((scores.train_loss, scores.val_loss, scores.val_acc))
+        rows, _ = train_plain(setting, 0, given, torch.float64)
+        assert distance(curves[0], rows[:2]) < 1e-7
 
 
 @pytest.mark.parametrize("width", [1, 5, 6, 7, 15, 16, 17, 64, 65])

@@ -9,6 +9,7 @@ import itertools
 
 import pytest
 import torch
+from torch.library import Library
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -32,7 +33,7 @@ HIDDEN = ((128, 64), (64,), (), (300, 200, 100), (60,))
 @pytest.fixture(autouse=True)
 def fused_optimizers():
     """torch has no meta kernels for its fused optimizers; they write in place, return nothing."""
-    library = torch.library.Library("aten", "IMPL")
+    library = Library("aten", "IMPL")
     for name in ("_fused_sgd_", "_fused_adam_", "_fused_adamw_"):
         library.impl(name, lambda *_, **__: None, "Meta")
     yield

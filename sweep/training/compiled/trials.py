@@ -40,10 +40,9 @@ def is_for_kernel(recipe: TrainingPlan, n_features: int, n_classes: int, batch_s
     """Whether the kernel knows all that the trial needs, and is the faster way."""
     widths = (n_features, *recipe.shape.hidden, n_classes)
     work = 6.0 * batch_size * sum(n_in * n_out for n_in, n_out in itertools.pairwise(widths))
-    has_formulas = (
-        recipe.rule.kernel_fields(0) is not None
-        and ACTIVATIONS[recipe.shape.activation].kernel_number is not None
-    )
+    has_formulas = (recipe.rule.kernel_fields(0) or {}).get("rule") is not None and ACTIVATIONS[
+        recipe.shape.activation
+    ].kernel_number is not None
     is_known = len(widths) <= MOST_LAYERS + 1 and has_formulas
     return is_known and min(widths) > 0 and recipe.dropout.p < 1.0 and work <= WORK_A_STEP
 
