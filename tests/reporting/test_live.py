@@ -164,7 +164,7 @@ def test_a_stop_that_was_asked_for_is_shown():
 
 def test_a_narrow_terminal_keeps_names_and_what_a_second_ctrl_c_does():
     """At 60 columns the curve gives way to the names, and the line of a stop is not cut."""
-    lines = picture(many_running(4), 57, 24)
+    lines = picture(many_running(4), 57, 24, epochs=200)
     row = next(line for line in lines if "t000" in line)
     assert row.startswith("  t000 Adam lr=1.2e…")
     progress = Progress(a_study(), Clock())
