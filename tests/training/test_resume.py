@@ -179,7 +179,7 @@ def assert_goes_on_exactly(
     )  # fmt: skip
     right = weights_of(theirs)
     assert all(torch.equal(value, right[name]) for name, value in weights_of(ours).items())
-    assert not rest.of(Notice)
+    assert [n.message for n in rest.of(Notice)] == [n.message for n in whole.of(Notice)]
 
 
 @pytest.mark.parametrize("number", range(len(CONFIGURATIONS)))
