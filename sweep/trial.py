@@ -18,7 +18,6 @@ HyperValue = Any
 
 Direction = Literal["maximize", "minimize"]
 StopReason = Literal["pruned", "converged", "timeout", "interrupted"]
-TrainerName = Literal["plain", "fused"]
 EndReason = Literal["done", "timeout", "interrupted", "failed", "exhausted"]
 FailureKind = Literal["oom", "nan", "exception", "killed", "timeout"]
 
@@ -106,8 +105,8 @@ class TrialSpec:
     """Population epoch it first started in (decides its data order); None: not started yet."""
     resume_from: str | None = None
     """Checkpoint to continue from, or None."""
-    trainer: TrainerName | None = None
-    """The path it was begun in, where it has to go on; None: any will do."""
+    settings: str = ""
+    """Whatever else a checkpoint must share to be continued from; "": the study's, which do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,8 +274,6 @@ class WorkerReady:
     n_slots: int
     """Trials it trains at the same time."""
     time_ms: int
-    trainer: TrainerName | None = None
-    """The path in which it trains new trials; None: there are no two."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,7 +51,7 @@ PRIVATE: dict[str, tuple[str, str]] = {
         "exported for its own shape",
     ),
     "trainer.fit_loop._resuming_from_checkpoint": (
-        "sweep.training.plain.run",
+        "sweep.training.plain.engine",
         "a DataLoader of the user's draws its order anew after a resume; without it that epoch's "
         "order differs from the uninterrupted one",
     ),

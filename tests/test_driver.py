@@ -24,7 +24,6 @@ from sweep.trial import (
     FailureKind,
     Notice,
     Orders,
-    TrainerName,
     TrialFinished,
     TrialResult,
     TrialSpec,
@@ -163,10 +162,10 @@ def test_a_trial_past_its_time_has_failed(study: ScriptedStudy) -> None:
 
     def script(spec: TrialSpec) -> Iterator[Metrics]:
         for metrics in rising(spec):
-            time.sleep(0.15 if spec.number == 1 else 0)
+            time.sleep(0.6 if spec.number == 1 else 0)
             yield metrics
 
-    search = study.run(script, trials=3, trial_timeout_s=0.1)
+    search = study.run(script, trials=3, trial_timeout_s=0.5)
     assert search.states() == ["COMPLETE", "FAIL", "COMPLETE"]
     assert search.trials[1].result["failure"]["kind"] == "timeout"
 
@@ -428,31 +427,13 @@ def test_ctrl_c_while_no_worker_has_the_trial(study: ScriptedStudy) -> None:
 def test_what_workers_say_as_they_start_is_said_once(study: ScriptedStudy) -> None:
     """A worker in the place of another does not repeat it; other lines are repeated."""
     search = study.prepare(study.config(trials=1))
-    ready = WorkerReady(DATASET, "cpu", 1, 0, "plain")
+    ready = WorkerReady(DATASET, "cpu", 1, 0)
     for _ in range(2):
         search.driver.exchange([ready, Notice(0, "one at a time")], 0)
         search.driver.exchange([Notice(0, "no room")], 0)
     search.driver.settle()
     said = [r.message for r in search.listener.of(Notice)]
     assert said == ["one at a time", "no room", "no room"]
-
-
-def test_a_trial_keeps_the_path_that_it_was_begun_in(study: ScriptedStudy) -> None:
-    """The storage knows it, a later driver hands it out with it and says so in one line."""
-
-    def ready(trainer: TrainerName) -> WorkerReady:
-        return WorkerReady(DATASET, "cpu", 3, 0, trainer)
-
-    first = study.prepare(study.config(trials=4))
-    first.driver.exchange([ready("fused")], 2)
-    first.leave()  # the driver is gone
-    second = study.prepare(study.config(trials=4))
-    starts = second.driver.exchange([ready("plain")], 4).start
-    second.driver.settle()
-    assert [spec.trainer for spec in starts] == ["fused", "fused", "plain", "plain"]
-    assert [r.message for r in second.listener.of(Notice)] == [
-        "2 trials begun in the fused path will go on there, one at a time"
-    ]
 
 
 def test_the_last_trial_is_tried_again_too(study: ScriptedStudy) -> None:

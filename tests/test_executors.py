@@ -311,7 +311,7 @@ def bad_day(tmp_path_factory: pytest.TempPathFactory) -> BadDay:
     first = "".join(f"  - {{mode: {mode}, width: 8}}\n" for mode in modes)
     config = RunConfig(
         study="bad-day", trials=6, epochs=3, module="user_code:Model", metric="val_f1",
-        trial_timeout_s=1.0, population=1, storage=f"sqlite:///{folder}/optuna.db", threads=1,
+        trial_timeout_s=3.0, population=1, storage=f"sqlite:///{folder}/optuna.db", threads=1,
         work_dir=str(folder / "work"),
     )  # fmt: skip
     listener = RecordingListener()

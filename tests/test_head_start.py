@@ -20,7 +20,6 @@ from sweep.testing import DATASET, RecordingListener, ScriptedTrainer
 from sweep.trial import (
     EpochReport,
     Orders,
-    TrainerName,
     TrialResult,
     TrialSpec,
     WorkerReady,
@@ -34,9 +33,9 @@ def study(tmp_path: Path) -> ScriptedStudy:
     return ScriptedStudy(tmp_path)
 
 
-def ready(trainer: TrainerName = "fused") -> WorkerReady:
+def ready(n_slots: int = 2) -> WorkerReady:
     """A worker's first words."""
-    return WorkerReady(DATASET, "cpu", 2, 0, trainer)
+    return WorkerReady(DATASET, "cpu", n_slots, 0)
 
 
 def numbers(orders: Orders) -> list[int]:
@@ -150,10 +149,10 @@ def test_the_epoch_in_which_a_trial_begins_is_foreseen(study: ScriptedStudy) -> 
     assert search.trials[2].start_epoch == 9
 
 
-def test_the_plain_path_begins_at_its_beginning(study: ScriptedStudy) -> None:
+def test_one_trial_at_a_time_begins_at_its_beginning(study: ScriptedStudy) -> None:
     """There every trial has its own epochs."""
     search = study.prepare(study.config(trials=2))
-    search.driver.exchange([ready("plain")], 1)
+    search.driver.exchange([ready(1)], 1)
     reports = [EpochReport(0, 3, {"val_acc": 0.5}, 0), TrialResult(0, "finished", 3)]
     search.driver.exchange(reports, 1)
     search.leave()

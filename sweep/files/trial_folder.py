@@ -38,11 +38,12 @@ def trial_folder(work_dir: str | Path, number: int) -> Path:
 
 
 def spec_digest(spec: TrialSpec) -> str:
-    """32 hex digits that change with number, seed or hyperparameters, and with nothing else.
+    """32 hex digits that change with number, seed, hyperparameters or settings, nothing else.
 
     Tuples and lists, 1 and 1.0 are the same: a configuration that went through JSON keeps it.
     """
     identity = [spec.number, str(spec.seed), _canonical(spec.hyperparameters)]
+    identity += [spec.settings] if spec.settings else []
     return _checksum(json.dumps(identity, sort_keys=True))
 
 

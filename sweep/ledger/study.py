@@ -30,7 +30,6 @@ from sweep.ledger.trials import (
     RESULT,
     SETTINGS,
     START_EPOCH,
-    TRAINER,
     LedgerTrial,
     StudySummary,
     from_frozen,
@@ -38,7 +37,7 @@ from sweep.ledger.trials import (
     summarise,
 )
 from sweep.redact import redacted
-from sweep.trial import DatasetInfo, Direction, EpochReport, TrainerName, TrialState
+from sweep.trial import DatasetInfo, Direction, EpochReport, TrialState
 
 SETTLED = "sweep:settled"
 DATA = "sweep:data"
@@ -205,21 +204,13 @@ class Ledger:
         frozen = self._storage.get_all_trials(self._study_id, deepcopy=False)
         return [from_frozen(t) for t in sorted(frozen, key=lambda t: t.number)]
 
-    def open_trial(
-        self,
-        number: int,
-        frozen: FrozenTrial,
-        trainer: TrainerName | None = None,
-        start_epoch: int = 0,
-    ) -> None:
-        """Record a RUNNING trial, the path and the population epoch that it is to begin in.
+    def open_trial(self, number: int, frozen: FrozenTrial, start_epoch: int = 0) -> None:
+        """Record a RUNNING trial and the population epoch that it is to begin in.
 
         Raises StoreError where its number is not the next one, StudyLockedError where `confirm`
         does.
         """
         self.confirm()
-        if trainer is not None:
-            frozen.set_user_attr(TRAINER, trainer)
         if start_epoch:
             frozen.set_user_attr(START_EPOCH, start_epoch)
         with self._writing, self._told_of_others(number):

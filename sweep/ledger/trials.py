@@ -11,12 +11,11 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from sweep.objective import Objective
-from sweep.trial import Direction, EpochReport, TrainerName, TrialState
+from sweep.trial import Direction, EpochReport, TrialState
 
 HYPERPARAMETERS = "sweep:hyperparameters"
 RESULT = "sweep:result"
 START_EPOCH = "sweep:start_epoch"
-TRAINER = "sweep:trainer"
 SETTINGS = "sweep:settings"
 REPORTS = "sweep:reports"
 """Prefix of the system attributes with all metrics of a trial, a list of epochs each."""
@@ -39,8 +38,6 @@ class LedgerTrial:
     """Objective by epoch."""
     start_epoch: int
     """Population epoch that it first started in."""
-    trainer: TrainerName | None
-    """The path that it was begun in, where that is known."""
     frozen: FrozenTrial = field(repr=False)
     report_blocks: Sequence[Any] = field(default=(), repr=False)
     """All metrics by epoch, as they are stored: see `reports`."""
@@ -134,7 +131,6 @@ def from_frozen(trial: FrozenTrial) -> LedgerTrial:
         curve=trial.intermediate_values,
         report_blocks=[system[f"{REPORTS}:{at}"] for at in range(len(names))],
         start_epoch=user.get(START_EPOCH, 0),
-        trainer=user.get(TRAINER),
         settings=_mapping(user.get(SETTINGS)),
         frozen=frozen,
     )

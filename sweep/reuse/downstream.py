@@ -1,6 +1,6 @@
 """`sweep train`: one configuration on train + validation, tested once at the end.
 
-It goes on after an interruption as a trial does: by the same callback, from the same kind of file.
+It trains and goes on after an interruption as a trial does: by the same slot loop and engines.
 """
 
 from __future__ import annotations
@@ -41,7 +41,6 @@ from sweep.files.trial_folder import (
 )
 from sweep.hyperparameters import DEFAULT_MODULE
 from sweep.loading import one_line, raised_by_user_code
-from sweep.reuse.engine import train_alone
 from sweep.reuse.recipe import Recipe
 from sweep.tracking import TrainingInfo, TrainingOutcome, TrainingRun
 from sweep.training.checkpoints import write_checkpoint
@@ -49,26 +48,21 @@ from sweep.training.choice import why_plain
 from sweep.training.devices import lightning_devices
 from sweep.training.exports import export_model
 from sweep.training.fluent import FluentCalls
+from sweep.training.fused.trainer import train_side_by_side
 from sweep.training.mlp import MLPClassifier
 from sweep.training.modules import build_module, has_own_loaders, sample_shape
-from sweep.training.plain.run import PlainRun, no_model
-from sweep.training.plain.trainer import EVALUATION_BATCH
+from sweep.training.plain.engine import EVALUATION_BATCH
+from sweep.training.plain.trainer import train_one_by_one
 from sweep.training.quiet import hush_lightning, quiet_trainer
-from sweep.training.resuming import (
-    AtomicCheckpointIO,
-    Keeper,
-    UnusableError,
-    load_resume_file,
-    seed_everything,
-    unusable,
-)
+from sweep.training.resuming import seed_everything
+from sweep.training.run import Run
+from sweep.training.slots import Slots, no_model
 from sweep.trial import (
     EpochReport,
     Notice,
     Orders,
     Report,
     Stop,
-    Task,
     TrialSpec,
     TrialState,
     derive_seed,
@@ -143,33 +137,29 @@ def _train(
         epochs=recipe.epochs, batch_size=recipe.batch_size, precision=recipe.precision, metric="",
         work_dir=str(output.with_name(f"{output.name}.parts")),
     )  # fmt: skip
-    calls = FluentCalls(output.parent)
-    plain = PlainRun(task, log.spec, log, Keeper(task.checkpoint_interval_s), calls)
-    plain.keeps_end, plain.module = True, module
-    trainer = quiet_trainer(
-        output.parent, max_epochs=recipe.epochs, accelerator=config.accelerator,
-        devices=lightning_devices(config.devices), precision=recipe.precision,
-        callbacks=[plain], plugins=[AtomicCheckpointIO()],
-    )  # fmt: skip
-    data = data.to(trainer.strategy.root_device)
+    slots, calls = Slots(task, log, keeps_end=True), FluentCalls(output.parent)
     try:
         with calls.caught(), _explained(recipe.module):
-            if isinstance(module, MLPClassifier) and _is_for_engine(task, log.spec, trainer):
-                run = train_alone(module, task, log.spec, data, log)
-                module, n_epochs, n_steps = run.module(), run.epoch, run.n_steps
+            if isinstance(module, MLPClassifier) and why_plain(task) is None:
+                train_side_by_side(task, data, slots, ("train_loss",))
             else:
-                n_epochs, n_steps = _fit(trainer, plain, data, task, log)
-            if n_epochs < recipe.epochs:
-                raise _interrupted(n_epochs, recipe, log)
-            write_checkpoint(output, module, n_epochs - 1, n_steps)  # a test may fail
+                train_one_by_one(task, data, slots, calls, given=module)
+            run, module = _ended(slots)
+            if run.epoch < recipe.epochs:
+                raise _interrupted(run.epoch, recipe, log)
+            write_checkpoint(output, module, run.epoch - 1, run.n_steps)  # a test may fail
+            trainer = quiet_trainer(
+                output.parent, accelerator=config.accelerator,
+                devices=lightning_devices(config.devices), precision=recipe.precision,
+            )  # fmt: skip
             metrics = _test(trainer, module, data, recipe, log)
             archive = _export(output.with_suffix(".pt2"), module, data, recipe, log)
     finally:
         calls.remove()
     log.finish(
-        TrainingOutcome(_now_ms(), n_epochs, metrics, TrialState.COMPLETE, str(output), archive)
+        TrainingOutcome(_now_ms(), run.epoch, metrics, TrialState.COMPLETE, str(output), archive)
     )
-    return Trained(metrics, output, log.run_id, n_epochs)
+    return Trained(metrics, output, log.run_id, run.epoch)
 
 
 @contextlib.contextmanager
@@ -218,44 +208,14 @@ def _export(
         return None
 
 
-def _is_for_engine(task: Task, spec: TrialSpec, trainer: lightning.Trainer) -> bool:
-    """Whether the engine of the search knows the network, and did not leave it to Lightning."""
-    if why_plain(task) or trainer.num_devices != 1:
-        return False
-    if spec.resume_from is not None:
-        with contextlib.suppress(UnusableError):
-            load_resume_file(spec, "plain")
-            return False
-    return True
-
-
-def _fit(
-    trainer: lightning.Trainer, run: PlainRun, data: FinalData, task: Task, log: _Log
-) -> tuple[int, int]:
-    """Train in the ordinary Trainer that has `run`; epochs and steps. Raises StudyFailedError."""
-    module = run.module
-    assert module is not None
-    batches = Batches(data.train, task.batch_size, seed=task.seed)
-    checkpoint: Mapping[str, Any] = {}
-    if log.spec.resume_from is not None:
-        try:
-            checkpoint = load_resume_file(log.spec, "plain")
-            run.resume(checkpoint)
-        except UnusableError as error:
-            log([unusable(log.spec, error)], 0)
-    if run.is_trained:
-        module.load_state_dict(checkpoint["state_dict"])
-    else:
-        trainer.fit(
-            module,
-            train_dataloaders=None if has_own_loaders(module) else batches,
-            ckpt_path=log.spec.resume_from if run.is_resumed else None,
-            weights_only=True,
-        )
-    log(run.take_pending(), 0)
-    if run.failure is not None:
-        raise StudyFailedError(f"the training failed: {run.failure.message}")
-    return run.n_epochs, trainer.global_step or int(checkpoint.get("global_step", 0))
+def _ended(slots: Slots) -> tuple[Run, lightning.LightningModule]:
+    """The training and its module. Raises StudyFailedError."""
+    assert slots.ended is not None
+    run, module = slots.ended
+    if module is None:
+        why = run.failure.message if run.failure else ""
+        raise StudyFailedError(f"the training failed: {why}")
+    return run, module
 
 
 def _interrupted(n_epochs: int, recipe: Recipe, log: _Log) -> StudyInterrupted:
@@ -268,15 +228,18 @@ def _interrupted(n_epochs: int, recipe: Recipe, log: _Log) -> StudyInterrupted:
 def _spec(recipe: Recipe, parts: Path) -> TrialSpec:
     """The training as a trial: number and initial weights of the one that the recipe came from.
 
-    Its hyperparameters are all that decides over the weights, so that a resume state of another
+    Its settings are all else that decides over the weights, so that a resume file of another
     training counts for nothing.
     """
     number = recipe.trial or 0
-    training = (recipe.module, recipe.data, recipe.epochs, recipe.batch_size, recipe.seed)
-    identity = {**recipe.model, "sweep train": (*training, recipe.precision)}
-    seed = derive_seed(recipe.seed, "init", number)
-    resume_from = resume_file(trial_folder(parts, number))
-    return TrialSpec(number, identity, seed, resume_from=resume_from)
+    settings = (
+        recipe.module, recipe.data, recipe.epochs, recipe.batch_size, recipe.seed,
+        recipe.precision,
+    )  # fmt: skip
+    return TrialSpec(
+        number, recipe.model, derive_seed(recipe.seed, "init", number),
+        resume_from=resume_file(trial_folder(parts, number)), settings=repr(settings),
+    )  # fmt: skip
 
 
 def _info(recipe: Recipe, data: FinalData, module: lightning.LightningModule) -> TrainingInfo:
@@ -308,6 +271,7 @@ class _Log:
         self._run, self.spec = run, spec
         self._on_epoch, self.say = on_epoch, on_notice
         self._is_stopping = False
+        self._to_start: tuple[TrialSpec, ...] = (spec,)
         self._behind: list[EpochReport] = []
         """Epochs that MLflow does not have."""
         self._next_try_s = 0.0
@@ -350,7 +314,9 @@ class _Log:
         if self._behind and time.monotonic() >= self._next_try_s:
             self._deliver()
         is_stopped = self._is_stopping and epochs
-        return Orders((Stop(self.spec.number, "interrupted"),) if is_stopped else ())
+        start, self._to_start = self._to_start, ()
+        stop = (Stop(self.spec.number, "interrupted"),) if is_stopped else ()
+        return Orders(stop, start, is_last=True)
 
     def _deliver(self) -> None:
         try:

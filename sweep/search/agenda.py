@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sweep.errors import ConfigError
-from sweep.trial import EpochReport, Failure, Stop, TrainerName, TrialSpec
+from sweep.trial import EpochReport, Failure, Stop, TrialSpec
 
 if TYPE_CHECKING:
     from sweep.ledger.trials import LedgerTrial
@@ -51,8 +51,6 @@ class Planned:
     """Set for a trial that already has one: it was interrupted."""
     start_epoch: int | None = None
     """Population epoch that it first started in, where it trained at all."""
-    trainer: TrainerName | None = None
-    """The path that it was begun in, where that is known."""
     is_queued: bool = False
     """Whether another program gave it its number, by Optuna's `enqueue_trial`."""
     proposal: Proposal | None = None
@@ -74,9 +72,7 @@ def left_over(
         number, why = trial.number, f"it is {trial.state}, and another program's"
         if not trial.is_foreign:
             params = trial.params or None
-            planned.append(
-                Planned(trial.hyperparameters, params, number, trial.start_epoch, trial.trainer)
-            )
+            planned.append(Planned(trial.hyperparameters, params, number, trial.start_epoch))
             continue
         if trial.queued:
             try:
@@ -118,12 +114,3 @@ class Greetings:
         is_known = message in self._known
         self._known.add(message)
         return not is_known
-
-
-def of_other_paths(begun: Iterable[TrainerName | None], own: TrainerName | None) -> str:
-    """What to say of trials begun in a path that is not the workers' own; "" where none was."""
-    others = [trainer for trainer in begun if trainer not in (None, own)]
-    if not others:
-        return ""
-    what = "1 trial" if len(others) == 1 else f"{len(others)} trials"
-    return f"{what} begun in the {others[0]} path will go on there, one at a time"

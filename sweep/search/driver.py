@@ -27,7 +27,7 @@ from sweep.keeping.retention import KeepEverything, Retention
 from sweep.ledger.study import Ledger
 from sweep.ledger.trials import LedgerTrial
 from sweep.protocols import Listener
-from sweep.search.agenda import Greetings, Planned, Running, Streak, left_over, of_other_paths
+from sweep.search.agenda import Greetings, Planned, Running, Streak, left_over
 from sweep.search.endings import notice, summary_of, told_of, verdict_of
 from sweep.search.proposals import Proposal, Proposals
 from sweep.search.recorder import Recorder, Step
@@ -44,7 +44,6 @@ from sweep.trial import (
     Report,
     Stop,
     StopReason,
-    TrainerName,
     TrialFinished,
     TrialResult,
     TrialSpec,
@@ -64,7 +63,7 @@ class Driver:
 
     def __init__(
         self, config: RunConfig, ledger: Ledger, proposals: Proposals, listener: Listener,
-        retention: Retention | None = None, trainer: TrainerName | None = None,
+        retention: Retention | None = None,
     ) -> None:  # fmt: skip
         self._config, self._ledger, self._proposals = config, ledger, proposals
         self._listener, self._retention = listener, retention or KeepEverything()
@@ -82,8 +81,8 @@ class Driver:
         self._recorder = Recorder()
         self.reason: EndReason = "done"
         self._is_stopping = self._has_begun = False
-        self._trainer = trainer
-        """The path in which workers train new trials: what is expected, until one says it."""
+        self._n_slots = 1
+        """Of the last worker that got ready."""
         self._epoch = 0
         """The population epoch that ended last, in which a new trial most likely starts."""
         self._greetings = Greetings()
@@ -166,11 +165,7 @@ class Driver:
         records.append(worker)
         self._ledger.note_data(worker.dataset)
         self._ledger.note_tags({**self._ledger.tags, DEVICE_TAG: worker.device})
-        self._trainer = worker.trainer
-        begun = [p.trainer for p in self._planned] + [t.spec.trainer for t in self._again]
-        text = of_other_paths(begun, worker.trainer)
-        if text and self._greetings.are_news(text):
-            records.append(notice(text))
+        self._n_slots = worker.n_slots
 
     def recall(self, study_dir: Path) -> None:
         """Record trials that were trained to the end when their driver died at hand-over.
@@ -183,7 +178,7 @@ class Driver:
         for planned in waiting:
             number, verdict = planned.number, None
             if number is not None:
-                spec = self._spec(number, planned.hyperparameters, planned.trainer)
+                spec = self._spec(number, planned.hyperparameters)
                 verdict = usable_verdict(trial_folder(study_dir, number), spec)
             if number is None or verdict is None:
                 self._planned.append(planned)
@@ -241,7 +236,7 @@ class Driver:
             )
             self._openings.append(note)
         trial.start_epoch = trial.noted_start_epoch = report.start_epoch
-        if self._trainer == "fused" and not report.is_replay:
+        if self._n_slots > 1 and not report.is_replay:
             self._epoch = report.start_epoch + report.epoch
         trial.reports[report.epoch] = report
         if not report.is_replay:
@@ -390,10 +385,10 @@ class Driver:
             proposal = self._proposals.of(planned, number)
         if proposal is None:
             return None
-        opening = (number, proposal.frozen, self._trainer, self._epoch)
+        opening = (number, proposal.frozen, self._epoch)
         self._openings.append(functools.partial(self._ledger.open_trial, *opening))
         self._next_number += 1
-        spec = self._spec(number, proposal.hyperparameters, self._trainer)
+        spec = self._spec(number, proposal.hyperparameters)
         return self._start(spec, proposal, records, self._epoch)
 
     def _adopt(self, planned: Planned, number: int, records: list[Record]) -> TrialSpec:
@@ -404,15 +399,12 @@ class Driver:
             self._openings.append(taking)
         else:
             self._openings.append(functools.partial(self._ledger.reopen_trial, number))
-        spec = self._spec(number, proposal.hyperparameters, planned.trainer)
+        spec = self._spec(number, proposal.hyperparameters)
         spec = self._from_checkpoint(spec, planned.start_epoch)
         return self._start(spec, proposal, records, spec.start_epoch or 0)
 
-    def _spec(
-        self, number: int, hyperparameters: Mapping[str, Any], trainer: TrainerName | None
-    ) -> TrialSpec:
-        seed = derive_seed(self._config.seed, "init", number)
-        return TrialSpec(number, hyperparameters, seed, trainer=trainer)
+    def _spec(self, number: int, hyperparameters: Mapping[str, Any]) -> TrialSpec:
+        return TrialSpec(number, hyperparameters, derive_seed(self._config.seed, "init", number))
 
     def _from_checkpoint(self, spec: TrialSpec, start_epoch: int | None) -> TrialSpec:
         resume_from = resume_file(trial_folder(self._config.study_dir, spec.number))

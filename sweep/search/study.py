@@ -31,7 +31,7 @@ from sweep.search.driver import Driver
 from sweep.search.proposals import Proposals
 from sweep.search.warmstart import as_history, differences, to_retry
 from sweep.space import Space, parse_space
-from sweep.training import foreseen_slots, path_of
+from sweep.training import foreseen_slots
 from sweep.trial import EndReason, Orders, Record, Report, StudyFinished, StudyInfo, now_ms
 
 VOLATILE = ("storage", "study", "timeout_s")
@@ -153,7 +153,7 @@ def search(
                 ledger.note_tags(info.tags)
                 listener.open(info)
             check = presence(work_dir, config.study_name, config.storage, config.tracking_uri)
-            driver = Driver(config, ledger, proposals, listener, extras.retention, path_of(task))
+            driver = Driver(config, ledger, proposals, listener, extras.retention)
             held.enter_context(_set_aside(config))
             held.enter_context(
                 stopping(lambda: driver.request_stop("interrupted"), extras.on_signal)

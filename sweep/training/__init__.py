@@ -15,15 +15,15 @@ from sweep.trial import Task
 if TYPE_CHECKING:
     from sweep.data.tensors import SearchData
 
-__all__ = ["foreseen_slots", "make_trainer", "path_of", "why_plain"]
+__all__ = ["foreseen_slots", "make_trainer", "why_plain"]
 
 
 def make_trainer(task: Task) -> Trainer:
     """The trainer for `task`: fused where it can be, else plain. Loads torch and Lightning.
 
     A population of 1 asks for the plain path, unless it is what is left of a larger one. A plain
-    trainer that was not asked for says why in its first report. A trial that was begun in the
-    other path goes on there. Raises what `sweep.data.tensors.load_search_data` lists.
+    trainer that was not asked for says why. Raises what `sweep.data.tensors.load_search_data`
+    lists.
     """
     with ThreadPoolExecutor(2, thread_name_prefix="beside") as beside:
         # Unpacking MNIST takes 0.4 s, in which Python's lock is mostly free for the imports.
@@ -31,19 +31,16 @@ def make_trainer(task: Task) -> Trainer:
         data = None if is_custom(task.data) else beside.submit(_load, task).result
         if path_of(task) == "fused" and task.accelerator in ("auto", "cpu"):
             beside.submit(_compile, task)
-        from sweep.training.paths import BothPaths
-
         if path_of(task) == "fused":
             from sweep.training.fused.trainer import FusedTrainer
 
             is_users = is_custom(task.data)
             with nothing_logged(task.work_dir) if is_users else contextlib.nullcontext():
-                return BothPaths(task, "fused", FusedTrainer(task, data))
+                return FusedTrainer(task, data)
         from sweep.training.plain.trainer import PlainTrainer
 
-        if task.population == 1 and not task.was_larger:
-            return BothPaths(task, "plain", PlainTrainer(task, data))
-        notice = f"one trial at a time, in the plain path: {why_plain(task)}"
+        why = None if task.population == 1 and not task.was_larger else why_plain(task)
+        notice = f"one trial at a time, in the plain path: {why}" if why else ""
         return PlainTrainer(task, data, notice=notice)
 
 

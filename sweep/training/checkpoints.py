@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +11,15 @@ from sweep.files.trial_folder import replace_file
 from sweep.training.resuming import saved_bytes
 
 
-def write_checkpoint(
-    path: str | Path,
-    model: lightning.LightningModule,
-    epoch: int,
-    global_step: int,
-    extra: Mapping[str, Any] | None = None,
-) -> str:
-    """Write `model` as a checkpoint that `type(model).load_from_checkpoint(path)` opens.
+def checkpoint_of(
+    model: lightning.LightningModule, epoch: int, global_step: int
+) -> dict[str, Any]:
+    """`model` as a checkpoint that `type(model).load_from_checkpoint` opens.
 
-    Plain values and tensors only, so that it loads with `weights_only=True`. Written aside,
-    flushed and renamed: a file of that name is always whole. `epoch` counts from 0 like
-    Lightning's; `extra` adds keys beside Lightning's own. Returns the path. Raises DiskError.
+    Plain values and tensors only, on the CPU, so that it loads with `weights_only=True`. `epoch`
+    counts from 0, like Lightning's.
     """
-    checkpoint: dict[str, Any] = {
+    return {
         "epoch": epoch,
         "global_step": global_step,
         "pytorch-lightning_version": lightning.__version__,
@@ -36,9 +30,17 @@ def write_checkpoint(
         "lr_schedulers": [],
         "hparams_name": "kwargs",
         "hyper_parameters": {name: _plain(value) for name, value in model.hparams.items()},
-        **(extra or {}),
     }
-    replace_file(Path(path), saved_bytes(checkpoint))
+
+
+def write_checkpoint(
+    path: str | Path, model: lightning.LightningModule, epoch: int, global_step: int
+) -> str:
+    """Write `checkpoint_of(...)`; returns the path. Raises DiskError.
+
+    Written aside, flushed and renamed: a file of that name is always whole.
+    """
+    replace_file(Path(path), saved_bytes(checkpoint_of(model, epoch, global_step)))
     return str(path)
 
 

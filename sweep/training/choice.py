@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from sweep.data.catalog import is_custom
 from sweep.hyperparameters import DEFAULT_MODULE
-from sweep.trial import Task, TrainerName
+from sweep.trial import Task
 
 FUSED_PRECISIONS = ("32-true", "64-true")
 """Precisions that the hand-written backward pass knows."""
@@ -15,7 +17,7 @@ N_RANDOM = 10
 """Trials that TPE and GP propose at random at first (Optuna's `n_startup_trials`)."""
 
 
-def path_of(task: Task) -> TrainerName:
+def path_of(task: Task) -> Literal["plain", "fused"]:
     """The path in which a worker trains new trials."""
     is_asked_for = task.population == 1 and not task.was_larger
     return "plain" if is_asked_for or why_plain(task) else "fused"

@@ -6,8 +6,8 @@ import time
 
 import torch
 
-from sweep.data.tensors import SearchData
-from sweep.trial import Task, TrainerName, WorkerReady
+from sweep.data.tensors import FinalData, SearchData
+from sweep.trial import Task, WorkerReady
 
 
 def lightning_devices(text: str) -> int | list[int]:
@@ -27,7 +27,7 @@ def device_name(task: Task) -> str:
     return f"cpu, {torch.get_num_threads()} threads"
 
 
-def ready(task: Task, data: SearchData, n_slots: int, trainer: TrainerName) -> WorkerReady:
+def ready(task: Task, data: SearchData | FinalData, n_slots: int) -> WorkerReady:
     """A trainer's first report."""
     now_ms = time.time_ns() // 1_000_000
-    return WorkerReady(data.info, device_name(task), n_slots, now_ms, trainer)
+    return WorkerReady(data.info, device_name(task), n_slots, now_ms)

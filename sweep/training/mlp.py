@@ -133,11 +133,38 @@ class MLPClassifier(lightning.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The torch optimizer, with its schedule unless that is constant."""
-        make = getattr(torch.optim, self.optimizer_name)
-        optimizer = make(self.parameters(), **self.optimizer_arguments)
+        optimizer = self.make_optimizer()
         if self.schedule == "constant":
             return optimizer
-        return [optimizer], [self._scheduler(optimizer)]
+        trainer = self.trainer
+        n_steps = int(trainer.estimated_stepping_batches) if self.schedule == "one_cycle" else 0
+        return [optimizer], [self.make_scheduler(optimizer, trainer.max_epochs or 1, n_steps)]
+
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        """The torch optimizer of all parameters."""
+        make = getattr(torch.optim, self.optimizer_name)
+        return make(self.parameters(), **self.optimizer_arguments)  # type: ignore[no-any-return]
+
+    def make_scheduler(
+        self, optimizer: torch.optim.Optimizer, n_epochs: int, n_steps: int
+    ) -> dict[str, Any] | None:
+        """The schedule of a training of `n_epochs` epochs and `n_steps` steps in all, as Lightning
+        takes it; None for a constant learning rate."""
+        schedulers = torch.optim.lr_scheduler
+        if self.schedule == "constant":
+            return None
+        if self.schedule == "cosine":
+            return {"scheduler": schedulers.CosineAnnealingLR(optimizer, T_max=n_epochs)}
+        if self.schedule == "step":
+            every = max(1, n_epochs // 3)
+            return {"scheduler": schedulers.StepLR(optimizer, step_size=every, gamma=0.1)}
+        one_cycle = schedulers.OneCycleLR(
+            optimizer,
+            max_lr=self.optimizer_arguments["lr"],
+            total_steps=max(1, n_steps),
+            cycle_momentum=False,
+        )
+        return {"scheduler": one_cycle, "interval": "step"}
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
@@ -173,22 +200,6 @@ class MLPClassifier(lightning.LightningModule):
     def on_test_epoch_end(self) -> None:
         """Log test_loss and test_acc."""
         self._log_evaluation("test")
-
-    def _scheduler(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        epochs = self.trainer.max_epochs or 1
-        schedulers = torch.optim.lr_scheduler
-        if self.schedule == "cosine":
-            return {"scheduler": schedulers.CosineAnnealingLR(optimizer, T_max=epochs)}
-        if self.schedule == "step":
-            every = max(1, epochs // 3)
-            return {"scheduler": schedulers.StepLR(optimizer, step_size=every, gamma=0.1)}
-        one_cycle = schedulers.OneCycleLR(
-            optimizer,
-            max_lr=self.optimizer_arguments["lr"],
-            total_steps=max(1, int(self.trainer.estimated_stepping_batches)),
-            cycle_momentum=False,
-        )
-        return {"scheduler": one_cycle, "interval": "step"}
 
     def _evaluate(self, split: str, batch: tuple[Tensor, Tensor]) -> None:
         logits = self(batch[0])

@@ -41,8 +41,13 @@ class Slices:
 class OptimizerRule(ABC):
     """What an optimizer does to one trial in one step."""
 
-    n_states: int
-    """Tensors of state per parameter."""
+    state_names: tuple[str, ...]
+    """Its tensors of state per parameter, as `torch.optim` calls them."""
+
+    @property
+    def n_states(self) -> int:
+        """Tensors of state per parameter."""
+        return len(self.state_names)
 
     @abstractmethod
     def update(self, at: Slices, lr: float, is_first: bool) -> None:
@@ -52,6 +57,10 @@ class OptimizerRule(ABC):
         """The fields of a kernel's trial that it decides, after `n_steps` steps; None: kernel.c
         has no formula for it."""
         return None
+
+    def torch_scalars(self, n_steps: int) -> dict[str, float]:
+        """The numbers that torch keeps with each parameter after `n_steps` steps."""
+        return {"step": float(n_steps)}
 
 
 @final
@@ -63,10 +72,10 @@ class SGD(OptimizerRule):
     weight_decay: float = 0.0
     dampening: float = 0.0
     nesterov: bool = False
-    n_states: int = field(init=False)
+    state_names: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.n_states = int(self.momentum != 0.0)
+        self.state_names = ("momentum_buffer",) if self.momentum != 0.0 else ()
 
     def update(self, at: Slices, lr: float, is_first: bool) -> None:
         """One fused pass."""
@@ -99,7 +108,7 @@ class Adam(OptimizerRule):
     eps: float = 1e-8
     weight_decay: float = 0.0
     is_decoupled: bool = False
-    n_states: int = field(default=2, init=False)
+    state_names: tuple[str, ...] = field(default=("exp_avg", "exp_avg_sq"), init=False)
 
     def update(self, at: Slices, lr: float, is_first: bool) -> None:
         """One fused pass."""
@@ -125,7 +134,7 @@ class NAdam(OptimizerRule):
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.0
-    n_states: int = field(default=2, init=False)
+    state_names: tuple[str, ...] = field(default=("exp_avg", "exp_avg_sq"), init=False)
     _n_steps: int = field(default=-1, init=False)
     _product: float = field(default=1.0, init=False)
     """Of the momenta of `_n_steps` steps."""
@@ -162,6 +171,10 @@ class NAdam(OptimizerRule):
                 "beta2": self.betas[1], "eps": self.eps, "weight_decay": self.weight_decay,
                 "carried": self._product_after(n_steps)}  # fmt: skip
 
+    def torch_scalars(self, n_steps: int) -> dict[str, float]:
+        """See `OptimizerRule`."""
+        return {"step": float(n_steps), "mu_product": self._product_after(n_steps)}
+
     def _product_after(self, n_steps: int) -> float:
         return float(math.prod(self.momentum(step) for step in range(1, n_steps + 1)))
 
@@ -182,11 +195,11 @@ class RMSprop(OptimizerRule):
     eps: float = 1e-8
     weight_decay: float = 0.0
     momentum: float = 0.0
-    n_states: int = field(init=False)
+    state_names: tuple[str, ...] = field(init=False)
     _steps: Tensors = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
-        self.n_states = 1 + int(self.momentum != 0.0)
+        self.state_names = ("square_avg", *(("momentum_buffer",) if self.momentum else ()))
 
     def update(self, at: Slices, lr: float, is_first: bool) -> None:
         """One fused pass, and with momentum one addition."""
@@ -222,7 +235,9 @@ class WrittenOutRMSprop(OptimizerRule):
     weight_decay: float = 0.0
     momentum: float = 0.0
     centered: bool = False
-    n_states: int = field(default=3, init=False)
+    state_names: tuple[str, ...] = field(
+        default=("square_avg", "momentum_buffer", "grad_avg"), init=False
+    )
 
     def update(self, at: Slices, lr: float, is_first: bool) -> None:
         """Several passes over memory."""

@@ -1,13 +1,13 @@
-"""What both trainers need to go on with an interrupted trial, and to end one for good.
+"""Resume files: when they are due, what makes one usable, and how randomness goes on.
 
-A resume file is an ordinary Lightning checkpoint with one more key, `RESUME_KEY`: plain values
-and tensors only, so that it loads with `weights_only=True`.
+A resume file is a Lightning checkpoint, with torch's optimizer state, whichever engine wrote it;
+any engine can go on from it. One more key, `RESUME_KEY`, has the trial's record (`Run.state`).
+Plain values and tensors only, so that it loads with `weights_only=True`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import io
 import os
 import random
@@ -18,21 +18,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from sweep.errors import DiskError
 from sweep.files.trial_folder import (
     RESUME_STATE,
     forget_verdict,
     is_whole_checkpoint,
-    replace_file,
     spec_digest,
     trial_folder,
-    write_verdict,
 )
 from sweep.loading import raised_by_user_code
 from sweep.training.failures import classify
-from sweep.trial import EpochReport, Notice, Report, Task, TrialResult, TrialSpec
+from sweep.trial import Notice, Report, Task, TrialSpec
 
 RESUME_KEY = "sweep"
 """Where a resume file keeps what Lightning has no key for."""
@@ -42,22 +39,6 @@ MOST_SHARE = 0.02
 
 class UnusableError(Exception):
     """A resume file that cannot be gone on from; the message says why."""
-
-
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's checkpoint files, written aside, flushed and renamed; loaded as plain values."""
-
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
-    ) -> None:
-        """Write `checkpoint`. Raises DiskError."""
-        replace_file(Path(path), saved_bytes(checkpoint))
-
-    def load_checkpoint(
-        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
-    ) -> dict[str, Any]:
-        """Read a checkpoint onto the CPU; what is not a plain value is refused."""
-        return dict(torch.load(path, map_location="cpu", weights_only=True))
 
 
 def saved_bytes(value: Any, save: Callable[[Any, Any], object] = torch.save) -> bytearray:
@@ -161,45 +142,11 @@ def clear_folder(spec: TrialSpec, task: Task) -> None:
                 (folder / name).unlink()
 
 
-def conclude(
-    task: Task,
-    spec: TrialSpec,
-    reports: Sequence[EpochReport],
-    result: TrialResult,
-    reason: str = "",
-) -> TrialResult:
-    """The trial's last word, with `reason` noted. Raises DiskError where it cannot be kept.
-
-    A trial that left for good gets its verdict, and its resume state goes.
-    """
-    if reason:
-        result = dataclasses.replace(result, notes={**result.notes, "sweep.stop": reason})
-    is_transient = result.failure is not None and result.failure.is_transient
-    if reason == "interrupted" or is_transient:
-        return result
-    folder = trial_folder(task.work_dir, spec.number)
-    write_verdict(folder, reports, result, spec)
-    with contextlib.suppress(OSError):
-        (folder / RESUME_STATE).unlink()
-    return result
-
-
-def resume_state(
-    spec: TrialSpec, trainer: str, start_epoch: int, history: Sequence[EpochReport]
-) -> dict[str, Any]:
-    """What every resume state says, in plain values; `epoch` is how many are trained."""
-    return {
-        "trainer": trainer,
-        "spec": spec_digest(spec),
-        "start_epoch": start_epoch,
-        "history": [[r.epoch, r.time_ms, dict(r.metrics)] for r in history],
-    }
-
-
-def load_resume_file(spec: TrialSpec, trainer: str) -> dict[str, Any]:
+def load_resume_file(spec: TrialSpec) -> dict[str, Any]:
     """The checkpoint that `spec` is to go on from.
 
-    Raises UnusableError, and what stands for a lack of memory as it is: the file may be good.
+    Raises UnusableError for a bad file. Out-of-memory errors pass through unchanged: the file
+    itself may be fine.
     """
     path = Path(spec.resume_from or "")
     if not path.is_file():
@@ -209,27 +156,14 @@ def load_resume_file(spec: TrialSpec, trainer: str) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         state = checkpoint[RESUME_KEY]
-        written_by, digest = state["trainer"], state["spec"]
+        digest, _ = state["spec"], checkpoint["optimizer_states"]
     except Exception as error:
         if classify(error).kind == "oom":
             raise
         raise UnusableError(f"it is no resume state ({type(error).__name__})") from error
-    if written_by != trainer:
-        raise UnusableError(f"it is of the {written_by} path, but this is the {trainer} one")
     if digest != spec_digest(spec):
         raise UnusableError("it is of another configuration")
     return checkpoint  # type: ignore[no-any-return]
-
-
-def replays(number: int, state: Mapping[str, Any]) -> list[EpochReport]:
-    """The history in a resume state, to be told again. Raises what garbled values raise."""
-    return [
-        EpochReport(
-            number, int(epoch), {str(k): float(v) for k, v in metrics.items()}, int(time_ms),
-            int(state["start_epoch"]), is_replay=True,
-        )
-        for epoch, time_ms, metrics in state["history"]
-    ]  # fmt: skip
 
 
 def unusable(spec: TrialSpec, why: object) -> Notice:

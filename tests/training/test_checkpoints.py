@@ -18,14 +18,13 @@ def build(seed, hidden=(12, 9), **given):
 def test_checkpoint_opens_in_lightning(tmp_path):
     """load_from_checkpoint with weights_only rebuilds model and hyperparameters."""
     model = build(4, optimizer="RMSprop", alpha=0.9, clip_norm=1.0)
-    path = write_checkpoint(tmp_path / "deep" / "best.ckpt", model, 2, 90, {"mine": [1.0]})
+    path = write_checkpoint(tmp_path / "deep" / "best.ckpt", model, 2, 90)
     loaded = MLPClassifier.load_from_checkpoint(path, weights_only=True).eval()
     x = torch.rand(3, 64)
     assert torch.equal(loaded(x), model(x))
     assert dict(loaded.hparams) == dict(model.hparams)
     checkpoint = torch.load(path, weights_only=True)
     assert (checkpoint["epoch"], checkpoint["global_step"]) == (2, 90)
-    assert checkpoint["mine"] == [1.0]
     assert [file.name for file in (tmp_path / "deep").iterdir()] == ["best.ckpt"]
 
 
@@ -33,8 +32,9 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     """What cannot be written leaves the earlier checkpoint whole and nothing aside."""
     path = tmp_path / "best.ckpt"
     write_checkpoint(path, build(0), 0, 1)
-    before = path.read_bytes()
+    before, unpicklable = path.read_bytes(), build(1)
+    unpicklable.hparams["bad"] = lambda: None
     with pytest.raises(Exception, match="pickle"):
-        write_checkpoint(path, build(1), 0, 1, {"bad": lambda: None})
+        write_checkpoint(path, unpicklable, 0, 1)
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["best.ckpt"]

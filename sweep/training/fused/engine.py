@@ -1,0 +1,328 @@
+"""The engine of many MLPs at once: each open trial is a member of a population.
+
+Lanes of populations train an epoch; between epochs trials join and leave. A trial's module stays
+on the CPU and carries its weights into checkpoints.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from sweep.data.tensors import FinalData, SearchData, epoch_order
+from sweep.hyperparameters import DEFAULT_MODULE
+from sweep.training.checkpoints import checkpoint_of
+from sweep.training.choice import FUSED_PRECISIONS, MOST_SLOTS, precision_of
+from sweep.training.compiled.kernel import Kernel
+from sweep.training.exports import prepare_export
+from sweep.training.failures import classify
+from sweep.training.fused.lanes import MOST_LANES, Lanes
+from sweep.training.fused.population import Population
+from sweep.training.members import Linears, Member, Samples, TrainingPlan
+from sweep.training.mlp import MLPClassifier
+from sweep.training.modules import build_module
+from sweep.training.optimizers import OptimizerRule, learning_rates, make_rule
+from sweep.training.resuming import RESUME_KEY, load_resume_file, unusable
+from sweep.training.run import Run
+from sweep.training.stacked.layout import Shape
+from sweep.training.stacked.stack import Dropout
+from sweep.trial import Report, Task
+
+DTYPES = dict(zip(FUSED_PRECISIONS, (torch.float32, torch.float64), strict=True))
+
+
+@dataclass
+class _Open:
+    """A trial in a slot: its module, and its place in a population (None: it is trained)."""
+
+    model: MLPClassifier
+    member: Member
+    population: Population | None = None
+
+    @property
+    def is_placed(self) -> bool:
+        """Whether the population has its weights; before, the member brings them along."""
+        population = self.population
+        return population is not None and population.has(self.member.recipe.number)
+
+
+class FusedEngine:
+    """Trains MLPClassifiers in populations.
+
+    Args:
+        task: What all trials share.
+        data: On the device that trains.
+        kernel: The compiled kernel, where the device is a CPU that has it.
+        n_threads: CPU threads that may train; 1 for another device.
+        metrics: What is reported of each epoch.
+    """
+
+    name = "fused"
+
+    def __init__(
+        self, task: Task, data: SearchData | FinalData, kernel: Kernel | None, n_threads: int,
+        metrics: Sequence[str],
+    ) -> None:  # fmt: skip
+        self._task, self._data, self._kernel, self._metrics = task, data, kernel, metrics
+        self._dtype = DTYPES[precision_of(task)]
+        self._samples = samples_of(data)
+        self._open: dict[int, _Open] = {}
+        self._runs: dict[int, Run] = {}
+        most = MOST_LANES if kernel is None else MOST_SLOTS
+        self._lanes = Lanes(self._new_population, n_threads, most)
+
+    def open(self, run: Run) -> Sequence[Report]:
+        """Give a trial its place, from its next epoch on.
+
+        Raises ValueError or TypeError for hyperparameters that MLPClassifier does not take, and
+        out-of-memory errors.
+        """
+        opened, said = self._new(run), list[Report]()
+        if run.spec.resume_from is not None:
+            try:
+                self._restore(run, opened, load_resume_file(run.spec))
+                said += run.history
+            except Exception as error:  # also values that only look like a resume file
+                if classify(error).kind == "oom":
+                    raise
+                opened, said = self._new(run), [unusable(run.spec, error)]
+        if not run.is_trained:
+            is_bound = run.epoch > 0 or run.spec.start_epoch is not None
+            wanted = run.start_epoch + run.epoch if is_bound else None
+            opened.population = self._lanes.place(opened.member, _batch_size(run), wanted)
+            run.start_epoch = opened.population.epoch - run.epoch
+        number = run.spec.number
+        self._open[number], self._runs[number] = opened, run
+        return said
+
+    def train_epoch(self) -> dict[int, dict[str, float]]:
+        """Train and validate an epoch of every trial; metrics by trial number."""
+        for number, population in self._lanes.change().items():
+            self._open[number].population = population
+        metrics = {}
+        for _, scores in self._lanes.train_epoch(self._prepare_exports):
+            for number, score in scores.items():
+                metrics[number] = {name: getattr(score, name) for name in self._metrics}
+                run = self._runs[number]
+                run.n_steps = (run.epoch + 1) * self._n_steps(run)
+        return metrics
+
+    def keep_best(self, numbers: Sequence[int]) -> None:
+        """Remember the weights that these trials have now."""
+        for number in numbers:
+            if (population := self._open[number].population) is not None:
+                population.keep_best([number])
+
+    def state(self, run: Run) -> dict[str, Any] | None:
+        """A checkpoint as Lightning would write it after the same epochs; None for a trial that
+        has not trained since it was opened."""
+        opened, number = self._open[run.spec.number], run.spec.number
+        if not opened.is_placed or opened.population is None:
+            return None
+        best = _named(opened.model, opened.population.best_weights(number))
+        checkpoint = checkpoint_of(self.module(run, "last"), run.epoch, run.n_steps)
+        states = opened.population.states(number)
+        optimizer, schedulers = self._optimizer_state(run, opened, states)
+        return checkpoint | {
+            "optimizer_states": [optimizer],
+            "lr_schedulers": schedulers,
+            "loops": {"fit_loop": _progress(run.epoch, self._n_steps(run))},
+            RESUME_KEY: run.state({name: _own(value) for name, value in best.items()}),
+        }
+
+    def module(self, run: Run, which: Literal["best", "last"]) -> MLPClassifier:
+        """The trial's module; its weights stay until the next call for the same trial."""
+        opened, number = self._open[run.spec.number], run.spec.number
+        if opened.is_placed and opened.population is not None:
+            population = opened.population
+            found = population.best_weights if which == "best" else population.weights
+            _copy(found(number), _linears(opened.model))
+        elif which == "best":
+            _copy(opened.member.best, _linears(opened.model))
+        return opened.model
+
+    def close(self, number: int) -> None:
+        """Give the trial's place back."""
+        if self._open.pop(number, None) is not None:
+            del self._runs[number]
+            self._lanes.leave(number)
+
+    def _new(self, run: Run) -> _Open:
+        spec, default = run.spec, torch.get_default_dtype()
+        # Initial weights are drawn in float32 and then converted, as Lightning does it.
+        torch.set_default_dtype(torch.float32)
+        try:
+            model = build_module(DEFAULT_MODULE, spec.hyperparameters, self._data, spec.seed)
+        finally:
+            torch.set_default_dtype(default)
+        assert isinstance(model, MLPClassifier)
+        model.to(self._dtype)
+        arguments = model.optimizer_arguments
+        plan = TrainingPlan(
+            spec.number,
+            Shape(tuple(model.hidden), model.hparams["activation"]),
+            make_rule(model.optimizer_name, arguments),
+            arguments["lr"],
+            model.schedule,
+            model.clip_norm,
+            Dropout(model.hparams["dropout"], model.hparams["seed"]),
+        )
+        return _Open(model, Member(plan, _linears(model)))
+
+    def _restore(self, run: Run, opened: _Open, checkpoint: Mapping[str, Any]) -> None:
+        """Go on from a resume file. Raises for values that do not fit."""
+        model, member, state = opened.model, opened.member, checkpoint[RESUME_KEY]
+        model.load_state_dict(checkpoint["state_dict"])
+        member.states = _rule_states(
+            member.recipe.rule, checkpoint["optimizer_states"][0]["state"], _linears(model)
+        )
+        if state["best"] is not None:
+            member.best = [
+                (torch.empty_like(weight), torch.empty_like(bias))
+                for weight, bias in _linears(model)
+            ]
+            weights = state["best"]["weights"]
+            for name, value in _named(model, member.best).items():
+                value.copy_(_like(weights[name], value))
+        run.resume(checkpoint)
+        member.epoch = run.epoch
+
+    def _optimizer_state(
+        self, run: Run, opened: _Open, states: Sequence[Linears]
+    ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """State of torch's optimizer and schedulers after the trial's epochs."""
+        model, recipe = opened.model, opened.member.recipe
+        n_epochs, n_steps = self._task.epochs, self._n_steps(run)
+        optimizer = model.make_optimizer()
+        found = model.make_scheduler(optimizer, n_epochs, n_epochs * n_steps)
+        rate = learning_rates(recipe.schedule, recipe.lr, run.epoch, n_epochs, n_steps)[0]
+        optimizer.param_groups[0]["lr"] = rate
+        schedulers = []
+        if found is not None:
+            is_a_step, scheduler = found.get("interval") == "step", found["scheduler"]
+            n_taken = run.n_steps if is_a_step else run.epoch
+            progress = {"last_epoch": n_taken, "_step_count": n_taken + 1, "_last_lr": [rate]}
+            schedulers = [scheduler.state_dict() | progress]
+        tensors = [[_own(t) for pair in linears for t in pair] for linears in states]
+        names, scalars = recipe.rule.state_names, recipe.rule.torch_scalars(run.n_steps)
+        state = {
+            index: {name: torch.tensor(value) for name, value in scalars.items()}
+            | {name: tensors[k][index] for k, name in enumerate(names)}
+            for index in range(2 * len(_linears(model)))
+            if names
+        }
+        return {**optimizer.state_dict(), "state": state}, schedulers
+
+    def _prepare_exports(self) -> None:
+        """Trace what will be exported while others train: torch takes long for the first."""
+        for opened in self._open.values():
+            with contextlib.suppress(Exception):  # what is wrong comes up when it is exported
+                prepare_export(opened.model, self._data.info.feature_shape)
+
+    def _n_steps(self, run: Run) -> int:
+        """Steps of an epoch."""
+        return -(-len(self._samples.x) // _batch_size(run))
+
+    def _new_population(self, batch_size: int, epoch: int) -> Population:
+        population = Population(
+            self._samples, batch_size, self._task.epochs, self._order, epoch, self._dtype
+        )
+        population.kernel = self._kernel
+        return population
+
+    def _order(self, epoch: int) -> Tensor:
+        return epoch_order(self._task.seed, epoch, len(self._samples.x))
+
+
+def samples_of(data: SearchData | FinalData) -> Samples:
+    """What populations see. FinalData has no validation split: one training sample stands in."""
+    train = data.train
+    x_val, y_val = (
+        (data.val.x, data.val.y) if isinstance(data, SearchData) else (train.x[:1], train.y[:1])
+    )
+    return Samples(train.x, train.y, x_val, y_val, data.mean, data.std, data.info.n_classes)
+
+
+def _batch_size(run: Run) -> int:
+    size = run.spec.hyperparameters.get("batch_size") or run.task.batch_size
+    if size < 1:
+        raise ValueError(f"batch_size must be at least 1, but got {size}")
+    return int(size)
+
+
+def _progress(n_epochs: int, n_steps: int) -> dict[str, Any]:
+    """What Lightning's fit loop says after `n_epochs` epochs of `n_steps` steps each."""
+
+    def counts(n: int, *names: str) -> dict[str, int]:
+        return dict.fromkeys(("ready", "completed", *names), n)
+
+    def counted(*names: str) -> dict[str, Any]:
+        return {"total": counts(n_epochs * n_steps, *names), "current": counts(n_steps, *names)}
+
+    epochs = counts(n_epochs, "started", "processed")
+    optimizer = {"step": counted(), "zero_grad": counted("started")}
+    return {
+        "epoch_progress": {"total": epochs, "current": dict(epochs)},
+        "epoch_loop.state_dict": {"_batches_that_stepped": n_epochs * n_steps},
+        "epoch_loop.batch_progress": counted("started", "processed") | {"is_last_batch": True},
+        "epoch_loop.automatic_optimization.optim_progress": {"optimizer": optimizer},
+    }
+
+
+def _rule_states(
+    rule: OptimizerRule, state: Mapping[int, Mapping[str, Any]], like: Linears
+) -> list[Linears]:
+    """A rule's tensors out of the state of torch's optimizer. Raises for what does not fit."""
+    found: list[Linears] = []
+    for k, name in enumerate(rule.state_names):
+        flat = []
+        for index, tensor in enumerate(t for pair in like for t in pair):
+            # Only the first is in every state: torch makes others where an argument asks for them.
+            given = state[index][name] if k == 0 else state[index].get(name)
+            flat.append(torch.zeros_like(tensor) if given is None else _like(given, tensor))
+        found.append(list(zip(flat[::2], flat[1::2], strict=True)))
+    return found
+
+
+def _like(given: Tensor, tensor: Tensor) -> Tensor:
+    if given.shape != tensor.shape:
+        raise ValueError("its layers have other shapes")
+    return given.to(tensor.dtype)
+
+
+def _linears(model: MLPClassifier) -> Linears:
+    """Views of the model's own weights."""
+    return [(weight.detach(), bias.detach()) for _, weight, bias in _layers(model)]
+
+
+def _layers(model: MLPClassifier) -> list[tuple[str, Tensor, Tensor]]:
+    return [
+        (f"layers.{index}", layer.weight, layer.bias)
+        for index, layer in enumerate(model.layers)
+        if isinstance(layer, nn.Linear)
+    ]
+
+
+def _named(model: MLPClassifier, linears: Linears) -> dict[str, Tensor]:
+    """`linears` under their names in the module's state_dict."""
+    return {
+        f"{name}.{part}": value
+        for (name, _, _), pair in zip(_layers(model), linears, strict=True)
+        for part, value in zip(("weight", "bias"), pair, strict=True)
+    }
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """A copy on the CPU: a view would be saved with all of the population's buffer."""
+    return tensor.cpu().clone()
+
+
+def _copy(given: Linears, own: Linears) -> None:
+    for pair, mine in zip(given, own, strict=True):
+        mine[0].copy_(pair[0])
+        mine[1].copy_(pair[1])

@@ -1,0 +1,253 @@
+"""The engine of one trial at a time: an ordinary lightning.Trainer, for any LightningModule."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+
+from sweep.data.tensors import Batches, FinalData, SearchData
+from sweep.files.trial_folder import RESUME_STATE, replace_file
+from sweep.loading import raised_by_user_code
+from sweep.training.devices import lightning_devices
+from sweep.training.failures import classify
+from sweep.training.fluent import FluentCalls
+from sweep.training.modules import build_module, has_own_loaders
+from sweep.training.quiet import quiet_trainer
+from sweep.training.resuming import (
+    RESUME_KEY,
+    load_resume_file,
+    now_ms,
+    random_state,
+    saved_bytes,
+    seed_everything,
+    set_random_state,
+    unusable,
+)
+from sweep.training.run import Run
+from sweep.training.slots import Slots
+from sweep.trial import Report, Task
+
+EVALUATION_BATCH = 4096
+"""Samples of a validation batch: large, since results do not depend on it."""
+
+
+class PlainEngine:
+    """Trains a trial from its first to its last epoch in one `Trainer.fit`.
+
+    Args:
+        task: What all trials share.
+        data: For modules without loaders of their own.
+        slots: Whom to tell of epochs.
+        calls: What the module logs by MLflow's own calls.
+        given: The first trial's module, with its initial weights; None: it is made.
+    """
+
+    name = "plain"
+
+    def __init__(
+        self, task: Task, data: SearchData | FinalData, slots: Slots, calls: FluentCalls,
+        given: lightning.LightningModule | None = None,
+    ) -> None:  # fmt: skip
+        self._task, self._data, self._slots, self._calls = task, data, slots, calls
+        self._given = given
+        self._fit: _Fit | None = None
+
+    def open(self, run: Run) -> Sequence[Report]:
+        """Nothing yet: user code is called within `fit`."""
+        return ()
+
+    def fit(self, run: Run) -> None:
+        """Train the trial until its end, from its resume file where that can be used.
+
+        Raises whatever the module raises.
+        """
+        if run.spec.resume_from is not None:
+            try:
+                self._train(run, load_resume_file(run.spec))
+                return
+            except BaseException as error:
+                raised_by_user_code(error)
+                # What breaks before the first step is the file's fault, not the trial's.
+                has_begun = self._fit is not None and self._fit.has_begun
+                is_drivers = self._slots.driver_error is not None
+                if has_begun or is_drivers or classify(error).kind == "oom":
+                    raise
+                run.restart()
+                self._slots.say(unusable(run.spec, error).message)
+        self._train(run, None)
+
+    def keep_best(self, numbers: Sequence[int]) -> None:
+        """Copy the weights that the module has now."""
+        if numbers and self._fit is not None:
+            weights = self._fit.module.state_dict()
+            self._fit.best = {name: value.detach().clone() for name, value in weights.items()}
+
+    def state(self, run: Run) -> dict[str, Any] | None:
+        """The Trainer's checkpoint, with the global generators' state; None unless an epoch was
+        trained since the last one."""
+        fit = self._fit
+        if fit is None or not fit.has_news:
+            return None
+        fit.has_news = False
+        fit.trainer.save_checkpoint(RESUME_STATE)
+        checkpoint = fit.io.taken
+        progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]
+        for counts in (progress["total"], progress["current"]):
+            counts["ready"] = counts["processed"]  # the epoch that starts now is not part of it
+        return checkpoint | {RESUME_KEY: run.state(fit.best) | {"random": random_state()}}
+
+    def module(self, run: Run, which: Literal["best", "last"]) -> lightning.LightningModule:
+        """The trial's module."""
+        assert self._fit is not None
+        if which == "best":
+            self._fit.module.load_state_dict(self._fit.best)
+        return self._fit.module
+
+    def close(self, number: int) -> None:
+        """Let module and Trainer go."""
+        self._fit = None
+
+    def _train(self, run: Run, checkpoint: Mapping[str, Any] | None) -> None:
+        task, spec, self._fit = self._task, run.spec, None
+        if checkpoint is not None:
+            run.resume(checkpoint)
+        seed_everything(spec.seed)
+        module, self._given = self._given, None
+        if module is None:
+            module = build_module(task.module, spec.hyperparameters, self._data, spec.seed)
+        fit = self._fit = _Fit(run, module, self._slots, self._calls, checkpoint)
+        if run.is_trained and checkpoint is not None:
+            module.load_state_dict(checkpoint["state_dict"])
+            self._slots.tell(*run.history)
+            return
+        fit.trainer = quiet_trainer(
+            task.work_dir,
+            max_epochs=task.epochs,
+            accelerator=task.accelerator,
+            devices=lightning_devices(task.devices),
+            precision=task.precision,
+            callbacks=[fit],
+            plugins=[fit.io],
+        )
+        self._data = self._data.to(fit.trainer.strategy.root_device)
+        fit.trainer.fit(
+            module,
+            ckpt_path=None if checkpoint is None else spec.resume_from,
+            weights_only=True,
+            **({} if has_own_loaders(module) else self._loaders(run)),
+        )
+
+    def _loaders(self, run: Run) -> dict[str, Any]:
+        task, data = self._task, self._data
+        batch_size = int(run.spec.hyperparameters.get("batch_size", task.batch_size))
+        train = Batches(data.train, batch_size, seed=task.seed, first_epoch=run.start_epoch)
+        if isinstance(data, FinalData):
+            return {"train_dataloaders": train}
+        return {"train_dataloaders": train, "val_dataloaders": Batches(data.val, EVALUATION_BATCH)}
+
+
+class _Fit(lightning.pytorch.callbacks.Checkpoint):
+    """The slot loop's ear in a Trainer.
+
+    A Checkpoint, because Lightning calls those last: the module has logged by then. Resume files
+    are written as an epoch starts, not as one ends: Lightning steps schedulers that watch a metric
+    (ReduceLROnPlateau) only after the hooks of an epoch's end.
+    """
+
+    trainer: lightning.Trainer
+
+    def __init__(
+        self, run: Run, module: lightning.LightningModule, slots: Slots, calls: FluentCalls,
+        checkpoint: Mapping[str, Any] | None,
+    ) -> None:  # fmt: skip
+        self.module, self.io = module, _CheckpointIO()
+        self.best: dict[str, torch.Tensor] = {}
+        state = {} if checkpoint is None else checkpoint[RESUME_KEY]
+        if state.get("best") is not None:
+            self.best = dict(state["best"]["weights"])
+        self.has_begun = False
+        """Whether the Trainer has everything in place: what breaks now is the trial's own."""
+        self.has_news = False
+        """Whether an epoch was trained that no resume file has."""
+        self._run, self._slots, self._calls = run, slots, calls
+        self._random_state = state.get("random")
+        self._is_resumed = checkpoint is not None
+        self._epoch_began = time.perf_counter()
+
+    def on_train_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        """Tell again what was told before the interruption."""
+        self.has_begun = True
+        if self._run.history:
+            self._tell(*self._run.history)
+
+    def on_train_epoch_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        """Start the epoch's clock and its data order; keep what the last one left."""
+        if self._is_resumed:
+            self._is_resumed = False
+            if self._random_state is not None:
+                set_random_state(self._random_state)
+            # Lightning drew the order of a user's DataLoader before; let it draw again.
+            trainer.fit_loop._resuming_from_checkpoint = False
+        else:
+            self._slots.keep_if_due()
+        self._epoch_began = time.perf_counter()
+        if isinstance(batches := trainer.train_dataloader, Batches):
+            batches.set_epoch(trainer.current_epoch)
+
+    def on_train_epoch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        """Report the epoch and obey the orders that come back."""
+        run, slots, self.has_news = self._run, self._slots, True
+        metrics, notices = self._calls.metrics(now_ms())
+        metrics |= {k: float(v) for k, v in trainer.callback_metrics.items()}
+        slots.say(*[notice.message for notice in notices])
+        run.n_steps = trainer.global_step
+        slots.end_epoch({run.spec.number: metrics}, time.perf_counter() - self._epoch_began)
+        if not run.is_over:  # the last epoch goes with the result
+            self._tell()
+        trainer.should_stop |= run.is_over
+
+    def on_train_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        """Keep what the trial needs to go on."""
+        run = self._run
+        is_interrupted = run.stop is not None and run.stop.reason == "interrupted"
+        if run.failure is None and (is_interrupted or self._slots.keeps_end):
+            self._slots.keep([run])
+
+    def _tell(self, *reports: Report) -> None:
+        self._slots.tell(*reports)
+        self.trainer.should_stop |= self._run.is_over
+
+
+class _CheckpointIO(TorchCheckpointIO):
+    """Takes a resume checkpoint as values, writes others whole; loads plain values only."""
+
+    taken: dict[str, Any]
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        """Keep what is saved as `RESUME_STATE`; write a user's own. Raises DiskError."""
+        if str(path) == RESUME_STATE:
+            self.taken = checkpoint
+        else:
+            replace_file(Path(path), saved_bytes(checkpoint))
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read a checkpoint onto the CPU; what is not a plain value is refused."""
+        return dict(torch.load(path, map_location="cpu", weights_only=True))

@@ -1,0 +1,123 @@
+"""One trial while it trains: its curve, its best epoch, and what its resume file says of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from sweep.files.trial_folder import resume_file, spec_digest, trial_folder
+from sweep.objective import Objective
+from sweep.training.failures import not_finite
+from sweep.training.resuming import RESUME_KEY, now_ms
+from sweep.trial import EpochReport, Failure, Stop, Task, TrialSpec
+
+
+class Run:
+    """A trial in a slot. The engine trains it, the slot loop reports it.
+
+    Args:
+        spec: The configuration to train.
+        task: What all trials share.
+    """
+
+    def __init__(self, spec: TrialSpec, task: Task) -> None:
+        self.spec, self.task = spec, task
+        self.folder = trial_folder(task.work_dir, spec.number)
+        self.objective = Objective(task.metric, task.direction)
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget all epochs: the trial trains from its beginning."""
+        self.start_epoch = self.spec.start_epoch or 0
+        self.epoch = 0
+        """Epochs trained."""
+        self.n_steps = 0
+        """Optimizer steps taken, as the engine counts them."""
+        self.best_epoch: int | None = None
+        self.best_value, self.best_step = math.nan, 0
+        self.history: list[EpochReport] = []
+        self.failure: Failure | None = None
+        self.stop: Stop | None = None
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether all epochs are trained."""
+        return self.epoch >= self.task.epochs
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it trains no more epochs."""
+        return self.is_trained or self.stop is not None or self.failure is not None
+
+    def resume(self, checkpoint: Mapping[str, Any]) -> None:
+        """Take over the record in a resume file; its reports become replays.
+
+        Raises what malformed values raise, and changes nothing then.
+        """
+        state = checkpoint[RESUME_KEY]
+        start_epoch, epoch = int(state["start_epoch"]), int(state["epoch"])
+        history = [
+            EpochReport(
+                self.spec.number, int(number), {str(k): float(v) for k, v in metrics.items()},
+                int(time_ms), start_epoch, is_replay=True,
+            )
+            for number, time_ms, metrics in state["history"]
+        ]  # fmt: skip
+        best = state["best"]
+        value, best_epoch, step = (
+            (math.nan, None, 0)
+            if best is None
+            else (float(best["value"]), int(best["epoch"]), int(best["step"]))
+        )
+        self.start_epoch, self.epoch, self.history = start_epoch, epoch, history
+        self.n_steps = int(checkpoint["global_step"])
+        self.best_value, self.best_epoch, self.best_step = value, best_epoch, step
+
+    def state(self, best_weights: Mapping[str, Any] | None) -> dict[str, Any]:
+        """The record for a resume file, in plain values, with the best epoch's weights."""
+        best = None
+        if self.best_epoch is not None:
+            best = {
+                "value": self.best_value, "epoch": self.best_epoch, "step": self.best_step,
+                "weights": best_weights,
+            }  # fmt: skip
+        return {
+            "spec": spec_digest(self.spec),
+            "start_epoch": self.start_epoch,
+            "epoch": self.epoch,
+            "history": [[r.epoch, r.time_ms, dict(r.metrics)] for r in self.history],
+            "best": best,
+        }
+
+    def take(self, metrics: Mapping[str, float]) -> bool:
+        """Count an epoch with its metrics. Returns whether it is the best so far.
+
+        A loss or an objective that is not finite makes it a failed trial.
+        """
+        self.epoch += 1
+        for name in ("train_loss", self.task.metric):
+            if not math.isfinite(value := metrics.get(name, 0.0)):
+                self.failure = not_finite(self.epoch, name, value)
+                return False
+        score = metrics.get(self.task.metric)
+        if score is None or not self.objective.better(score, self.best_value):
+            return False
+        self.best_value, self.best_epoch, self.best_step = score, self.epoch, self.n_steps
+        return True
+
+    def report(self, metrics: Mapping[str, float], epoch_s: float) -> EpochReport:
+        """The report of the epoch just taken; `epoch_s` is the trial's share of its seconds."""
+        said = EpochReport(
+            self.spec.number, self.epoch, {**metrics, "epoch_s": epoch_s}, now_ms(),
+            self.start_epoch,
+        )  # fmt: skip
+        self.history.append(said)
+        return said
+
+    def as_it_was_kept(self) -> TrialSpec:
+        """The trial from its last resume file, else from its beginning, in the same data order."""
+        return dataclasses.replace(
+            self.spec, start_epoch=self.start_epoch, resume_from=resume_file(self.folder)
+        )

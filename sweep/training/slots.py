@@ -1,0 +1,282 @@
+"""The slot loop: what all engines share. It knows trials, an engine knows arithmetic.
+
+begin ── engine trains an epoch ── end_epoch ── turn_over ─┐
+                ▲                                          │
+                └──────────── trials in slots ◄────────────┘
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import lightning
+
+from sweep.errors import DiskError
+from sweep.files.trial_folder import RESUME_STATE, replace_file, write_verdict
+from sweep.hyperparameters import DEFAULT_MODULE
+from sweep.loading import one_line, raised_by_user_code
+from sweep.protocols import Exchange
+from sweep.training.checkpoints import write_checkpoint
+from sweep.training.exports import export_model
+from sweep.training.failures import classify
+from sweep.training.modules import sample_shape
+from sweep.training.resuming import Keeper, clear_folder, now_ms, saved_bytes
+from sweep.training.run import Run
+from sweep.trial import Failure, Notice, Report, Task, TrialResult, TrialSpec
+
+IDLE_S = 0.01
+
+
+class Engine(Protocol):
+    """How the open trials of a worker are computed.
+
+    Whatever drives the engine calls `Slots.end_epoch` with the metrics of each epoch.
+    """
+
+    name: str
+    """Noted with each trial."""
+
+    def open(self, run: Run) -> Sequence[Report]:
+        """Make room for a trial, at its resume file where it has one; reports to hand over."""
+        ...
+
+    def keep_best(self, numbers: Sequence[int]) -> None:
+        """Keep the weights that these trials have now as their best."""
+        ...
+
+    def state(self, run: Run) -> dict[str, Any] | None:
+        """A checkpoint to resume from, in Lightning's format; None: nothing new to keep."""
+        ...
+
+    def module(self, run: Run, which: Literal["best", "last"]) -> lightning.LightningModule:
+        """The trial's module with its best or its last weights."""
+        ...
+
+    def close(self, number: int) -> None:
+        """Give the trial's room back."""
+        ...
+
+
+class Slots:
+    """The trials of a worker: takes orders, opens and closes trials, keeps files, reports.
+
+    Args:
+        task: What all trials share.
+        exchange: The driver's end of the seam.
+        keeps_end: Trials keep the state after their last epoch, and nothing else (`sweep train`).
+    """
+
+    def __init__(self, task: Task, exchange: Exchange, *, keeps_end: bool = False) -> None:
+        self._task, self._exchange, self.keeps_end = task, exchange, keeps_end
+        self._keeper = Keeper(task.checkpoint_interval_s)
+        self._backlog: collections.deque[TrialSpec] = collections.deque()
+        self._reports: list[Report] = []
+        """Not handed over yet."""
+        self._said: set[str] = set()
+        self._is_last = False
+        self.running: dict[int, Run] = {}
+        self.ended: tuple[Run, lightning.LightningModule | None] | None = None
+        """The last trial and its module after its last epoch (None: it failed), where
+        `keeps_end`."""
+        self.n_slots = 0
+        self.driver_error: BaseException | None = None
+        """What `exchange` raised in this process: no fault of a trial."""
+
+    def begin(
+        self, engine: Engine, feature_shape: tuple[int, ...], first: Sequence[Report] = ()
+    ) -> None:
+        """Train with `engine` from now on; say `first` and open trials."""
+        self._engine, self._feature_shape = engine, feature_shape
+        self._reports = [*first, *self._reports]
+        self.turn_over()
+
+    def say(self, *messages: str) -> None:
+        """Tell the user, each message once."""
+        for text in messages:
+            if text and text not in self._said:
+                self._said.add(text)
+                self._reports.append(Notice(now_ms(), text))
+
+    def end_epoch(self, metrics: Mapping[int, Mapping[str, float]], epoch_s: float) -> None:
+        """Take an epoch's metrics of trials, by number, which took `epoch_s` seconds together."""
+        runs = {number: self.running[number] for number in metrics}
+        self._engine.keep_best([n for n, run in runs.items() if run.take(metrics[n])])
+        for number, run in runs.items():
+            if run.failure is None:
+                self._reports.append(run.report(metrics[number], epoch_s / len(metrics)))
+
+    def keep_if_due(self) -> None:
+        """Write resume files once the interval has passed: at one boundary, so that trials which
+        are resumed together share the order of the data again."""
+        if self.running and self._keeper.is_due:
+            self.keep(self.running.values())
+
+    def keep(self, runs: Iterable[Run]) -> None:
+        """Write resume files now; a disk that refuses them is said once."""
+        self._reports += self._keeper.keep([partial(self._write_state, run) for run in runs])
+
+    def tell(self, *reports: Report) -> None:
+        """Hand reports over; note the trials that are to stop and those that are to start."""
+        said = (*self._reports, *reports)
+        n_busy = len(self.running) + len(self._backlog)
+        try:
+            orders = self._exchange(said, max(0, self.n_slots - n_busy))
+        except BaseException as error:
+            self.driver_error = error
+            raise
+        self._reports = []
+        self._is_last |= orders.is_last
+        self._backlog.extend(orders.start)
+        for stop in orders.stop:
+            if (run := self.running.get(stop.number)) is not None:
+                run.stop = stop
+
+    def conclude_ended(self) -> None:
+        """Conclude all trials that train no more. Raises DiskError."""
+        for run in [run for run in self.running.values() if run.is_over]:
+            self.conclude(run)
+
+    def turn_over(self) -> None:
+        """Exchange until no order is left to answer: ended trials go, ordered ones come."""
+        while True:
+            self.conclude_ended()
+            self.tell()
+            self.conclude_ended()
+            has_opened = False
+            while self._backlog and len(self.running) < self.n_slots:
+                self._open(self._backlog.popleft())
+                has_opened = True
+            if self._reports or any(run.is_over for run in self.running.values()):
+                continue
+            if self.running or self._is_last:
+                return
+            if not has_opened:
+                time.sleep(IDLE_S)
+
+    def halve(self, failure: Failure) -> None:
+        """Out of memory: half as many slots. Running trials go back to their resume files; one
+        that had the memory for itself fails."""
+        del self._engine  # its memory is what the next one needs
+        runs, before = list(self.running.values()), self.n_slots
+        self.running = {}
+        self.n_slots = max(1, before // 2)
+        if before == 1:
+            self._reports += [
+                TrialResult(run.spec.number, "failed", run.epoch, failure=failure) for run in runs
+            ]
+            return
+        self._backlog.extendleft(run.as_it_was_kept() for run in reversed(runs))
+        said = f"out of memory with {before} trials at a time: going on with {self.n_slots}"
+        self._reports.append(Notice(now_ms(), said))
+
+    def fail(self, run: Run, error: BaseException) -> None:
+        """Make what a trial raised its failure, with the traceback in the study's log.
+
+        Raises the driver's own errors, DiskError and the user's second Ctrl-C.
+        """
+        if self.driver_error is not None:
+            raise self.driver_error from None
+        if isinstance(error, DiskError):
+            raise error
+        run.failure = classify(raised_by_user_code(error), self._task.module)
+        with contextlib.suppress(OSError), Path(self._task.log_file).open("a") as log:
+            log.write(
+                f"trial {run.spec.number} failed: {run.failure.message}\n{run.failure.traceback}\n"
+            )
+
+    def conclude(self, run: Run) -> None:
+        """Write what an ended trial leaves, report its result, free its slot. Raises DiskError,
+        and out-of-memory errors where fewer trials would fit."""
+        number, reason = run.spec.number, run.stop.reason if run.stop else ""
+        if reason == "interrupted" or (self.keeps_end and run.failure is None):
+            self.keep([run])
+        checkpoint = model_file = None
+        if run.failure is None and not self.keeps_end:
+            try:
+                checkpoint, model_file = self._write_files(run, reason)
+            except BaseException as error:
+                if self._may_fit_later(error):
+                    raise
+                self.fail(run, error)
+        notes = {"sweep.trainer": self._engine.name, "sweep.start_epoch": str(run.start_epoch)}
+        if run.failure is not None:
+            result = TrialResult(number, "failed", run.epoch, failure=run.failure, notes=notes)
+        else:
+            result = TrialResult(
+                number, "stopped" if run.stop else "finished", run.epoch, run.best_epoch,
+                checkpoint, model_file, notes=notes | ({"sweep.stop": reason} if reason else {}),
+            )  # fmt: skip
+        self._end_for_good(run, result, reason)
+        self._reports.append(result)
+        if self.keeps_end:
+            self.ended = run, None if run.failure else self._engine.module(run, "last")
+        del self.running[number]  # not before: a trial is not lost where memory runs out
+        self._engine.close(number)
+
+    def _open(self, spec: TrialSpec) -> None:
+        clear_folder(spec, self._task)
+        run = Run(spec, self._task)
+        try:
+            self._reports += self._engine.open(run)
+        except Exception as error:  # whatever a configuration breaks is its own failure
+            if spec.resume_from is not None and self._may_fit_later(error):
+                self._backlog.appendleft(spec)  # it fitted before
+                raise
+            self.fail(run, error)
+        self.running[spec.number] = run
+
+    def _may_fit_later(self, error: BaseException) -> bool:
+        return self.n_slots > 1 and classify(error).kind == "oom"
+
+    def _write_state(self, run: Run) -> None:
+        checkpoint = self._engine.state(run)
+        if checkpoint is not None:
+            replace_file(run.folder / RESUME_STATE, saved_bytes(checkpoint))
+
+    def _write_files(self, run: Run, reason: str) -> tuple[str | None, str | None]:
+        """Paths of the best epoch's checkpoint and exported model, where the trial has them."""
+        if run.best_epoch is None:
+            if run.epoch or run.stop is None:
+                raise RuntimeError(f"the module never logged {self._task.metric!r}")
+            return None, None
+        module = self._engine.module(run, "best")
+        checkpoint = write_checkpoint(
+            run.folder / "best.ckpt", module, run.best_epoch - 1, run.best_step
+        )
+        is_exported = reason in ("", "converged")
+        return checkpoint, self._export(run, module) if is_exported else None
+
+    def _export(self, run: Run, module: lightning.LightningModule) -> str | None:
+        try:
+            shape = sample_shape(module, self._feature_shape)
+            return export_model(run.folder / "model.pt2", module, shape)
+        except DiskError:
+            raise
+        except BaseException as error:
+            # A user's module may hold what torch.export cannot trace: no model is logged then.
+            why = raised_by_user_code(error)
+            if self._task.module == DEFAULT_MODULE:
+                raise
+            self.say(no_model(self._task.module, why))
+            return None
+
+    def _end_for_good(self, run: Run, result: TrialResult, reason: str) -> None:
+        """Write the verdict of a trial that will not go on; its resume file goes."""
+        is_transient = result.failure is not None and result.failure.is_transient
+        if reason == "interrupted" or is_transient or self.keeps_end:
+            return
+        write_verdict(run.folder, run.history, result, run.spec)
+        with contextlib.suppress(OSError):
+            (run.folder / RESUME_STATE).unlink()
+
+
+def no_model(module: str, why: BaseException) -> str:
+    """A sentence for a user whose module `torch.export` cannot take."""
+    told = one_line(why, module)
+    return f"{module} cannot be exported, so MLflow gets checkpoints but no logged model: {told}"
