@@ -68,6 +68,13 @@ class Faults:
         short = f"{sentence[: _MAX_SENTENCE - 3]}..." if is_long else sentence
         self._found.append((line, short))
 
+    def holds(self, node: Node, kind: type, rule: str) -> bool:
+        """Whether the value is of `kind`; else notes `rule, but got VALUE`, unless BROKEN."""
+        is_fine = isinstance(node.value, kind)
+        if not is_fine and node.value is not BROKEN:
+            self.add(node.line, f"{rule}, but got {show(node)}")
+        return is_fine
+
     def raise_if_any(self) -> None:
         """Raises `error` with every fault, in the order of the lines."""
         if self._found:
@@ -91,12 +98,6 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
-for _name, _pattern, _first in _SCALARS:
-    _Loader.add_implicit_resolver(
-        _TAG + _name, re.compile(f"^(?:{_pattern})$"), [c if c != "\0" else "" for c in _first]
-    )
-
-
 class _Dumper(yaml.SafeDumper):
     """Writes text in quotes where YAML 1.1 or 1.2 would read something else; no aliases."""
 
@@ -110,9 +111,10 @@ class _Dumper(yaml.SafeDumper):
 
 
 for _name, _pattern, _first in _SCALARS:
-    _Dumper.add_implicit_resolver(
-        _TAG + _name, re.compile(f"^(?:{_pattern})$"), [c if c != "\0" else "" for c in _first]
-    )
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(
+            _TAG + _name, re.compile(f"^(?:{_pattern})$"), ["" if c == "\0" else c for c in _first]
+        )
 
 
 def write_document(value: Any, *, flow: bool | None = None) -> str:
@@ -188,7 +190,9 @@ def _node(node: yaml.Node, faults: Faults, line: int, depth: int) -> Node:
     if isinstance(node, yaml.SequenceNode) and node.tag == _TAG + "seq":
         items = [_node(n, faults, n.start_mark.line + 1, depth + 1) for n in node.value]
         return Node(line, items)
-    return Node(line, _scalar(node, faults), node.value if _is_scalar(node) else None)
+    return Node(
+        line, _scalar(node, faults), node.value if isinstance(node, yaml.ScalarNode) else None
+    )
 
 
 def _mapping(node: yaml.MappingNode, faults: Faults, depth: int) -> dict[str, Node]:
@@ -205,10 +209,6 @@ def _mapping(node: yaml.MappingNode, faults: Faults, depth: int) -> dict[str, No
         else:
             found[key] = _node(value_node, faults, line, depth + 1)
     return found
-
-
-def _is_scalar(node: yaml.Node) -> bool:
-    return isinstance(node, yaml.ScalarNode)
 
 
 def _scalar(node: yaml.Node, faults: Faults) -> Any:

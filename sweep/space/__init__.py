@@ -8,7 +8,7 @@ The way of a file: `catalog` finds and reads it, `document` turns YAML into node
 from sweep.space.catalog import SpaceInfo, list_spaces, load_space, spaces_dir
 from sweep.space.definition import Problem, Space, sample
 from sweep.space.naming import canonical_key, run_name, short
-from sweep.space.parameters import Choices, Condition, FloatRange, IntRange, Parameter, Widths
+from sweep.space.parameters import Choices, Condition, Parameter, Range, Widths
 from sweep.space.parser import parse_space
 from sweep.space.rules import VOCABULARY
 
@@ -16,10 +16,9 @@ __all__ = [
     "VOCABULARY",
     "Choices",
     "Condition",
-    "FloatRange",
-    "IntRange",
     "Parameter",
     "Problem",
+    "Range",
     "Space",
     "SpaceInfo",
     "Widths",

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from sweep import hyperparameters as options
 from sweep.config.document import Faults, show
 from sweep.errors import must_be_one_of
-from sweep.space.parameters import Condition, FloatRange, Parameter, Widths, same
+from sweep.space.parameters import Condition, Widths, same
 from sweep.space.reading import Entry
 from sweep.trial import HyperValue
 
@@ -15,16 +15,31 @@ Limits = dict[str, tuple[HyperValue, ...]]
 """Parameter name -> the values it can have; names that are not limited are absent."""
 
 
-def check_conditions(entries: Mapping[str, Entry], faults: Faults) -> None:
-    """Every `when:` names a parameter, and values that it can take; no circles."""
+def check_conditions(entries: Mapping[str, Entry], faults: Faults) -> list[Entry]:
+    """Every `when:` names a parameter, and values that it can take; no circles.
+
+    Returns the entries with each one after those it depends on, else as written.
+    """
     for entry in entries.values():
         for line, condition in entry.conditions:
             sentence = _condition_fault(condition, entries)
             if sentence:
                 faults.add(line, f"{entry.name}: {sentence}")
-    for circle in _circles(entries):
-        line = entries[circle[0]].conditions[0][0]
-        faults.add(line, f"when must not go in a circle, but got {' -> '.join(circle)}")
+    ordered: dict[str, Entry] = {}
+
+    def place(name: str, path: list[str]) -> None:
+        if name in path:
+            circle = [*path[path.index(name) :], name]
+            line = entries[name].conditions[0][0]
+            faults.add(line, f"when must not go in a circle, but got {' -> '.join(circle)}")
+        elif name in entries and name not in ordered:
+            for _, condition in entries[name].conditions:
+                place(condition.name, [*path, name])
+            ordered[name] = entries[name]
+
+    for name in entries:
+        place(name, [])
+    return list(ordered.values())
 
 
 def _condition_fault(condition: Condition, entries: Mapping[str, Entry]) -> str | None:
@@ -36,51 +51,14 @@ def _condition_fault(condition: Condition, entries: Mapping[str, Entry]) -> str 
         if parent.points and not any(same(value, v) for v in condition.values):
             return f"when {condition.name} can never hold: it is fixed to {show(value)}"
         return None
-    if isinstance(parent.parameter, Widths):
-        return f"when can name choices, whole numbers and steps, but {condition.name} is a list"
-    if isinstance(parent.parameter, FloatRange) and parent.parameter.step is None:
-        return (
-            f"when can name choices, whole numbers and steps, but {condition.name} is continuous"
-        )
-    for value in condition.values:
-        if parent.parameter is not None and not parent.parameter.contains(value):
-            return f"when: {parent.parameter.complaint(value)}"
-    return None
-
-
-def _circles(entries: Mapping[str, Entry]) -> list[list[str]]:
-    """Each circle once, as names that end where they begin."""
-    circles: list[list[str]] = []
-    is_done: set[str] = set()
-
-    def follow(name: str, path: list[str]) -> None:
-        if name in path:
-            circles.append([*path[path.index(name) :], name])
-        elif name in entries and name not in is_done:
-            for _, condition in entries[name].conditions:
-                follow(condition.name, [*path, name])
-            is_done.add(name)
-
-    for name in entries:
-        follow(name, [])
-    return circles
-
-
-def in_order(parameters: Iterable[Parameter]) -> tuple[Parameter, ...]:
-    """Parameters with each one after those it depends on, else as written. No circles."""
-    by_name = {parameter.name: parameter for parameter in parameters}
-    ordered: dict[str, Parameter] = {}
-
-    def place(parameter: Parameter) -> None:
-        for condition in parameter.when:
-            if condition.name in by_name and condition.name not in ordered:
-                place(by_name[condition.name])
-        ordered[parameter.name] = parameter
-
-    for parameter in by_name.values():
-        if parameter.name not in ordered:
-            place(parameter)
-    return tuple(ordered.values())
+    if parent.parameter is None:
+        return None
+    is_list = isinstance(parent.parameter, Widths)
+    if is_list or parent.parameter.n_values() is None:
+        kind = "a list" if is_list else "continuous"
+        return f"when can name choices, whole numbers and steps, but {condition.name} is {kind}"
+    strange = [value for value in condition.values if not parent.parameter.contains(value)]
+    return f"when: {parent.parameter.complaint(strange[0])}" if strange else None
 
 
 def limits_of(name: str, entries: Mapping[str, Entry]) -> Limits:
@@ -155,7 +133,7 @@ def _check_nesterov(entries: Mapping[str, Entry], faults: Faults) -> None:
         faults.add(nesterov.line, f"{text}, but momentum can be 0 or is missing")
     elif not _implies(limits_of("nesterov", entries), limits_of("momentum", entries)):
         faults.add(nesterov.line, f"{text}: give it momentum's 'when' too")
-    if any(value for _, value in entries["dampening"].points) if "dampening" in entries else False:
+    if "dampening" in entries and any(value for _, value in entries["dampening"].points):
         faults.add(nesterov.line, "nesterov: true needs dampening 0: leave dampening out")
 
 

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 from sweep.config.document import show
 from sweep.errors import SpaceError, must_be_one_of
 from sweep.hyperparameters import OPTIMIZERS
-from sweep.space.parameters import Parameter, Scalar, Suggester, same
-from sweep.space.trials import KnownTrial, RandomTrial
+from sweep.space.parameters import Parameter, Scalar, same
+from sweep.space.trials import FilledTrial
 from sweep.trial import HyperValue, derive_seed
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
+
+    from sweep.space.parameters import Suggester
 
 ABSENT_MEANS: Mapping[str, HyperValue] = {
     "activation": "relu",
@@ -108,7 +110,7 @@ class Space:
 
     def resolve(self, params: Mapping[str, Scalar]) -> dict[str, HyperValue]:
         """The configuration behind Optuna's flat parameters; KeyError where one is missing."""
-        return self.suggest(KnownTrial(params))
+        return self.suggest(FilledTrial(params))
 
     def distributions(self) -> dict[str, BaseDistribution]:
         """Every name that Optuna may be asked for, with its distribution."""
@@ -136,7 +138,7 @@ class Space:
             raise SpaceError(
                 f"{self.name}: a grid must have at most {n_max} points, but got {n_points}"
             )
-        return {d.name: d.grid() or [] for d in dimensions}
+        return {d.name: d.grid() for d in dimensions}
 
     def n_configurations(self) -> int | None:
         """How many different configurations there are; None: some parameter is continuous."""
@@ -191,7 +193,7 @@ class Space:
 
 def sample(space: Space, n: int, seed: int = 0) -> list[dict[str, HyperValue]]:
     """`n` random configurations; needs no Optuna."""
-    return [space.suggest(RandomTrial(derive_seed(seed, "sample", i))) for i in range(n)]
+    return [space.suggest(FilledTrial({}, derive_seed(seed, "sample", i))) for i in range(n)]
 
 
 def _inactive(parameter: Parameter, value: HyperValue) -> str:

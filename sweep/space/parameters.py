@@ -1,8 +1,7 @@
-"""What may vary: choices, ranges of numbers, lists of widths.
+"""The kinds of parameter: choices, ranges of numbers, lists of layer widths.
 
-Each parameter becomes one or more *dimensions*: names that Optuna knows, each with one
-distribution that never changes (Optuna forbids it). Optuna is imported only where its
-distributions are asked for, so that reading a space costs no import of it.
+Optuna sees each as one or more *dimensions*: names, each with one distribution that never
+changes. Optuna is imported only for its distributions, so reading a space does not load it.
 """
 
 from __future__ import annotations
@@ -10,10 +9,10 @@ from __future__ import annotations
 import abc
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from sweep.config.document import show
 from sweep.errors import must_be_one_of
@@ -21,28 +20,14 @@ from sweep.trial import HyperValue
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
+    from optuna.trial import BaseTrial
+
+    from sweep.space.trials import FilledTrial
+
+    Suggester: TypeAlias = BaseTrial | FilledTrial
+    """Has Optuna's suggest_float, suggest_int and suggest_categorical."""
 
 Scalar = str | int | float | bool | None
-
-
-class Suggester(Protocol):
-    """What a space asks of a trial: the three methods of `optuna.trial.BaseTrial`."""
-
-    def suggest_float(
-        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
-    ) -> float:
-        """A float between low and high, both included."""
-        ...
-
-    def suggest_int(
-        self, name: str, low: int, high: int, *, step: int = 1, log: bool = False
-    ) -> int:
-        """An integer between low and high, both included."""
-        ...
-
-    def suggest_categorical(self, name: str, choices: Sequence[Scalar]) -> Any:
-        """One of `choices`."""
-        ...
 
 
 def is_number(value: object) -> bool:
@@ -58,7 +43,7 @@ def is_integer(value: object) -> bool:
 def same(a: HyperValue, b: HyperValue) -> bool:
     """Equality of hyperparameters: 1 is 1.0, a list is a tuple, but true is not 1."""
     if isinstance(a, list | tuple) and isinstance(b, list | tuple):
-        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+        return len(a) == len(b) and all(map(same, a, b))
     if isinstance(a, bool) or isinstance(b, bool):
         return a is b
     return bool(a == b)
@@ -66,15 +51,13 @@ def same(a: HyperValue, b: HyperValue) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """One line of `when:`."""
+    """One line of `when:`: the parameter `name` has one of `values`."""
 
     name: str
-    """The parameter that decides."""
     values: tuple[HyperValue, ...]
-    """The condition holds while the parameter has one of these."""
 
     def holds(self, values: Mapping[str, HyperValue]) -> bool:
-        """Whether it holds for resolved `values`; never where the parameter is inactive."""
+        """Whether it holds for a configuration; never if it lacks the parameter."""
         return self.name in values and any(same(values[self.name], v) for v in self.values)
 
 
@@ -87,7 +70,7 @@ class Parameter(abc.ABC):
     """Active only while all of these hold."""
 
     def is_active(self, values: Mapping[str, HyperValue]) -> bool:
-        """Whether it has a value at all, given the values of what it depends on."""
+        """Whether a configuration with `values` has it."""
         return all(condition.holds(values) for condition in self.when)
 
     def complaint(self, value: HyperValue) -> str:
@@ -96,66 +79,51 @@ class Parameter(abc.ABC):
 
     @abc.abstractmethod
     def suggest(self, trial: Suggester) -> HyperValue:
-        """Ask the trial for a value."""
-
-    @abc.abstractmethod
-    def contains(self, value: HyperValue) -> bool:
-        """Whether it can take this value."""
+        """Ask `trial` for each dimension; returns the hyperparameter."""
 
     @abc.abstractmethod
     def encode(self, value: HyperValue) -> dict[str, Scalar]:
-        """Optuna's parameters that stand for a value it contains."""
+        """The inverse of `suggest`: value by dimension. `value` must be contained."""
 
     @abc.abstractmethod
-    def dimensions(self) -> tuple[Dimension, ...]:
-        """The names that Optuna sees."""
+    def contains(self, value: HyperValue) -> bool:
+        """Whether `value` is one of its values."""
+
+    @abc.abstractmethod
+    def dimensions(self) -> tuple[Choices | Range, ...]:
+        """Its names in Optuna."""
 
     @abc.abstractmethod
     def n_values(self) -> int | None:
-        """How many values it has; None: continuous."""
+        """Number of values; None: continuous."""
 
     @abc.abstractmethod
     def expected(self) -> str:
-        """What it may be, to be read after "must be"."""
-
-
-class Dimension(Parameter, abc.ABC):
-    """A parameter that is one name with one distribution in Optuna."""
-
-    __slots__ = ()
-
-    def dimensions(self) -> tuple[Dimension, ...]:
-        """Itself."""
-        return (self,)
-
-    @abc.abstractmethod
-    def distribution(self) -> BaseDistribution:
-        """Optuna's distribution."""
-
-    @abc.abstractmethod
-    def grid(self) -> list[Any] | None:
-        """Every value as Optuna sees it; None: continuous."""
+        """Its values in words, to be read after "must be"."""
 
 
 @dataclass(frozen=True, slots=True)
-class Choices(Dimension):
-    """One of a few values, in no order."""
+class Choices(Parameter):
+    """One of a few values, in no order. Optuna stores their codes (see `choice_code`)."""
 
     values: tuple[HyperValue, ...]
 
     def suggest(self, trial: Suggester) -> HyperValue:
-        """The chosen value; Optuna is shown its code."""
+        """The chosen value. Raises ValueError if `trial` has none of the codes."""
         codes = self.grid()
         return self.values[codes.index(trial.suggest_categorical(self.name, codes))]
+
+    def encode(self, value: HyperValue) -> dict[str, Scalar]:
+        """The choice's code."""
+        return {self.name: choice_code(next(c for c in self.values if same(value, c)))}
 
     def contains(self, value: HyperValue) -> bool:
         """Whether it is one of the choices."""
         return any(same(value, choice) for choice in self.values)
 
-    def encode(self, value: HyperValue) -> dict[str, Scalar]:
-        """The choice's code."""
-        chosen = next(choice for choice in self.values if same(value, choice))
-        return {self.name: choice_code(chosen)}
+    def dimensions(self) -> tuple[Choices | Range, ...]:
+        """Itself."""
+        return (self,)
 
     def n_values(self) -> int:
         """Number of choices."""
@@ -166,10 +134,10 @@ class Choices(Dimension):
         return f"one of {', '.join(map(show, self.values))}"
 
     def complaint(self, value: HyperValue) -> str:
-        """Names the nearest choice where choices are words."""
+        """If all choices are words, the sentence also names the nearest one."""
         if all(isinstance(choice, str) for choice in self.values):
             return must_be_one_of(self.name, value, self.values)
-        return f"{self.name} must be {self.expected()}, but got {show(value)}"
+        return Parameter.complaint(self, value)
 
     def distribution(self) -> BaseDistribution:
         """CategoricalDistribution over the codes."""
@@ -183,34 +151,47 @@ class Choices(Dimension):
 
 
 def choice_code(choice: HyperValue) -> Scalar:
-    """What Optuna is given for a choice: itself, or JSON for a list (Optuna stores no lists)."""
+    """The choice for Optuna: itself, but a list as JSON text (Optuna stores no lists)."""
     return json.dumps(choice) if isinstance(choice, list | tuple) else choice
 
 
 @dataclass(frozen=True, slots=True)
-class FloatRange(Dimension):
-    """A number between low and high, both included."""
+class Range(Parameter):
+    """A number from low to high, both included."""
 
     low: float
     high: float
     log: bool = False
     """Uniform in the logarithm."""
     step: float | None = None
-    """Only low, low + step, low + 2 step, ..."""
+    """Only low, low + step, low + 2 step, ...; None: continuous."""
+    is_whole: bool = False
+    """Whole numbers: low, high and step are integers."""
 
     def suggest(self, trial: Suggester) -> float:
-        """A float."""
-        return trial.suggest_float(self.name, self.low, self.high, step=self.step, log=self.log)
-
-    def contains(self, value: HyperValue) -> bool:
-        """Whether it is inside, and on a step to 1e-8 of one (Optuna's own tolerance)."""
-        if not is_number(value) or not self.low <= value <= self.high:
-            return False
-        return self.step is None or _is_whole((value - self.low) / self.step)
+        """A float, or an int if `is_whole`."""
+        ask: Any = trial.suggest_int if self.is_whole else trial.suggest_float
+        number: float = ask(self.name, self.low, self.high, step=self.step, log=self.log)
+        return number
 
     def encode(self, value: HyperValue) -> dict[str, Scalar]:
-        """The number as a float."""
-        return {self.name: float(value)}
+        """The number as a float or an int."""
+        return {self.name: int(value) if self.is_whole else float(value)}
+
+    def contains(self, value: HyperValue) -> bool:
+        """Whether it is inside and on a step; floats to 1e-8 of one, as Optuna has it."""
+        if not is_number(value) or not self.low <= value <= self.high:
+            return False
+        if self.step is None:
+            return True
+        if self.is_whole:
+            return is_integer(value) and int(value - self.low) % int(self.step) == 0
+        n_steps = (float(value) - self.low) / self.step
+        return abs(n_steps - round(n_steps)) < 1e-8
+
+    def dimensions(self) -> tuple[Choices | Range, ...]:
+        """Itself."""
+        return (self,)
 
     def n_values(self) -> int | None:
         """Number of steps; None without a step."""
@@ -219,129 +200,72 @@ class FloatRange(Dimension):
         return round((self.high - self.low) / self.step) + 1
 
     def expected(self) -> str:
-        """The bounds."""
-        every = f" in steps of {self.step!r}" if self.step is not None else ""
-        return f"a number from {self.low!r} to {self.high!r}{every}"
+        """Bounds and step."""
+        kind, usual = ("a whole number", 1) if self.is_whole else ("a number", None)
+        every = "" if self.step == usual else f" in steps of {self.step!r}"
+        return f"{kind} from {self.low!r} to {self.high!r}{every}"
 
     def distribution(self) -> BaseDistribution:
-        """FloatDistribution."""
-        from optuna.distributions import FloatDistribution
+        """IntDistribution or FloatDistribution."""
+        from optuna.distributions import FloatDistribution, IntDistribution
 
-        return FloatDistribution(self.low, self.high, log=self.log, step=self.step)
-
-    def grid(self) -> list[Any] | None:
-        """Every step; Decimal, so that 0.1 + 2 * 0.1 is 0.3."""
-        n, step = self.n_values(), self.step
-        if n is None or step is None:
-            return None
-        return [float(Decimal(str(self.low)) + k * Decimal(str(step))) for k in range(n)]
-
-
-@dataclass(frozen=True, slots=True)
-class IntRange(Dimension):
-    """A whole number between low and high, both included."""
-
-    low: int
-    high: int
-    log: bool = False
-    """Uniform in the logarithm."""
-    step: int = 1
-    """Only low, low + step, low + 2 step, ..."""
-
-    def suggest(self, trial: Suggester) -> int:
-        """An integer."""
-        return trial.suggest_int(self.name, self.low, self.high, step=self.step, log=self.log)
-
-    def contains(self, value: HyperValue) -> bool:
-        """Whether it is whole, inside and on a step; 64.0 counts as 64."""
-        inside = is_integer(value) and self.low <= value <= self.high
-        return inside and (int(value) - self.low) % self.step == 0
-
-    def encode(self, value: HyperValue) -> dict[str, Scalar]:
-        """The number as an int."""
-        return {self.name: int(value)}
-
-    def n_values(self) -> int:
-        """Number of steps."""
-        return (self.high - self.low) // self.step + 1
-
-    def expected(self) -> str:
-        """The bounds."""
-        every = f" in steps of {self.step}" if self.step != 1 else ""
-        return f"a whole number from {self.low} to {self.high}{every}"
-
-    def distribution(self) -> BaseDistribution:
-        """IntDistribution."""
-        from optuna.distributions import IntDistribution
-
-        return IntDistribution(self.low, self.high, log=self.log, step=self.step)
+        kind: Any = IntDistribution if self.is_whole else FloatDistribution
+        made: BaseDistribution = kind(self.low, self.high, log=self.log, step=self.step)
+        return made
 
     def grid(self) -> list[Any]:
-        """Every step."""
-        return list(range(self.low, self.high + 1, self.step))
+        """Every step; Decimal, so that 0.1 + 2 * 0.1 is 0.3. Needs a step."""
+        low, step = Decimal(str(self.low)), Decimal(str(self.step))
+        number = int if self.is_whole else float
+        return [number(low + k * step) for k in range(self.n_values() or 0)]
 
 
 @dataclass(frozen=True, slots=True)
 class Widths(Parameter):
-    """A list of widths whose length varies too.
+    """A list of layer widths whose length varies too.
 
-    Optuna sees `<name>.n_layers` and `<name>.0`, `<name>.1`, ...; widths past the length of a
-    configuration are never suggested.
+    Its dimensions are `<name>.n_layers` and `<name>.0`, `<name>.1`, ...; a configuration with
+    two layers has no `<name>.2`.
     """
 
-    low: int
-    high: int
-    min_layers: int
-    max_layers: int
-    log: bool = False
-    """Widths are uniform in the logarithm."""
-    step: int = 1
-    """Only low, low + step, low + 2 step, ..."""
+    n_layers: Range
+    width: Range
+    """The range of every width; `widths` gives each its name."""
 
-    @property
-    def n_layers(self) -> IntRange:
-        """The dimension that holds the list's length."""
-        return IntRange(f"{self.name}.n_layers", self.min_layers, self.max_layers)
+    def widths(self, n_layers: int) -> list[Range]:
+        """The dimensions of the first `n_layers` widths."""
+        return [replace(self.width, name=f"{self.name}.{layer}") for layer in range(n_layers)]
 
-    def width(self, layer: int) -> IntRange:
-        """The dimension that holds one width; `layer` counts from 0."""
-        return IntRange(f"{self.name}.{layer}", self.low, self.high, self.log, self.step)
-
-    def suggest(self, trial: Suggester) -> tuple[int, ...]:
+    def suggest(self, trial: Suggester) -> HyperValue:
         """A tuple of widths."""
-        n_layers = self.n_layers.suggest(trial)
-        return tuple(self.width(layer).suggest(trial) for layer in range(n_layers))
+        n_layers = int(self.n_layers.suggest(trial))
+        return tuple(width.suggest(trial) for width in self.widths(n_layers))
+
+    def encode(self, value: HyperValue) -> dict[str, Scalar]:
+        """Length and widths."""
+        params = self.n_layers.encode(len(value))
+        for dimension, width in zip(self.widths(len(value)), value, strict=True):
+            params |= dimension.encode(width)
+        return params
 
     def contains(self, value: HyperValue) -> bool:
         """Whether length and each width fit."""
         if not isinstance(value, list | tuple) or not self.n_layers.contains(len(value)):
             return False
-        return all(self.width(0).contains(width) for width in value)
+        return all(map(self.width.contains, value))
 
-    def encode(self, value: HyperValue) -> dict[str, Scalar]:
-        """Length and widths under their own names."""
-        params = self.n_layers.encode(len(value))
-        for layer, width in enumerate(value):
-            params |= self.width(layer).encode(width)
-        return params
-
-    def dimensions(self) -> tuple[Dimension, ...]:
-        """The length and every width there can be."""
-        return (self.n_layers, *(self.width(layer) for layer in range(self.max_layers)))
+    def dimensions(self) -> tuple[Choices | Range, ...]:
+        """The length and each width of the longest list."""
+        return (self.n_layers, *self.widths(int(self.n_layers.high)))
 
     def n_values(self) -> int:
         """Number of different lists."""
-        n_widths = self.width(0).n_values()
-        return sum(n_widths**n for n in range(self.min_layers, self.max_layers + 1))
+        n_widths = self.width.n_values() or 0
+        return sum(n_widths**n for n in self.n_layers.grid())
 
     def expected(self) -> str:
         """Bounds of length and widths."""
-        length = f"{self.min_layers}"
-        if self.max_layers != self.min_layers:
-            length += f" to {self.max_layers}"
-        every = f" in steps of {self.step}" if self.step != 1 else ""
-        return f"a list of {length} whole numbers from {self.low} to {self.high}{every}"
-
-
-def _is_whole(x: float) -> bool:
-    return abs(x - round(x)) < 1e-8
+        least, most = self.n_layers.low, self.n_layers.high
+        length = f"{least}" if least == most else f"{least} to {most}"
+        numbers = self.width.expected().removeprefix("a ").replace("number", "numbers", 1)
+        return f"a list of {length} {numbers}"

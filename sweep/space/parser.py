@@ -12,12 +12,10 @@ from sweep.space.conditions import (
     check_conditions,
     check_optimizer_arguments,
     check_reachable,
-    in_order,
 )
 from sweep.space.definition import Space
 from sweep.space.naming import canonical_key
-from sweep.space.parameters import Parameter
-from sweep.space.reading import Entry, is_plain_value, read_parameter
+from sweep.space.reading import Entry, read_fixed, read_parameter
 from sweep.space.rules import VOCABULARY, is_own, rules_for
 
 _SECTIONS = ("parameters", "fixed", "first")
@@ -45,8 +43,8 @@ def parse_space(
     sections = _sections(read_document(text, faults), faults)
     entries = _entries(sections, faults)
     _check_vocabulary(entries, vocabulary, faults)
-    check_conditions(entries, faults)
-    if not len(faults):  # what follows reasons about entries that are each in order
+    ordered = check_conditions(entries, faults)
+    if not len(faults):  # the next checks need sound entries
         check_reachable(entries, faults)
         if is_own(vocabulary):
             check_optimizer_arguments(entries, faults)
@@ -54,11 +52,11 @@ def parse_space(
         name=name,
         path=path,
         text=text,
-        parameters=_ordered(entries, faults),
+        parameters=tuple(e.parameter for e in ordered if e.parameter is not None),
         fixed={e.name: e.points[0][1] for e in entries.values() if e.kind == "fixed" and e.points},
         first=(),
     )
-    first = _first(sections.get("first"), space, entries, faults)
+    first = _first(sections.get("first", Node(0, [])), space, entries, faults)
     faults.raise_if_any()
     return replace(space, first=first)
 
@@ -66,9 +64,9 @@ def parse_space(
 def _sections(root: Node, faults: Faults) -> dict[str, Node]:
     if root.value is None:
         faults.add(root.line, "must have a section 'parameters', but the file is empty")
-        faults.raise_if_any()
+    else:
+        faults.holds(root, dict, "must be a mapping with 'parameters'")
     if not isinstance(root.value, dict):
-        faults.add(root.line, f"must be a mapping with 'parameters', but got {show(root)}")
         faults.raise_if_any()
     for key in root.value:
         if key not in _SECTIONS:
@@ -81,38 +79,24 @@ def _sections(root: Node, faults: Faults) -> dict[str, Node]:
 def _entries(sections: Mapping[str, Node], faults: Faults) -> dict[str, Entry]:
     """Everything named in `parameters` and `fixed`, in order."""
     entries: dict[str, Entry] = {}
-    for name, node in _mapping(sections.get("parameters"), "parameters", faults).items():
+    varied, fixed = (_mapping(sections, name, faults) for name in ("parameters", "fixed"))
+    for name, node in varied.items():
         entries[name] = read_parameter(name, node, faults)
     if "parameters" in sections and sections["parameters"].value == {}:
         faults.add(sections["parameters"].line, "parameters must have at least one, but got none")
-    for name, node in _mapping(sections.get("fixed"), "fixed", faults).items():
+    for name, node in fixed.items():
         if name in entries:
-            text = f"{name} is fixed, but also varies (line {entries[name].line})"
-            faults.add(node.line, text)
+            line = entries[name].line
+            faults.add(node.line, f"{name} is fixed, but also varies (line {line})")
         else:
-            entries[name] = _fixed(name, node, faults)
+            entries[name] = read_fixed(name, node, faults)
     return entries
 
 
-def _mapping(node: Node | None, section: str, faults: Faults) -> dict[str, Node]:
-    if node is None or node.value is BROKEN:
-        return {}
-    if not isinstance(node.value, dict):
-        text = f"{section} must be a mapping of names to what they may be"
-        faults.add(node.line, f"{text}, but got {show(node)}")
-        return {}
-    return dict(node.value)
-
-
-def _fixed(name: str, node: Node, faults: Faults) -> Entry:
-    value = plain(node)
-    if value is BROKEN:
-        return Entry(name, node.line, "fixed")
-    if not is_plain_value(value):
-        text = f"{name} must be a value or a list of values, but got {show(value)}"
-        faults.add(node.line, text)
-        return Entry(name, node.line, "fixed")
-    return Entry(name, node.line, "fixed", ((node.line, value),))
+def _mapping(sections: Mapping[str, Node], name: str, faults: Faults) -> dict[str, Node]:
+    node = sections.get(name, Node(0, {}))
+    rule = f"{name} must be a mapping of names to what they may be"
+    return dict(node.value) if faults.holds(node, dict, rule) else {}
 
 
 def _check_vocabulary(
@@ -139,51 +123,34 @@ def _check_vocabulary(
                     faults.add(line, complaint)
 
 
-def _ordered(entries: Mapping[str, Entry], faults: Faults) -> tuple[Parameter, ...]:
-    parameters = [entry.parameter for entry in entries.values() if entry.parameter is not None]
-    return () if len(faults) else in_order(parameters)
-
-
 def _first(
-    node: Node | None, space: Space, entries: Mapping[str, Entry], faults: Faults
+    node: Node, space: Space, entries: Mapping[str, Entry], faults: Faults
 ) -> tuple[dict[str, object], ...]:
     """The configurations of `first:`, resolved; values are checked once the rest is in order."""
-    if node is None or node.value is BROKEN:
-        return ()
-    if not isinstance(node.value, list):
-        text = f"first must be a list of configurations, but got {show(node)}"
-        faults.add(node.line, text)
+    if not faults.holds(node, list, "first must be a list of configurations"):
         return ()
     is_sound = not len(faults)
     found: dict[str, dict[str, object]] = {}
     for item in node.value:
-        if not isinstance(item.value, dict):
-            if item.value is not BROKEN:
-                text = f"first: a configuration must be a mapping, but got {show(item)}"
-                faults.add(item.line, text)
-        elif is_sound:
-            configuration = _configuration(item, space, faults)
-            key = canonical_key(configuration) if configuration else ""
-            if key and key in found:
-                faults.add(item.line, f"first: {show(item)} is given twice")
-            elif configuration:
-                found[key] = configuration
-        else:
+        if not faults.holds(item, dict, "first: a configuration must be a mapping"):
+            continue
+        if not is_sound:
             _check_names(item, entries, faults)
+        elif configuration := _configuration(item, space, faults):
+            key = canonical_key(configuration)
+            if key in found:
+                faults.add(item.line, f"first: {show(item)} is given twice")
+            found[key] = configuration
     return tuple(found.values())
 
 
 def _configuration(item: Node, space: Space, faults: Faults) -> dict[str, object] | None:
     values = plain(item)
-    if values is BROKEN:
-        return None
-    problems = space.problems_of(values)
+    problems = [] if values is BROKEN else space.problems_of(values)
     for problem in problems:
         line = item.value[problem.name].line if problem.name in item.value else item.line
         faults.add(line, f"first: {problem.sentence}")
-    if problems:
-        return None
-    params = space.params_for(values)
+    params = None if problems or values is BROKEN else space.params_for(values)
     return None if params is None else space.resolve(params)
 
 
