@@ -4,30 +4,33 @@ from __future__ import annotations
 
 import os
 import shutil
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from sweep.reporting.formats import encodable
 from sweep.reporting.lines import LineDisplay, format_line, write_line
-from sweep.reporting.live import LiveDisplay
+
+if TYPE_CHECKING:
+    from sweep.reporting.live import LiveDisplay
 
 
 def make_display(stream: TextIO, verbosity: int = 0) -> LiveDisplay | LineDisplay:
-    """The live table where `stream` is a terminal that can move its cursor, else lines.
+    """The live table on a terminal that can move its cursor, else lines.
 
-    `verbosity`: -1 nothing (-q), 0 normal, 1 a line per epoch as well (-v), which on a
-    terminal takes the place of the table.
+    `verbosity`: -1 nothing (-q), 0 normal, 1 a line per epoch as well (-v), also on a terminal.
     """
     if verbosity == 0 and _is_terminal(stream):
         from rich.console import Console
 
         console = Console(file=stream)
         if console.is_terminal and console.is_interactive:
+            from sweep.reporting.live import LiveDisplay
+
             return LiveDisplay(console)
     return LineDisplay(stream, verbosity)
 
 
 def announce(stream: TextIO, message: str) -> None:
-    """Write a line that comes before the display: words on a terminal, a notice in a pipe."""
+    """Write a line before the display starts: words on a terminal, a notice in a pipe."""
     line = message if _is_terminal(stream) else format_line([("notice", message)])
     write_line(stream, for_stream(line, stream))
 
@@ -50,7 +53,7 @@ def for_stream(text: str, stream: TextIO) -> str:
 
 
 def _is_terminal(stream: TextIO) -> bool:
-    """Whether a table may move on it, which FORCE_COLOR alone does not say."""
+    """Whether `stream` is a terminal with a movable cursor, whatever FORCE_COLOR says."""
     return _is_a_tty(stream) and os.environ.get("TERM", "") not in ("dumb", "unknown")
 
 

@@ -13,7 +13,6 @@ import math
 import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from sweep.errors import UsageError, must_be_one_of
@@ -33,20 +32,15 @@ _CONDITION = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class Filter:
-    """One comparison of a column with a value."""
-
-    name: str
-    op: str
-    value: str
+Condition = tuple[str, str, str]
+"""(column, operator, value as text); "==" is "="."""
 
 
-def parse_where(text: str) -> list[Filter]:
+def parse_where(text: str) -> list[Condition]:
     """The conditions of a `--where`. Raises UsageError for any other text.
 
-    >>> parse_where("lr<=1e-2 and data='my data'")[1]
-    Filter(name='data', op='=', value='my data')
+    >>> parse_where("lr<=1e-2 and data='my data'")
+    [('lr', '<=', '1e-2'), ('data', '=', 'my data')]
     """
     conditions, at = [], 0
     while True:
@@ -55,42 +49,39 @@ def parse_where(text: str) -> list[Filter]:
             raise UsageError(f"--where {_GRAMMAR}, but got {text[at:]!r}")
         op, value = match["op"].replace("==", "="), match["value"]
         quoted = value[0] in "\"'"
-        conditions.append(Filter(match["name"], op, value[1:-1] if quoted else value))
+        conditions.append((match["name"], op, value[1:-1] if quoted else value))
         if not match["end"]:
             return conditions
         at = match.end()
 
 
 def matching(rows: Sequence[Row], columns: Sequence[str], where: str) -> list[Row]:
-    """The rows for which `where` holds. Raises UsageError for a name that is not in `columns`."""
-    conditions = parse_where(where)
-    if not rows:
-        return []
-    for condition in conditions:
-        if condition.name not in columns:
-            raise UsageError(must_be_one_of("--where", condition.name, dict.fromkeys(columns)))
-    tests = [
-        _test_of(condition, [row.get(condition.name) for row in rows]) for condition in conditions
-    ]
-    return [
-        row for row in rows
-        if all(test(row.get(c.name)) for c, test in zip(conditions, tests, strict=True))
-    ]  # fmt: skip
+    """The rows for which `where` holds. Raises UsageError for a name outside `columns`."""
+    found = list(rows)
+    for name, op, value in parse_where(where) if rows else ():
+        _check_known("--where", name, columns)
+        is_match = _test_of(name, op, value, [row.get(name) for row in rows])
+        found = [row for row in found if is_match(row.get(name))]
+    return found
 
 
 def in_states(rows: Sequence[Row], states: str) -> list[Row]:
-    """The rows whose state is one of `states`, a list with commas. Raises UsageError."""
+    """The rows with one of `states`, a list with commas. Raises UsageError."""
     wanted = {_state(word.strip()) for word in states.split(",")}
     return [row for row in rows if row["state"] in wanted]
 
 
 def chosen(columns: Sequence[str], names: str) -> list[str]:
-    """The columns that `names`, a list with commas, asks for. Raises UsageError."""
+    """The columns in `names`, a list with commas. Raises UsageError."""
     wanted = list(dict.fromkeys(name.strip() for name in names.split(",")))
     for name in wanted:
-        if name not in columns:
-            raise UsageError(must_be_one_of("--columns", name, dict.fromkeys(columns)))
+        _check_known("--columns", name, columns)
     return wanted
+
+
+def _check_known(flag: str, name: str, columns: Sequence[str]) -> None:
+    if name not in columns:
+        raise UsageError(must_be_one_of(flag, name, dict.fromkeys(columns)))
 
 
 def _state(word: str) -> str:
@@ -101,21 +92,21 @@ def _state(word: str) -> str:
     return state
 
 
-def _test_of(condition: Filter, column: Sequence[Any]) -> Callable[[Any], bool]:
-    """What a cell must pass. Raises UsageError where the value cannot be compared with any."""
-    name, wanted, number = condition.name, _as_shown(condition.value), _number(condition.value)
-    present = [value for value in column if not _is_missing(value)]
+def _test_of(name: str, op: str, value: str, column: Sequence[Any]) -> Callable[[Any], bool]:
+    """The test of one cell. Raises UsageError if no cell of `column` compares with `value`."""
+    wanted, number = _as_shown(value), _number(value)
+    present = [cell for cell in column if not _is_missing(cell)]
     n_numbers = sum(map(_is_number, present))
-    is_order = condition.op in _ORDERS
+    is_order = op in _ORDERS
     if is_order and present and not n_numbers:
         raise UsageError(f"--where: {name} holds no numbers, so only = and != compare it")
     is_text_fine = wanted.lower() == "none" or n_numbers < len(present) or not present
     if number is None and (is_order or not is_text_fine):
         raise UsageError(f"--where: {name} must be compared with a number, but got {wanted!r}")
     if is_order:
-        order, bound = _ORDERS[condition.op], number or 0.0
+        order, bound = _ORDERS[op], number or 0.0
         return lambda value: _is_number(value) and order(value, bound)
-    is_wanted = condition.op == "="
+    is_wanted = op == "="
     return lambda value: _equals(value, wanted, number) == is_wanted
 
 

@@ -13,7 +13,7 @@ _ASCII = str.maketrans(BLOCKS + "━╸─·…▸–", "__..--^^#=-..>-")
 
 
 def encodable(text: str, encoding: str | None) -> str:
-    """`text` as a stream of that encoding can take it: drawings in ASCII, other letters escaped.
+    """`text` for a stream of that encoding: drawings in ASCII, other letters escaped.
 
     >>> encodable("▁█ café …", "ascii"), encodable("▁█ café …", "utf-8")
     ('_^ caf\\\\xe9 .', '▁█ café …')
@@ -43,7 +43,7 @@ def format_number(value: float) -> str:
 
 
 def format_metric(value: float | None) -> str:
-    """`value` with 4 significant digits, zeros kept so that columns line up; None is "-".
+    """`value` with 4 significant digits, trailing zeros kept for columns; None is "-".
 
     >>> [format_metric(x) for x in (0.98, 1.0, 12.345678, 0.00012, None)]
     ['0.9800', '1.000', '12.35', '1.2e-4', '-']
@@ -106,9 +106,9 @@ def sparkline(
 ) -> str:
     """The curve of `values` as at most `width` block characters.
 
-    `scale` is what the lowest and the highest block stand for, beyond it a curve is cut; None: the
-    curve's own range. More values than places: each place shows the mean of its share. A value
-    that is not finite is a blank; a flat curve is drawn at half height.
+    `scale`: (low, high) at the lowest and the highest block, the curve is cut beyond it; None: the
+    curve's own range. With more values than places each place shows the mean of its share. NaN
+    and infinity are blanks; a flat curve is drawn at half height.
 
     >>> sparkline([0, 1, 2, 3, 4, 5, 6, 7], 8), sparkline([1, 1], 8), sparkline([0, 0, 9, 9], 2)
     ('▁▂▃▄▅▆▇█', '▄▄', '▁█')
@@ -137,8 +137,8 @@ def condensed(values: Sequence[float], width: int) -> list[float]:
 def common_scale(curves: Iterable[Sequence[float]], *, is_up: bool) -> tuple[float, float] | None:
     """One scale for the spark lines of (condensed) `curves`; None where nothing is finite.
 
-    It ends at the best point and begins where a tenth of all points are worse: one trial that
-    diverged does not make the others look alike. `is_up`: larger is better.
+    It runs from the worst tenth of all points to the best point: a diverged trial does not make
+    the others look alike. `is_up`: larger is better.
     """
     points = sorted(point for curve in curves for point in curve if math.isfinite(point))
     if not points:
@@ -148,7 +148,7 @@ def common_scale(curves: Iterable[Sequence[float]], *, is_up: bool) -> tuple[flo
 
 
 def _finite_mean(values: Sequence[float]) -> float:
-    """The mean of the finite values; scaled before it is summed, so that it cannot overflow."""
+    """The mean of the finite values, divided before the sum: it cannot overflow."""
     finite = [v for v in values if math.isfinite(v)]
     return sum(v / len(finite) for v in finite) if finite else math.nan
 

@@ -4,14 +4,14 @@
     trial=17 state=COMPLETE val_acc=0.98222 best=0.98333@12 epoch=10/10 best_epoch=7 seconds=3 ...
     progress=0.41 trials=17/50 running=32 best=0.98333@12 leading=0.98413@21 elapsed=60 eta=87
 
-A line is `key=value` pairs with one space between them, ASCII only. The order is fixed. The first
-one comes when a worker is ready and says what is searched (`done`: finished trials of earlier
-sessions, where there are some). A line of a trial:
+A line is `key=value` pairs with one space between them, ASCII only, in a fixed order. The first
+line comes once a worker is ready and describes the search (`done`: finished trials of earlier
+sessions, if any). A line of a trial:
 
     trial       number of the trial
     state       COMPLETE, PRUNED or FAIL; RUNNING for a line about an epoch (-v)
     <metric>    the study's metric under its own name: at the best epoch, or of this epoch
-    best        best value of the study's complete trials so far @ the trial that has it
+    best        best value of the study's complete trials so far @ its trial
     epoch       epochs trained / epochs at most
     best_epoch  the epoch of the kept checkpoint; finished trials only
     seconds     the trial's training time; RUNNING: of this epoch (its share in a population)
@@ -22,15 +22,15 @@ Every minute one line of the search:
 
     progress    finished part of the study, from 0 to 1; a trial counts by its epochs
     trials      finished trials / all trials
-    running     trials that train now
+    running     number of running trials
     best        as above
-    leading     best value of the running trials @ the trial that has it
+    leading     best value of the running trials @ its trial
     elapsed     seconds since the study was opened
     eta         estimated seconds until its end, once two epochs were measured
 
-A value that is unknown is `-`. What holds anything but plain printable characters is quoted as
-a JSON string. A hyperparameter that is named like a key above has `hp.` before its name.
-A notice is a line `notice="..."`. `parse_line` reads all of it back.
+An unknown value is `-`. Text with anything but plain printable characters is quoted as a JSON
+string. A hyperparameter named like a key above has `hp.` before its name. A notice is a line
+`notice="..."`. `parse_line` reads all of it back.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ Pairs = list[tuple[str, str]]
 KEYS = (
     "trial", "state", "best", "epoch", "best_epoch", "seconds", "failure", "message", "notice",
 )  # fmt: skip
-"""Keys that a trial's line has of its own, beside the metric's."""
+"""Keys of a trial's line, beside the metric's."""
 STATUS_EVERY_S = 60.0
 LOADING = "starting: a worker loads PyTorch and the data"
 STOPPING = "stopping at the end of the epoch; Ctrl-C again stops now"
@@ -81,7 +81,7 @@ def format_line(pairs: Iterable[tuple[str, str]]) -> str:
 
 
 def parse_line(line: str) -> dict[str, str]:
-    """The pairs of a line that `format_line` wrote. Raises ValueError for any other text.
+    """The pairs of a line by `format_line`. Raises ValueError for any other text.
 
     >>> parse_line('trial=3 message="a b"')
     {'trial': '3', 'message': 'a b'}
@@ -103,18 +103,17 @@ def _quoted(text: str) -> str:
 
 
 class LineDisplay:
-    """Listener: writes lines to `stream`, each flushed, from a thread of its own.
+    """Listener: writes lines to `stream`, each flushed, from its own thread.
 
-    The thread is there because a pipe whose reader pauses (`| less`) blocks its writer, and the
-    search must go on. `verbosity`: below 0 nothing is written, from 1 also one line per epoch.
-    A reader that goes away (`| head`) ends the display, not the search.
+    A pipe whose reader pauses (`| less`) blocks the thread and not the search. A reader that goes
+    away (`| head`) ends the display, not the search. `verbosity`: below 0 nothing is written,
+    from 1 also one line per epoch.
     """
 
     def __init__(
         self, stream: TextIO, verbosity: int = 0, status_every_s: float = STATUS_EVERY_S
     ) -> None:
-        self._stream = stream
-        self._verbosity = verbosity
+        self._stream, self._verbosity = stream, verbosity
         self._status_every_s = status_every_s
         self._progress: Progress | None = None
         self._lock = threading.Lock()
@@ -122,7 +121,7 @@ class LineDisplay:
         self._writer: threading.Thread | None = None
 
     def open(self, study: StudyInfo) -> None:
-        """Begin with the picture that `study` gives."""
+        """Start the thread."""
         self._progress = Progress(study)
         if self._verbosity >= 0 and self._writer is None:
             self._writer = threading.Thread(target=self._drain, name="sweep-lines", daemon=True)
@@ -136,33 +135,17 @@ class LineDisplay:
             for record in records:
                 is_first = self._progress.worker is None
                 trial = self._progress.apply(record)
-                pairs = self._pairs(self._progress, record, trial, is_first=is_first)
-                if pairs:
+                if isinstance(record, EpochReport) and (self._verbosity < 1 or record.is_replay):
+                    continue
+                if isinstance(record, WorkerReady) and not is_first:
+                    continue
+                if pairs := _pairs(self._progress, record, trial):
                     self._lines.put(format_line(pairs))
 
     def acknowledge(self) -> None:
         """Say that the search stops. Safe in a signal handler: takes no lock."""
         if self._verbosity >= 0:
             self._lines.put(format_line([("notice", STOPPING)]))
-
-    def _pairs(
-        self, progress: Progress, record: Record, trial: TrialProgress | None, *, is_first: bool
-    ) -> Pairs:
-        if isinstance(record, Notice):
-            return [("notice", record.message)]
-        if isinstance(record, WorkerReady) and is_first:
-            return start_pairs(progress.study, record)
-        if trial is None:
-            return []
-        if isinstance(record, TrialFinished) and record.state.is_finished:
-            return finished_pairs(progress, trial, record)
-        if isinstance(record, EpochReport) and self._tells(record):
-            return epoch_pairs(progress, trial, record)
-        return []
-
-    def _tells(self, record: EpochReport) -> bool:
-        """With -v, every epoch once: a replay was told when it was trained."""
-        return self._verbosity > 0 and not record.is_replay
 
     def close(self) -> None:
         """Write what is still queued. Further calls do nothing."""
@@ -173,18 +156,14 @@ class LineDisplay:
 
     def _drain(self) -> None:
         is_open, due_s = True, time.monotonic() + self._status_every_s
-        while (line := self._next_line(due_s)) is not None:
-            if not line:
+        while True:
+            try:
+                line = self._lines.get(timeout=max(0.0, due_s - time.monotonic()))
+            except queue.Empty:
                 line, due_s = self._status(), time.monotonic() + self._status_every_s
+            if line is None:
+                return
             is_open = is_open and write_line(self._stream, line)
-
-    def _next_line(self, due_s: float) -> str | None:
-        """The next line; "" where a status is due."""
-        left_s = due_s - time.monotonic()
-        try:
-            return self._lines.get(timeout=left_s) if left_s > 0 else ""
-        except queue.Empty:
-            return ""
 
     def _status(self) -> str:
         assert self._progress is not None
@@ -192,11 +171,11 @@ class LineDisplay:
             if self._progress.worker is None:
                 waited = format_duration(self._progress.elapsed_s)
                 return format_line([("notice", f"{LOADING} ({waited})")])
-            return format_line(status_pairs(self._progress))
+            return format_line(_status_pairs(self._progress))
 
 
 def write_line(stream: TextIO, line: str) -> bool:
-    """Write and flush `line`; False where nobody will read the stream any more."""
+    """Write and flush `line`; False if the stream is closed or its reader is gone."""
     try:
         stream.write(line + "\n")
         stream.flush()
@@ -208,9 +187,9 @@ def write_line(stream: TextIO, line: str) -> bool:
 
 
 def forget(stream: TextIO) -> None:
-    """Point `stream` at the null device.
+    """Point `stream` at the null device, since its reader is gone.
 
-    Its reader is gone, and what is left in its buffer would raise once more at exit
+    The rest of its buffer would raise once more at exit
     (https://docs.python.org/3/library/signal.html#note-on-sigpipe).
     """
     try:
@@ -222,8 +201,20 @@ def forget(stream: TextIO) -> None:
     os.close(null)
 
 
-def start_pairs(study: StudyInfo, worker: WorkerReady) -> Pairs:
-    """The pairs of the line that says what is searched, and where."""
+def _pairs(progress: Progress, record: Record, trial: TrialProgress | None) -> Pairs:
+    """The line of a record that `progress` has taken in already; empty if it has none."""
+    if isinstance(record, Notice):
+        return [("notice", record.message)]
+    if isinstance(record, WorkerReady):
+        return _start_pairs(progress.study, record)
+    if trial is None:
+        return []
+    if isinstance(record, TrialFinished) and record.state.is_finished:
+        return _finished_pairs(progress, trial, record)
+    return _epoch_pairs(progress, record) if isinstance(record, EpochReport) else []
+
+
+def _start_pairs(study: StudyInfo, worker: WorkerReady) -> Pairs:
     n_workers = study.config.get("workers", 1)
     return [
         ("study", study.name),
@@ -238,29 +229,22 @@ def start_pairs(study: StudyInfo, worker: WorkerReady) -> Pairs:
     ]
 
 
-def status_pairs(progress: Progress) -> Pairs:
-    """The pairs of the line that comes every minute."""
+def _status_pairs(progress: Progress) -> Pairs:
     leader, eta_s = progress.leader(), progress.eta_s()
-    leading = "-" if leader is None else f"{_number(leader.best)}@{leader.number}"
     return [
         ("progress", format_number(round(progress.share, 4))),
         ("trials", f"{progress.n_done}/{progress.study.n_trials}"),
         ("running", str(len(progress.running))),
-        ("best", _best(progress)),
-        ("leading", leading),
+        ("best", _at(progress.best_value, progress.best_number)),
+        ("leading", _at(leader.best, leader.number) if leader else "-"),
         ("elapsed", str(round(progress.elapsed_s))),
         ("eta", "-" if eta_s is None else str(round(eta_s))),
     ]
 
 
-def finished_pairs(progress: Progress, trial: TrialProgress, record: TrialFinished) -> Pairs:
-    """The pairs of a finished trial; `progress` has taken in `record` already."""
+def _finished_pairs(progress: Progress, trial: TrialProgress, record: TrialFinished) -> Pairs:
     pairs = [
-        ("trial", str(record.number)),
-        ("state", record.state.value),
-        (progress.study.metric, _number(record.value)),
-        ("best", _best(progress)),
-        ("epoch", f"{record.n_epochs}/{progress.study.epochs}"),
+        *_trial_pairs(progress, record.number, record.state, record.value, record.n_epochs),
         ("best_epoch", str(record.best_epoch or "-")),
         ("seconds", format_number(round(trial.seconds, 3))),
     ]
@@ -269,18 +253,27 @@ def finished_pairs(progress: Progress, trial: TrialProgress, record: TrialFinish
     return pairs + _renamed(trial.hyperparameters, progress.study.metric)
 
 
-def epoch_pairs(progress: Progress, trial: TrialProgress, record: EpochReport) -> Pairs:
-    """The pairs of one epoch."""
-    metric = progress.study.metric
-    others = {k: v for k, v in record.metrics.items() if k not in (metric, "epoch_s")}
+def _epoch_pairs(progress: Progress, record: EpochReport) -> Pairs:
+    metric, metrics = progress.study.metric, record.metrics
+    others = {k: v for k, v in metrics.items() if k not in (metric, "epoch_s")}
     return [
-        ("trial", str(record.number)),
-        ("state", TrialState.RUNNING.value),
-        (metric, _number(record.metrics.get(metric))),
-        ("best", _best(progress)),
-        ("epoch", f"{record.epoch}/{progress.study.epochs}"),
-        ("seconds", format_number(round(record.metrics.get("epoch_s", 0.0), 4))),
+        *_trial_pairs(
+            progress, record.number, TrialState.RUNNING, metrics.get(metric), record.epoch
+        ),
+        ("seconds", format_number(round(metrics.get("epoch_s", 0.0), 4))),
         *_renamed(others, metric),
+    ]
+
+
+def _trial_pairs(
+    progress: Progress, number: int, state: TrialState, value: float | None, epoch: int
+) -> Pairs:
+    return [
+        ("trial", str(number)),
+        ("state", state.value),
+        (progress.study.metric, "-" if value is None else format_number(value)),
+        ("best", _at(progress.best_value, progress.best_number)),
+        ("epoch", f"{epoch}/{progress.study.epochs}"),
     ]
 
 
@@ -289,12 +282,7 @@ def _renamed(values: Mapping[str, Any], metric: str) -> Pairs:
     return [(f"hp.{k}" if k in taken else k, format_value(v)) for k, v in values.items()]
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else format_number(value)
-
-
-def _best(progress: Progress) -> str:
-    if progress.best_value is None:
+def _at(value: float | None, number: int | None) -> str:
+    if value is None:
         return "-"
-    number = "-" if progress.best_number is None else progress.best_number
-    return f"{format_number(progress.best_value)}@{number}"
+    return f"{format_number(value)}@{'-' if number is None else number}"

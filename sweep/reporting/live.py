@@ -7,8 +7,14 @@ from __future__ import annotations
 
 import atexit
 import threading
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+
+from rich.cells import cell_len
+from rich.console import Console, Group
+from rich.control import Control
+from rich.live import Live
+from rich.segment import ControlType
+from rich.text import Text
 
 from sweep.reporting.formats import (
     common_scale,
@@ -21,12 +27,6 @@ from sweep.reporting.formats import (
 from sweep.reporting.lines import LOADING, STOPPING
 from sweep.reporting.progress import Progress, TrialProgress
 from sweep.trial import Notice, Record, StudyInfo, TrialState, WorkerReady
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.control import Control
-    from rich.live import Live
-    from rich.text import Text
 
 REFRESH_HZ = 4
 LINES_AROUND_ROWS = 8
@@ -48,10 +48,9 @@ _STATES = (
 class LiveDisplay:
     """Listener: one live table on `console`. `write` never waits for the terminal.
 
-    Records change the picture under a lock; a thread draws it outside of that lock, so that a
-    terminal that is held (Ctrl-S) holds up nobody else. A terminal that goes away ends the
-    display, not the search. Whoever leaves the process other than by its normal end (os._exit)
-    calls `close` first: it brings the cursor back.
+    Records change the picture under a lock; a thread draws it outside of the lock, so a paused
+    terminal (Ctrl-S) delays nothing else. A terminal that goes away ends the display, not the
+    search. Call `close` before os._exit: it brings the cursor back.
     """
 
     def __init__(self, console: Console) -> None:
@@ -70,13 +69,15 @@ class LiveDisplay:
 
     def open(self, study: StudyInfo) -> None:
         """Show the table of `study`."""
-        from rich.live import Live
-
-        self._progress = Progress(study)
-        self._live = Live(console=self._console, auto_refresh=False, vertical_overflow="crop")
-        self._thread = threading.Thread(target=self._run, name="sweep-live", daemon=True)
+        self._progress = progress = Progress(study)
+        self._live = live = Live(
+            console=self._console, auto_refresh=False, vertical_overflow="crop"
+        )
         atexit.register(self.close)
-        if self._guarded_start():
+        if _is_done(live.start):
+            self._thread = threading.Thread(
+                target=self._run, args=(live, progress), name="sweep-live", daemon=True
+            )
             self._thread.start()
 
     def write(self, records: Sequence[Record]) -> None:
@@ -100,72 +101,60 @@ class LiveDisplay:
         """Leave the last bar and counts on the terminal, cursor below. May be called twice."""
         atexit.unregister(self.close)
         live, self._live = self._live, None
-        if live is None:
+        if live is None or self._progress is None:
             return
         self._closing.set()
-        if self._thread is not None and self._thread.ident is not None:
+        if self._thread is not None:
             self._thread.join()
-        self._attempt(live, is_last=True)
+        self._draw(live, self._progress, is_last=True)
 
-    def _run(self) -> None:
-        """Draw what has changed, and once a second the clocks."""
-        live, second = self._live, -1
-        while live is not None and not self._closing.is_set():
-            assert self._progress is not None
-            now = int(self._progress.elapsed_s)
-            if (self._is_changed or now != second) and not self._attempt(live):
+    def _run(self, live: Live, progress: Progress) -> None:
+        """Draw every change, and once a second the clocks."""
+        second = -1
+        while not self._closing.is_set():
+            now = int(progress.elapsed_s)
+            if (self._is_changed or now != second) and not self._draw(live, progress):
                 return
             second = now
             self._closing.wait(1 / REFRESH_HZ)
 
-    def _guarded_start(self) -> bool:
-        try:
-            assert self._live is not None
-            self._live.start()
-        except (OSError, ValueError, SystemExit):
-            return False
-        return True
-
-    def _attempt(self, live: Live, *, is_last: bool = False) -> bool:
-        """Draw one frame; False where the terminal is gone (rich exits on a broken pipe)."""
-        try:
-            self._draw(live, is_last=is_last)
-            if is_last:
-                live.stop()
-        except (OSError, ValueError, SystemExit):
-            return False
-        return True
-
-    def _draw(self, live: Live, *, is_last: bool) -> None:
-        from rich.console import Group
-        from rich.text import Text
-
-        size = self._console.size
+    def _draw(self, live: Live, progress: Progress, *, is_last: bool = False) -> bool:
+        """Draw one frame; False if the terminal is gone."""
+        size, encoding = self._console.size, self._console.encoding
         with self._lock:
-            assert self._progress is not None
             notices, self._notices, self._is_changed = self._notices, [], False
             width, height = max(1, size.width - RIGHT_MARGIN), 0 if is_last else size.height
-            lines = frame(self._progress, width, height, is_stopping=self._is_stopping)
-        for line in lines:
-            line.plain = encodable(line.plain, self._console.encoding)
-        self._console.control(rewrap(size.width, *self._drawn))
-        self._drawn = (size.width, [line.cell_len for line in lines])
-        for notice, style in notices:
-            text = encodable(notice, self._console.encoding)
-            self._console.print(Text(text, style), highlight=False)
-        live.update(Group(*lines), refresh=True)
+            lines = frame(progress, width, height, is_stopping=self._is_stopping)
+
+        def draw() -> None:
+            for line in lines:
+                line.plain = encodable(line.plain, encoding)
+            self._console.control(rewrap(size.width, *self._drawn))
+            self._drawn = (size.width, [line.cell_len for line in lines])
+            for notice, style in notices:
+                self._console.print(Text(encodable(notice, encoding), style), highlight=False)
+            live.update(Group(*lines), refresh=True)
+            if is_last:
+                live.stop()
+
+        return _is_done(draw)
+
+
+def _is_done(write: Callable[[], object]) -> bool:
+    """Call `write`; False if the terminal is gone (rich exits on a broken pipe)."""
+    try:
+        write()
+    except (OSError, ValueError, SystemExit):
+        return False
+    return True
 
 
 def rewrap(width: int, drawn_width: int, line_widths: Sequence[int]) -> Control:
-    """Erases the rows that a frame gained when its terminal became narrower.
+    """Erases the extra rows of a frame after its terminal became narrower.
 
-    Terminals that reflow break each line that no longer fits, so the frame is higher than rich
-    remembers and its top would stay behind. Cost where a terminal does not reflow: as many
-    rows above the table.
+    A terminal that reflows breaks long lines, so the frame is higher than rich remembers and its
+    top would stay behind. On other terminals this erases as many rows above the table.
     """
-    from rich.control import Control
-    from rich.segment import ControlType
-
     n_extra = 0
     if width < drawn_width:
         n_extra = sum(max(cells - 1, 0) // max(width, 1) for cells in line_widths)
@@ -174,7 +163,7 @@ def rewrap(width: int, drawn_width: int, line_widths: Sequence[int]) -> Control:
 
 
 def start_text(study: StudyInfo, worker: WorkerReady) -> str:
-    """What is searched, and where, in words."""
+    """The first line of a search in words: budget, objective, slots, device."""
     towards = "highest" if study.direction == "maximize" else "lowest"
     slots = "one" if worker.n_slots == 1 else f"up to {worker.n_slots}"
     return (
@@ -184,13 +173,11 @@ def start_text(study: StudyInfo, worker: WorkerReady) -> str:
 
 
 def frame(progress: Progress, width: int, height: int, *, is_stopping: bool = False) -> list[Text]:
-    """The picture as lines of at most `width` cells, fewer than `height` of them.
+    """The picture as fewer than `height` lines of at most `width` cells.
 
-    Running trials are sorted by their best metric so far; those that do not fit are counted.
-    Height 0 asks for the last frame: bar and counts alone.
+    Running trials are sorted by their best metric so far; the rest of them is counted. Height 0
+    is the last frame: bar and counts only.
     """
-    from rich.text import Text
-
     lines = [_bar_line(progress, width, is_stopping=is_stopping)]
     if height == 0:
         lines.append(_counts_line(progress, width))
@@ -206,15 +193,12 @@ def frame(progress: Progress, width: int, height: int, *, is_stopping: bool = Fa
 
 
 def _bar_line(progress: Progress, width: int, *, is_stopping: bool) -> Text:
-    from rich.text import Text
-
     done, total = progress.n_done, progress.study.n_trials
-    clock = format_duration(int(progress.elapsed_s)).replace(".0s", "s")
     count = f"{done}/{total} trials"
-    tail = f"  {clock}"
+    tail = f"  {_clock(progress.elapsed_s)}"
     eta = None if is_stopping else progress.eta_s()
     if eta is not None and done < total:
-        tail += f"  ETA {format_duration(round(eta)).replace('.0s', 's')}"
+        tail += f"  ETA {_clock(round(eta))}"
     cells = min(40, width - len(count) - len(tail) - 2)
     line = Text()
     if cells >= 4:
@@ -226,8 +210,6 @@ def _bar_line(progress: Progress, width: int, *, is_stopping: bool) -> Text:
 
 def _best_line(progress: Progress) -> Text:
     """The best complete trial, or the running one that is ahead of it."""
-    from rich.text import Text
-
     label, value, name = "best", progress.best_value, progress.best_name or "from before"
     leader = progress.leader()
     if leader is not None and progress.is_better(leader.best or 0.0, value):
@@ -236,19 +218,14 @@ def _best_line(progress: Progress) -> Text:
     if value is None:
         begun = [*progress.running.values(), *progress.interrupted.values()]
         has_news = progress.n_done > 0 or any(trial.epoch for trial in begun)
-        return line.append("-", "dim") if has_news else Text(_waiting_for(progress), "dim")
+        if has_news:
+            return line.append("-", "dim")
+        return Text(LOADING if progress.worker is None else "in the first epoch", "dim")
     return line.append(format_metric(value), "bold green").append(f"  {name}")
 
 
-def _waiting_for(progress: Progress) -> str:
-    """Why there is nothing to see yet: loading torch and the data takes seconds."""
-    return LOADING if progress.worker is None else "in the first epoch"
-
-
 def _counts_line(progress: Progress, width: int) -> Text:
-    """Trials by state; zeros are dim, and left out where there is little room."""
-    from rich.text import Text
-
+    """Trials by state; zeros are dim, and left out on a narrow terminal."""
     counts = [(progress.counts[state], word, style) for state, word, style in _STATES]
     parts = [
         (f"{n} {word}", style if n else "dim") for n, word, style in counts if n or width > 48
@@ -270,13 +247,16 @@ def _age(progress: Progress) -> str:
     age_s = int(progress.epoch_age_s)
     if age_s < SLOW_EPOCH_S:
         return ""
-    clock = format_duration(age_s).replace(".0s", "s")
-    return f" {SPINNER[age_s % len(SPINNER)]} this epoch {clock}"
+    return f" {SPINNER[age_s % len(SPINNER)]} this epoch {_clock(age_s)}"
+
+
+def _clock(seconds: float) -> str:
+    """A duration without tenths of a second."""
+    return format_duration(int(seconds)).replace(".0s", "s")
 
 
 def _trial_lines(progress: Progress, width: int, n_rows: int) -> list[Text]:
     """A blank line, a header, a row for each of the best `n_rows` trials, "+12 more"."""
-    from rich.text import Text
 
     trials = progress.ranked()
     if not trials:
@@ -303,7 +283,7 @@ def _trial_lines(progress: Progress, width: int, n_rows: int) -> list[Text]:
 
 
 def _scale_text(scale: tuple[float, float] | None) -> str:
-    """What the lowest and the highest block of all curves stand for."""
+    """The metric at the lowest and at the highest block of all curves."""
     if scale is None:
         return ""
     low, high = (f"{edge:.3g}" for edge in scale)
@@ -315,10 +295,9 @@ def _column_widths(
 ) -> tuple[int, int, int, int, int]:
     """Cells for name, epoch, metric, best and curve.
 
-    Where there is little room the curve is cut down to 8 cells before the name is cut down to 20;
-    then the curve goes, then the best, and the name is cut down to 8.
+    On a narrow terminal the curve is cut to 8 cells before the name is cut to 20; then the curve
+    goes, then the best, and the name is cut to 8.
     """
-    from rich.cells import cell_len
 
     epoch = max(5, 2 * len(str(progress.study.epochs)) + 1)
     metric = max(7, min(len(progress.study.metric), 12))
@@ -332,8 +311,6 @@ def _column_widths(
 
 
 def _row(cells: Sequence[str], widths: Sequence[int], style: str) -> Text:
-    from rich.text import Text
-
     name = Text(cells[0], style)
     name.truncate(widths[0], overflow="ellipsis", pad=True)
     line = name.append(f"  {cells[1]:>{widths[1]}}", "dim")

@@ -22,7 +22,7 @@ from sweep.trial import (
 )
 
 SAME_EPOCH_S = 0.05
-"""Reports this close together are of trials that trained side by side."""
+"""Reports this close together come from trials of one population."""
 
 
 @dataclass(slots=True)
@@ -34,19 +34,17 @@ class TrialProgress:
     hyperparameters: Mapping[str, HyperValue] = field(default_factory=dict)
     resumed_at: int = 0
     """Epochs that earlier sessions trained."""
-    curve: list[tuple[int, float]] = field(default_factory=list)
-    """(epoch, metric) in order; a metric that was not reported is NaN."""
+    metrics: dict[int, Mapping[str, float]] = field(default_factory=dict)
+    """All metrics by epoch, in order."""
     values: list[float] = field(default_factory=list)
-    """The metrics of `curve` alone: quick to draw."""
+    """The study's metric at each of these epochs; NaN if it was not reported."""
     best: float | None = None
     """The best metric so far."""
-    metrics: dict[int, Mapping[str, float]] = field(default_factory=dict)
-    """All metrics by epoch."""
 
     @property
     def epoch(self) -> int:
         """The last finished epoch, from 1; 0 before the first."""
-        return self.curve[-1][0] if self.curve else self.resumed_at
+        return next(reversed(self.metrics), self.resumed_at)
 
     @property
     def seconds(self) -> float:
@@ -101,7 +99,7 @@ class Progress:
         return min(1.0, (self.n_done + sum(map(self._part, begun))) / total)
 
     def apply(self, record: Record) -> TrialProgress | None:
-        """Take in `record`; returns the trial that it is about, None where it is about none."""
+        """Take in `record`; returns its trial, or None for a record of the search."""
         if isinstance(record, TrialStarted):
             return self._start(record)
         if isinstance(record, EpochReport):
@@ -132,8 +130,8 @@ class Progress:
     def eta_s(self) -> float | None:
         """Estimated seconds until the last trial is done; None before two epochs were measured.
 
-        Remaining work over work per second, measured from the end of the session's first epoch:
-        start-up and what only a first epoch does would spoil it.
+        Remaining work over work per second. The measurement begins at the end of the session's
+        first epoch, because start-up and compilation would spoil it.
         """
         if self._first is None:
             return None
@@ -171,15 +169,14 @@ class Progress:
         if record.number in self._states:
             return None
         trial = self.running.setdefault(record.number, self._unnamed(record.number))
-        if record.is_replay or not trial.curve:
+        if record.is_replay or not trial.metrics:
             trial.resumed_at = record.epoch if record.is_replay else record.epoch - 1
-        while trial.curve and trial.curve[-1][0] >= record.epoch:
-            trial.curve.pop()
+        while trial.metrics and trial.epoch >= record.epoch:
+            trial.metrics.popitem()
             trial.values.pop()
         value = record.metrics.get(self.study.metric, math.nan)
-        trial.curve.append((record.epoch, value))
-        trial.values.append(value)
         trial.metrics[record.epoch] = record.metrics
+        trial.values.append(value)
         if self.is_better(value, trial.best):
             trial.best = value
         if not record.is_replay:

@@ -20,7 +20,7 @@ STUDY_COLUMNS = (
     "data",
 )
 LEAST_OF_A_STUDY = ("complete", "pruned", "data", "failed", "best_trial")
-"""Columns of `sweep list` that a narrow terminal leaves out, the first one first."""
+"""Columns of `sweep list` left out on a narrow terminal, the first one first."""
 _FIRST = ("number", "state", "value", "best_epoch", "n_epochs", "seconds")
 FAILURE_COLUMNS = ("failure", "message")
 LEAST_OF_A_TRIAL = ("n_epochs", "best_epoch", "seconds")
@@ -64,7 +64,7 @@ def trial_row(trial: LedgerTrial) -> dict[str, Any]:
 
 
 def trial_columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Columns of `sweep trials`: only those that some row has; failures last."""
+    """Columns of `sweep trials` that some row has; failures last."""
     names = dict.fromkeys([*_FIRST, *(k for row in rows for k in row)])
     last = [name for name in FAILURE_COLUMNS if any(row.get(name) for row in rows)]
     return [name for name in names if name not in FAILURE_COLUMNS] + last
@@ -73,9 +73,9 @@ def trial_columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def shown_columns(
     columns: Sequence[str], rows: Sequence[Mapping[str, Any]]
 ) -> tuple[list[str], Sequence[str]]:
-    """`columns` in the order for `rows`, and those that go first on a narrow terminal.
+    """(`columns` in the order for `rows`, columns to leave out first on a narrow terminal).
 
-    Where all trials failed, the reasons come first and stay.
+    If all trials failed, the reasons come first and stay.
     """
     if not rows or not all(row.get("failure") for row in rows):
         return list(columns), LEAST_OF_A_TRIAL
@@ -99,7 +99,7 @@ def study_fields(study: StudySummary, trials: Sequence[LedgerTrial]) -> dict[str
 
 
 def trial_fields(trial: LedgerTrial, study: str, checkpoint: str | None) -> dict[str, Any]:
-    """`sweep show STUDY TRIAL`; `checkpoint` says where that is."""
+    """`sweep show STUDY TRIAL`; `checkpoint` is its path or URI."""
     result = {k: v for k, v in trial.result.items() if k not in ("failure", "checkpoint")}
     metrics = {k: v for k, v in result.pop("metrics", {}).items() if k != "epoch_s"}
     named = ("name", "best_epoch", "n_epochs", "seconds")

@@ -1,4 +1,4 @@
-"""What is said when a search ends: the best trial, what it gained, and what to type next."""
+"""The end of a search in words: the best trial, its gain over the baseline, next commands."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def end_summary(
     """The last lines of a search, as plain text.
 
     Args:
-        study: What the search opened with.
-        end: How it ended; `n_by_state` counts the whole study.
-        best_name: Run name of the best trial; empty: only its number is said.
-        places: What lies where, e.g. {"MLflow": "sqlite:///mlflow.db", "log": "..."}.
-        commands: (command, what it does) to type next, see `next_commands`.
+        study: As the search opened it.
+        end: Its end; `n_by_state` counts the whole study.
+        best_name: Run name of the best trial; empty: its number is shown.
+        places: Locations by name, e.g. {"MLflow": "sqlite:///mlflow.db", "log": "..."}.
+        commands: (command, its effect) to type next, see `next_commands`.
         unsaved: Sentences on interrupted trials that have to train epochs again.
         width: Cells of the terminal; None: a pipe.
     """
@@ -63,7 +63,7 @@ def end_summary(
 
 
 def _commands(commands: Sequence[tuple[str, str]], width: int | None) -> list[str]:
-    """Commands with what they do behind them, or above them where a line would wrap."""
+    """Commands with their effect behind them, or above them if a line would wrap."""
     lines = [f"  {line}" for line in _aligned([(c, f"# {why}") for c, why in commands])]
     if width is None or max(map(len, lines)) <= width:
         return lines
@@ -82,16 +82,15 @@ def next_commands(
     has_failed: bool = False,
     going_on: str | None = None,
 ) -> list[tuple[str, str]]:
-    """(command, what it does) after a search.
+    """(command, its effect) to type after a search.
 
     Args:
         study: Its name.
         data: The data set's name; None if the module may have loaders of its own.
-        data_dir: Folder of the data set's files, where one was named.
-        storage: Address of the Optuna storage, where commands have to name it.
-        tracking_uri: Address of the MLflow store, where commands have to name it.
-        is_default_store: The store is MLflow's own default in the current folder, so that a bare
-            `mlflow ui` finds it.
+        data_dir: Folder of the data set's files, if one was named.
+        storage: Address of the Optuna storage, if commands have to name it.
+        tracking_uri: Address of the MLflow store, if commands have to name it.
+        is_default_store: A bare `mlflow ui` in the current folder finds the store.
         has_best: Some trial completed.
         has_failed: Some trial failed.
         going_on: The command that continues an unfinished search.
@@ -115,15 +114,15 @@ def next_commands(
 
 
 def _flag(name: str, value: str | None) -> str:
-    """` NAME VALUE` for a shell; empty where the value is not to be said. Never a password."""
+    """` NAME VALUE` for a shell without passwords; empty for None."""
     return "" if value is None else f" {name} {shlex.quote(redacted(value))}"
 
 
 def gain(study: StudyInfo, value: float, baseline: float) -> str:
-    """`value` against `baseline` in words, honest where nothing was gained.
+    """The difference between `value` and `baseline` in words.
 
-    Shares (both between 0 and 1, larger is better) differ in percentage points, anything else
-    in its own unit.
+    Two shares (between 0 and 1, larger is better) differ in percentage points, other metrics in
+    their own unit.
     """
     reference = f"trial 0, the baseline ({format_metric(baseline)})"
     difference = value - baseline if study.direction == "maximize" else baseline - value

@@ -89,7 +89,7 @@ def test_any_text_is_conditions_or_a_usage_error(text):
     except UsageError:
         return
     assert conditions
-    assert all(c.op in ("=", "!=", "<", "<=", ">", ">=") and c.name for c in conditions)
+    assert all(op in ("=", "!=", "<", "<=", ">", ">=") and name for name, op, _ in conditions)
 
 
 @pytest.mark.parametrize(

@@ -252,7 +252,8 @@ def test_a_trial_that_starts_again_is_not_counted_twice():
     progress = Progress(a_study())
     for record in [*curve(4, 6), started(4), report(4, 3, 0.5)]:
         progress.apply(record)
-    assert progress.running[4].curve[-2:] == [(2, pytest.approx(0.9164)), (3, 0.5)]
+    assert list(progress.running[4].metrics)[-2:] == [2, 3]
+    assert progress.running[4].values[-2:] == [pytest.approx(0.9164), 0.5]
     for record in [finished(4, None, state=TrialState.FAIL), started(4), finished(4), finished(4)]:
         progress.apply(record)
     assert progress.n_done == 1
