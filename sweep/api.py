@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from sweep.tracking import MlflowTracker
 
 PLACES = ("storage", "tracking_uri", "work_dir")
-"""Settings that say where a study is."""
+"""Settings that locate a study."""
 
 
 def run(
@@ -53,12 +52,12 @@ def best(study: str | None = None, *, trial: int | None = None, **where: Any) ->
     Args:
         study: Its name; None: the only study there is.
         trial: Number of the trial to take instead of the best.
-        **where: storage, tracking_uri and work_dir, where they are not the defaults.
+        **where: storage, tracking_uri and work_dir, if they are not the defaults.
 
     Raises NotFoundError for an unknown study or one without such a trial, ConfigError for any
     other argument.
     """
-    from sweep.reuse import find_best, find_trial
+    from sweep.reuse import find_trial
 
     wrong = [
         must_be_one_of("an argument of best", name, ("study", "trial", *PLACES))
@@ -68,39 +67,28 @@ def best(study: str | None = None, *, trial: int | None = None, **where: Any) ->
     if wrong:
         raise ConfigError(wrong)
     config = resolve(where).config
-    if trial is None:
-        return find_best(study, config)
-    if isinstance(trial, bool) or not isinstance(trial, int) or trial < 0:
+    if trial is not None and (type(trial) is not int or trial < 0):
         raise ConfigError(f"trial must be a whole number >= 0, but got {trial!r}")
     return find_trial(study, trial, config)
 
 
 def prepare(flags: Mapping[str, Any], config_file: Path | None) -> tuple[Resolved, Space]:
     """The checked configuration and space; a stored study fills in what is not said."""
-    try:
-        resolved = resolve(flags, file=config_file)
-    except ConfigError as error:
-        raise ConfigError([*error.faults, *_faults_of_space(flags, config_file)]) from error
+    resolved = resolve(flags, file=config_file, also=_faults_of_space)
     stored, space_text = _stored(resolved.config)
     if stored:
         resolved = resolve(flags, file=config_file, stored=stored)
     return resolved, _space_of(resolved, space_text)
 
 
-def _faults_of_space(flags: Mapping[str, Any], config_file: Path | None) -> Sequence[str]:
-    """Faults of the space that was asked for, where other settings are faulty, too."""
-    asked = {name: flags.get(name) for name in ("space", "module")}
-    variables = {name: os.environ.get(f"SWEEP_{name.upper()}", "") for name in asked}
+def _faults_of_space(config: RunConfig) -> Sequence[str]:
+    """Faults of the search space, to be told with those of the settings."""
     try:
-        env = {f"SWEEP_{name.upper()}": value for name, value in variables.items()}
-        config = resolve(asked | {"direction": "maximize"}, env, config_file).config
         load_space(config.space, vocabulary(config))
     except SpaceError as error:
         return error.faults
     except NotFoundError as error:
         return [str(error)]
-    except ConfigError:
-        pass  # said already
     return ()
 
 

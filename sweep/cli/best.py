@@ -28,13 +28,12 @@ def best(study: str | None, trial: int | None, fmt: str, **flags: Any) -> None:
     import dataclasses
 
     from sweep.errors import SweepError
-    from sweep.reuse import find_best, find_trial
+    from sweep.reuse import find_trial
     from sweep.reuse.recipe import FORMATS as WRITERS
 
-    config = where(flags)
-    found = find_best(study, config) if trial is None else find_trial(study, trial, config)
+    found = find_trial(study, trial, where(flags))
     try:
         recipe = dataclasses.replace(found.recipe, run_id=found.run_id)
-    except SweepError:  # MLflow may be away: the configuration is here all the same
+    except SweepError:  # the configuration is here, also if MLflow is away
         recipe = found.recipe
     click.echo(WRITERS[fmt](recipe), nl=False)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any, Literal
 
 import click
 
-from sweep.cli.options import config_options, format_option
+from sweep.cli.options import config_options, format_option, print_rows
 
 
 @click.command(short_help="Data sets: what is cached, fetch now.")
@@ -27,8 +26,6 @@ def data(
     """
     from sweep.config.settings import resolve
     from sweep.data import catalog as datasets
-    from sweep.reporting.display import width_and_color
-    from sweep.reporting.tables import render_rows
 
     folder = resolve(flags).config.data_dir
     chosen = names or datasets.dataset_names()
@@ -45,6 +42,4 @@ def data(
                 "location": status.location, "title": status.title,
             }
         )  # fmt: skip
-    columns = ["data", "ready", "bytes", "location", "title"]
-    width, is_colored = width_and_color(sys.stdout)
-    click.echo(render_rows(rows, columns, fmt, width=width, is_colored=is_colored), nl=False)
+    print_rows(rows, ["data", "ready", "bytes", "location", "title"], fmt)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +27,14 @@ def doctor(study: str | None, fix: bool, **flags: Any) -> int:
       sweep doctor digits-mlp --fix
     """
     from sweep.ledger.locks import owned_study
-    from sweep.ledger.study import open_study
     from sweep.repair.doctor import examine
-    from sweep.reuse.best import located, only_study
+    from sweep.reuse.best import opened
 
-    config = where(flags)
-    with closing(open_study(config.storage, study or only_study(config))) as ledger:
-        config = located(config, ledger)
-        with owned_study(Path(config.work_dir), config.study_name, config.storage):
-            findings = examine(config, ledger, fix=fix)
+    with (
+        opened(study, where(flags)) as (ledger, config),
+        owned_study(Path(config.work_dir), config.study_name, config.storage),
+    ):
+        findings = examine(config, ledger, fix=fix)
     for finding in findings:
         click.echo(f"{'repaired' if finding.is_fixed else 'found'}: {finding.sentence}")
     n_left = sum(not finding.is_fixed for finding in findings)

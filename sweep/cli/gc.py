@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -31,28 +30,27 @@ def gc(study: str | None, keep: int, dry_run: bool, **flags: Any) -> None:
     from sweep.errors import UndeliveredError
     from sweep.keeping import gc as housekeeping
     from sweep.ledger.locks import owned_study
-    from sweep.ledger.study import open_study
-    from sweep.reuse.best import located, only_study
+    from sweep.reuse.best import opened
 
-    config = where(flags)
-    with closing(open_study(config.storage, study or only_study(config))) as ledger:
-        config = located(config, ledger)
-        with owned_study(Path(config.work_dir), config.study_name, config.storage):
-            if not dry_run and not ledger.is_settled:  # MLflow may still need the files
-                left = bring_up(config, ledger)
-                if left:
-                    raise UndeliveredError("; ".join(left))
-            trials = ledger.trials()
-            kept = housekeeping.ranked(trials, config.resolved_direction)[:keep]
-            removals = housekeeping.in_work_dir(config, trials, kept, orphans=True)
-            removals += housekeeping.in_mlflow(config, housekeeping.stored(config), trials, kept)
-            for removal in removals:
-                if removal.kept_by:
-                    click.echo(f"trial {removal.number} stays: {removal.kept_by}")
-                else:
-                    click.echo(f"{removal.n_bytes / 1e6:8.2f} MB  {removal.where}")
-            if not dry_run:
-                housekeeping.remove(config, removals)
+    with (
+        opened(study, where(flags)) as (ledger, config),
+        owned_study(Path(config.work_dir), config.study_name, config.storage),
+    ):
+        if not dry_run and not ledger.is_settled:  # MLflow may still need the files
+            left = bring_up(config, ledger)
+            if left:
+                raise UndeliveredError("; ".join(left))
+        trials = ledger.trials()
+        kept = housekeeping.ranked(trials, config.resolved_direction)[:keep]
+        removals = housekeeping.in_work_dir(config, trials, kept, orphans=True)
+        removals += housekeeping.in_mlflow(config, housekeeping.stored(config), trials, kept)
+        for removal in removals:
+            if removal.kept_by:
+                click.echo(f"trial {removal.number} stays: {removal.kept_by}")
+            else:
+                click.echo(f"{removal.n_bytes / 1e6:8.2f} MB  {removal.where}")
+        if not dry_run:
+            housekeeping.remove(config, removals)
     removals = [removal for removal in removals if not removal.kept_by]
     total = sum(removal.n_bytes for removal in removals) / 1e6
     click.echo(f"{total:8.2f} MB {'would be freed' if dry_run else 'freed'}")

@@ -10,7 +10,7 @@ import os
 import stat
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -187,6 +187,3 @@ def _with_hint(error: click.ClickException) -> str:
     context: click.Context | None = getattr(error, "ctx", None)
     path = context.command_path if context else "sweep"
     return f"{error.format_message().rstrip('.')}. Try `{path} --help`"
-
-
-Command = Callable[..., Any]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -107,8 +108,23 @@ def format_option(function: F) -> F:
     )(function)  # fmt: skip
 
 
+def print_rows(
+    rows: Sequence[Mapping[str, Any]], columns: Sequence[str], fmt: Any,
+    least_first: Sequence[str] = (),
+) -> None:  # fmt: skip
+    """Print a table for this terminal, JSON or CSV (see `tables.render_rows`)."""
+    from sweep.reporting.display import for_stream, width_and_color
+    from sweep.reporting.tables import render_rows
+
+    width, is_colored = width_and_color(sys.stdout)
+    text = render_rows(
+        rows, columns, fmt, width=width, is_colored=is_colored, least_first=least_first
+    )
+    click.echo(for_stream(text, sys.stdout), nl=False)
+
+
 def where(flags: dict[str, Any], config_file: Path | None = None) -> RunConfig:
-    """A RunConfig that says where the stores are, from flags and environment."""
+    """A RunConfig with the addresses of the stores, from flags and environment."""
     return resolve({k: v for k, v in flags.items() if k in WHERE}, file=config_file).config
 
 

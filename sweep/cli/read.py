@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from contextlib import closing
 from typing import Any, Literal
 
 import click
 
-from sweep.cli.options import format_option, study_argument, where, where_options
+from sweep.cli.options import format_option, print_rows, study_argument, where, where_options
 
 Format = Literal["table", "json", "csv"]
 
@@ -35,7 +33,7 @@ def list_command(columns: str | None, fmt: Format, **flags: Any) -> None:
         click.echo("no studies here yet: try `sweep run`")
         return
     shown = STUDY_COLUMNS if columns is None else chosen(STUDY_COLUMNS, columns)
-    _print_rows(rows, shown, fmt, LEAST_OF_A_STUDY)
+    print_rows(rows, shown, fmt, LEAST_OF_A_STUDY)
 
 
 @click.command(short_help="A study's trials, one a line.")
@@ -67,19 +65,12 @@ def trials(
       sweep trials digits-mlp --state fail
       sweep trials digits-mlp --sort lr --format csv > trials.csv
     """
-    from sweep.ledger.study import open_study
     from sweep.reporting.filters import chosen, in_states, matching
-    from sweep.reporting.rows import (
-        FAILURE_COLUMNS,
-        shown_columns,
-        trial_columns,
-        trial_row,
-    )
+    from sweep.reporting.rows import FAILURE_COLUMNS, shown_columns, trial_columns, trial_row
     from sweep.reporting.tables import sort_rows
-    from sweep.reuse.best import only_study
+    from sweep.reuse.best import opened
 
-    config = where(flags)
-    with closing(open_study(config.storage, study or only_study(config))) as ledger:
+    with opened(study, where(flags)) as (ledger, _):
         name, rows = ledger.name, [trial_row(t) for t in ledger.trials()]
         is_descending = (sort == "value" and ledger.direction == "maximize") != reverse
     known = [*trial_columns(rows), *FAILURE_COLUMNS]
@@ -93,7 +84,7 @@ def trials(
         click.echo(f"{name}: none of its {len(rows)} trials matches")
         return
     shown, least_first = shown_columns(trial_columns(rows), found if fmt == "table" else ())
-    _print_rows(found[:limit], asked or shown, fmt, () if asked else least_first)
+    print_rows(found[:limit], asked or shown, fmt, () if asked else least_first)
 
 
 @click.command(short_help="All about a study, or one of its trials.")
@@ -116,46 +107,36 @@ def show(what: str | None, trial: int | None, fmt: Format, **flags: Any) -> None
       sweep show 17
     """
     from sweep.errors import NotFoundError
-    from sweep.ledger.study import open_study
-    from sweep.reporting.display import for_stream
+    from sweep.reporting.display import for_stream, width_and_color
     from sweep.reporting.rows import in_words, study_fields, trial_fields
     from sweep.reporting.tables import render_fields
-    from sweep.reuse.best import located, only_study
+    from sweep.reuse.best import opened
 
-    config = where(flags)
-    if what is None or what.isdigit():
-        study, number = only_study(config), None if what is None else int(what)
-    else:
-        study, number = what, trial
-    with closing(open_study(config.storage, study)) as ledger:
-        trials, summary, config = ledger.trials(), ledger.summary(), located(config, ledger)
+    is_number = what is not None and what.isdigit()
+    number = int(what) if what is not None and is_number else trial
+    with opened(None if is_number else what, where(flags)) as (ledger, config):
+        study, trials, summary = ledger.name, ledger.trials(), ledger.summary()
+    traceback = ""
     if number is None:
-        fields, traceback = study_fields(summary, trials), ""
+        fields = study_fields(summary, trials)
     else:
         found = [t for t in trials if t.number == number]
         if not found:
             held = f"trials 0 to {len(trials) - 1}" if trials else "no trials yet"
             raise NotFoundError(f"study {study!r} has {held}, but not {number}")
         fields = trial_fields(found[0], study, _checkpoint(found[0], config))
-        traceback = "" if fmt == "json" else _take_traceback(fields)
+        if fmt != "json" and (failure := fields.get("failure")):
+            fields["failure"] = {k: v for k, v in failure.items() if k != "traceback"}
+            traceback = str(failure.get("traceback", ""))
         fields = in_words(fields) if fmt == "table" else fields
-    text = render_fields(fields, fmt, is_colored=_is_colored())
+    text = render_fields(fields, fmt, is_colored=width_and_color(sys.stdout)[1])
     if traceback and fmt == "table":
         text += f"\n{traceback.rstrip()}\n"
     click.echo(for_stream(text, sys.stdout), nl=False)
 
 
-def _take_traceback(fields: dict[str, Any]) -> str:
-    """The traceback of a failed trial, out of its fields: it has lines of its own."""
-    failure = dict(fields.get("failure") or {})
-    traceback = str(failure.pop("traceback", ""))
-    if failure:
-        fields["failure"] = failure
-    return traceback
-
-
 def _checkpoint(trial: Any, config: Any) -> str | None:
-    """Where the trial's checkpoint is; None, with a line, where only MLflow could say that."""
+    """The place of the trial's checkpoint; None, with a line, if MLflow cannot be asked."""
     from sweep.errors import StoreError
     from sweep.reuse.best import checkpoint_place
 
@@ -164,22 +145,3 @@ def _checkpoint(trial: Any, config: Any) -> str | None:
     except StoreError as error:
         click.echo(f"sweep: the checkpoint may be in MLflow: {error}", err=True)
         return None
-
-
-def _print_rows(
-    rows: Sequence[Any], columns: Sequence[str], fmt: Format, least_first: Sequence[str]
-) -> None:
-    from sweep.reporting.display import for_stream, width_and_color
-    from sweep.reporting.tables import render_rows
-
-    width, is_colored = width_and_color(sys.stdout)
-    text = render_rows(
-        rows, columns, fmt, width=width, is_colored=is_colored, least_first=least_first
-    )
-    click.echo(for_stream(text, sys.stdout), nl=False)
-
-
-def _is_colored() -> bool:
-    from sweep.reporting.display import width_and_color
-
-    return width_and_color(sys.stdout)[1]

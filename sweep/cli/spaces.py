@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any, Literal
 
 import click
 
-from sweep.cli.options import config_options, format_option
+from sweep.cli.options import config_options, format_option, print_rows
 
 
 @click.command(short_help="Search spaces that come with sweep.")
@@ -20,14 +19,10 @@ def spaces(fmt: Literal["table", "json", "csv"]) -> None:
     Example:
       sweep spaces
     """
-    from sweep.reporting.display import width_and_color
-    from sweep.reporting.tables import render_rows
     from sweep.space import list_spaces
 
     rows = [{"space": s.name, "when_to_use": s.when_to_use} for s in list_spaces()]
-    width, is_colored = width_and_color(sys.stdout)
-    table = render_rows(rows, ["space", "when_to_use"], fmt, width=width, is_colored=is_colored)
-    click.echo(table, nl=False)
+    print_rows(rows, ["space", "when_to_use"], fmt)
 
 
 @click.command(short_help="Check a search-space file; print samples.")

@@ -44,10 +44,8 @@ def train(
         raise ConfigError("give one of --config FILE and --study NAME")
     resolved = resolve(flags)
     recipe, config = _recipe(config_file, trial, resolved.config)
-    given = {
-        k: getattr(resolved.config, k) for k in WHAT if k != "study" and _is_said(resolved, k)
-    }
-    recipe = dataclasses.replace(recipe, **given)
+    given = [k for k in WHAT if k != "study" and resolved.origins[k] != "default"]
+    recipe = dataclasses.replace(recipe, **{k: getattr(resolved.config, k) for k in given})
     datasets.prepare(recipe.data, config.data_dir)
     if output is None:
         output = Path(config.work_dir) / (recipe.study or f"{recipe.data}-train") / "trained.ckpt"
@@ -56,16 +54,12 @@ def train(
 
 
 def _recipe(config_file: Path | None, trial: int | None, config: Any) -> tuple[Any, Any]:
-    from sweep.reuse import find_best, find_trial, read_recipe
+    from sweep.reuse import find_trial, read_recipe
 
     if config_file is not None:
         return read_recipe(config_file), config
-    found = (
-        find_best(config.study, config) if trial is None
-        else find_trial(config.study, trial, config)
-    )  # fmt: skip
-    located = found._where
-    return dataclasses.replace(found.recipe, run_id=found.run_id), located
+    found = find_trial(config.study, trial, config)
+    return dataclasses.replace(found.recipe, run_id=found.run_id), found._where
 
 
 def _train(recipe: Any, config: Any, output: Path, *, quiet: bool) -> None:
@@ -84,7 +78,3 @@ def _train(recipe: Any, config: Any, output: Path, *, quiet: bool) -> None:
         click.echo(f"{name}={value:.4f}")
     click.echo(f"checkpoint: {trained.checkpoint}{earlier}")
     click.echo(f"MLflow run: {trained.run_id}")
-
-
-def _is_said(resolved: Any, field: str) -> bool:
-    return bool(resolved.origins[field] != "default")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
@@ -259,10 +259,12 @@ def resolve(
     env: Mapping[str, str] | None = None,
     file: Path | None = None,
     stored: Mapping[str, Any] | None = None,
+    also: Callable[[RunConfig], Iterable[str]] | None = None,
 ) -> Resolved:
     """Merge the four sources into one checked configuration.
 
-    Raises ConfigError with all faults: unknown names, wrong types, values out of range.
+    Raises ConfigError with all faults: unknown names, wrong types, values out of range. Then
+    `also` adds the faults of the space, unless space or module are faulty themselves.
     """
     faults: list[str] = []
     sources = (
@@ -286,6 +288,8 @@ def resolve(
         values["direction"], origins["direction"] = "auto", "default"
     config = RunConfig(**values)  # faulty settings have their defaults here
     faults += _cross_check(config, wrong)
+    if faults and also is not None and not wrong & {"space", "module"}:
+        faults += also(config)
     if faults:
         raise ConfigError(faults)
     return Resolved(config, origins)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sweep import hyperparameters as options
 from sweep.config.settings import RunConfig
 from sweep.errors import NotFoundError
+from sweep.files.trial_folder import trial_folder
 from sweep.hyperparameters import DEFAULT_MODULE
 from sweep.ledger.study import Ledger, open_study
 from sweep.ledger.trials import LedgerTrial, best_trial
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 STORES = ("tracking_uri", "work_dir")
-"""Settings that say where a study is, as --storage does."""
+"""Settings that locate a study, beside --storage."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -48,9 +49,9 @@ class Best:
 
     @property
     def checkpoint(self) -> Path:
-        """The Lightning checkpoint of the best epoch. Raises NotFoundError where it is gone."""
-        kept = self._where.study_dir / "trials" / f"{self.trial:05d}" / "best.ckpt"
-        # The ledger's own path is absolute: in a copy of the folder it is the original's.
+        """The Lightning checkpoint of the best epoch. Raises NotFoundError if it is gone."""
+        kept = trial_folder(self._where.study_dir, self.trial) / "best.ckpt"
+        # Not the path in the ledger: in a copied work folder it is the original's.
         if kept.is_file():
             return kept
         run_id = self.run_id
@@ -63,7 +64,7 @@ class Best:
 
     @property
     def run_id(self) -> str | None:
-        """The trial's MLflow run, or None where MLflow does not have it."""
+        """The id of the trial's MLflow run, or None if MLflow has none."""
         from sweep.tracking import run_id_of
 
         return run_id_of(self._where.tracking_uri, self.study, self.trial)
@@ -94,17 +95,16 @@ class Best:
         return loaded.eval()
 
     def predict(self, x: Any) -> np.ndarray[Any, Any]:
-        """Classes (n,) int64 of samples, from 0; of a module of yours, what its forward gives.
+        """Classes (n,) int64 of samples, from 0; for your own module, the output of its forward.
 
         Probabilities (n, C) of an MLPClassifier are `load()(x).softmax(1)`.
 
         Args:
-            x: Array or tensor (n, ...), its first axis counting samples, with the F values of a
-                sample in any shape: (n, 1, 8, 8), (n, 8, 8) and (n, 64) are alike for digits.
-                Pixels of the built-in data sets are floats from 0 to 1 of any precision, or uint8
-                as in the data set's files (0 to 16 for digits, else 0 to 255), which are scaled.
-                Samples for data of your own, or a module with loaders of its own, are taken as
-                they are.
+            x: Array or tensor (n, ...) with the F values of a sample in any shape: (n, 1, 8, 8),
+                (n, 8, 8) and (n, 64) are alike for digits. Pixels of the built-in data sets are
+                floats from 0 to 1 of any precision, or uint8 as in the data set's files (0 to 16
+                for digits, else 0 to 255), which are scaled. Samples for your own data, or for a
+                module with its own loaders, are not changed.
 
         Raises:
             DataError: Samples of another shape, type or scale, or a forward that gives no tensor.
@@ -120,37 +120,46 @@ class Best:
         return self.load()
 
 
-def find_best(study: str | None, where: RunConfig) -> Best:
-    """The best completed trial of `study` (the only study, where None). Raises NotFoundError."""
+@contextlib.contextmanager
+def opened(study: str | None, where: RunConfig) -> Iterator[tuple[Ledger, RunConfig]]:
+    """The ledger of `study` (None: the only one) and the study's own settings (see `located`)."""
     with contextlib.closing(open_study(where.storage, study or only_study(where))) as ledger:
-        trial = best_trial(ledger.trials(), ledger.direction)
-        if trial is None:
-            raise NotFoundError(
-                f"study {ledger.name!r} has no completed trial yet: "
-                f"`sweep run --study {ledger.name}` continues it"
-            )
-        return _as_best(ledger, trial, where)
+        yield ledger, located(where, ledger)
 
 
-def find_trial(study: str | None, number: int, where: RunConfig) -> Best:
-    """Trial `number` of `study`. Raises NotFoundError where there is none that completed."""
-    with contextlib.closing(open_study(where.storage, study or only_study(where))) as ledger:
-        for trial in ledger.trials():
-            if trial.number == number and trial.value is not None:
-                return _as_best(ledger, trial, where)
-        raise NotFoundError(
-            f"study {ledger.name!r} has no scored trial {number}: "
-            f"`sweep trials {ledger.name}` shows those it has"
+def find_trial(study: str | None, number: int | None, where: RunConfig) -> Best:
+    """Trial `number` (None: the best one) of `study` (None: the only one).
+
+    Raises NotFoundError if there is no such trial, or if it did not complete.
+    """
+    with opened(study, where) as (ledger, config):
+        scored = [trial for trial in ledger.trials() if trial.value is not None]
+        if number is None:
+            trial = best_trial(scored, ledger.direction)
+            fault = "no completed trial yet", f"`sweep run --study {ledger.name}` continues it"
+        else:
+            trial = next((one for one in scored if one.number == number), None)
+            fault = f"no scored trial {number}", f"`sweep trials {ledger.name}` shows those it has"
+        if trial is None or trial.value is None:
+            raise NotFoundError(f"study {ledger.name!r} has {fault[0]}: {fault[1]}")
+        return Best(
+            study=ledger.name,
+            trial=trial.number,
+            config=dict(trial.hyperparameters),
+            score=trial.value,
+            metrics=trial.result.get("metrics", {}),
+            recipe=recipe_of(ledger, trial),
+            _where=config,
         )
 
 
 def checkpoint_place(trial: LedgerTrial, where: RunConfig) -> str | None:
-    """Where a trial's checkpoint is: a path of this machine, `runs:/ID/...` in MLflow, or nowhere.
+    """The place of a trial's checkpoint: a path, `runs:/ID/...` in MLflow, or None.
 
-    `where` is the study's own configuration (see `located`). MLflow is asked only where the work
-    folder has no copy, which is so for all but the best few. Raises StoreError.
+    `where` is the study's own configuration (see `located`). MLflow is asked only if the work
+    folder has no copy, as for all but the best few. Raises StoreError.
     """
-    here = [where.study_dir / "trials" / f"{trial.number:05d}" / "best.ckpt"]
+    here = [trial_folder(where.study_dir, trial.number) / "best.ckpt"]
     if trial.result.get("checkpoint"):
         here.append(Path(trial.result["checkpoint"]))
     for path in here:
@@ -165,7 +174,7 @@ def checkpoint_place(trial: LedgerTrial, where: RunConfig) -> str | None:
 
 
 def only_study(where: RunConfig) -> str:
-    """The one study there is. Raises NotFoundError where there are none, or several."""
+    """The name of the only study. Raises NotFoundError for none or several."""
     from sweep.ledger.study import list_studies
 
     studies = list_studies(where.storage)
@@ -178,54 +187,34 @@ def only_study(where: RunConfig) -> str:
     raise NotFoundError(f"which study? one of {', '.join(names)}")
 
 
-def recipe_of(ledger: Ledger, trial: LedgerTrial, run_id: str | None) -> Recipe:
+def recipe_of(ledger: Ledger, trial: LedgerTrial) -> Recipe:
     """The recipe that trains `trial` again."""
-    config = ledger.config
+    config, result = ledger.config, trial.result
     module = config.get("module", DEFAULT_MODULE)
-    hyperparameters = dict(trial.hyperparameters)
-    batch_size = hyperparameters.pop("batch_size", config.get("batch_size", 64))
-    metrics = trial.result.get("metrics", {})
+    given = dict(trial.hyperparameters)
     return Recipe(
-        model={k: v for k, v in hyperparameters.items() if k not in options.TRAINING_ARGUMENTS},
+        model={k: v for k, v in given.items() if k not in options.TRAINING_ARGUMENTS},
         data=config.get("data", "digits"),
         module=module,
-        epochs=trial.result.get("best_epoch") or config.get("epochs", 10),
-        batch_size=batch_size,
+        epochs=result.get("best_epoch") or config.get("epochs", 10),
+        batch_size=given.get("batch_size", config.get("batch_size", 64)),
         seed=config.get("seed", 0),
         precision=config.get("precision", "32-true"),
         study=ledger.name,
         trial=trial.number,
-        run_id=run_id,
-        score={k: v for k, v in metrics.items() if k != "epoch_s"},
+        score={k: v for k, v in result.get("metrics", {}).items() if k != "epoch_s"},
         data_arguments=ledger.data_arguments if module == DEFAULT_MODULE else {},
     )
 
 
-def _as_best(ledger: Ledger, trial: LedgerTrial, where: RunConfig) -> Best:
-    if trial.value is None:
-        raise NotFoundError(f"trial {trial.number} of {ledger.name!r} has no score")
-    where = located(where, ledger)
-    return Best(
-        study=ledger.name,
-        trial=trial.number,
-        config=dict(trial.hyperparameters),
-        score=trial.value,
-        metrics=trial.result.get("metrics", {}),
-        recipe=recipe_of(ledger, trial, None),
-        _where=where,
-    )
-
-
 def located(where: RunConfig, ledger: Ledger) -> RunConfig:
-    """The study's own settings, in the stores of `where`.
+    """The study's own settings, in the storage of `where`.
 
-    Its folder and its MLflow store are the study's, too, unless `where` names others.
+    Work folder and MLflow store are the study's too, unless `where` names others.
     """
-    default, kept = RunConfig(), ledger.config
-    changes: dict[str, Any] = {}
-    for field in dataclasses.fields(RunConfig):
-        is_named = getattr(where, field.name) != getattr(default, field.name)
-        if field.name in kept and not (field.name in STORES and is_named):
-            changes[field.name] = kept[field.name]
-    changes |= {"study": ledger.name, "direction": ledger.direction}
-    return dataclasses.replace(where, **changes)
+    default, known = RunConfig(), {field.name for field in dataclasses.fields(RunConfig)}
+    named = {name for name in STORES if getattr(where, name) != getattr(default, name)}
+    kept = {k: v for k, v in ledger.config.items() if k in known - named}
+    return dataclasses.replace(
+        where, **kept | {"study": ledger.name, "direction": ledger.direction}
+    )

@@ -32,7 +32,7 @@ from sweep.errors import (
     UndeliveredError,
 )
 from sweep.ledger.study import create_study
-from sweep.reuse import Best, Recipe, find_best, find_trial, read_recipe
+from sweep.reuse import Best, Recipe, find_trial, read_recipe
 from sweep.reuse.downstream import train
 from sweep.reuse.prediction import predict
 from sweep.reuse.recipe import FORMATS, as_lightning, as_python, as_yaml
@@ -211,15 +211,15 @@ def test_any_trial_can_be_had(folder: Path) -> None:
     with pytest.raises(NotFoundError, match="has no scored trial 99"):
         find_trial("digits-mlp", 99, RunConfig())
     with pytest.raises(NotFoundError, match="did you mean digits-mlp"):
-        find_best("digit-mlp", RunConfig())
+        find_trial("digit-mlp", None, RunConfig())
 
 
 def test_the_only_study_needs_no_name(folder: Path) -> None:
     """Where there is one study it is meant; an attempt that came to nothing is none."""
-    assert find_best(None, RunConfig()).study == "digits-mlp"
+    assert find_trial(None, None, RunConfig()).study == "digits-mlp"
     storage = RunConfig().storage
     create_study(storage, "nothing", "maximize")[0].close()
-    assert find_best(None, RunConfig()).study == "digits-mlp"
+    assert find_trial(None, None, RunConfig()).study == "digits-mlp"
     optuna.delete_study(study_name="nothing", storage=storage)
 
 
