@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 HIDDEN = "***"
-"""What stands where a user and a password, or one parameter's value, stood."""
+"""Replaces user and password, or one parameter's value."""
 
 # A password may hold a slash where there is a user's name before it, as SQLAlchemy reads it.
 _USER = re.compile(r"(\b[a-z][a-z0-9+.\-]*://)(?:[^/\s:@]*:\S*|[^/\s]+)@", re.IGNORECASE)
@@ -26,5 +26,5 @@ def redacted(text: str) -> str:
 
 
 def is_redacted(uri: str) -> bool:
-    """Whether it is what `redacted` leaves of an address with credentials: none to connect to."""
+    """Whether credentials in `uri` were replaced by `redacted`."""
     return f"://{HIDDEN}@" in uri or f"={HIDDEN}" in uri

@@ -1,4 +1,4 @@
-"""`sweep`: the group of commands, and where an error becomes one line and an exit code."""
+"""`sweep`: the group of commands; errors become one line and an exit code."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class LazyGroup(click.Group):
     """Commands are imported when they are named: `sweep --help` stays fast."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """In the order that a new user meets them."""
+        """In the order of COMMANDS."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
@@ -57,7 +57,7 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """As click does, with the nearest command named where there is none."""
+        """As in click; for an unknown command the error names the nearest one."""
         from sweep.errors import must_be_one_of
 
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
@@ -94,9 +94,9 @@ def main() -> None:
 
 
 def _open_streams() -> None:
-    """Have standard streams that can be written, whoever listens.
+    """Make standard output and error writable.
 
-    Closed ones are /dev/null, as some daemons and job starters should have made them.
+    Closed ones (some daemons and job starters) become /dev/null.
     """
     fill_standard_streams()
     for number, name in ((1, "stdout"), (2, "stderr")):
@@ -110,7 +110,7 @@ def _open_streams() -> None:
 
 
 def _is_device(stream: Any, number: int) -> bool:
-    """Whether `stream` writes to a terminal, also one that is gone already."""
+    """Whether `stream` writes to a terminal, also to a closed one."""
     try:
         return stream.fileno() == number and stat.S_ISCHR(os.fstat(number).st_mode)
     except (OSError, ValueError):  # a stream of another kind, as notebooks have
@@ -118,10 +118,10 @@ def _is_device(stream: Any, number: int) -> bool:
 
 
 class _Terminal(io.FileIO):
-    """A terminal that may go away (SIGHUP) while a search saves or, under nohup, goes on."""
+    """A terminal; it may be closed (SIGHUP) while a search saves or, under nohup, goes on."""
 
     def write(self, data: Any) -> int:
-        """Write `data`; what nobody can read any more counts as written."""
+        """Write `data`; for a closed terminal it counts as written."""
         try:
             return super().write(data) or 0
         except OSError as error:

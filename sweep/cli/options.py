@@ -1,4 +1,4 @@
-"""Options that commands share. Those of a search are made from RunConfig's fields."""
+"""Shared options. Those of a search are made from RunConfig's fields."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class GroupedCommand(click.Command):
 
 
 def expanded(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
-    """Callback of an option that takes a path: `~` as in every other setting."""
+    """Callback of a path option: `~` as in every other setting."""
     return value and Path(parsers.path(param.opts[0], str(value)))
 
 
@@ -96,7 +96,7 @@ def _completer(choices: Sequence[str]) -> Callable[..., list[str]]:
 
 
 def where_options(function: F) -> F:
-    """--storage, --tracking-uri and --work-dir, for commands that read."""
+    """--storage, --tracking-uri and --work-dir."""
     return config_options(WHERE)(function)
 
 
@@ -129,7 +129,7 @@ def where(flags: dict[str, Any], config_file: Path | None = None) -> RunConfig:
 
 
 def print_config(resolved: Resolved) -> None:
-    """Each setting, its value, and where it came from."""
+    """Print each setting with its value and origin."""
     from sweep.config.document import write_document
     from sweep.redact import redacted
 
@@ -144,7 +144,7 @@ def print_config(resolved: Resolved) -> None:
 
 
 def study_argument(function: F) -> F:
-    """The STUDY argument; None where it is left out."""
+    """The optional STUDY argument."""
     return click.argument("study", required=False, shell_complete=_complete_study)(function)
 
 

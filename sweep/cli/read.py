@@ -1,4 +1,4 @@
-"""`sweep list`, `sweep trials`, `sweep show`: what there is, from the Optuna storage."""
+"""`sweep list`, `sweep trials`, `sweep show`: read from the Optuna storage."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from sweep.redact import redacted
 
 EXIT_CODES = {"interrupted": StudyInterrupted.exit_code, "timeout": OUT_OF_TIME}
 UNFINISHED = ("interrupted", "timeout", "failed")
-"""Reasons for an end after which the same study goes on."""
+"""Ends of a search with trials left to train."""
 NEXT_IF_DONE = (
     "study {name} already has {n} finished trials: nothing to do for --trials {total}. {hint}"
 )
@@ -80,14 +80,14 @@ def search(config: Any, space: Any, extras: Any = None, verbosity: int = 0) -> A
 
 
 def announce(name: str) -> None:
-    """Say what is being done, before the imports that take seconds."""
+    """A line before the slow imports (seconds)."""
     from sweep.reporting import display
 
     display.announce(sys.stdout, f"{name}: loading Optuna, MLflow and PyTorch ...")
 
 
 def finish(config: Any, outcome: Any) -> int:
-    """Say what came out of a search and what to type next; the exit code."""
+    """Print the summary of a search; returns the exit code."""
     from sweep.reporting.display import for_stream, width_and_color
     from sweep.reporting.summary import end_summary
 
@@ -146,9 +146,9 @@ def _retry(config: Any) -> str:
 
 
 def _going_on(config: Any) -> str:
-    """The shortest `sweep run` that continues the search: flags for what nothing else says.
+    """The shortest `sweep run` to continue the search, without passwords.
 
-    The environment and the study, as it is stored, say the other settings. Passwords are left out.
+    It has flags only for settings that neither the environment nor the stored study gives.
     """
     from sweep.search.study import VOLATILE, stored_config
 
@@ -173,7 +173,7 @@ def _going_on(config: Any) -> str:
 
 
 def _unknown(config: Any, field: str) -> str | None:
-    """A setting that another command of this shell would not have without a flag, else None."""
+    """A setting, or None if other commands in this shell have it without a flag."""
     value = getattr(config, field)
     return None if getattr(resolve({}).config, field) == value else str(value)
 

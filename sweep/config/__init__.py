@@ -1,1 +1,1 @@
-"""What was asked for: settings from flags, environment, files and the study; the YAML reader."""
+"""Settings from flags, environment, files and the study; the YAML reader."""

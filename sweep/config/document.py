@@ -1,8 +1,8 @@
 """A YAML file (settings, search space, recipe) as nodes with lines, and the faults in it.
 
-PyYAML follows YAML 1.1, where `1e-3` is text and `no` is false. Here scalars are resolved by
-YAML 1.2's core schema (https://yaml.org/spec/1.2.2/#1032-tag-resolution). Nothing but plain
-values is ever built: no tags, no aliases, so that no file can run code or grow without bound.
+PyYAML follows YAML 1.1: `1e-3` is text and `no` is false. Here scalars are resolved by YAML 1.2's
+core schema (https://yaml.org/spec/1.2.2/#1032-tag-resolution). Tags and aliases are refused: no
+file can run code or grow without bound.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Node:
 
 
 class Faults:
-    """Collects faults, so that a bad file is told all of them at once."""
+    """Collects the faults of a file, to raise all of them at once."""
 
     def __init__(
         self, source: str, error: type[SpaceError] | type[ConfigError] = SpaceError
@@ -99,14 +99,14 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes text in quotes where YAML 1.1 or 1.2 would read something else; no aliases."""
+    """Quotes text that YAML 1.1 or 1.2 would read as another type; no aliases."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012
         first: list(found) for first, found in yaml.SafeDumper.yaml_implicit_resolvers.items()
     }
 
     def ignore_aliases(self, data: Any) -> bool:
-        """A value that occurs twice is written twice."""
+        """A repeated value is written again."""
         return True
 
 
@@ -118,7 +118,7 @@ for _name, _pattern, _first in _SCALARS:
 
 
 def write_document(value: Any, *, flow: bool | None = None) -> str:
-    """`value` as YAML that `read_document` and readers of YAML 1.1 take for the same value."""
+    """`value` as YAML, read alike by `read_document` and by readers of YAML 1.1."""
     text = yaml.dump(value, Dumper=_Dumper, sort_keys=False, default_flow_style=flow, width=10**6)
     return str(text)
 
@@ -151,10 +151,10 @@ def read_text(path: Path, error: type[SpaceError] | type[ConfigError]) -> str:
 
 
 def read_document(text: str, faults: Faults) -> Node:
-    """The root of the one YAML document in `text`; a node of null where it is empty.
+    """The root of the one YAML document in `text`; a node of null if it is empty.
 
-    Duplicate keys, tags and numbers that are not finite go to `faults`. Raises its error at
-    once where the text is not YAML at all.
+    Duplicate keys, tags and numbers that are not finite go to `faults`. Raises its error at once
+    if the text is not YAML.
     """
     try:
         root = _compose(text)
@@ -239,10 +239,7 @@ def _scalar(node: yaml.Node, faults: Faults) -> Any:
 
 
 def resolve_scalar(kind: str, text: str) -> Any:
-    """The value of `text` as YAML 1.2's `kind` (str, null, bool, int, float).
-
-    Raises ValueError where text is not of that kind.
-    """
+    """The value of `text` as YAML 1.2's `kind` (str, null, bool, int, float), or ValueError."""
     if kind == "str":
         return text
     if kind == "null":
@@ -256,7 +253,7 @@ def resolve_scalar(kind: str, text: str) -> Any:
 
 
 def plain(node: Node) -> Any:
-    """The node's value without lines: lists become tuples; BROKEN where any part is."""
+    """The node's value without lines: lists become tuples; BROKEN if any part is."""
     if isinstance(node.value, list):
         parts = [plain(item) for item in node.value]
         return BROKEN if any(part is BROKEN for part in parts) else tuple(parts)

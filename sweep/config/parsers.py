@@ -1,6 +1,6 @@
-"""Values as flags, environment and files give them, checked: each fault is one sentence.
+"""Parsers of values from flags, environment and files; each fault is one sentence.
 
-A parser takes the name to use in its message and the raw value, and returns the value or raises
+A parser takes the name for its message and the raw value. It returns the value or raises
 ConfigError.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 from sweep.data.catalog import dataset_names
 from sweep.databases import sqlite
@@ -24,9 +24,24 @@ _ADDRESS = re.compile(rf"[A-Za-z][\w+.-]*://(?:{_USERINFO})?{_HOST}(?:[/?#][^\s@
 _NUMBER = re.compile(r"[-+]?(\.\d+|\d+(\.\d*)?)([eE][-+]?\d+)?", re.ASCII)
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h|d)?", re.ASCII)
 _SECONDS = {None: 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-
+_FLAGS = {
+    **dict.fromkeys(("true", "yes", "on", "1"), True),
+    **dict.fromkeys(("false", "no", "off", "0"), False),
+}
 
 Parser = Callable[[str, Any], Any]
+
+
+def _parser(rule: str, convert: Callable[[Any], Any]) -> Parser:
+    """A parser by `convert`, whose ValueError or similar becomes "FIELD must RULE"."""
+
+    def parse(field: str, value: Any) -> Any:
+        try:
+            return convert(value)
+        except (TypeError, ValueError, OverflowError, KeyError):
+            raise ConfigError(f"{field} must {rule}, but got {shown(value)}") from None
+
+    return parse
 
 
 def text(field: str, value: Any) -> str:
@@ -39,11 +54,11 @@ def text(field: str, value: Any) -> str:
 
 
 def path(field: str, value: Any) -> str:
-    """A file or folder: `~` is a home folder; anything relative starts at the current folder."""
+    """A file or folder: `~` is a home folder; a relative path starts at the current folder."""
     word = text(field, value)
     if not word.startswith("~"):
         return word
-    expanded = os.path.expanduser(word)  # noqa: PTH111 - Path raises where nobody has the name
+    expanded = os.path.expanduser(word)  # noqa: PTH111 - Path raises for an unknown user
     if expanded.startswith("~"):
         raise ConfigError(
             f"{field} must be a path, but {shown(word)} names the home of nobody: write ./~ for "
@@ -73,126 +88,88 @@ def address(field: str, value: Any) -> str:
     return word
 
 
-def study_name(field: str, value: Any) -> str:
-    """A name that is safe as a folder and as an experiment."""
-    if not isinstance(value, str) or not STUDY_NAME.fullmatch(value):
-        raise ConfigError(
-            f"{field} must be 1-100 letters, digits, '.', '_' or '-', beginning with a letter "
-            f"or digit, but got {shown(value)}"
-        )
-    return value
+def as_number(value: Any) -> float:
+    """`value` as a finite number; text as in YAML 1.2: no 1_000, no 0x10. Raises ValueError."""
+    is_text = isinstance(value, str)
+    if isinstance(value, bool) or (is_text and not _NUMBER.fullmatch(value.strip())):
+        raise ValueError(value)
+    number = float(value)
+    if not abs(number) < 1e18:
+        raise ValueError(value)
+    return number
+
+
+def _count(value: Any, low: int) -> int:
+    number = as_number(value)
+    if number != int(number) or number < low:
+        raise ValueError(value)
+    return int(number)
 
 
 def count(low: int) -> Parser:
     """A parser of whole numbers from `low`."""
-
-    def parse(field: str, value: Any) -> int:
-        number = as_number(value)
-        if number is None or number != int(number) or number < low:
-            raise ConfigError(f"{field} must be a whole number >= {low}, but got {shown(value)}")
-        return int(number)
-
-    return parse
+    return _parser(f"be a whole number >= {low}", lambda value: _count(value, low))
 
 
-def as_number(value: Any) -> float | None:
-    """`value` as a finite number, or None. Text is a number as in YAML 1.2: no 1_000, no 0x10."""
-    if isinstance(value, bool) or (
-        isinstance(value, str) and not _NUMBER.fullmatch(value.strip())
-    ):
-        return None
-    try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return number if abs(number) < 1e18 else None
+def _positive(value: float) -> float:
+    if value <= 0:
+        raise ValueError(value)
+    return value
 
 
-def duration(field: str, value: Any) -> float:
-    """Seconds, from 90, 90s, 15m, 2h or 1d."""
-    match = _DURATION.fullmatch(str(value).strip()) if not isinstance(value, bool) else None
-    if match is None or float(match[1]) <= 0:
-        raise ConfigError(
-            f"{field} must be a positive time such as 90, 90s, 15m or 2h, but got {shown(value)}"
-        )
-    return float(match[1]) * _SECONDS[match[2]]
+def _duration(value: Any) -> float:
+    match = None if isinstance(value, bool) else _DURATION.fullmatch(str(value).strip())
+    if match is None:
+        raise ValueError(value)
+    return _positive(float(match[1])) * _SECONDS[match[2]]
 
 
-def gigabytes(field: str, value: Any) -> float:
-    """A positive number of gigabytes."""
-    number = as_number(value)
-    if number is None or number <= 0:
-        raise ConfigError(
-            f"{field} must be a positive number of gigabytes, but got {shown(value)}"
-        )
-    return number
+def _matching(pattern: re.Pattern[str], value: Any) -> Any:
+    if not isinstance(value, str) or not pattern.fullmatch(value):
+        raise ValueError(value)
+    return value
 
 
-def gigabytes_or_none(field: str, value: Any) -> float | None:
-    """A positive number of gigabytes; None for none."""
-    if value == "none":
-        return None
-    try:
-        return gigabytes(field, value)
-    except ConfigError as error:
-        raise ConfigError(str(error).replace("must be", "must be none or")) from None
+def _device(value: Any) -> str:
+    word = str(value).strip().replace("'", "")  # a list in a file holds words
+    if word not in ("1", "auto") and not re.fullmatch(r"\d+,|\[\d+\]", word):
+        raise ValueError(value)
+    return "1" if word == "auto" else word
 
 
-def switch(field: str, value: Any) -> bool:
-    """True or false, from their usual words."""
-    words = dict.fromkeys(("true", "yes", "on", "1"), True)
-    words |= dict.fromkeys(("false", "no", "off", "0"), False)
-    if isinstance(value, bool):
-        return value
-    if str(value).lower() not in words:
-        raise ConfigError(f"{field} must be true or false, but got {shown(value)}")
-    return words[str(value).lower()]
-
-
-def population(field: str, value: Any) -> int | None:
-    """A number of trials; None for auto."""
-    if value is None or value == "auto":
-        return None
-    try:
-        return cast(int, count(1)(field, value))
-    except ConfigError:
-        raise ConfigError(
-            f"{field} must be auto or a number >= 1, but got {shown(value)}"
-        ) from None
+study_name = _parser(
+    "be 1-100 letters, digits, '.', '_' or '-', beginning with a letter or digit",
+    lambda value: _matching(STUDY_NAME, value),
+)
+"""A name that is safe as a folder and as an experiment."""
+module_path = _parser(
+    "name a LightningModule as package.module:Class", lambda value: _matching(_IMPORT_PATH, value)
+)
+duration = _parser("be a positive time such as 90, 90s, 15m or 2h", _duration)
+"""Seconds, from 90, 90s, 15m, 2h or 1d."""
+gigabytes = _parser("be a positive number of gigabytes", lambda value: _positive(as_number(value)))
+gigabytes_or_none = _parser(
+    "be none or a positive number of gigabytes",
+    lambda value: None if value == "none" else _positive(as_number(value)),
+)
+switch = _parser("be true or false", lambda value: _FLAGS[str(value).lower()])
+population = _parser(
+    "be auto or a number >= 1", lambda value: None if value in (None, "auto") else _count(value, 1)
+)
+device_count = _parser("be 1, or one device as '2,' (its index)", _device)
+"""Lightning's `devices`: 1, or the index of one device."""
 
 
 def choice(choices: tuple[str, ...], *, or_import: str = "") -> Parser:
-    """A parser of one of `choices`, or of package.module:name where `or_import` says what."""
+    """A parser of one of `choices`, or of package.module:name for an `or_import` such as class."""
 
-    def parse(field: str, value: Any) -> str:
+    def parse(field: str, value: Any) -> Any:
         if value in choices or (or_import and _IMPORT_PATH.fullmatch(str(value))):
-            return cast(str, value)
+            return value
         known = (*choices, f"a {or_import} as package.module:name") if or_import else choices
         raise ConfigError(must_be_one_of(field, value, known))
 
     return parse
 
 
-def data_name(field: str, value: Any) -> str:
-    """A data set of the catalog, or package.module:function."""
-    parsed = choice(tuple(dataset_names()), or_import="function")(field, value)
-    return cast(str, parsed)
-
-
-def module_path(field: str, value: Any) -> str:
-    """package.module:Class."""
-    if not _IMPORT_PATH.fullmatch(str(value)):
-        raise ConfigError(
-            f"{field} must name a LightningModule as package.module:Class, but got {shown(value)}"
-        )
-    return cast(str, value)
-
-
-def device_count(field: str, value: Any) -> str:
-    """Lightning's `devices`: 1, or one device's index."""
-    text = str(value).strip().replace("'", "")  # a list of a file has words
-    if text in ("1", "auto") or re.fullmatch(r"\d+,|\[\d+\]", text):
-        return "1" if text == "auto" else text
-    raise ConfigError(
-        f"{field} must be 1, or one device as '2,' (its index), but got {shown(value)}"
-    )
+data_name = choice(dataset_names(), or_import="function")

@@ -1,4 +1,4 @@
-"""What was asked for: flags, environment and files become one frozen, checked RunConfig.
+"""Settings: flags, environment and files become one frozen, checked RunConfig.
 
 Precedence: flag, environment, file, the study's stored configuration, default. Every fault is
 found before anything runs and all are reported at once.
@@ -30,7 +30,7 @@ SAMPLERS: Final = ("tpe", "gp", "cmaes", "qmc", "random", "grid", "nsga2")
 PRUNERS: Final = ("none", "median", "asha", "hyperband", "patient")
 _DIRECTION = "--direction must be said for --metric {metric}: maximize or minimize"
 OTHER_VARIABLES: Final = ("SWEEP_KERNEL", "SWEEP_TEST_MNIST")
-"""Variables of the environment that are no settings of a search."""
+"""Other environment variables of sweep."""
 PRECISIONS: Final = ("32-true", "64-true", "16-mixed", "bf16-mixed", "bf16-true", "16-true")
 
 
@@ -44,7 +44,7 @@ def _option(
     choices: tuple[str, ...] = (),
     env: tuple[str, ...] = (),
 ) -> Any:
-    """A config field: its default, its parser, and what --help says of it."""
+    """A config field: its default, its parser, and its text in --help."""
     return dataclasses.field(
         default=default,
         metadata={
@@ -56,7 +56,7 @@ def _option(
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class RunConfig:
-    """Everything that `sweep run` was asked for. Field help says units and why that default."""
+    """The settings of `sweep run`. Each field's help has its unit and default."""
 
     # fmt: off
     study: str | None = _option(
@@ -200,7 +200,7 @@ class RunConfig:
     # fmt: on
 
     def __repr__(self) -> str:
-        """The settings that are not the defaults, without credentials."""
+        """All settings but the defaults, without credentials."""
         said = {
             f.name: getattr(self, f.name) for f in dataclasses.fields(self)
             if getattr(self, f.name) != f.default
@@ -233,7 +233,7 @@ class RunConfig:
 
     @property
     def resolved_direction(self) -> Direction:
-        """`direction`; for auto, what the metric's name tells. Raises ConfigError if nothing."""
+        """`direction`; auto: by the metric's name. Raises ConfigError for an unknown metric."""
         direction = told_direction(self.metric) if self.direction == "auto" else self.direction
         if direction is None:
             raise ConfigError(_DIRECTION.format(metric=shown(self.metric)[1:-1]))
@@ -241,13 +241,13 @@ class RunConfig:
 
     @property
     def objective(self) -> Objective:
-        """The metric and its direction. Raises ConfigError where the name tells none."""
+        """The metric and its direction. Raises ConfigError (see `resolved_direction`)."""
         return Objective(self.metric, self.resolved_direction)
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """A configuration and where each of its values came from."""
+    """A configuration and the origin of each value."""
 
     config: RunConfig
     origins: Mapping[str, str] = dataclasses.field(repr=False)
@@ -311,7 +311,7 @@ def setting_names() -> dict[str, str]:
 
 
 def unknown_variables(env: Mapping[str, str]) -> list[str]:
-    """One sentence for each variable of `env` that begins with SWEEP_ and is no setting."""
+    """One sentence for each variable of `env` named SWEEP_* without being a setting."""
     names = setting_names()
     known = [f"SWEEP_{name.upper()}" for name in (*names, *names.values())] + [*OTHER_VARIABLES]
     return [
@@ -322,7 +322,7 @@ def unknown_variables(env: Mapping[str, str]) -> list[str]:
 
 
 def identity_changes(config: RunConfig, stored: Mapping[str, Any]) -> list[str]:
-    """One sentence for each setting that makes this another search than the stored one."""
+    """One sentence for each setting of the stored search that cannot change, but did."""
     changes = []
     now = dataclasses.asdict(config) | {"direction": config.resolved_direction}
     for field in dataclasses.fields(RunConfig):
@@ -420,7 +420,7 @@ def _of_study(stored: Mapping[str, Any]) -> dict[str, _Given]:
 
 
 def _cross_check(config: RunConfig, wrong: Collection[str]) -> list[str]:
-    """What does not go together; fields in `wrong` have their defaults, which nobody chose."""
+    """Contradictions between settings; fields in `wrong` are faulty and have defaults here."""
     faults = []
     is_ours = config.module == DEFAULT_MODULE and "module" not in wrong
     if is_ours and config.metric not in MLP_METRICS:
@@ -447,7 +447,7 @@ def _cross_check(config: RunConfig, wrong: Collection[str]) -> list[str]:
 
 
 def _same_database(storage: str, tracking_uri: str) -> bool:
-    """Whether both would make tables in one place, where they trip over each other's names."""
+    """Whether both are one database: Optuna and MLflow have tables of the same names."""
     paths = [sqlite.path_of(url) for url in (storage, tracking_uri)]
     real = [os.path.realpath(path) for path in paths if path is not None]
     return storage == tracking_uri or (len(real) == 2 and real[0] == real[1])

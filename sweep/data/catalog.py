@@ -1,9 +1,9 @@
 """Data sets by name: where they come from, the cache, and their files as arrays (no torch).
 
-`digits` lies inside scikit-learn; `mnist` and `fashion_mnist` are four IDX files each, fetched
-once into the user's cache folder, or read from a folder that the user names (`--data-dir`,
-`SWEEP_DATA_DIR`). numpy and pooch are imported where they are used: `sweep --help` needs the
-names of the data sets, and not 0.15 s of imports.
+`digits` is a file of scikit-learn; `mnist` and `fashion_mnist` are four IDX files each, fetched
+once into the user's cache folder, or read from a folder of the user (`--data-dir`,
+`SWEEP_DATA_DIR`). numpy is imported late (0.15 s): `sweep --help` needs the names of data sets
+only.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 SplitName = Literal["train", "test"]
 DATA_DIR_VARIABLE = "SWEEP_DATA_DIR"
 TIMEOUT_S = 30.0
-"""A mirror that says nothing for this long is given up, in seconds."""
+"""Seconds without an answer after which the next mirror is tried."""
 
 IDX_FILES: Mapping[SplitName, tuple[str, str]] = MappingProxyType(
     {
@@ -43,13 +43,13 @@ IDX_FILES: Mapping[SplitName, tuple[str, str]] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class DatasetSpec:
-    """What is known of a data set before any of its files is there."""
+    """A data set, before any of its files is there."""
 
     name: str
     title: str
     """One line for people."""
     source: str
-    """Where it comes from: a URL."""
+    """Its home page, a URL."""
     license: str
     image_shape: tuple[int, int]
     """Height and width in pixels."""
@@ -57,9 +57,9 @@ class DatasetSpec:
     """The value of a fully inked pixel; 0 is none."""
     n_classes: int
     val_fraction: float
-    """Share of the training part that becomes validation."""
+    """Share of the training part used for validation."""
     mirrors: tuple[str, ...] = ()
-    """URLs that end in a slash, tried in this order; none: the data set is bundled."""
+    """URLs with a final slash, tried in this order; none: the data set is bundled."""
     md5: Mapping[str, str] = field(default_factory=dict)
     """File name -> MD5 of the published file."""
 
@@ -71,86 +71,67 @@ class DatasetSpec:
 
 @dataclass(frozen=True, slots=True)
 class DatasetStatus:
-    """What is on this machine of a data set."""
+    """The files of a data set on this machine."""
 
     name: str
     title: str
     is_ready: bool
-    """Whether every file is there (it is read and verified only when it is used)."""
+    """Whether every file is there; verified only when it is used."""
     location: str
-    """The bundled file, or the folder that holds the files or would hold them."""
+    """The bundled file, or the folder for the files."""
     n_bytes: int
-    """Size of the files that are there, in bytes."""
+    """Size of the present files, in bytes."""
     missing: tuple[str, ...]
-    """Names of the files that are not there."""
+    """Names of the missing files."""
 
 
 _DIGITS_TEST_FRACTION = 0.1
-# 75/15/10: validation, where all trials of a search compete, gets more than the test part, which
-# is opened once. With 270 samples one is 0.37 points of accuracy (0.56 with 80/10/10).
-_DIGITS_SIZE = 1797
-# The test part of digits is the same for every study seed: otherwise one study would train on
-# what another seals.
+# 75/15/10: all trials of a search compete on validation, so it gets more than the test part. With
+# 270 samples one is 0.37 points of accuracy (0.56 with 80/10/10).
 _DIGITS_TEST_SEED = 0
+# Not the study's seed: one study would train on samples in another's sealed test part.
+
+
+def _images_28(name: str, title: str, license: str, md5: str, *urls: str) -> DatasetSpec:
+    """MNIST or a successor: 60,000 + 10,000 images in four files; `md5` in their order."""
+    files = (file for split in IDX_FILES.values() for file in split)
+    source, *mirrors = urls
+    return DatasetSpec(
+        name, title, source, license, (28, 28), max_value=255, n_classes=10, val_fraction=1 / 12,
+        mirrors=tuple(mirrors), md5=dict(zip(files, md5.split(), strict=True)),
+    )  # fmt: skip
+
 
 _SPECS = (
     DatasetSpec(
-        name="digits",
-        title="1,797 handwritten digits of 8x8 pixels, bundled with scikit-learn",
-        source="https://archive.ics.uci.edu/dataset/80",
-        license="CC BY 4.0",
-        image_shape=(8, 8),
-        max_value=16,
-        n_classes=10,
+        "digits", "1,797 handwritten digits of 8x8 pixels, bundled with scikit-learn",
+        "https://archive.ics.uci.edu/dataset/80", "CC BY 4.0", (8, 8), max_value=16, n_classes=10,
         val_fraction=1 / 6,
     ),
-    DatasetSpec(
-        name="mnist",
-        title="70,000 handwritten digits of 28x28 pixels (LeCun, Cortes, Burges)",
-        source="https://ossci-datasets.s3.amazonaws.com/mnist/",
-        license="CC BY-SA 3.0",
-        image_shape=(28, 28),
-        max_value=255,
-        n_classes=10,
-        val_fraction=1 / 12,
-        mirrors=(
-            "https://ossci-datasets.s3.amazonaws.com/mnist/",
-            "https://storage.googleapis.com/cvdf-datasets/mnist/",
-        ),
-        md5={
-            "train-images-idx3-ubyte.gz": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
-            "train-labels-idx1-ubyte.gz": "d53e105ee54ea40749a09fcbcd1e9432",
-            "t10k-images-idx3-ubyte.gz": "9fb629c4189551a2d022fa330f9573f3",
-            "t10k-labels-idx1-ubyte.gz": "ec29112dd5afa0611ce80d1b7f02629c",
-        },
+    _images_28(
+        "mnist", "70,000 handwritten digits of 28x28 pixels (LeCun, Cortes, Burges)",
+        "CC BY-SA 3.0",
+        "f68b3c2dcbeaaa9fbdd348bbdeb94873 d53e105ee54ea40749a09fcbcd1e9432 "
+        "9fb629c4189551a2d022fa330f9573f3 ec29112dd5afa0611ce80d1b7f02629c",
+        "https://ossci-datasets.s3.amazonaws.com/mnist/",
+        "https://ossci-datasets.s3.amazonaws.com/mnist/",
+        "https://storage.googleapis.com/cvdf-datasets/mnist/",
     ),
-    DatasetSpec(
-        name="fashion_mnist",
-        title="70,000 articles of clothing of 28x28 pixels (Zalando Research)",
-        source="https://github.com/zalandoresearch/fashion-mnist",
-        license="MIT",
-        image_shape=(28, 28),
-        max_value=255,
-        n_classes=10,
-        val_fraction=1 / 12,
-        mirrors=(
-            "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
-            "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",
-        ),
-        md5={
-            "train-images-idx3-ubyte.gz": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
-            "train-labels-idx1-ubyte.gz": "25c81989df183df01b3e8a0aad5dffbe",
-            "t10k-images-idx3-ubyte.gz": "bef4ecab320f06d8554ea6380940ec79",
-            "t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
-        },
+    _images_28(
+        "fashion_mnist", "70,000 articles of clothing of 28x28 pixels (Zalando Research)", "MIT",
+        "8d4fb7e6c68d591d4c3dfef9ec88bf0d 25c81989df183df01b3e8a0aad5dffbe "
+        "bef4ecab320f06d8554ea6380940ec79 bb300cfdad3c16e7a12a480ee83cd310",
+        "https://github.com/zalandoresearch/fashion-mnist",
+        "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+        "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",
     ),
-)
+)  # fmt: skip
 CATALOG: Mapping[str, DatasetSpec] = MappingProxyType({spec.name: spec for spec in _SPECS})
 """Data sets by name; the first is the default."""
 
 
 def dataset_names() -> tuple[str, ...]:
-    """Names of the data sets that sweep brings, the default first."""
+    """Names of the built-in data sets, the default first."""
     return tuple(CATALOG)
 
 
@@ -160,7 +141,7 @@ def is_custom(name: str) -> bool:
 
 
 def spec_of(name: str) -> DatasetSpec:
-    """The entry of CATALOG. Raises ConfigError, with the nearest name, where there is none."""
+    """The entry of CATALOG. Raises ConfigError with the nearest name for an unknown one."""
     if name not in CATALOG:
         fault = must_be_one_of("data", name, CATALOG)
         raise ConfigError(f"{fault}; a function of your own is package.module:function")
@@ -168,7 +149,7 @@ def spec_of(name: str) -> DatasetSpec:
 
 
 def resolve_data_dir(data_dir: str | os.PathLike[str] | None) -> Path | None:
-    """`data_dir`, else what SWEEP_DATA_DIR names, else None (the user's cache)."""
+    """`data_dir`, else SWEEP_DATA_DIR, else None (the user's cache)."""
     chosen = data_dir or os.environ.get(DATA_DIR_VARIABLE)
     return Path(chosen).expanduser() if chosen else None
 
@@ -179,7 +160,7 @@ def status(
     *,
     cache_dir: str | os.PathLike[str] | None = None,
 ) -> DatasetStatus:
-    """What of data set `name` is on this machine; opens no file. Raises ConfigError."""
+    """The files of data set `name` on this machine; opens none. Raises ConfigError."""
     spec = spec_of(name)
     missing: tuple[str, ...] = ()
     if spec.is_bundled:
@@ -196,10 +177,10 @@ def status(
 
 
 def prepare(name: str, data_dir: str | os.PathLike[str] | None = None) -> None:
-    """Make sure that the files of `name` are there, before any worker wants them.
+    """Make the files of `name` ready for workers.
 
-    Downloads into the user's cache where they are missing; a folder that the user names is
-    only looked at. Raises ConfigError, DataError or DiskError.
+    Downloads missing files into the user's cache, never into a folder of the user. Raises
+    ConfigError, DataError or DiskError.
     """
     if is_custom(name) or spec_of(name).is_bundled:
         return
@@ -218,18 +199,15 @@ def fetch(
     timeout_s: float = TIMEOUT_S,
     check: Sequence[SplitName] = ("train", "test"),
 ) -> Path:
-    """Fetch what is missing or damaged in the cache, and return the folder with the files.
-
-    pooch writes each file aside, verifies its MD5, then renames it: under a file's own name
-    lies a whole file or none.
+    """Fetch missing or damaged files into the cache, and return their folder.
 
     Args:
         name: A data set of CATALOG.
         cache_dir: Cache folder; None: the user's.
-        mirrors: URLs that end in a slash, instead of the catalog's.
-        timeout_s: A mirror that says nothing for this long is given up, in seconds.
-        check: Splits whose cached files are verified (11 MB: 20 ms). Files of other splits
-            are fetched where they are missing, and not opened where they are there.
+        mirrors: URLs with a final slash, instead of the catalog's.
+        timeout_s: Seconds without an answer after which the next mirror is tried.
+        check: Splits whose cached files are verified (11 MB: 20 ms). Missing files of other
+            splits are fetched, present ones are not opened.
 
     Raises:
         ConfigError: An unknown name.
@@ -262,7 +240,7 @@ def load_arrays(
 ) -> tuple[NDArray[uint8], NDArray[uint8]]:
     """Images (n, height, width) and labels (n,) of one split, both uint8, as they are stored.
 
-    Opens the files of `split` alone: who loads "train" has not seen a byte of the test files.
+    Opens the files of `split` alone: "train" never reads a byte of the test files.
 
     Raises:
         ConfigError: An unknown name.

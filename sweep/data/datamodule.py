@@ -14,7 +14,7 @@ class SweepData(lightning.LightningDataModule):
         name: A data set of `sweep data`, or package.module:function.
         batch_size: Minibatch size.
         seed: Decides split and order, as in a search with this seed.
-        data_dir: Folder that already holds the files.
+        data_dir: Folder of the files; None: the user's cache.
     """
 
     def __init__(
@@ -25,12 +25,8 @@ class SweepData(lightning.LightningDataModule):
         data_dir: str | None = None,
     ) -> None:
         super().__init__()
-        self.data_name, self.batch_size, self.seed, self.data_dir = (
-            name,
-            batch_size,
-            seed,
-            data_dir,
-        )
+        self.data_name, self.data_dir = name, data_dir
+        self.batch_size, self.seed = batch_size, seed
 
     def setup(self, stage: str) -> None:
         """Load the tensors."""

@@ -1,4 +1,4 @@
-"""One file from the first of several mirrors that delivers it whole."""
+"""Downloads from several mirrors."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from sweep.errors import DataError, DiskError
 
 
 def download(path: Path, md5: str, mirrors: Sequence[str], timeout_s: float) -> str:
-    """Fetch `path` from the first of `mirrors` that delivers it whole, and return that mirror.
+    """Fetch `path` from the first working mirror, and return that mirror.
 
-    pooch writes aside, verifies the MD5, then renames: under the file's own name lies a whole
-    file or none. On a terminal a progress bar shows on standard error.
+    pooch writes aside, verifies the MD5, then renames: a file of that name is always whole. On a
+    terminal a progress bar shows on standard error.
 
     Args:
-        path: Where the file belongs; its name is what the mirrors call it.
+        path: The file; mirrors have it under the same name.
         md5: Of the published file, in hexadecimal.
-        mirrors: URLs that end in a slash, in the order to try.
-        timeout_s: A mirror that says nothing for this long is given up, in seconds.
+        mirrors: URLs with a final slash, in the order to try.
+        timeout_s: Seconds without an answer after which the next mirror is tried.
 
     Raises:
         DataError: No mirror delivers it; the message says why of each.

@@ -22,7 +22,7 @@ def read_idx(path: Path, n_dims: int) -> NDArray[uint8]:
     Format: two zero bytes, 0x08 for unsigned bytes, the number of axes, each axis' length as
     big-endian uint32, then the data in C order (http://yann.lecun.com/exdb/mnist/).
 
-    Raises DataError, naming the file and what is wrong with it.
+    Raises DataError with the file and its fault.
     """
     import numpy as np
 
@@ -39,7 +39,7 @@ def read_idx(path: Path, n_dims: int) -> NDArray[uint8]:
 
 
 def read_bytes(path: Path) -> bytes:
-    """What is in the file, decompressed where it is gzip. Raises DataError."""
+    """The file's content, decompressed if it is gzip. Raises DataError."""
     try:
         content = path.read_bytes()
         return gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
@@ -52,5 +52,5 @@ def read_bytes(path: Path) -> bytes:
 
 
 def damaged(path: Path, fault: str) -> DataError:
-    """The error that says what is wrong with a file, and what to do."""
+    """The error for a damaged file, with the remedy."""
     return DataError(f"{path} is damaged: {fault}; delete it and fetch it again")

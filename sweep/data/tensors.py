@@ -4,10 +4,10 @@ A small data set fits a device as a whole (MNIST: 188 MB as float32), so a minib
 `index_select` there; a DataLoader's workers and per-sample Python cost more than the training
 step of a small network.
 
-A function of the user's, named `package.module:function`, is data too. Called without
-arguments, it returns a mapping with "train", and optionally "val" and "test", each a pair
-(x, y) of arrays or tensors: x (n, *sample shape) numbers, used as they are; y (n,) integer
-classes from 0. Without "val", a stratified tenth of "train" is taken.
+`package.module:function` names a function of the user's. Called without arguments, it returns a
+mapping with "train", and optionally "val" and "test", each a pair (x, y) of arrays or tensors:
+x (n, *sample shape) numbers, used unchanged; y (n,) integer classes from 0. Without "val", a
+stratified tenth of "train" is taken.
 
 Axes: n samples, B samples of a minibatch.
 """
@@ -32,7 +32,7 @@ from sweep.loading import import_object, one_line, raised_by_user_code
 from sweep.trial import DatasetInfo, derive_seed
 
 CUSTOM_VAL_FRACTION = 0.1
-"""Share of "train" that becomes validation where a user's function gives none."""
+"""Share of "train" used for validation if a user's function gives none."""
 
 
 def epoch_order(seed: int, epoch: int, n: int) -> Tensor:
@@ -63,7 +63,7 @@ class Split:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SearchData:
-    """What a search may see: training and validation."""
+    """The data of a search: training and validation."""
 
     train: Split
     val: Split
@@ -75,8 +75,7 @@ class SearchData:
 
     def to(self, device: torch.device | str) -> SearchData:
         """The same data on `device`; no copy where it is there already."""
-        train, val = self.train.to(device), self.val.to(device)
-        return SearchData(train, val, self.mean, self.std, self.info)
+        return dataclasses.replace(self, train=self.train.to(device), val=self.val.to(device))
 
     @property
     def test(self) -> NoReturn:
@@ -89,7 +88,7 @@ class SearchData:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FinalData:
-    """What the training after the search may see: everything."""
+    """The data of the training after the search: everything."""
 
     train: Split
     """Training samples of the search, then its validation samples."""
@@ -103,8 +102,7 @@ class FinalData:
 
     def to(self, device: torch.device | str) -> FinalData:
         """The same data on `device`; no copy where it is there already."""
-        train, test = self.train.to(device), self.test.to(device)
-        return FinalData(train, test, self.mean, self.std, self.info)
+        return dataclasses.replace(self, train=self.train.to(device), test=self.test.to(device))
 
 
 def load_search_data(name: str, data_dir: str | None, seed: int) -> SearchData:
@@ -112,47 +110,34 @@ def load_search_data(name: str, data_dir: str | None, seed: int) -> SearchData:
 
     Args:
         name: A name in `sweep.data.catalog.CATALOG`, or `package.module:function`.
-        data_dir: Folder that holds the files; None: SWEEP_DATA_DIR, else the user's cache.
-        seed: Of the study; which samples are validation depends on it alone.
+        data_dir: Folder of the files; None: SWEEP_DATA_DIR, else the user's cache.
+        seed: Of the study; the choice of validation samples depends on it alone.
 
     Raises:
-        ConfigError: An unknown name, a function that cannot be imported, or data of the user's
-            that cannot be trained on.
+        ConfigError: An unknown name, a function that cannot be imported, or unusable data of a
+            user's function.
         DataError: The data cannot be fetched, or is damaged; the user's function raised.
         DiskError: The cache folder cannot be written.
     """
-    if datasets.is_custom(name):
-        train, val = _custom_train_val(name, _call(name), seed)
-    else:
-        train, val = _catalog_train_val(name, data_dir, seed)
-    mean, std = _mean_std(name, train.x)
+    train, val, _ = _splits(name, data_dir, seed)
     info = _info(name, data_dir, train, val, len(val))
-    info = dataclasses.replace(info, mean=mean, std=std)
-    return SearchData(train, val, mean, std, info)
+    return SearchData(train, val, info.mean, info.std, info)
 
 
 def load_final_data(name: str, data_dir: str | None, seed: int) -> FinalData:
     """Training and validation samples together, and the test split: for `sweep train` alone.
 
-    Arguments and errors are those of `load_search_data`; a function of the user's must give
-    "test" too (ConfigError).
+    Arguments and errors are those of `load_search_data`; a user's function without "test" is a
+    ConfigError.
     """
-    if datasets.is_custom(name):
-        given = _call(name)
-        train, val = _custom_train_val(name, given, seed)
-        test = _custom_split(name, given, "test")
-    else:
-        train, val = _catalog_train_val(name, data_dir, seed)
-        images, labels = datasets.load_arrays(name, data_dir, "test")
-        test = _image_split(images.copy(), labels, datasets.CATALOG[name].max_value)
+    train, val, test = _splits(name, data_dir, seed, has_test=True)
     both = Split(torch.cat([train.x, val.x]), torch.cat([train.y, val.y]))
-    mean, std = _mean_std(name, both.x)
     info = _info(name, data_dir, both, test, 0)
-    return FinalData(both, test, mean, std, dataclasses.replace(info, mean=mean, std=std))
+    return FinalData(both, test, info.mean, info.std, info)
 
 
 class _EpochOrder:
-    """What Lightning takes for a DataLoader's sampler: it calls `set_epoch` as epochs begin."""
+    """Stands in for a DataLoader's sampler: Lightning calls `set_epoch` as epochs begin."""
 
     def __init__(self, seed: int, first_epoch: int) -> None:
         self.seed, self.first_epoch, self.epoch = seed, first_epoch, 0
@@ -165,13 +150,13 @@ class _EpochOrder:
 
 
 class Batches:
-    """Minibatches (x, y) of a split, on its device: what a Trainer takes for a DataLoader.
+    """Minibatches (x, y) of a split, on its device: a Trainer takes it as a DataLoader.
 
-    The last minibatch holds what is left and may be smaller. Lightning sets the epoch by
-    itself, also after a resume; another loop calls `set_epoch`.
+    The last minibatch may be smaller. Lightning sets the epoch, also after a resume; another loop
+    calls `set_epoch`.
 
     Args:
-        split: Where the samples lie; x (B, *feature_shape) and y (B,) come out.
+        split: The samples; minibatches are x (B, *feature_shape) and y (B,).
         batch_size: B.
         seed: Of the study: epoch e has the order epoch_order(seed, first_epoch + e, n).
             None: in order, every time; minibatches are then views.
@@ -216,15 +201,29 @@ class Batches:
             yield x.index_select(0, chosen), y.index_select(0, chosen)
 
 
-def _catalog_train_val(name: str, data_dir: str | None, seed: int) -> tuple[Split, Split]:
-    images, labels = datasets.load_arrays(name, data_dir, "train")
+def _splits(
+    name: str, data_dir: str | None, seed: int, *, has_test: bool = False
+) -> tuple[Split, Split, Split]:
+    """Training, validation and test samples; an empty test split unless `has_test`."""
+    test = Split(torch.empty(0), torch.empty(0))
+    if datasets.is_custom(name):
+        given = _call(name)
+        train = _custom_split(name, given, "train")
+        test = _custom_split(name, given, "test") if has_test else test
+        if given.get("val") is not None:
+            return train, _custom_split(name, given, "val"), test
+        rows = _train_val_rows(name, train.y.numpy(), CUSTOM_VAL_FRACTION, seed)
+        train, val = (Split(train.x[chosen], train.y[chosen]) for chosen in rows)
+        return train, val, test
     spec = datasets.CATALOG[name]
-    train, val = _train_val_rows(name, labels, spec.val_fraction, seed)
-    # Rows are chosen as bytes: of float32, training and validation together would be held twice.
-    return (
-        _image_split(images[train], labels[train], spec.max_value),
-        _image_split(images[val], labels[val], spec.max_value),
-    )
+    images, labels = datasets.load_arrays(name, data_dir, "train")
+    rows = _train_val_rows(name, labels, spec.val_fraction, seed)
+    # Rows are chosen as bytes: as float32, training and validation would be held twice.
+    train, val = (_image_split(images[chosen], labels[chosen], spec.max_value) for chosen in rows)
+    if has_test:
+        images, labels = datasets.load_arrays(name, data_dir, "test")
+        test = _image_split(images.copy(), labels, spec.max_value)
+    return train, val, test
 
 
 def _image_split(images: Any, labels: Any, max_value: int) -> Split:
@@ -244,7 +243,7 @@ def _train_val_rows(name: str, labels: Any, fraction: float, seed: int) -> tuple
 
 
 def _call(name: str) -> Mapping[str, Any]:
-    """What the user's function returns."""
+    """The mapping from the user's function. Raises ConfigError, DataError."""
     function = import_object(name, "data")
     try:
         given = function()
@@ -257,14 +256,6 @@ def _call(name: str) -> Mapping[str, Any]:
             f"each a pair (x, y) of arrays or tensors, but got {type(given).__name__}"
         )
     return given
-
-
-def _custom_train_val(name: str, given: Mapping[str, Any], seed: int) -> tuple[Split, Split]:
-    train = _custom_split(name, given, "train")
-    if given.get("val") is not None:
-        return train, _custom_split(name, given, "val")
-    rows, val_rows = _train_val_rows(name, train.y.numpy(), CUSTOM_VAL_FRACTION, seed)
-    return Split(train.x[rows], train.y[rows]), Split(train.x[val_rows], train.y[val_rows])
 
 
 def _custom_split(name: str, given: Mapping[str, Any], key: str) -> Split:
@@ -305,6 +296,7 @@ def _info(name: str, data_dir: str | None, train: Split, other: Split, n_val: in
     if train.x.shape[1:] != other.x.shape[1:]:
         shapes = f"{tuple(train.x.shape[1:])} and {tuple(other.x.shape[1:])}"
         raise ConfigError(f"--data {name}: samples of different shapes, {shapes}")
+    mean, std = _mean_std(name, train.x)
     digest = hashlib.blake2b(digest_size=16)
     for tensor in (train.x, train.y, other.x, other.y):
         digest.update(tensor.numpy().data)
@@ -314,5 +306,7 @@ def _info(name: str, data_dir: str | None, train: Split, other: Split, n_val: in
         spec = datasets.CATALOG[name]
         folder = None if spec.is_bundled else datasets.resolve_data_dir(data_dir)
         source, n_classes = str(folder or spec.source), spec.n_classes
-    shape = tuple(train.x.shape[1:])
-    return DatasetInfo(name, source, digest.hexdigest(), shape, n_classes, len(train), n_val)
+    return DatasetInfo(
+        name, source, digest.hexdigest(), tuple(train.x.shape[1:]), n_classes, len(train), n_val,
+        mean=mean, std=std,
+    )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What a study ran on: git commit, versions of the parts, Python."""
+"""Provenance of a study: git commit, versions of libraries and Python."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ PARTS = ("sweep", "torch", "lightning", "optuna", "mlflow")
 
 
 def provenance() -> dict[str, str]:
-    """Tags for a study's parent run. Never raises: what cannot be told is left out."""
+    """Tags for a study's parent run. Never raises; unknown facts are left out."""
     tags = {"sweep.python": platform.python_version(), "sweep.platform": platform.platform()}
     for part in PARTS:
         try:

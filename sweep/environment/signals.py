@@ -14,7 +14,7 @@ from typing import Any
 from sweep.errors import Interruption
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""Ctrl-C; GNU timeout, systemd, Slurm and kill; a terminal that is gone."""
+"""Ctrl-C; GNU timeout, systemd, Slurm and kill; a closed terminal."""
 SAME_SIGNAL_S = 0.5
 """A second signal this soon is the same one, sent to the process and to its group."""
 
@@ -28,8 +28,8 @@ def stopping(
     `on_first` is called after the first request, in the handler: it must not wait, nor take a
     lock.
 
-    SIGHUP never counts as a second one: what follows a lost terminal is not impatience. It stays
-    ignored where it is (nohup). In other threads than the main one signals are left alone.
+    SIGHUP never counts as the second signal, and under nohup it stays ignored. Outside the main
+    thread nothing changes.
     """
     first: list[float] = []
     is_told = False
@@ -80,7 +80,7 @@ def suspending(pids: Callable[[], Iterable[int]]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def held_back() -> Iterator[None]:
-    """Within, a process that is started gets none of the signals before it asks for them."""
+    """Within, a started process gets none of the signals before it asks for them."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     try:
         yield
@@ -89,10 +89,10 @@ def held_back() -> Iterator[None]:
 
 
 def leave_to_driver() -> None:
-    """In a worker: let the signals pass, from now on.
+    """In a worker: ignore the signals from now on.
 
-    By a handler that does nothing, instead of SIG_IGN: programs that the user's code starts would
-    inherit that, and `Popen.terminate` or a Pool could not end them.
+    By an empty handler instead of SIG_IGN: child processes of user code would inherit SIG_IGN,
+    and `Popen.terminate` or a Pool could not end them.
     """
     for number in STOPPING:
         signal.signal(number, _nothing)
@@ -105,7 +105,7 @@ def _nothing(signum: int, frame: FrameType | None) -> None:
 
 
 def _block() -> None:
-    """A signal that a child gets before its handlers are back would be lost."""
+    """A signal to a child before its handlers are back would be lost."""
     signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
 
 

@@ -1,6 +1,6 @@
-"""What a process is started in: environment variables, import path, standard streams, home.
+"""The environment of a process: variables, import path, standard streams, home folder.
 
-What a trial does comes from its study. Here is decided what of the surroundings does not count.
+A trial depends on its study alone: parts of the environment that would change it are set aside.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ FOREIGN = frozenset(
         "MLFLOW_LOCK_MODEL_DEPENDENCIES", "MLFLOW_RECORD_ENV_VARS_IN_MODEL_LOGGING",
     }
 )  # fmt: skip
-"""Variables of batch systems, launchers and libraries that would change what a trial does."""
+"""Variables of batch systems, launchers and libraries with an effect on training."""
 FOREIGN_PREFIXES = (
     "PL_TRAINER_",  # Lightning: default arguments of each Trainer
     "TORCHELASTIC_",
@@ -46,13 +46,13 @@ PACKAGE_ROOT = str(Path(__file__).resolve().parents[2])
 
 
 def without_foreign(environment: Mapping[str, str]) -> dict[str, str]:
-    """`environment` without the variables that would change what a trial does."""
+    """`environment` without FOREIGN variables."""
     return {k: v for k, v in environment.items() if not _is_foreign(k)}
 
 
 @contextlib.contextmanager
 def foreign_set_aside() -> Iterator[None]:
-    """Within, this process has none of the variables that would change what a trial does."""
+    """Within, this process has no FOREIGN variables."""
     found = {k: v for k, v in os.environ.items() if _is_foreign(k)}
     for name in found:
         del os.environ[name]
@@ -68,7 +68,7 @@ def _is_foreign(name: str) -> bool:
 
 
 def ensure_home() -> None:
-    """Set HOME where neither it nor the user database names one: MLflow's import insists."""
+    """Set HOME if neither it nor the user database names one: importing MLflow needs it."""
     try:
         Path.home()
     except RuntimeError:
@@ -78,8 +78,8 @@ def ensure_home() -> None:
 def import_path() -> list[str]:
     """`sys.path` for a worker: the standard library, sweep's own folder, then the others.
 
-    Without the current folder: a file of the user's there stands for none of their
-    modules. What the user names is found there (`sweep.loading.import_object`).
+    The current folder is left out: a user's file there must not shadow a library. Objects named
+    by the user are found there all the same (`sweep.loading.import_object`).
     """
     first = [entry for entry in sys.path if _is_standard(entry)]
     try:
@@ -97,7 +97,7 @@ def import_path() -> list[str]:
 def importable(folder: str) -> Iterator[None]:
     """Within, modules are found in `folder` after the standard library and before the others.
 
-    Afterwards it is the last place to look: what libraries load later is theirs.
+    Afterwards it is the last place to look, so that later imports of libraries are safe.
     """
     before = [entry for entry in sys.path if not is_folder(entry, folder)]
     n_standard = max((i + 1 for i, p in enumerate(before) if _is_standard(p)), default=0)
@@ -132,9 +132,9 @@ _STANDARD = _standard_library()
 
 
 def fill_standard_streams() -> None:
-    """Open /dev/null where file descriptors 0 to 2 are closed.
+    """Open /dev/null for closed file descriptors 0 to 2.
 
-    What is opened next would get their numbers, and be overwritten in child processes.
+    The next opened file would get such a number, and be overwritten in child processes.
     """
     for number in range(3):
         try:

@@ -1,1 +1,1 @@
-"""Files that survive a kill: a trial's folder, the user's cache."""
+"""Files written atomically: a trial's folder, the user's cache."""

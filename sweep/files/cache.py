@@ -25,10 +25,7 @@ def default_cache_dir() -> Path:
 
 
 def cache_file(folder: str, *made_by: object) -> Path | None:
-    """Where the cache has, or is to have, what depends on all of `made_by`.
-
-    None where nobody knows the user's folders.
-    """
+    """The cache's file for an artifact made from `made_by`; None for a user without a home."""
     digest = hashlib.blake2b(repr(made_by).encode(), digest_size=16).hexdigest()
     try:
         return default_cache_dir() / folder / digest
@@ -37,7 +34,7 @@ def cache_file(folder: str, *made_by: object) -> Path | None:
 
 
 def keep(file: Path | None, content: bytes) -> None:
-    """Write `content` to `file`, where there is one that can be written."""
+    """Write `content` to `file`; does nothing for None or a read-only folder."""
     if file is None or any(_is_foreign_link(folder) for folder in file.parents):
         return
     with contextlib.suppress(OSError, DiskError):
@@ -55,7 +52,7 @@ def _is_foreign_link(folder: Path) -> bool:
 
 
 def kept(file: Path | None) -> bytes | None:
-    """What `keep` wrote there; None where that is missing, damaged or somebody else's."""
+    """The content from `keep`; None if it is missing, damaged or another user's."""
     if file is None:
         return None
     try:

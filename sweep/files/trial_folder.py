@@ -1,11 +1,11 @@
-"""A trial's folder: where it lies, its verdict, and whether it can be resumed. Free of torch.
+"""A trial's folder: its path, its verdict, its resume state. Free of torch.
 
     <work_dir>/trials/00017/best.ckpt      the kept checkpoint
                             model.pt2      the same model as a torch.export archive
                             last.ckpt      resume state; gone once the trial has a verdict
                             verdict.json   all reports and the result, written before hand-over
 
-A driver that is killed between a trial's end and its own record of it finds the verdict at its
+If the driver is killed between a trial's end and its record of it, it finds the verdict at the
 next start: the trial is recorded, not trained again.
 """
 
@@ -29,18 +29,18 @@ from sweep.trial import EpochReport, Failure, TrialResult, TrialSpec
 VERDICT, RESUME_STATE = "verdict.json", "last.ckpt"
 _VERSION = 1
 FILE_TIME_MS = 1000
-"""So much may a file system's clock be behind."""
+"""Tolerance for a file system's clock."""
 
 
 def trial_folder(work_dir: str | Path, number: int) -> Path:
-    """The folder of trial `number` of the study that keeps its files in `work_dir`."""
+    """The folder of trial `number` of a study with work folder `work_dir`."""
     return Path(work_dir, "trials", f"{number:05d}")
 
 
 def spec_digest(spec: TrialSpec) -> str:
     """32 hex digits that change with number, seed, hyperparameters or settings, nothing else.
 
-    Tuples and lists, 1 and 1.0 are the same: a configuration that went through JSON keeps it.
+    Tuples and lists, 1 and 1.0 are equal, as after JSON.
     """
     identity = [spec.number, str(spec.seed), _canonical(spec.hyperparameters)]
     identity += [spec.settings] if spec.settings else []
@@ -71,10 +71,10 @@ def write_verdict(
 def read_verdict(
     folder: Path, spec: TrialSpec | None = None
 ) -> tuple[list[EpochReport], TrialResult] | None:
-    """What `write_verdict` kept; None where it is missing, torn, garbled or of another trial.
+    """(reports, result) from `write_verdict`; None if missing, torn or of another trial.
 
-    Of another trial: of another number than the folder's, or, with `spec`, of another
-    configuration (a study of the same name that was deleted since).
+    Another trial has another number than the folder or, with `spec`, another configuration (a
+    deleted study of the same name).
     """
     try:
         sealed = json.loads((folder / VERDICT).read_bytes())
@@ -98,37 +98,37 @@ def read_verdict(
 
 
 def _in(folder: Path, file: str | None) -> str | None:
-    """The file of the same name in `folder` where there is one, else `file`."""
+    """The file of the same name in `folder` if there is one, else `file`."""
     own = folder.absolute() / Path(file or "").name
     return str(own) if file and own.is_file() else file
 
 
 def usable_verdict(folder: Path, spec: TrialSpec) -> tuple[list[EpochReport], TrialResult] | None:
-    """The verdict where it is of `spec` and the checkpoint that it names was not taken away."""
+    """The verdict if it is of `spec` and its checkpoint is still there."""
     verdict = read_verdict(folder, spec)
     return verdict if verdict is not None and has_what_it_names(folder, verdict[1]) else None
 
 
 def forget_verdict(folder: Path) -> None:
-    """The trial is to be trained again: what an earlier try said does not count any more."""
+    """Delete the verdict of an earlier try: the trial is to be trained again."""
     with contextlib.suppress(OSError):
         (folder / VERDICT).unlink()
 
 
 def resume_file(folder: Path) -> str | None:
-    """The trial's resume state where there is one. Whoever opens it sees whether it is whole."""
+    """The trial's resume state, not checked for damage; None if there is none."""
     path = folder / RESUME_STATE
     return str(path.resolve()) if path.is_file() else None
 
 
 def starts_again(folder: Path, number: int, told_ms: Sequence[int], n_ahead: int = 0) -> str:
-    """One sentence on the epochs of interrupted trial `number` that no resume state has, or "".
+    """One sentence on the lost epochs of interrupted trial `number`, or "" if none is lost.
 
     Args:
         folder: The trial's.
         number: Its number.
-        told_ms: When each epoch was told (Unix time); an older file lacks it.
-        n_ahead: Epochs told that its worker had yet to train again.
+        told_ms: Unix time of each reported epoch; an older resume state lacks it.
+        n_ahead: Reported epochs beyond the state of the current worker.
     """
     try:
         written_ms = (folder / RESUME_STATE).stat().st_mtime_ns // 1_000_000
@@ -142,15 +142,15 @@ def starts_again(folder: Path, number: int, told_ms: Sequence[int], n_ahead: int
 
 
 def resume_point(folder: Path) -> Path | None:
-    """The trial's resume state where there is one and the file is whole, else None."""
+    """The trial's resume state; None if it is missing or damaged."""
     path = folder / RESUME_STATE
     return path if is_whole_checkpoint(path) else None
 
 
 def is_whole_checkpoint(path: str | Path) -> bool:
-    """Whether the file is a zip archive, as torch writes it, whose every checksum is right.
+    """Whether the file is a zip archive, as torch writes it, with correct checksums.
 
-    Raises MemoryError where there is no room to read it: that is no verdict on the file.
+    Raises MemoryError if there is no memory to read it: the file may be fine.
     """
     try:
         import zipfile  # 10 ms that `--help` does not need
@@ -166,18 +166,18 @@ def is_whole_checkpoint(path: str | Path) -> bool:
 
 
 def kept_checkpoint(study_dir: str | Path, number: int) -> Path | None:
-    """The trial's best checkpoint in the work folder where the file is whole, else None."""
+    """The trial's best checkpoint in the work folder; None if it is missing or damaged."""
     path = trial_folder(study_dir, number) / "best.ckpt"
     return path if is_whole_checkpoint(path) else None
 
 
 def has_what_it_names(folder: Path, result: TrialResult) -> bool:
-    """Whether the checkpoint that a verdict's result names, if any, is in `folder` and whole."""
+    """Whether the checkpoint of a verdict's result, if it has one, is in `folder` and whole."""
     return result.checkpoint is None or is_whole_checkpoint(folder / "best.ckpt")
 
 
 def folder_bytes(folder: Path) -> int:
-    """What the files in and below `folder` take; 0 where there is no such folder."""
+    """Total size of the files in and below `folder`; 0 if there is no such folder."""
     total = 0
     for inner, _, names in os.walk(folder):
         for name in names:
@@ -187,10 +187,9 @@ def folder_bytes(folder: Path) -> int:
 
 
 def make_private_folder(folder: Path) -> None:
-    """Make `folder`, which nobody but the user may enter; one that is there stays as it is.
+    """Make `folder` with mode 0700; an existing one is not changed.
 
-    The folder above it, where that is missing, is open to those to whom the next one is. Raises
-    OSError.
+    A missing parent gets the mode of its own parent. Raises OSError.
     """
     if folder.is_dir():
         return
@@ -206,8 +205,8 @@ def make_private_folder(folder: Path) -> None:
 def replace_file(path: Path, content: bytes | bytearray, *, mode: int = 0o666) -> None:
     """Write aside, flush to the disk, rename: a file of that name is always whole.
 
-    Raises DiskError where there is no space or no permission; what was there before stays.
-    `mode`: who may read and write it, less what the umask takes.
+    `mode` is reduced by the umask. Raises DiskError without space or permission; an earlier file
+    stays.
     """
     # A random name and O_EXCL: in a folder open to others, a link in its place would lead the
     # write to any file of the user. `resuming.clear_folder` reads the process from the suffix.
@@ -229,7 +228,7 @@ def replace_file(path: Path, content: bytes | bytearray, *, mode: int = 0o666) -
 
 
 def remove_broken_off_writes(study_dir: Path) -> None:
-    """Remove files that killed processes were writing aside, in a study's folder and its trials'.
+    """Remove temporary files of killed processes, in a study's folder and its trials'.
 
     Those of this process stay: a thread may be writing one.
     """
@@ -241,7 +240,7 @@ def remove_broken_off_writes(study_dir: Path) -> None:
 
 
 def remove_resume_states(study_dir: Path, numbers: Iterable[int]) -> None:
-    """Remove the resume states of trials that ended: a kill may have left a verdict beside one."""
+    """Remove the resume states of ended trials: a kill may have left one beside a verdict."""
     for number in numbers:
         with contextlib.suppress(OSError):
             (trial_folder(study_dir, number) / RESUME_STATE).unlink()

@@ -1,1 +1,1 @@
-"""Do Optuna, MLflow and the files agree, and what MLflow should show."""
+"""Do Optuna, MLflow and the files agree? Comparison, repair, lost runs."""

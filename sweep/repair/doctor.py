@@ -28,10 +28,10 @@ from sweep.trial import TrialState
 
 
 def examine(config: RunConfig, ledger: Ledger, *, fix: bool) -> list[Disagreement]:
-    """All disagreements of a study that no driver owns now; repaired where `fix`.
+    """All disagreements of a study without a driver; repaired if `fix`.
 
-    `config` is the study's own. Parameters and metrics are never deleted. Raises StoreError
-    where a store cannot be read.
+    `config` is the study's own. Parameters and metrics are never deleted. Raises StoreError if a
+    store cannot be read.
     """
     from sweep.tracking import reconcile_runs
 
@@ -45,7 +45,7 @@ def examine(config: RunConfig, ledger: Ledger, *, fix: bool) -> list[Disagreemen
 
 
 def _check_addresses(config: RunConfig, *, fix: bool) -> Iterable[Disagreement]:
-    """MLflow's artifacts lie in the folder of its store, or where the user put them."""
+    """MLflow's artifacts are in the folder of its store, or in one named by the user."""
     with quiet():
         from sweep.tracking.addresses import examine as examine_addresses
 

@@ -1,6 +1,6 @@
-"""A study's records once more, from the ledger and the trials' files: for runs that MLflow lost.
+"""A study's records, made again from the ledger and the trials' files for runs lost in MLflow.
 
-What a record held and neither of them keeps is named, so that nobody takes a part for the whole.
+Parts of a record kept in neither of them are listed as lost.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from sweep.trial import (
 _SUMMARY = (
     "name", "best_epoch", "n_epochs", "metrics", "seconds", "checkpoint", "failure", "time_ms",
 )  # fmt: skip
-"""What the ledger keeps of a result beside its tags (see `sweep.search.endings.summary_of`)."""
+"""Entries of a result in the ledger beside its tags (`sweep.search.endings.summary_of`)."""
 
 
 class Recollections:
-    """What a study's ledger and files remember."""
+    """The records of a study, from its ledger and files."""
 
     def __init__(self, config: RunConfig, ledger: Ledger) -> None:
         self._config, self._space_text = config, ledger.space_text
@@ -52,7 +52,7 @@ class Recollections:
         return {number: trial.state for number, trial in self._trials.items()}
 
     def checkpoint(self, number: int) -> Path | None:
-        """The kept checkpoint of a trial where the work folder has it whole."""
+        """The kept checkpoint of a trial in the work folder; None if missing or damaged."""
         return kept_checkpoint(self._config.study_dir, number)
 
     def study(self) -> StudyInfo:
@@ -74,7 +74,7 @@ class Recollections:
         )
 
     def end(self) -> StudyFinished:
-        """How the search ended, or rather where it stands."""
+        """The end of the search so far."""
         trials = list(self._trials.values())
         n_finished = sum(trial.state.is_finished for trial in trials)
         time_ms = max((_end_ms(trial) for trial in trials), default=0) or now_ms()
@@ -134,7 +134,7 @@ class Recollections:
 
 
 def spec_of(config: RunConfig, trial: LedgerTrial) -> TrialSpec:
-    """What a worker was told to train."""
+    """The trial as its worker got it."""
     seed = derive_seed(trial.settings.get("seed", config.seed), "init", trial.number)
     return TrialSpec(trial.number, trial.hyperparameters, seed)
 
@@ -150,5 +150,5 @@ def _end_ms(trial: LedgerTrial) -> int:
 
 
 def _ms(time: datetime.datetime | None) -> int:
-    """Unix time in milliseconds; 0 where there is none."""
+    """Unix time in milliseconds; 0 for None."""
     return int(time.timestamp() * 1000) if time is not None else 0

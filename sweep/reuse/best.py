@@ -29,7 +29,7 @@ STORES = ("tracking_uri", "work_dir")
 
 @dataclass(frozen=True, repr=False)
 class Best:
-    """One trial: configuration, score, and where its checkpoint and MLflow run are."""
+    """One trial: configuration, score, checkpoint and MLflow run."""
 
     study: str
     trial: int
@@ -116,7 +116,7 @@ class Best:
 
     @functools.cached_property
     def _module(self) -> lightning.LightningModule:
-        """For `predict` alone: a user may train what `load` gives."""
+        """For `predict` alone: a user may train the module from `load`."""
         return self.load()
 
 

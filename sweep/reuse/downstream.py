@@ -66,17 +66,18 @@ from sweep.trial import (
     TrialSpec,
     TrialState,
     derive_seed,
+    now_ms,
 )
 
 EpochHook = Callable[[int, Mapping[str, float]], None]
 NoticeHook = Callable[[str], object]
 TRY_AGAIN_S = 30.0
-"""MLflow that did not take an epoch is not asked sooner: it may keep the training waiting."""
+"""Pause after MLflow failed to take an epoch: each attempt may delay the training."""
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What a downstream training came to."""
+    """The result of `train`."""
 
     metrics: Mapping[str, float]
     """test_loss and test_acc for MLPClassifier; none if the module could not be tested."""
@@ -92,26 +93,27 @@ def train(
     """Train `recipe` on train + validation; the test split is read once, after the last epoch.
 
     Args:
-        recipe: What to train. Data, epochs, seed and batch size are the recipe's.
-        config: Where to train and to track: data_dir, accelerator, devices, tracking_uri.
-        output: Where the Lightning checkpoint goes. Beside it is a folder with what is needed to
-            go on, until the training is done.
+        recipe: Model, data, epochs, seed and batch size.
+        config: Machine and stores: data_dir, accelerator, devices, tracking_uri.
+        output: Path of the Lightning checkpoint. Until the training is done, the resume state is
+            in a folder beside it.
         on_epoch: Called after each epoch with its number (from 1) and metrics.
         on_notice: Called with a line for the user.
 
-    Raises StudyInterrupted once the epoch of a signal is saved, UndeliveredError where MLflow is
-    away in the end (the same call delivers), DataError, StoreError, DiskError, StudyFailedError
-    for metrics that are not finite and for what a module of the user's raises.
+    Raises StudyInterrupted once the epoch of a signal is saved, UndeliveredError if MLflow is
+    away at the end (the same call delivers), DataError, StoreError, DiskError, StudyFailedError
+    for metrics that are not finite and for exceptions of a user's module.
 
-    A module with loaders of its own is trained on those, as in a search, and tested on its own
-    test loader. One without test_step is not tested.
+    A module with its own loaders is trained on those, as in a search, and tested on its own test
+    loader. One without test_step is not tested.
     """
     hush_lightning()
     with foreign_set_aside():
         data = load_final_data(recipe.data, config.data_dir, recipe.seed)
         parts = output.with_name(f"{output.name}.parts")
         spec = _spec(recipe, parts)
-        log = _Log(TrainingRun(config.tracking_uri), spec, on_epoch, on_notice or _nobody)
+        say = on_notice or (lambda message: None)
+        log = _Log(TrainingRun(config.tracking_uri), spec, parts, on_epoch, say)
         seed_everything(spec.seed)
         with _explained(recipe.module):
             module = build_module(recipe.module, recipe.model, data, spec.seed)
@@ -121,7 +123,7 @@ def train(
                 f"train + validation of {recipe.data}"
             )
         with log.pausing(), stopping(log.stop):
-            log.open(_info(recipe, data, module), parts)
+            log.open(_info(recipe, data, module))
             trained = _train(recipe, config, output, (module, data), log)
         shutil.rmtree(parts, ignore_errors=True)
         return trained
@@ -135,7 +137,7 @@ def _train(
     task = dataclasses.replace(
         make_task(config), module=recipe.module, data=recipe.data, seed=recipe.seed,
         epochs=recipe.epochs, batch_size=recipe.batch_size, precision=recipe.precision, metric="",
-        work_dir=str(output.with_name(f"{output.name}.parts")),
+        work_dir=str(log.parts),
     )  # fmt: skip
     slots, calls = Slots(task, log, keeps_end=True), FluentCalls(output.parent)
     try:
@@ -146,7 +148,11 @@ def _train(
                 train_one_by_one(task, data, slots, calls, given=module)
             run, module = _ended(slots)
             if run.epoch < recipe.epochs:
-                raise _interrupted(run.epoch, recipe, log)
+                saved = "that is not saved" if log.is_unsaved else "that is saved"
+                raise StudyInterrupted(
+                    f"interrupted after epoch {run.epoch} of {recipe.epochs}: {saved}, the same "
+                    "command goes on"
+                )
             write_checkpoint(output, module, run.epoch - 1, run.n_steps)  # a test may fail
             trainer = quiet_trainer(
                 output.parent, accelerator=config.accelerator,
@@ -157,14 +163,14 @@ def _train(
     finally:
         calls.remove()
     log.finish(
-        TrainingOutcome(_now_ms(), run.epoch, metrics, TrialState.COMPLETE, str(output), archive)
+        TrainingOutcome(now_ms(), run.epoch, metrics, TrialState.COMPLETE, str(output), archive)
     )
     return Trained(metrics, output, log.run_id, run.epoch)
 
 
 @contextlib.contextmanager
 def _explained(module: str) -> Iterator[None]:
-    """Raise what a user's module raises within as StudyFailedError, with its place."""
+    """Turns exceptions of a user's module into StudyFailedError with file and line."""
     try:
         yield
     except (SweepError, KeyboardInterrupt):
@@ -180,7 +186,7 @@ def _test(
     trainer: lightning.Trainer, module: lightning.LightningModule, data: FinalData,
     recipe: Recipe, log: _Log,
 ) -> dict[str, float]:  # fmt: skip
-    """Metrics on the test split, or on the module's own test loader; none if it has no test."""
+    """Metrics on the test split, or on the module's own test loader; none without test_step."""
     is_own = has_own_loaders(module)
     needed = ("test_step", "test_dataloader") if is_own else ("test_step",)
     missing = [name for name in needed if not is_overridden(name, module)]
@@ -218,15 +224,8 @@ def _ended(slots: Slots) -> tuple[Run, lightning.LightningModule]:
     return run, module
 
 
-def _interrupted(n_epochs: int, recipe: Recipe, log: _Log) -> StudyInterrupted:
-    saved = "that is not saved" if log.is_unsaved else "that is saved"
-    return StudyInterrupted(
-        f"interrupted after epoch {n_epochs} of {recipe.epochs}: {saved}, the same command goes on"
-    )
-
-
 def _spec(recipe: Recipe, parts: Path) -> TrialSpec:
-    """The training as a trial: number and initial weights of the one that the recipe came from.
+    """The training as a trial, with number and initial weights of the recipe's trial.
 
     Its settings are all else that decides over the weights, so that a resume file of another
     training counts for nothing.
@@ -253,7 +252,7 @@ def _info(recipe: Recipe, data: FinalData, module: lightning.LightningModule) ->
         experiment=recipe.study or f"{recipe.data}-train",
         name=f"train{origin} on {source}",
         params={**recipe.model, **training},
-        time_ms=_now_ms(),
+        time_ms=now_ms(),
         from_trial=recipe.trial,
         from_run=recipe.run_id,
         dataset=data.info,
@@ -266,9 +265,10 @@ class _Log:
     """Takes the reports of a training: to MLflow, when it answers, and to the caller."""
 
     def __init__(
-        self, run: TrainingRun, spec: TrialSpec, on_epoch: EpochHook | None, on_notice: NoticeHook
-    ) -> None:
-        self._run, self.spec = run, spec
+        self, run: TrainingRun, spec: TrialSpec, parts: Path, on_epoch: EpochHook | None,
+        on_notice: NoticeHook,
+    ) -> None:  # fmt: skip
+        self._run, self.spec, self.parts = run, spec, parts
         self._on_epoch, self.say = on_epoch, on_notice
         self._is_stopping = False
         self._to_start: tuple[TrialSpec, ...] = (spec,)
@@ -277,31 +277,31 @@ class _Log:
         self._next_try_s = 0.0
         self._n_epochs = 0
         self._told_ms: list[int] = []
-        self._folder = Path()
         self.run_id = ""
 
     @property
     def is_unsaved(self) -> bool:
-        """Whether the resume state lacks epochs that were told."""
-        return bool(starts_again(self._folder, self.spec.number, self._told_ms))
+        """Whether the resume state lacks reported epochs."""
+        folder = trial_folder(self.parts, self.spec.number)
+        return bool(starts_again(folder, self.spec.number, self._told_ms))
 
-    def open(self, info: TrainingInfo, parts: Path) -> None:
+    def open(self, info: TrainingInfo) -> None:
         """Make the MLflow run, or go on with that of the same training. Raises StoreError."""
-        self._folder, digest = trial_folder(parts, self.spec.number), spec_digest(self.spec)
+        digest, file = spec_digest(self.spec), self.parts / "run.json"
         known: dict[str, str] = {}
         with contextlib.suppress(OSError, ValueError):
-            known = json.loads((parts / "run.json").read_text())
+            known = json.loads(file.read_text())
         same = known.get("run_id") if known.get("training") == digest else None
         self.run_id = self._run.open(info, same)
         note = json.dumps({"training": digest, "run_id": self.run_id})
-        replace_file(parts / "run.json", note.encode())
+        replace_file(file, note.encode())
 
     def stop(self) -> None:
         """End the training after this epoch."""
         self._is_stopping = True
 
     def __call__(self, reports: Sequence[Report], n_free: int) -> Orders:
-        """Take reports; orders the training to stop where a signal came."""
+        """Take reports; the orders stop the training after a signal."""
         epochs = [report for report in reports if isinstance(report, EpochReport)]
         for report in reports:
             if isinstance(report, Notice):
@@ -328,7 +328,7 @@ class _Log:
             self._next_try_s = time.monotonic() + TRY_AGAIN_S
 
     def finish(self, outcome: TrainingOutcome) -> None:
-        """Tell MLflow all that it lacks. Raises UndeliveredError."""
+        """Log the missing epochs and the end. Raises UndeliveredError."""
         try:
             self._run.log_epochs(self._behind)
             self._run.finish(outcome)
@@ -340,25 +340,16 @@ class _Log:
 
     @contextlib.contextmanager
     def pausing(self) -> Iterator[None]:
-        """Where the block breaks off, the MLflow run is SCHEDULED, or FAILED for a bad module."""
+        """On an exception the MLflow run becomes SCHEDULED, or FAILED for a bad module."""
         try:
             yield
         except BaseException as error:
-            goes_on = isinstance(error, SweepError | KeyboardInterrupt)
-            goes_on = goes_on and not isinstance(error, StudyFailedError)
+            is_failed = isinstance(error, StudyFailedError)
             with contextlib.suppress(SweepError, RuntimeError):
-                if goes_on:
+                if isinstance(error, SweepError | KeyboardInterrupt) and not is_failed:
                     self._run.log_epochs(self._behind)
                     self._run.pause()
                 else:
-                    end = TrainingOutcome(_now_ms(), self._n_epochs, {}, TrialState.FAIL)
+                    end = TrainingOutcome(now_ms(), self._n_epochs, {}, TrialState.FAIL)
                     self._run.finish(end)
             raise
-
-
-def _nobody(message: str) -> None:
-    """Nobody is told."""
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

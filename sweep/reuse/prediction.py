@@ -1,4 +1,4 @@
-"""Samples as users have them, made what a trained module takes, and its answers as numpy arrays.
+"""Predictions of a trained module for samples in any of the usual forms, as numpy arrays.
 
 Axes: n samples, F values a sample, C classes.
 """
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 AT_ONCE = 4096
 """Samples of a forward pass: large products, bounded memory."""
 LOWEST, HIGHEST = -1.0, 2.0
-"""Of pixels from 0 to 1 with some noise; what is beyond has another scale."""
+"""Bounds of pixels from 0 to 1 with some noise; values beyond have another scale."""
 
 
 def predict(module: lightning.LightningModule, recipe: Recipe, x: Any) -> np.ndarray[Any, Any]:
-    """What `sweep.reuse.Best.predict` says. Raises DataError."""
+    """See `sweep.reuse.Best.predict`. Raises DataError."""
     is_own = datasets.is_custom(recipe.data) or has_own_loaders(module)
     shape = (
         _feature_shape(module, recipe) if recipe.module == DEFAULT_MODULE or not is_own else None
@@ -57,7 +57,7 @@ def _feature_shape(module: lightning.LightningModule, recipe: Recipe) -> tuple[i
 def _samples(x: Any, shape: tuple[int, ...] | None, name: str | None) -> Tensor:
     """(n, *shape), on the scale of the built-in data set `name`.
 
-    Both are None if only the user's own code knows them: samples are taken as they are.
+    Both are None for the user's own data or loaders: samples are not changed.
     """
     try:
         given = torch.as_tensor(x if isinstance(x, Tensor) else np.asarray(x)).detach().cpu()

@@ -1,4 +1,4 @@
-"""A recipe: everything that trains one configuration again. `best.yaml` holds one."""
+"""A recipe: everything to train one configuration again, as in `best.yaml`."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from sweep.config.settings import RunConfig, read_config_file
 from sweep.errors import ConfigError, must_be_one_of
 from sweep.hyperparameters import DEFAULT_MODULE
 from sweep.reporting.tables import plain as json_ready
+from sweep.space.rules import RULES
 
 EXPLICIT_ARGUMENTS = (
     "in_features", "n_classes", "hidden", "activation", "dropout", "optimizer", "lr", "schedule",
@@ -27,14 +28,14 @@ EXPLICIT_ARGUMENTS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What to train, on what, for how long."""
+    """A training: module, hyperparameters, data, epochs and seed."""
 
     model: Mapping[str, Any]
     """Hyperparameters of the module."""
     data: str = "digits"
     module: str = DEFAULT_MODULE
     epochs: int = 10
-    """Epochs to train; the best epoch of the trial that the recipe comes from."""
+    """Epochs to train: the best epoch of the recipe's trial."""
     batch_size: int = 64
     seed: int = 0
     precision: str = "32-true"
@@ -43,9 +44,9 @@ class Recipe:
     run_id: str | None = None
     """MLflow run of the trial."""
     score: Mapping[str, float] = field(default_factory=dict)
-    """What the trial reached on validation data."""
+    """Metrics of the trial on validation data."""
     data_arguments: Mapping[str, Any] = field(default_factory=dict)
-    """What the data decides of MLPClassifier (in_features, ...); `sweep train` finds it itself."""
+    """MLPClassifier's arguments from the data (in_features, ...); `sweep train` finds its own."""
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -69,14 +70,14 @@ def read_recipe(path: Path) -> Recipe:
 
 
 def as_yaml(recipe: Recipe) -> str:
-    """YAML that `sweep train --config` reads."""
+    """YAML for `sweep train --config`."""
     score = ", ".join(f"{k} {v:.4f}" for k, v in recipe.score.items() if k.startswith("val"))
     head = f"# Trial {recipe.trial} of study {recipe.study}: {score}\n"
     return head + write_document(_plain(recipe))
 
 
 def as_json(recipe: Recipe) -> str:
-    """The same as JSON; a metric that is not finite is null."""
+    """The same as JSON; NaN and infinity are null."""
     content = json_ready({**_plain(recipe), "score": recipe.score})
     return json.dumps(content, indent=2, allow_nan=False) + "\n"
 
@@ -109,9 +110,8 @@ def as_lightning(recipe: Recipe) -> str:
 
 
 def as_python(recipe: Recipe) -> str:
-    """One line of Python that builds the module, untrained."""
-    name = recipe.module.rpartition(":")[2]
-    module = recipe.module.partition(":")[0]
+    """One line of Python to build the module, untrained."""
+    module, _, name = recipe.module.partition(":")
     given = {**recipe.model, **recipe.data_arguments}
     arguments = ", ".join(f"{k}={v!r}" for k, v in given.items())
     return f"from {module} import {name}; model = {name}({arguments})\n"
@@ -149,7 +149,7 @@ def _numbers(name: str, node: Node) -> dict[str, Any]:
 
 
 def _by(parse: parsers.Parser) -> Callable[[str, Node], Any]:
-    """The reader of a scalar, by the parser that a flag of that name has; null is left out."""
+    """The reader of a scalar, by the parser of the flag of that name; null is left out."""
 
     def read(name: str, node: Node) -> Any:
         value = plain(node) if node.text is None else node.text
@@ -170,20 +170,8 @@ READERS: Mapping[str, Callable[[str, Node], Any]] = {
 
 
 def _model_faults(model: Mapping[str, Any]) -> list[str]:
-    known = (*EXPLICIT_ARGUMENTS, *options.MODEL_ARGUMENTS)
-    faults = [must_be_one_of("model", k, dict.fromkeys(known)) for k in model if k not in known]
-    optimizer = model.get("optimizer", "SGD")
-    if optimizer not in options.OPTIMIZERS:
-        faults.append(must_be_one_of("optimizer", optimizer, options.OPTIMIZERS))
-    if model.get("activation", "relu") not in options.ACTIVATIONS:
-        faults.append(must_be_one_of("activation", model["activation"], options.ACTIVATIONS))
-    hidden = model.get("hidden", ())
-    is_list = isinstance(hidden, tuple)
-    if not is_list or not all(type(width) is int and width > 0 for width in hidden):
-        shown = list(hidden) if is_list else hidden
-        faults.append(f"hidden must be a list of whole numbers >= 1, but got {shown!r}")
-    for name in ("lr", "dropout", "momentum", "weight_decay"):
-        value = model.get(name, 0.1)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-            faults.append(f"{name} must be a number, but got {value!r}")
-    return faults
+    known = dict.fromkeys((*EXPLICIT_ARGUMENTS, *options.MODEL_ARGUMENTS))
+    faults = [must_be_one_of("model", name, known) for name in model if name not in known]
+    given = {name: value for name, value in model.items() if name in RULES and value is not None}
+    found = (RULES[name].complaint(name, value) for name, value in given.items())
+    return faults + [fault for fault in found if fault]

@@ -1,4 +1,4 @@
-"""Finding space files: by name among those that are shipped, or by path."""
+"""Finding space files: shipped ones by name, others by path."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class SpaceInfo:
     """A shipped search space."""
 
     name: str
-    """What `--space` takes."""
+    """For `--space`."""
     when_to_use: str
     """Its file's first line."""
     path: Path
@@ -40,7 +40,7 @@ def list_spaces() -> list[SpaceInfo]:
 
 
 def load_space(name_or_path: str | Path, vocabulary: Collection[str] | None = VOCABULARY) -> Space:
-    """The space of that name, or in that file (anything with a folder or a .yaml in it).
+    """The shipped space of that name, or the space in a file (a path or *.yaml).
 
     `vocabulary` is `parse_space`'s.
 

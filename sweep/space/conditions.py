@@ -1,4 +1,4 @@
-"""Which parameter depends on which: order, circles, and what can be active together."""
+"""Dependencies between parameters: order, circles, conditions that exclude each other."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from sweep.space.reading import Entry
 from sweep.trial import HyperValue
 
 Limits = dict[str, tuple[HyperValue, ...]]
-"""Parameter name -> the values it can have; names that are not limited are absent."""
+"""Parameter name -> its possible values; other names are not limited."""
 
 
 def check_conditions(entries: Mapping[str, Entry], faults: Faults) -> list[Entry]:
-    """Every `when:` names a parameter, and values that it can take; no circles.
+    """Every `when:` names a parameter and some of its values; no circles.
 
     Returns the entries with each one after those it depends on, else as written.
     """
@@ -62,7 +62,7 @@ def _condition_fault(condition: Condition, entries: Mapping[str, Entry]) -> str 
 
 
 def limits_of(name: str, entries: Mapping[str, Entry]) -> Limits:
-    """What its own `when:` and those of its ancestors demand, while `name` is active."""
+    """Demands of its own `when:` and those of its ancestors, while `name` is active."""
     limits: Limits = {}
     for _, condition in entries[name].conditions:
         _narrow(limits, {condition.name: condition.values})
@@ -88,7 +88,7 @@ def check_reachable(entries: Mapping[str, Entry], faults: Faults) -> None:
 
 
 def check_optimizer_arguments(entries: Mapping[str, Entry], faults: Faults) -> None:
-    """An argument such as momentum may only be active with optimizers that take it."""
+    """An argument such as momentum is active only with optimizers that take it."""
     optimizers = _optimizers(entries)
     for name in options.OPTIMIZER_ARGUMENTS:
         if name not in entries:

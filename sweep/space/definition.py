@@ -1,4 +1,4 @@
-"""Space: what may vary, ready to be asked for configurations."""
+"""Space: parameters, fixed values and first configurations of a search."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ABSENT_MEANS: Mapping[str, HyperValue] = {
     "schedule": "constant",
     "clip_norm": None,
 }
-"""What MLPClassifier does where a configuration does not say: its own and torch's defaults."""
+"""Values of absent hyperparameters: defaults of MLPClassifier and torch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """A search space. Made by `load_space` and `parse_space`, which refuse faulty ones."""
+    """A search space, from `load_space` or `parse_space`."""
 
     name: str
     path: Path | None
@@ -57,23 +57,22 @@ class Space:
     text: str = field(repr=False)
     """The file's text, to be stored with the study."""
     parameters: tuple[Parameter, ...]
-    """What varies; a parameter comes after those its `when:` depends on."""
+    """Each one comes after those its `when:` depends on."""
     fixed: Mapping[str, HyperValue]
-    """Values that every configuration has."""
+    """Values of every configuration."""
     first: tuple[Mapping[str, HyperValue], ...]
     """Configurations to try first, resolved and complete."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Every hyperparameter that some configuration has."""
+        """Hyperparameters of any configuration."""
         given = [p.name for p in self.parameters] + [name for c in self.first for name in c]
         return tuple(dict.fromkeys([*given, *self.fixed]))
 
     def suggest(self, trial: Suggester) -> dict[str, HyperValue]:
         """A configuration, by asking `trial` (Optuna's, or any Suggester) for each value.
 
-        Lists come as tuples; parameters that are not active are absent; fixed values are
-        included.
+        Lists are tuples; inactive parameters are absent; fixed values are included.
         """
         values = dict(self.fixed)
         for parameter in self.parameters:
@@ -88,9 +87,9 @@ class Space:
     ) -> dict[str, Scalar] | None:
         """The inverse of `suggest`: Optuna's flat parameters, for `study.enqueue_trial`.
 
-        None where the configuration is not inside the space. It may leave fixed values out. An
-        active parameter that it leaves out has the value that `defaults` gives, else what
-        MLPClassifier takes for it (no momentum is momentum 0), if the space can say so.
+        None if the configuration is outside the space. Fixed values may be missing. A missing
+        active parameter has its value in `defaults`, else in ABSENT_MEANS (no momentum is
+        momentum 0).
         """
         takes_null = {p.name for p in self.parameters if p.contains(None)}
         given = {
@@ -105,15 +104,15 @@ class Space:
         return None if problems else params
 
     def problems_of(self, configuration: Mapping[str, HyperValue]) -> list[Problem]:
-        """Everything that keeps a configuration, complete but for fixed values, out."""
+        """Why a configuration, complete but for fixed values, is outside the space."""
         return self._place(configuration, {})[1]
 
     def resolve(self, params: Mapping[str, Scalar]) -> dict[str, HyperValue]:
-        """The configuration behind Optuna's flat parameters; KeyError where one is missing."""
+        """The configuration of Optuna's flat parameters. Raises KeyError for a missing one."""
         return self.suggest(FilledTrial(params))
 
     def distributions(self) -> dict[str, BaseDistribution]:
-        """Every name that Optuna may be asked for, with its distribution."""
+        """Optuna's distribution of each dimension."""
         return {d.name: d.distribution() for p in self.parameters for d in p.dimensions()}
 
     def grid(self, n_max: int = 100_000) -> dict[str, list[Any]]:
@@ -147,7 +146,7 @@ class Space:
         return _count(self.parameters, dict(self.fixed))
 
     def __contains__(self, name: object) -> bool:
-        """Whether a hyperparameter of that name varies or is fixed here."""
+        """Whether a hyperparameter of this name varies or is fixed here."""
         return name in self.fixed or any(p.name == name for p in self.parameters)
 
     def _place(
@@ -178,7 +177,7 @@ class Space:
         return params, problems
 
     def _foreign(self, given: Mapping[str, HyperValue]) -> list[Problem]:
-        """Names that the space does not have, and fixed values that differ."""
+        """Unknown names, and values other than the fixed ones."""
         names = [*(parameter.name for parameter in self.parameters), *self.fixed]
         problems = []
         for name, value in given.items():

@@ -1,4 +1,4 @@
-"""Names for configurations: a key that finds exact duplicates, a name that people can read."""
+"""Names for configurations: a key for exact duplicates, a readable run name."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _HEADLINE = ("optimizer", "lr", "hidden")
 
 
 def canonical_key(hyperparameters: Mapping[str, HyperValue]) -> str:
-    """A text that is equal for exact duplicates.
+    """A text, equal for exact duplicates.
 
-    Order of the names, int or float, tuple or list make no difference; floats are compared to
-    12 significant digits, so that the rounding of `low + k * step` makes none either.
+    It ignores the order of names, int or float, tuple or list; floats are compared to 12
+    significant digits because of rounding in `low + k * step`.
     """
     return json.dumps({name: _canonical(value) for name, value in hyperparameters.items()},
                       sort_keys=True)  # fmt: skip

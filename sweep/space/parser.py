@@ -27,14 +27,14 @@ def parse_space(
     path: Path | None = None,
     vocabulary: Collection[str] | None = VOCABULARY,
 ) -> Space:
-    """The space that `text` (YAML) describes.
+    """The space described by `text` (YAML).
 
     Args:
         text: The file's content.
-        name: The space's name; names the file in faults where there is no path.
-        path: Where the text came from.
-        vocabulary: Names that hyperparameters may have; by default those of MLPClassifier,
-            whose values are checked too. None: any name, for a module of the user's.
+        name: The space's name; without a path also the file's name in faults.
+        path: The file.
+        vocabulary: Allowed names of hyperparameters; by default those of MLPClassifier, with
+            checks of their values. None: any name, for a module of the user's.
 
     Raises:
         SpaceError: With every fault and its line.

@@ -34,7 +34,7 @@ _KEYS = {
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One name of `parameters:` or `fixed:`, with the lines that later checks report."""
+    """One name of `parameters:` or `fixed:`, with its lines for messages."""
 
     name: str
     line: int
@@ -81,7 +81,7 @@ def read_parameter(name: str, node: Node, faults: Faults) -> Entry:
 
 
 def _kind(name: str, node: Node, faults: Faults) -> str | None:
-    """The key of _KEYS that the node has, or None with a fault."""
+    """The node's key of _KEYS, or None with a fault."""
     example = "{choices: [...]} or {float: [low, high]}"
     rule = f"{name} must say what may vary, such as {example}; 'fixed' is for what never does"
     if not faults.holds(node, dict, rule):
@@ -116,7 +116,7 @@ class _Spec:
         return plain(self.keys[key]) if key in self.keys else None
 
     def expect(self, key: str, is_valid: bool, rule: str) -> bool:
-        """`is_valid`; else a fault that states the rule and the value, unless that is BROKEN."""
+        """`is_valid`; if not, notes the rule and the value, unless it is BROKEN."""
         value = self.value(key)
         if not is_valid and value is not BROKEN:
             self.fault(key, f"{rule}, but got {show(value)}")

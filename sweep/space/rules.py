@@ -1,4 +1,4 @@
-"""What MLPClassifier asks of its hyperparameters, checked before torch is ever loaded."""
+"""Rules for MLPClassifier's hyperparameters, checked before torch is loaded."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ VOCABULARY: tuple[str, ...] = (*options.MODEL_ARGUMENTS, *options.TRAINING_ARGUM
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What one hyperparameter may be."""
+    """The legal values of one hyperparameter."""
 
     expected: str
     """To be read after "must be"."""
@@ -28,7 +28,7 @@ class Rule:
     """The words it may be, if it is a word."""
 
     def complaint(self, name: str, value: HyperValue) -> str | None:
-        """One sentence where `value` is not legal, else None."""
+        """One sentence for an illegal value, else None."""
         if self.is_legal(value):
             return None
         if self.words:
@@ -63,7 +63,7 @@ _FLAG = Rule("true or false", lambda value: value is None or isinstance(value, b
 TRAINING_RULES: Mapping[str, Rule] = {
     "batch_size": Rule("a whole number >= 1", _is_width, ("choices", "int")),
 }
-"""Rules that hold for any module: the trainer reads these."""
+"""Rules for any module: the trainer reads these."""
 
 RULES: Mapping[str, Rule] = {
     **TRAINING_RULES,
@@ -84,7 +84,7 @@ RULES: Mapping[str, Rule] = {
     "nesterov": _FLAG,
     "centered": _FLAG,
 }
-"""Rules of MLPClassifier; null means torch's default where it is allowed."""
+"""Rules of MLPClassifier; null means torch's default."""
 
 
 def is_own(vocabulary: Collection[str] | None) -> bool:
@@ -93,5 +93,5 @@ def is_own(vocabulary: Collection[str] | None) -> bool:
 
 
 def rules_for(vocabulary: Collection[str] | None) -> Mapping[str, Rule]:
-    """MLPClassifier's rules for its own vocabulary, else only what the trainer asks for."""
+    """RULES for MLPClassifier's vocabulary, else TRAINING_RULES."""
     return RULES if is_own(vocabulary) else TRAINING_RULES
