@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 from sweep.config.settings import Resolved, RunConfig, resolve, vocabulary
 from sweep.databases import sqlite
 from sweep.environment.surroundings import foreign_set_aside
-from sweep.errors import ConfigError, NotFoundError, SpaceError, UndeliveredError, must_be_one_of
+from sweep.errors import ConfigError, NotFoundError, UndeliveredError, UsageError, must_be_one_of
 from sweep.loading import collector_paused
 from sweep.protocols import Executor, Listener
 from sweep.space import Space, load_space, parse_space
-from sweep.trial import Notice
+from sweep.trial import Notice, now_ms
 
 if TYPE_CHECKING:
     from sweep.keeping.retention import KeepBest
@@ -34,11 +33,11 @@ def run(
     """Run or continue a search, as `sweep run` does, without printing anything.
 
     Args:
-        listeners: Who else wants to hear of trials as they go (see `sweep.trial.Listener`).
+        listeners: Are told of trials as they run (see `sweep.protocols.Listener`).
         config_file: YAML file with settings.
         **settings: Flags of `sweep run` with underscores, e.g. trials=50, timeout="10m".
 
-    Returns the outcome: the best trial and the counts. Raises what `sweep.errors` lists.
+    Returns the outcome: the best trial and the counts. Raises SweepError (see `sweep.errors`).
 
     >>> outcome = sweep.run(trials=20, epochs=5)               # doctest: +SKIP
     """
@@ -73,7 +72,7 @@ def best(study: str | None = None, *, trial: int | None = None, **where: Any) ->
 
 
 def prepare(flags: Mapping[str, Any], config_file: Path | None) -> tuple[Resolved, Space]:
-    """The checked configuration and space; a stored study fills in what is not said."""
+    """The checked configuration and space; other settings come from a stored study."""
     resolved = resolve(flags, file=config_file, also=_faults_of_space)
     stored, space_text = _stored(resolved.config)
     if stored:
@@ -85,15 +84,13 @@ def _faults_of_space(config: RunConfig) -> Sequence[str]:
     """Faults of the search space, to be told with those of the settings."""
     try:
         load_space(config.space, vocabulary(config))
-    except SpaceError as error:
+    except UsageError as error:
         return error.faults
-    except NotFoundError as error:
-        return [str(error)]
     return ()
 
 
 def _space_of(resolved: Resolved, kept: str) -> Space:
-    """The space that was asked for; the text kept with the study where none was."""
+    """The space in flags, environment or file, else the one stored with the study."""
     config = resolved.config
     words = vocabulary(config)
     if kept and resolved.origins["space"] in ("study", "default"):
@@ -106,9 +103,9 @@ def fork(
 ) -> tuple[Resolved, Space, Extras, list[str]]:
     """A search called `new` with the settings of the study in `flags`, less what `flags` change.
 
-    It starts with the old study's trials that lie inside its space; the last item says how many
-    do, and why others do not. Raises NotFoundError where there is no such study, ConfigError where
-    `new` is its own name.
+    It starts with the old study's trials inside its space; the last item counts them, and gives
+    the reasons for the others. Raises NotFoundError for an unknown study, ConfigError if `new` is
+    its own name.
     """
     from sweep.ledger.study import open_study
     from sweep.search.study import Extras
@@ -117,11 +114,9 @@ def fork(
     old = resolve(flags, file=config_file).config
     if new == old.study_name:
         raise ConfigError(f"--fork NEW must be another name than that of the study, {new!r}")
-    ledger = open_study(old.storage, old.study_name)
-    trials = ledger.trials()
-    space_text, direction = ledger.space_text, ledger.direction
-    stored = _lasting(ledger.config) | {"direction": direction}
-    ledger.close()
+    with contextlib.closing(open_study(old.storage, old.study_name)) as ledger:
+        trials, space_text = ledger.trials(), ledger.space_text
+        stored, direction = ledger.config, ledger.direction
     resolved = resolve({**flags, "study": new}, file=config_file, stored=stored)
     space = _space_of(resolved, space_text)
     strange = incomparable(resolved.config, stored, direction)
@@ -134,8 +129,8 @@ def fork(
 def retry(flags: Mapping[str, Any], failed: str | None) -> tuple[RunConfig, Space, Extras]:
     """A stored study with room for its failed trials (with class `failed`), to try them again.
 
-    A configuration is tried once more, however often it failed; not at all where another try
-    succeeded. One whose try was interrupted goes on with that.
+    A configuration is tried once more, however often it failed; not at all if another try
+    succeeded. An interrupted try of it is continued.
     """
     import dataclasses
 
@@ -145,9 +140,9 @@ def retry(flags: Mapping[str, Any], failed: str | None) -> tuple[RunConfig, Spac
     from sweep.space import canonical_key
 
     resolved, space = prepare(flags, None)
-    ledger = open_study(resolved.config.storage, resolved.config.study_name)
-    trials = ledger.trials()
-    ledger.close()
+    where = resolved.config.storage, resolved.config.study_name
+    with contextlib.closing(open_study(*where)) as ledger:
+        trials = ledger.trials()
     again = to_retry(trials, failed)
     begun = {canonical_key(t.hyperparameters) for t in trials if not t.state.is_finished}
     n_trials = max(resolved.config.trials, len(trials) + len(again.keys() - begun))
@@ -161,9 +156,8 @@ def search_with(
 ) -> Outcome:  # fmt: skip
     """Search with MLflow as the tracker, beside `listeners`.
 
-    Records that an earlier run left are delivered first and MLflow is brought to agree with
-    Optuna. Checkpoints that `--keep` and `--disk-limit` do not want go as trials end. `on_signal`
-    is called as the first Ctrl-C or SIGTERM comes, in its handler.
+    First MLflow is brought to agree with Optuna. Checkpoints beyond `--keep` and `--disk-limit`
+    are deleted as trials end. `on_signal` is called in the handler of the first Ctrl-C or SIGTERM.
     """
     from sweep.executors import begin_loading
 
@@ -179,7 +173,7 @@ def _search(
     config: RunConfig, space: Space, listeners: Sequence[Listener], executor: Executor,
     extras: Extras | None, on_signal: Callable[[], object],
 ) -> Outcome:  # fmt: skip
-    """Apart, because what it imports loads Optuna: workers load beside it."""
+    """Imports Optuna, while the workers load their libraries."""
     import dataclasses
 
     with collector_paused():
@@ -209,7 +203,7 @@ def _search(
 
 
 class _Upkeep:
-    """What a search does about its stores before and after its trials."""
+    """Upkeep of the stores before and after a search's trials."""
 
     def __init__(
         self,
@@ -225,16 +219,11 @@ class _Upkeep:
         self._kept = ""
 
     def deliver(self, ledger: Ledger) -> None:
-        """Bring MLflow up to a study that has nothing else to do.
-
-        Raises UndeliveredError where MLflow does not take all of it.
-        """
+        """Bring MLflow up to a study without trials left to run. Raises UndeliveredError."""
         n_finished = sum(trial.state.is_finished for trial in ledger.trials())
         if n_finished < self._config.trials or ledger.is_settled:
             return
-        left = bring_up(self._config, ledger)
-        if left:
-            raise UndeliveredError("; ".join(left))
+        bring_up(self._config, ledger)
         self.tidy(ledger)
         ledger.settle(True)
 
@@ -246,7 +235,7 @@ class _Upkeep:
         if self._tracker.warning is not None:
             self._say(self._tracker.warning)
         else:
-            left = bring_up(self._config, ledger, is_live=True)
+            left = _refused(self._config, ledger, is_live=True)
             for line in left:
                 self._say(line)
             self._is_delivered = not left
@@ -258,10 +247,10 @@ class _Upkeep:
 
     def _say(self, line: str) -> None:
         for listener in self._listeners:
-            listener.write([Notice(time.time_ns() // 1_000_000, line)])
+            listener.write([Notice(now_ms(), line)])
 
     def tidy(self, ledger: Ledger) -> Mapping[int, int]:
-        """Look through all files once; returns trial -> bytes that MLflow holds, where asked."""
+        """Delete unwanted files; returns trial -> its bytes in MLflow, if MLflow was asked."""
         from sweep.keeping import gc as housekeeping
 
         tidied = housekeeping.tidy(self._config, ledger.trials())
@@ -269,24 +258,25 @@ class _Upkeep:
         return tidied.stored
 
     def finish(self, ledger: Ledger) -> None:
-        """The same when all is delivered; what the retention saw to needs no second look.
-
-        Raises UndeliveredError where trials of earlier searches are still not in MLflow.
-        """
+        """Deliver trials of earlier searches, delete unwanted files. Raises UndeliveredError."""
         from sweep.keeping import gc as housekeeping
 
         if not self._is_delivered and self._has_old_trials:
-            left = bring_up(self._config, ledger)
-            if left:
-                raise UndeliveredError("; ".join(left))
+            bring_up(self._config, ledger)
         housekeeping.tidy(self._config, ledger.trials(), is_kept_up=self._is_delivered)
 
 
-def bring_up(config: RunConfig, ledger: Ledger, *, is_live: bool = False) -> list[str]:
-    """Bring MLflow up to the study's finished trials: what earlier searches could not tell it.
+def bring_up(config: RunConfig, ledger: Ledger) -> None:
+    """Bring MLflow up to the study's finished trials.
 
-    Returns one sentence for each trial that MLflow refuses. Raises StoreError where it is away.
+    Raises UndeliveredError if MLflow refuses some, StoreError if it is away.
     """
+    if refused := _refused(config, ledger):
+        raise UndeliveredError("; ".join(refused))
+
+
+def _refused(config: RunConfig, ledger: Ledger, *, is_live: bool = False) -> list[str]:
+    """Bring MLflow up; returns one sentence for each trial refused by MLflow."""
     from sweep.repair.recollection import Recollections
     from sweep.tracking import reconcile_runs
 
@@ -297,25 +287,17 @@ def bring_up(config: RunConfig, ledger: Ledger, *, is_live: bool = False) -> lis
     return [one.sentence for one in found if one.is_refused]
 
 
-def _lasting(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings that a study is continued with; older ones kept a call's time limit, too."""
-    return {k: v for k, v in stored.items() if k not in ("study", "timeout_s")}
-
-
 def _stored(config: RunConfig) -> tuple[Mapping[str, Any], str]:
-    """Configuration and space text that the named study was made with; empty for a new one."""
+    """Stored configuration and space text of the named study; empty for a new one."""
     path = sqlite.path_of(config.storage)
     if path is not None and not path.exists():
         return {}, ""  # without Optuna, whose import takes as long as a tenth of the workers'
     from sweep.ledger.study import open_study
 
-    with contextlib.suppress(NotFoundError):
-        ledger = open_study(config.storage, config.study_name)
-        try:
-            if ledger.trials():  # else an attempt that came to nothing
-                # Studies of earlier versions keep "auto", and their direction in the ledger alone.
-                stored = ledger.config | {"direction": ledger.direction}
-                return _lasting(stored), ledger.space_text
-        finally:
-            ledger.close()
+    with (
+        contextlib.suppress(NotFoundError),
+        contextlib.closing(open_study(config.storage, config.study_name)) as ledger,
+    ):
+        if ledger.trials():  # else an attempt that came to nothing
+            return ledger.config, ledger.space_text
     return {}, ""

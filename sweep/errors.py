@@ -1,13 +1,13 @@
-"""The error tree. Everything that sweep raises on purpose is a SweepError.
+"""The error tree. All errors raised by sweep on purpose are SweepErrors.
 
-    SweepError                 1   anything below that has no code of its own
-    ├── UsageError             2   what was asked for cannot be done as asked
+    SweepError                 1   anything below without its own code
+    ├── UsageError             2   a request with faults
     │   ├── ConfigError            faults in flags, environment or config file (all at once)
     │   ├── SpaceError             faults in a search-space file (all at once, with lines)
     │   └── NotFoundError          no study, trial or run of that name
     ├── DataError              3   a data set cannot be fetched, or its files are damaged
     ├── StoreError             4   MLflow or the Optuna storage cannot be reached or written
-    │   └── DiskError              no space left, or a folder that cannot be written
+    │   └── DiskError              no space left, or a read-only folder
     ├── StudyLockedError       5   another live driver owns the study
     ├── StudyFailedError       6   trials keep failing, or none succeeded
     ├── UndeliveredError       7   the search is done, but records could not be delivered to MLflow
@@ -32,31 +32,29 @@ _MAX_SHOWN, _MAX_FAULTS = 100, 20
 
 
 class SweepError(Exception):
-    """Root of the tree. The message is one line that says what to do."""
+    """Root of the tree. The message is one line with the remedy."""
 
     exit_code: ClassVar[int] = 1
 
 
 class UsageError(SweepError):
-    """What was asked for cannot be done as asked."""
+    """A request with faults; `faults` holds one sentence each."""
 
     exit_code = 2
 
-
-class ConfigError(UsageError):
-    """Faults in flags, environment or config file; `faults` holds one sentence each."""
-
     def __init__(self, faults: str | Iterable[str]) -> None:
         self.faults = (faults,) if isinstance(faults, str) else tuple(faults)
-        super().__init__(_listed(self.faults))
+        more = len(self.faults) - _MAX_FAULTS
+        rest = [f"... and {more} faults more"] if more > 0 else []
+        super().__init__("\n".join([*self.faults[:_MAX_FAULTS], *rest]))
+
+
+class ConfigError(UsageError):
+    """Faults in flags, environment or config file."""
 
 
 class SpaceError(UsageError):
-    """Faults in a search-space file; `faults` holds one sentence each, with the line."""
-
-    def __init__(self, faults: str | Iterable[str]) -> None:
-        self.faults = (faults,) if isinstance(faults, str) else tuple(faults)
-        super().__init__(_listed(self.faults))
+    """Faults in a search-space file, each with its line."""
 
 
 class NotFoundError(UsageError):
@@ -76,7 +74,7 @@ class StoreError(SweepError):
 
 
 class DiskError(StoreError):
-    """No space left on a disk, or a folder that cannot be written."""
+    """No space left on a disk, or a read-only folder."""
 
 
 class StudyLockedError(SweepError):
@@ -86,7 +84,7 @@ class StudyLockedError(SweepError):
 
     @classmethod
     def by(cls, study: str, who: str = "", since_s: float | None = None) -> Self:
-        """The error that names the owner, where it is known, and since when (Unix time)."""
+        """The error with the owner, if known, and its start (Unix time)."""
         owner = who or "another process"
         if since_s is not None:
             owner += time.strftime(" since %Y-%m-%d %H:%M:%S", time.localtime(since_s))
@@ -116,7 +114,7 @@ class StudyInterrupted(SweepError):  # noqa: N818 - an interruption is not an er
 
 
 OUT_OF_TIME = 8
-"""Exit code of a search that --timeout ended: a script calls again until it is 0."""
+"""Exit code after --timeout: a script calls again until it is 0."""
 
 
 class Interruption(BaseException):
@@ -127,7 +125,7 @@ class Interruption(BaseException):
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
-    """`error`, then what it was raised from or during, and so on."""
+    """`error`, its cause or context, and so on."""
     seen: set[int] = set()
     link: BaseException | None = error
     while link is not None and id(link) not in seen:
@@ -137,7 +135,7 @@ def causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def os_error_text(error: OSError) -> str:
-    """What went wrong and with which file; some of Python's own errors name none."""
+    """Reason and file of an error; some of Python's errors name no file."""
     reason = error.strerror or str(error) or type(error).__name__
     if error.filename is not None:
         return f"{reason} ({error.filename})"
@@ -149,7 +147,7 @@ def os_error_text(error: OSError) -> str:
 
 
 def must_be_one_of(field: str, value: object, choices: Iterable[str]) -> str:
-    """One sentence that names the field, the rule, the value got and the nearest choice.
+    """One sentence with the field, the rule, the value got and the nearest choice.
 
     >>> must_be_one_of("optimizer", "adma", ["SGD", "Adam"])
     "optimizer must be one of SGD, Adam, but got 'adma' (did you mean Adam?)"
@@ -160,7 +158,7 @@ def must_be_one_of(field: str, value: object, choices: Iterable[str]) -> str:
 
 
 def did_you_mean(value: object, choices: Iterable[str]) -> str:
-    """` (did you mean NAME?)` with the nearest of `choices`; empty where none is near."""
+    """` (did you mean NAME?)` with the nearest of `choices`; empty if none is near."""
     lowered = {choice.lower(): choice for choice in choices}
     near = get_close_matches(shown(value).strip("'").lower(), lowered, n=1, cutoff=0.5)
     return f" (did you mean {lowered[near[0]]}?)" if near else ""
@@ -170,10 +168,3 @@ def shown(value: object) -> str:
     """`value` for a message: its repr, cut to 100 characters."""
     text = repr(value)
     return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 3]}..."
-
-
-def _listed(faults: tuple[str, ...]) -> str:
-    """One fault a line, at most 20 of them."""
-    more = len(faults) - _MAX_FAULTS
-    lines = [*faults[:_MAX_FAULTS], *([f"... and {more} faults more"] if more > 0 else [])]
-    return "\n".join(lines)

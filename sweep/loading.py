@@ -22,8 +22,7 @@ from sweep.redact import redacted
 def import_object(path: str, what: str) -> Any:
     """The object that `package.module:name` names, looked up from the current folder too.
 
-    Raises ConfigError, with file and line, for whatever the module raises as it is imported, and
-    where it has no such name.
+    Raises ConfigError for a missing name, and with file and line for errors during the import.
     """
     module_name, _, name = path.partition(":")
     try:
@@ -57,7 +56,7 @@ def place_of(error: BaseException, module: str = "") -> str:
     """`file:line` of the deepest frame in the user's own code; "" if no frame is.
 
     Frames of sweep, of Python's library and of installed packages are not the user's, except
-    those of the package that `module` (`package.module:name`) is in.
+    those of the package of `module` (`package.module:name`).
     """
     top = sys.modules.get(module.partition(":")[0].partition(".")[0])
     package = [Path(folder) for folder in getattr(top, "__path__", ())]
@@ -81,7 +80,7 @@ def _is_users(file: str) -> bool:
 
 
 def _shown(file: str) -> str:
-    """Relative to the current folder where the file is below it."""
+    """The file, relative to the current folder if it is below it."""
     with contextlib.suppress(OSError, ValueError):
         return str(Path(file).relative_to(Path.cwd()))
     return file
@@ -96,9 +95,9 @@ def one_line(error: BaseException, module: str = "") -> str:
 
 
 def raised_by_user_code(error: BaseException) -> BaseException:
-    """`error`, or the KeyboardInterrupt that Lightning turned into `sys.exit(1)`.
+    """`error`, or the KeyboardInterrupt behind Lightning's `sys.exit(1)`.
 
-    Raises Interruption if that is behind it: Ctrl-C is the user's and not a trial's failure.
+    Raises Interruption if it is the cause: the user's Ctrl-C is no failure of a trial.
     """
     for link in causes(error):
         if isinstance(link, Interruption):
@@ -114,13 +113,12 @@ def _is_nameless(error: BaseException) -> TypeGuard[OSError]:
 
 @contextlib.contextmanager
 def collector_paused() -> Iterator[None]:
-    """Load large libraries within: the garbage collector rests, and skips them at the exit.
+    """Within, large libraries load faster: the garbage collector rests.
 
-    An import makes hundreds of thousands of objects and next to no garbage, and the collector
-    walks them again and again: `import lightning` takes 2.4 s instead of 3.1, MLflow with its
-    store 1.2 s instead of 1.5. Afterwards they count as old, else it would begin with all of
-    them (0.1 s). At the exit Python walks them once more, which takes as long as a third of the
-    import; what is frozen then is left to the operating system.
+    An import makes hundreds of thousands of objects and next to no garbage: without the collector
+    `import lightning` takes 2.4 s instead of 3.1, MLflow with its store 1.2 s instead of 1.5.
+    Afterwards the objects count as old (a first round over them takes 0.1 s). They are frozen at
+    exit: one more round takes a third of the import's time.
     """
     was_enabled = gc.isenabled()
     gc.disable()
@@ -138,10 +136,10 @@ def collector_paused() -> Iterator[None]:
 
 @contextlib.contextmanager
 def libraries_set_aside() -> Iterator[None]:
-    """Within, the garbage collector leaves alone what is there now; afterwards all is as before.
+    """Within, the garbage collector skips all objects of before.
 
-    One of its full rounds through MLflow and SQLAlchemy takes 0.2 s. Where somebody set objects
-    aside already, it is left at that.
+    A full round through MLflow and SQLAlchemy takes 0.2 s. Does nothing if objects are frozen
+    already.
     """
     is_ours = gc.get_freeze_count() == 0
     if is_ours:

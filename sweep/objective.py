@@ -25,7 +25,7 @@ _TURNING = re.compile(
     "neg|negative|negated|minus|inverse|inv|inverted|reciprocal|one|complement|delta|"
     "diff|difference|gap|ratio|reduction|drop|gain|improvement|decrease|increase|change"
 )
-"""Words that turn the meaning of others: neg_mean_squared_error is better where it is larger."""
+"""Words that reverse others: a larger neg_mean_squared_error is better."""
 
 
 class Scored(Protocol):
@@ -65,7 +65,7 @@ class Objective:
         return a > b if self.direction == "maximize" else a < b
 
     def goodness(self, value: float | None) -> float:
-        """A number that is larger for a better value; -inf for None, NaN and infinities."""
+        """A number, larger for a better value; -inf for None, NaN and infinities."""
         if value is None or not math.isfinite(value):
             return -math.inf
         return value if self.direction == "maximize" else -value
@@ -77,7 +77,7 @@ class Objective:
 
 
 def told_direction(metric: str) -> Direction | None:
-    """The direction that the parts of a metric's name tell; None where they do not, or disagree.
+    """The direction by the parts of a metric's name; None if they tell none, or disagree.
 
     >>> told_direction("val_loss/dataloader_idx_0"), told_direction("val_f1_macro")
     ('minimize', 'maximize')

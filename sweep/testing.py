@@ -1,8 +1,8 @@
 """Stand-ins and contract tests, for sweep's own tests and for authors of plug-ins.
 
-The stand-ins are real parts, only cheap: a trainer that reads its numbers from a script, a
-driver that hands out a list, a listener that remembers. A plug-in's test class inherits the
-contract of its kind and says how to make one:
+The stand-ins are real but cheap: a trainer with numbers from a script, a driver with a list of
+trials, a listener with a memory. A plug-in's test class inherits the contract of its kind and
+makes one:
 
     from sweep.testing import ListenerContract
 
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -45,81 +46,68 @@ from sweep.trial import (
     TrialState,
     WorkerReady,
     derive_seed,
+    now_ms,
 )
 
 DATASET = DatasetInfo("scripted", "sweep.testing", "0" * 32, (1, 2, 2), 3, 80, 20)
 
 Script = Callable[[TrialSpec], Iterable[Mapping[str, float] | Failure]]
-"""What a scripted trial says: metrics after each epoch, or how it fails."""
+"""The metrics of each epoch of a scripted trial, or its failure."""
 AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 
 class ScriptedTrainer:
-    """A Trainer that trains nothing: `script(spec)` yields the metrics of each epoch.
+    """A Trainer without training: `script(spec)` yields the metrics of each epoch.
 
-    A Failure in their place ends the trial with it, and so does an exception; the end of the
-    script ends it finished. `n_slots` trials go in step, as in a population.
+    A Failure instead of metrics, or an exception, fails the trial; the end of the script finishes
+    it. `n_slots` trials run in step, as in a population.
     """
 
     def __init__(self, script: Script, n_slots: int = 1) -> None:
         self._script, self._n_slots = script, n_slots
 
     def train(self, exchange: Exchange) -> None:
-        """Play what `exchange` orders, until it says is_last and nothing is left."""
-        running: dict[int, _Playing] = {}
-        reports: list[Report] = [WorkerReady(DATASET, "scripted", self._n_slots, _now_ms())]
+        """Run the ordered trials, until `exchange` says is_last and none is left."""
+        running: dict[int, Iterator[list[Report]]] = {}
+        n_epochs: Counter[int] = Counter()
+        reports: list[Report] = [WorkerReady(DATASET, "scripted", self._n_slots, now_ms())]
         while True:
             orders = exchange(tuple(reports), self._n_slots - len(running))
-            reports = [
-                running.pop(stop.number).result("stopped")
-                for stop in orders.stop
-                if stop.number in running
-            ]
+            stopped = [stop.number for stop in orders.stop if running.pop(stop.number, None)]
+            reports = [TrialResult(number, "stopped", n_epochs[number]) for number in stopped]
             for spec in orders.start:
-                running[spec.number] = _Playing(spec, self._play(spec))
+                running[spec.number], n_epochs[spec.number] = self._epochs(spec), 0
             if orders.is_last and not running and not reports:
                 return
-            for trial in list(running.values()):
-                said = trial.step()
+            for number, epochs in list(running.items()):
+                said = next(epochs)
                 reports += said
-                if any(isinstance(report, TrialResult) for report in said):
-                    del running[trial.spec.number]
+                n_epochs[number] += isinstance(said[0], EpochReport)
+                if isinstance(said[-1], TrialResult):
+                    del running[number]
 
-    def _play(self, spec: TrialSpec) -> Iterator[Mapping[str, float] | Failure]:
-        yield from self._script(spec)  # called at the first epoch: what it raises fails the trial
-
-
-@dataclass
-class _Playing:
-    """A scripted trial on its way."""
-
-    spec: TrialSpec
-    epochs: Iterator[Mapping[str, float] | Failure]
-    ahead: Mapping[str, float] | Failure | None = None
-    n_epochs: int = 0
-
-    def step(self) -> list[Report]:
-        """One epoch; with the last one comes the result."""
-        said = self._next() if self.ahead is None else self.ahead
-        if said is None:
-            return [self.result("finished")]
-        if isinstance(said, Failure):
-            return [self.result("failed", said)]
-        self.n_epochs += 1
-        metrics = {"epoch_s": 0.001, **said}
-        report = EpochReport(self.spec.number, self.n_epochs, metrics, _now_ms())
-        self.ahead = self._next()
-        return [report] if self.ahead is not None else [report, self.result("finished")]
-
-    def _next(self) -> Mapping[str, float] | Failure | None:
+    def _epochs(self, spec: TrialSpec) -> Iterator[list[Report]]:
+        """The reports of each epoch; the last epoch's come with the result, a failure follows."""
+        n_epochs, failure = 0, None
+        pending: list[Report] = []
         try:
-            return next(self.epochs, None)
-        except Exception as error:  # noqa: BLE001 - as a trainer has it: the trial fails, not more
-            return Failure("exception", f"{type(error).__name__}: {error}")
-
-    def result(self, outcome: Any, failure: Failure | None = None) -> TrialResult:
-        """The trial's last word."""
-        return TrialResult(self.spec.number, outcome, self.n_epochs, failure=failure)
+            for said in self._script(spec):
+                if isinstance(said, Failure):
+                    failure = said
+                    break
+                if pending:
+                    yield pending
+                n_epochs += 1
+                pending = [
+                    EpochReport(spec.number, n_epochs, {"epoch_s": 0.001, **said}, now_ms())
+                ]
+        except Exception as error:  # noqa: BLE001 - as in a trainer, only this trial fails
+            failure = Failure("exception", f"{type(error).__name__}: {error}")
+        if failure and pending:
+            yield pending
+            pending = []
+        outcome: Any = "failed" if failure else "finished"
+        yield [*pending, TrialResult(spec.number, outcome, n_epochs, failure=failure)]
 
 
 class ScriptedExchange:
@@ -161,7 +149,7 @@ class ScriptedExchange:
         return [r for r in self.reports if isinstance(r, EpochReport) and r.number == number]
 
     def results(self) -> dict[int, TrialResult]:
-        """The last word on each trial. Raises ValueError where one had two."""
+        """The result of each trial. Raises ValueError if one had two."""
         found = [r for r in self.reports if isinstance(r, TrialResult)]
         if len({r.number for r in found}) != len(found):
             raise ValueError(f"a trial has two results: {found}")
@@ -170,7 +158,7 @@ class ScriptedExchange:
 
 @dataclass
 class RecordingListener:
-    """A Listener that remembers all it is told."""
+    """A Listener that stores all records."""
 
     study: StudyInfo | None = None
     records: list[Record] = field(default_factory=list)
@@ -185,7 +173,7 @@ class RecordingListener:
         self.records += records
 
     def close(self) -> None:
-        """Remember that it was closed."""
+        """Set `is_closed`."""
         self.is_closed = True
 
     def of(self, kind: type[AnyRecord]) -> list[AnyRecord]:
@@ -198,7 +186,7 @@ class RecordingListener:
 
 
 class ListenerContract:
-    """What every Listener keeps to. Say how to make one in `make_listener`."""
+    """The contract of every Listener. Override `make_listener`."""
 
     def make_listener(self, folder: Path) -> Listener:
         """A new listener; it may keep files in `folder`."""
@@ -232,14 +220,14 @@ class ListenerContract:
 
 
 class TrainerContract:
-    """What every Trainer keeps to. Say how to make one in `make_trainer`."""
+    """The contract of every Trainer. Override `make_trainer`."""
 
     hyperparameters: Sequence[Mapping[str, Any]] = (
         {"hidden": (16,), "optimizer": "Adam", "lr": 0.01},
         {"hidden": (8, 8), "optimizer": "SGD", "lr": 0.1},
         {"hidden": (12,), "optimizer": "RMSprop", "lr": 0.001},
     )
-    """Configurations that train well."""
+    """Configurations with good scores."""
 
     def make_trainer(self, task: Task) -> Trainer:
         """A new trainer for `task`."""
@@ -264,7 +252,7 @@ class TrainerContract:
         assert sorted(exchange.results()) == [spec.number for spec in self.specs()]
 
     def test_a_stopped_trial_reports_no_more(self, tmp_path: Path) -> None:
-        """A trial that is ordered to stop ends there; the others go on to their last epoch."""
+        """A stopped trial ends there; the others go on to their last epoch."""
         task = example_task(tmp_path)
         exchange = ScriptedExchange(self.specs(), stop_after={1: 1})
         self.make_trainer(task).train(exchange)
@@ -282,7 +270,7 @@ class TrainerContract:
         assert exchanges[0].curve(0, task.metric) == exchanges[1].curve(0, task.metric)
 
     def test_an_error_of_the_driver_is_no_failed_trial(self, tmp_path: Path) -> None:
-        """What `exchange` raises at the end of an epoch comes out of `train` as it is."""
+        """An error of `exchange` at the end of an epoch comes out of `train` unchanged."""
         exchange = ScriptedExchange(self.specs())
 
         def refuse(reports: Sequence[Report], n_free: int) -> Orders:
@@ -297,18 +285,18 @@ class TrainerContract:
         raise AssertionError("the driver's error was swallowed")
 
     def test_nothing_to_do_is_no_error(self, tmp_path: Path) -> None:
-        """A trainer that is told at once that nothing will come leaves."""
+        """A trainer without trials returns at once."""
         exchange = ScriptedExchange(())
         self.make_trainer(example_task(tmp_path)).train(exchange)
         assert not exchange.results()
 
 
 class _Refusal(Exception):  # noqa: N818
-    """What a driver raises in a test."""
+    """A driver's error in a test."""
 
 
 class ExecutorContract:
-    """What every Executor keeps to. Say how to make one in `make_executor`."""
+    """The contract of every Executor. Override `make_executor`."""
 
     def make_executor(self) -> Executor:
         """A new executor, with one worker."""
@@ -327,7 +315,7 @@ class ExecutorContract:
         assert all(Path(r.checkpoint or "").is_file() for r in (first, second))
 
     def test_an_error_of_the_driver_ends_the_run(self, tmp_path: Path) -> None:
-        """What `exchange` raises comes out of `run` as it is."""
+        """An error of `exchange` comes out of `run` unchanged."""
 
         def refuse(reports: Sequence[Report], n_free: int) -> Orders:
             raise _Refusal
@@ -356,11 +344,11 @@ def example_task(folder: Path, **changes: Any) -> Task:
 
 
 def example_study(**changes: Any) -> StudyInfo:
-    """A study of four trials that is just opened."""
+    """A study of four trials, just opened."""
     values: dict[str, Any] = {
         "name": "example", "n_trials": 4, "metric": "val_acc", "direction": "maximize",
         "epochs": 2, "config": {"seed": 0}, "space_name": "mlp", "space_text": "parameters: {}\n",
-        "time_ms": _now_ms(), "dataset": DATASET,
+        "time_ms": now_ms(), "dataset": DATASET,
     }  # fmt: skip
     return StudyInfo(**(values | changes))
 
@@ -368,30 +356,26 @@ def example_study(**changes: Any) -> StudyInfo:
 def example_epoch(number: int, epoch: int) -> EpochReport:
     """A report with an MLP's metrics."""
     metrics = {"train_loss": 1.0, "val_loss": 1.0, "val_acc": 0.5, "epoch_s": 0.01}
-    return EpochReport(number, epoch, metrics, _now_ms())
+    return EpochReport(number, epoch, metrics, now_ms())
 
 
 def example_records() -> list[list[Record]]:
     """A search of four trials, each with another final state, as the driver tells it."""
     values = {"optimizer": "SGD", "lr": 0.01, "hidden": (8,)}
     ends = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.WAITING)
-    ready = WorkerReady(DATASET, "cpu", 1, _now_ms())
+    ready = WorkerReady(DATASET, "cpu", 1, now_ms())
     written: list[list[Record]] = [
-        [ready, TrialStarted(0, "t000 SGD", values, {"lr": 0.01}, _now_ms())]
+        [ready, TrialStarted(0, "t000 SGD", values, {"lr": 0.01}, now_ms())]
     ]
     for number, state in enumerate(ends):
         if number:
-            written.append([TrialStarted(number, f"t{number:03d} SGD", values, {}, _now_ms())])
+            written.append([TrialStarted(number, f"t{number:03d} SGD", values, {}, now_ms())])
         written.append([example_epoch(number, 1)])
         failure = Failure("nan", "train_loss is nan") if state is TrialState.FAIL else None
         value = None if failure else 0.5
         best = {} if failure else dict(example_epoch(number, 1).metrics)
         written.append(
-            [TrialFinished(number, state, _now_ms(), value, 1, best, 1, failure=failure)]
+            [TrialFinished(number, state, now_ms(), value, 1, best, 1, failure=failure)]
         )
-    last = StudyFinished(_now_ms(), {str(s): 1 for s in ends}, 0, 0.5, 0.5, "interrupted")
-    return [*written, [CheckpointDropped(1, _now_ms()), Notice(_now_ms(), "one line"), last]]
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
+    last = StudyFinished(now_ms(), {str(s): 1 for s in ends}, 0, 0.5, 0.5, "interrupted")
+    return [*written, [CheckpointDropped(1, now_ms()), Notice(now_ms(), "one line"), last]]

@@ -1,7 +1,7 @@
-"""The values that cross walls, and the protocols of what may be plugged in.
+"""Values exchanged between driver, workers and listeners.
 
-Everything here is frozen, picklable, made of plain values and light: this module imports
-neither torch nor Optuna nor MLflow, because driver and workers share it.
+All of them are frozen, picklable and made of plain values. This module imports neither torch nor
+Optuna nor MLflow, because driver and workers share it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FailureKind = Literal["oom", "nan", "exception", "killed", "timeout"]
 
 
 MAX_RANKED = 100
-"""Completed trials that carry their rank in MLflow: each rank is a call of 5 ms."""
+"""Number of completed trials with a rank in MLflow: each rank is a call of 5 ms."""
 
 
 class TrialState(enum.StrEnum):
@@ -43,7 +43,7 @@ class TrialState(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What a worker has to know once, before its first trial."""
+    """The settings of a study for its workers, sent once."""
 
     study: str
     """Name of the study."""
@@ -52,11 +52,11 @@ class Task:
     data: str
     """Name of a data set in `sweep.data.catalog`."""
     data_dir: str | None
-    """Folder that already holds the data set's files; None: the user cache."""
+    """Folder of the data set's files; None: the user's cache."""
     module: str
     """`package.module:Class` of the LightningModule."""
     epochs: int
-    """Epochs that a trial trains at most."""
+    """Most epochs of a trial."""
     batch_size: int
     """Minibatch size of trials whose search space does not set one."""
     metric: str
@@ -66,7 +66,7 @@ class Task:
     work_dir: str
     """The study's folder for checkpoints (`<work_dir>/trials/00017/best.ckpt`)."""
     log_file: str
-    """Where everything that libraries print goes."""
+    """File for the output of libraries."""
     accelerator: str = "auto"
     """Lightning's `accelerator`."""
     devices: str = "1"
@@ -76,17 +76,17 @@ class Task:
     n_threads: int | None = None
     """Threads for torch on a CPU; None: torch's own default."""
     population: int | None = None
-    """Trials that a worker trains at the same time; None: sized from the device; 1: plain."""
+    """Trials trained at the same time by a worker; None: by the device; 1: plain."""
     was_larger: bool = False
-    """The population is what is left of a larger one: 1 is fused too."""
+    """The population was halved from a larger one: a population of 1 is fused, too."""
     checkpoint_interval_s: float = 30.0
     """Resume state is written at most this often, in seconds."""
     trial_timeout_s: float | None = None
-    """A trial that takes longer has failed; None: no limit."""
+    """Most seconds of a trial, then it has failed; None: no limit."""
     worker_memory_gb: float | None = None
     """A worker process with more resident memory is replaced, in 1e9 bytes; None: no limit."""
     names: tuple[str, ...] | None = None
-    """Hyperparameters that the search space may give; None: not known, so not checked."""
+    """Hyperparameters of the search space; None: unknown, so not checked."""
     space: str = ""
     """The search space as `--space` names it, for messages."""
 
@@ -120,7 +120,7 @@ class Failure:
 
     @property
     def is_transient(self) -> bool:
-        """Whether it is no verdict on the trial, which is tried again."""
+        """Whether the failure is not the trial's fault, so that it is tried again."""
         return self.kind in ("oom", "killed")
 
 
@@ -138,12 +138,12 @@ class TrialStarted:
     """Unix time in milliseconds."""
     tags: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """The study's settings when it was trained, where they are others now."""
+    """The study's settings during its training, if they have changed since."""
 
 
 @dataclass(frozen=True, slots=True)
 class EpochReport:
-    """Record: what a trainer says of one trial after one epoch."""
+    """Record: one trial's metrics after one epoch."""
 
     number: int
     epoch: int
@@ -151,15 +151,15 @@ class EpochReport:
     metrics: Mapping[str, float]
     """At least train_loss, val_loss, val_acc for MLPClassifier; epoch_s always.
 
-    epoch_s is the trial's share of the epoch, in seconds: a population of 32 splits the time that
-    it took into 32 equal parts.
+    epoch_s is the trial's share of the epoch, in seconds: in a population of 32 it is 1/32 of the
+    epoch's time.
     """
     time_ms: int
     """Unix time in milliseconds."""
     start_epoch: int = 0
     """Population epoch the trial first started in."""
     is_replay: bool = False
-    """Told again by a trial that goes on from its checkpoint: for the record, not for pruning."""
+    """Repeated by a trial resumed from its checkpoint: for the record, not for pruning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +178,7 @@ class TrialResult:
     """Path of the same model as a torch.export archive (.pt2), or None."""
     failure: Failure | None = None
     notes: Mapping[str, str] = field(default_factory=dict)
-    """What else to keep as tags: trainer used, start epoch, ..."""
+    """Further tags: trainer, start epoch, ..."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +202,7 @@ class TrialFinished:
 
 @dataclass(frozen=True, slots=True)
 class TrialHistory:
-    """A trial's whole record: what MLflow is to show of it."""
+    """A trial's whole record, for MLflow."""
 
     started: TrialStarted
     reports: Sequence[EpochReport] = ()
@@ -217,7 +217,7 @@ class Recollection:
 
     history: TrialHistory
     lost: Sequence[str]
-    """What its run had and cannot have again, e.g. "its checkpoint"."""
+    """Lost parts of its run, e.g. "its checkpoint"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,7 +242,7 @@ class CheckpointDropped:
 
 @dataclass(frozen=True, slots=True)
 class DatasetInfo:
-    """What MLflow's dataset input says: where the data came from and how it was split."""
+    """Origin and split of the data, MLflow's dataset input."""
 
     name: str
     source: str
@@ -261,7 +261,7 @@ class DatasetInfo:
 
 
 DEVICE_TAG = "sweep.device"
-"""Tag of a study: the device that its last worker trained on."""
+"""Tag of a study: the device of its last worker."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,11 +278,11 @@ class WorkerReady:
 
 @dataclass(frozen=True, slots=True)
 class StudyInfo:
-    """What listeners are told when a study opens."""
+    """A study as it opens, for listeners."""
 
     name: str
     n_trials: int
-    """Finished trials that the study is to have in the end."""
+    """Finished trials of the study at its end."""
     metric: str
     direction: Direction
     epochs: int
@@ -297,11 +297,11 @@ class StudyInfo:
     dataset: DatasetInfo | None = None
     """Known beforehand, or None: workers say it with WorkerReady."""
     n_done: int = 0
-    """Trials that were already finished when the study was opened (a continued study)."""
+    """Trials finished before the study was opened (a continued study)."""
     best_value: float | None = None
     """Best objective among those, or None."""
     best_number: int | None = None
-    """The trial that has it."""
+    """The trial with the best value."""
     ranking: Sequence[Ranked] = ()
     """The best of them, best first, at most `MAX_RANKED`."""
     is_known: bool = False
@@ -325,7 +325,7 @@ class StudyFinished:
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """Record: one line that the user should see (a population was halved, ...)."""
+    """Record: one line for the user (a population was halved, ...)."""
 
     time_ms: int
     message: str
@@ -360,11 +360,11 @@ class Orders:
     is_last: bool = False
     """No trial will come any more: leave when the running ones are done."""
     is_stopping: bool = False
-    """The search ends early (Ctrl-C, time limit): a worker that does not answer is ended."""
+    """The search ends early (Ctrl-C, time limit): a silent worker is killed."""
 
 
 def derive_seed(study_seed: int, *path: int | str) -> int:
-    """A 63-bit seed that depends on (study seed, path) only.
+    """A 63-bit seed from (study seed, path).
 
     >>> derive_seed(0, "init", 3) == derive_seed(0, "init", 3) != derive_seed(0, "init", 4)
     True
@@ -376,8 +376,8 @@ def derive_seed(study_seed: int, *path: int | str) -> int:
 def seconds_of(epochs: Iterable[Mapping[str, float]]) -> float:
     """A trial's training time in seconds, from the metrics of its epochs.
 
-    Trials that train side by side share an epoch's time (`EpochReport.metrics`), so the sum over
-    all trials is the time that workers trained.
+    Trials of a population share an epoch's time (`EpochReport.metrics`), so the sum over all
+    trials is the training time of the workers.
     """
     return round(sum(metrics.get("epoch_s", 0.0) for metrics in epochs), 4)
 

@@ -68,6 +68,7 @@ def test_three_faults_three_messages():
         (BASE + "fixed: {activation: !!python/name:os.system x}\n", 4, "got the tag"),
         (BASE + "fixed: {activation: !mine x}\n", 4, "got the tag !mine"),
         (BASE + "fixed: {eps: !!int x}\n", 4, "number that can be read"),
+        (BASE + "fixed: {nesterov: !!bool x}\n", 4, "must be true or false, but got 'x'"),
         (BASE + "fixed: {eps: " + "9" * 5000 + "}\n", 4, "number that can be read"),
         (BASE + "fixed: {3: x}\n", 4, "a name must be text, but got 3"),
         (BASE + "fixed: {[a]: x}\n", 4, "a name must be text"),

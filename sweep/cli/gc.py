@@ -27,7 +27,6 @@ def gc(study: str | None, keep: int, dry_run: bool, **flags: Any) -> None:
       sweep gc digits-mlp --keep 10 --dry-run
     """
     from sweep.api import bring_up
-    from sweep.errors import UndeliveredError
     from sweep.keeping import gc as housekeeping
     from sweep.ledger.locks import owned_study
     from sweep.reuse.best import opened
@@ -37,9 +36,7 @@ def gc(study: str | None, keep: int, dry_run: bool, **flags: Any) -> None:
         owned_study(Path(config.work_dir), config.study_name, config.storage),
     ):
         if not dry_run and not ledger.is_settled:  # MLflow may still need the files
-            left = bring_up(config, ledger)
-            if left:
-                raise UndeliveredError("; ".join(left))
+            bring_up(config, ledger)
         trials = ledger.trials()
         kept = housekeeping.ranked(trials, config.resolved_direction)[:keep]
         removals = housekeeping.in_work_dir(config, trials, kept, orphans=True)

@@ -100,24 +100,18 @@ def finish(config: Any, outcome: Any) -> int:
             NEXT_IF_DONE.format(name=config.study_name, n=n_done, total=config.trials, hint=hint)
         )
     best_name = str(outcome.best.result.get("name", "")) if outcome.best else ""
-    commands = _commands(config, outcome)
-    if n := outcome.n_to_retry:
-        what = "the failed configuration" if n == 1 else f"{n} failed configurations"
-        commands = [*commands, (_retry(config), f"try {what} again")]
-    lines = end_summary(
-        outcome.study, outcome.end, best_name=best_name, places=_places(config),
-        commands=commands, unsaved=outcome.unsaved, width=width_and_color(sys.stdout)[0],
-    )  # fmt: skip
-    click.echo(for_stream("\n".join(lines), sys.stdout))
-    return EXIT_CODES.get(outcome.end.reason, 0)
-
-
-def _places(config: Any) -> dict[str, str]:
-    return {
+    places = {
         "MLflow": redacted(config.tracking_uri),
         "Optuna": redacted(config.storage),
         "checkpoints": str(config.study_dir),
     }
+    lines = end_summary(
+        outcome.study, outcome.end, best_name=best_name, places=places,
+        commands=_commands(config, outcome), unsaved=outcome.unsaved,
+        width=width_and_color(sys.stdout)[0],
+    )  # fmt: skip
+    click.echo(for_stream("\n".join(lines), sys.stdout))
+    return EXIT_CODES.get(outcome.end.reason, 0)
 
 
 def _commands(config: Any, outcome: Any) -> list[tuple[str, str]]:
@@ -134,15 +128,9 @@ def _commands(config: Any, outcome: Any) -> list[tuple[str, str]]:
         is_default_store=config.tracking_uri == RunConfig().tracking_uri,
         has_best=outcome.best is not None,
         has_failed=outcome.end.n_by_state.get("FAIL", 0) > 0,
+        n_to_retry=outcome.n_to_retry,
         going_on=_going_on(config) if outcome.end.reason in UNFINISHED else None,
     )
-
-
-def _retry(config: Any) -> str:
-    words = ["sweep", "retry", config.study_name]
-    if storage := _unknown(config, "storage"):
-        words += ["--storage", redacted(storage)]
-    return shlex.join(words)
 
 
 def _going_on(config: Any) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -214,13 +215,7 @@ def _mapping(node: yaml.MappingNode, faults: Faults, depth: int) -> dict[str, No
 def _scalar(node: yaml.Node, faults: Faults) -> Any:
     """The plain value of a scalar node, or BROKEN."""
     line, kind = node.start_mark.line + 1, node.tag.removeprefix(_TAG)
-    if not isinstance(node, yaml.ScalarNode) or kind not in (
-        "str",
-        "null",
-        "bool",
-        "int",
-        "float",
-    ):
+    if not isinstance(node, yaml.ScalarNode) or kind not in _READ:
         if node.tag.startswith(_TAG) and kind in ("map", "seq"):
             faults.add(line, "a name must be text, but got a list or a mapping")
         else:
@@ -228,9 +223,10 @@ def _scalar(node: yaml.Node, faults: Faults) -> Any:
             faults.add(line, f"must be a plain value, but got the tag {tag}")
         return BROKEN
     try:
-        value = resolve_scalar(kind, node.value)
-    except ValueError:
-        faults.add(line, f"must be a number that can be read, but got {show(node.value)}")
+        value = _READ[kind](node.value)
+    except (ValueError, KeyError):
+        word = "true or false" if kind == "bool" else "a number that can be read"
+        faults.add(line, f"must be {word}, but got {show(node.value)}")
         return BROKEN
     if isinstance(value, float) and not math.isfinite(value):
         faults.add(line, f"must be a finite number, but got {node.value[:60]}")
@@ -238,18 +234,25 @@ def _scalar(node: yaml.Node, faults: Faults) -> Any:
     return value
 
 
-def resolve_scalar(kind: str, text: str) -> Any:
-    """The value of `text` as YAML 1.2's `kind` (str, null, bool, int, float), or ValueError."""
-    if kind == "str":
-        return text
-    if kind == "null":
-        return None
-    if kind == "bool":
-        return {"true": True, "false": False}[text.lower()] if text else False
-    if kind == "int":
-        bases = {"0o": 8, "0x": 16}
-        return int(text, bases.get(text[:2], 10))
+def _is_true(text: str) -> bool:
+    return {"true": True, "false": False, "": False}[text.lower()]
+
+
+def _int(text: str) -> int:
+    return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
+
+
+def _float(text: str) -> float:
     return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+
+
+_READ: Mapping[str, Callable[[str], Any]] = {
+    "str": str,
+    "null": lambda text: None,
+    "bool": _is_true,
+    "int": _int,
+    "float": _float,
+}
 
 
 def plain(node: Node) -> Any:

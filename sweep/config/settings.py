@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from sweep import hyperparameters as options
 from sweep.config import parsers
@@ -35,16 +35,12 @@ PRECISIONS: Final = ("32-true", "64-true", "16-mixed", "bf16-mixed", "bf16-true"
 
 
 def _option(
-    default: Any,
-    parse: parsers.Parser,
-    help: str,
-    *,
-    metavar: str,
-    is_identity: bool = False,
-    choices: tuple[str, ...] = (),
-    env: tuple[str, ...] = (),
-) -> Any:
-    """A config field: its default, its parser, and its text in --help."""
+    default: Any, parse: parsers.Parser | tuple[str, ...], metavar: str, help: str, *,
+    is_identity: bool = False, choices: tuple[str, ...] = (), env: tuple[str, ...] = (),
+) -> Any:  # fmt: skip
+    """A config field: its default, its parser or the words to choose from, its text in --help."""
+    if isinstance(parse, tuple):
+        choices, parse = parse, parsers.choice(parse)
     return dataclasses.field(
         default=default,
         metadata={
@@ -60,142 +56,131 @@ class RunConfig:
 
     # fmt: off
     study: str | None = _option(
-        None, parsers.study_name, "Name of the study (default: DATA-SPACE).", metavar="NAME",
+        None, parsers.study_name, "NAME", "Name of the study (default: DATA-SPACE).",
     )
     trials: int = _option(
-        50, parsers.count(1),
-        "Finished trials that the study is to have in all; run again to continue.", metavar="N",
+        50, parsers.count(1), "N",
+        "Finished trials that the study is to have in all; run again to continue.",
     )
     epochs: int = _option(
-        10, parsers.count(1), "Epochs a trial trains at most.", metavar="N", is_identity=True,
+        10, parsers.count(1), "N", "Epochs a trial trains at most.", is_identity=True,
     )
     data: str = _option(
-        "digits", parsers.data_name,
+        "digits", parsers.data_name, "NAME",
         "Data set; digits needs no download. Or your own: package.module:function.",
-        metavar="NAME", is_identity=True, choices=tuple(dataset_names()),
+        is_identity=True, choices=tuple(dataset_names()),
     )
     data_dir: str | None = _option(
-        None, parsers.path, "Folder that already holds the data set's files.", metavar="DIR",
+        None, parsers.path, "DIR", "Folder that already holds the data set's files.",
         env=("SWEEP_DATA_DIR",),
     )
     space: str = _option(
-        "mlp", parsers.path, "Search space: a name of `sweep spaces`, or a YAML file.",
-        metavar="FILE", is_identity=True,
+        "mlp", parsers.path, "FILE", "Search space: a name of `sweep spaces`, or a YAML file.",
+        is_identity=True,
     )
     module: str = _option(
-        DEFAULT_MODULE, parsers.module_path, "LightningModule to train, as package.module:Class.",
-        metavar="CLASS", is_identity=True,
+        DEFAULT_MODULE, parsers.module_path, "CLASS",
+        "LightningModule to train, as package.module:Class.", is_identity=True,
     )
     sampler: str = _option(
-        "tpe", parsers.choice(SAMPLERS, or_import="class"),
-        f"Who proposes: {', '.join(SAMPLERS)}, or package.module:Class.", metavar="NAME",
-        choices=SAMPLERS,
+        "tpe", parsers.choice(SAMPLERS, or_import="class"), "NAME",
+        f"Who proposes: {', '.join(SAMPLERS)}, or package.module:Class.", choices=SAMPLERS,
     )
     history: int | None = _option(
-        None, parsers.count(1),
+        None, parsers.count(1), "N",
         "tpe and gp look at the best and the latest trials, N in all (default: at all).",
-        metavar="N",
     )
     pruner: str = _option(
-        "none", parsers.choice(PRUNERS), f"Who ends poor trials early: {', '.join(PRUNERS)}.",
-        metavar="NAME", choices=PRUNERS,
+        "none", PRUNERS, "NAME", f"Who ends poor trials early: {', '.join(PRUNERS)}.",
     )
     metric: str = _option(
-        "val_acc", parsers.text, "The objective: this metric at its best epoch.", metavar="NAME",
+        "val_acc", parsers.text, "NAME", "The objective: this metric at its best epoch.",
         is_identity=True, choices=MLP_METRICS,
     )
     direction: Direction | Literal["auto"] = _option(
-        "auto", parsers.choice(("auto", "maximize", "minimize")),
+        "auto", ("auto", "maximize", "minimize"), "WORD",
         "maximize or minimize; auto: as the metric's name tells, else it has to be said.",
-        metavar="WORD",
-        is_identity=True, choices=("auto", "maximize", "minimize"),
-    )
-    seed: int = _option(
-        0, parsers.count(0),
-        "Data split, data order, initial weights and proposals derive from it.", metavar="N",
         is_identity=True,
     )
+    seed: int = _option(
+        0, parsers.count(0), "N",
+        "Data split, data order, initial weights and proposals derive from it.", is_identity=True,
+    )
     batch_size: int = _option(
-        64, parsers.count(1), "Minibatch size, unless the search space sets one.", metavar="N",
+        64, parsers.count(1), "N", "Minibatch size, unless the search space sets one.",
         is_identity=True,
     )
     patience: int | None = _option(
-        None, parsers.count(1), "End a trial after so many epochs without a better metric.",
-        metavar="EPOCHS", is_identity=True,
+        None, parsers.count(1), "EPOCHS",
+        "End a trial after so many epochs without a better metric.", is_identity=True,
     )
     baseline: bool = _option(
-        True, parsers.switch, "Train the reference network (128-64, SGD, lr 0.01) as trial 0.",
-        metavar="", is_identity=True,
+        True, parsers.switch, "", "Train the reference network (128-64, SGD, lr 0.01) as trial 0.",
+        is_identity=True,
     )
     timeout_s: float | None = _option(
-        None, parsers.duration,
-        "Stop the search after this time (90, 15m, 2h); run again to continue.", metavar="TIME",
+        None, parsers.duration, "TIME",
+        "Stop the search after this time (90, 15m, 2h); run again to continue.",
     )
     trial_timeout_s: float | None = _option(
-        None, parsers.duration, "A trial that takes longer fails with class timeout.",
-        metavar="TIME",
+        None, parsers.duration, "TIME", "A trial that takes longer fails with class timeout.",
     )
     max_failures: int = _option(
-        5, parsers.count(1), "Stop the search after so many identical failures in a row.",
-        metavar="N",
+        5, parsers.count(1), "N", "Stop the search after so many identical failures in a row.",
     )
     executor: str = _option(
-        "process", parsers.choice(("process", "inline")),
-        "Where trials train: process (local workers) or inline (this process).", metavar="NAME",
-        choices=("process", "inline"),
+        "process", ("process", "inline"), "NAME",
+        "Where trials train: process (local workers) or inline (this process).",
     )
     workers: int = _option(
-        1, parsers.count(1), "Worker processes; more than one pays on several GPUs only.",
-        metavar="N",
+        1, parsers.count(1), "N", "Worker processes; more than one pays on several GPUs only.",
     )
     population: int | None = _option(
-        None, parsers.population,
-        "Trials trained at once by a worker: auto, a number, or 1 (plain).", metavar="N",
+        None, parsers.population, "N",
+        "Trials trained at once by a worker: auto, a number, or 1 (plain).",
     )
     accelerator: str = _option(
-        "auto", parsers.choice(("auto", "cpu", "gpu", "cuda", "mps")), "Lightning's accelerator.",
-        metavar="NAME", choices=("auto", "cpu", "gpu", "cuda", "mps"),
+        "auto", ("auto", "cpu", "gpu", "cuda", "mps"), "NAME", "Lightning's accelerator.",
     )
     devices: str = _option(
-        "1", parsers.device_count, "Which device: 1, or an index as '2,'.", metavar="ID",
+        "1", parsers.device_count, "ID", "Which device: 1, or an index as '2,'.",
     )
     precision: str = _option(
-        "32-true", parsers.choice(PRECISIONS), f"Lightning's precision: {', '.join(PRECISIONS)}.",
-        metavar="NAME", is_identity=True, choices=PRECISIONS,
+        "32-true", PRECISIONS, "NAME", f"Lightning's precision: {', '.join(PRECISIONS)}.",
+        is_identity=True,
     )
     threads: int | None = _option(
-        None, parsers.count(1), "Threads that torch uses on a CPU (default: torch's own choice).",
-        metavar="N",
+        None, parsers.count(1), "N",
+        "Threads that torch uses on a CPU (default: torch's own choice).",
     )
     worker_memory_gb: float | None = _option(
-        None, parsers.gigabytes_or_none,
+        None, parsers.gigabytes_or_none, "GB",
         "Replace a worker that takes more memory at an epoch's end; its trials go on. Or none.",
-        metavar="GB",
     )
     checkpoint_interval_s: float = _option(
-        30.0, parsers.duration, "Resume state is written at most this often.", metavar="TIME",
+        30.0, parsers.duration, "TIME", "Resume state is written at most this often.",
     )
     keep: int | None = _option(
-        None, parsers.count(1),
-        "Keep checkpoints and models of the best K trials only (default: of all).", metavar="K",
+        None, parsers.count(1), "K",
+        "Keep checkpoints and models of the best K trials only (default: of all).",
     )
     disk_limit_gb: float | None = _option(
-        None, parsers.gigabytes,
-        "Keep the study's checkpoints and models within this many gigabytes.", metavar="GB",
+        None, parsers.gigabytes, "GB",
+        "Keep the study's checkpoints and models within this many gigabytes.",
     )
     log_models: bool = _option(
-        True, parsers.switch, "Log each completed trial's model to MLflow.", metavar="",
+        True, parsers.switch, "", "Log each completed trial's model to MLflow.",
     )
     storage: str = _option(
-        "sqlite:///mlruns/optuna.db", parsers.address, "Optuna storage URL.", metavar="URL",
+        "sqlite:///mlruns/optuna.db", parsers.address, "URL", "Optuna storage URL.",
     )
     tracking_uri: str = _option(
-        "sqlite:///mlflow.db", parsers.address, "MLflow tracking URI.", metavar="URI",
+        "sqlite:///mlflow.db", parsers.address, "URI", "MLflow tracking URI.",
         env=("MLFLOW_TRACKING_URI",),
     )
     work_dir: str = _option(
-        "mlruns/.sweep", parsers.path, "Folder for checkpoints, locks and logs of all studies.",
-        metavar="DIR",
+        "mlruns/.sweep", parsers.path, "DIR",
+        "Folder for checkpoints, locks and logs of all studies.",
     )
     # fmt: on
 
@@ -274,12 +259,11 @@ def resolve(
     values, wrong = dict[str, Any](), set[str]()
     origins: dict[str, str] = {}
     for field in dataclasses.fields(RunConfig):
-        given = next((source[field.name] for source in sources if field.name in source), None)
-        origins[field.name] = given.origin if given else "default"
-        if given is None:
-            continue
+        found = [source[field.name] for source in sources if field.name in source]
+        origins[field.name] = found[0][1] if found else "default"
         try:
-            values[field.name] = field.metadata["parse"](given.label, given.value)
+            for value, _, label in found[:1]:
+                values[field.name] = field.metadata["parse"](label, value)
         except ConfigError as error:
             faults += error.faults
             wrong.add(field.name)
@@ -337,22 +321,18 @@ def identity_changes(config: RunConfig, stored: Mapping[str, Any]) -> list[str]:
 
 def read_config_file(path: Path) -> dict[str, Node]:
     """The entries of a YAML file of settings. Raises ConfigError with all faults and lines."""
-    from sweep.config.document import Faults, read_file, show
+    from sweep.config.document import Faults, read_file
 
     faults = Faults(str(path), ConfigError)
     root = read_file(path, faults)
-    if root.value is not None and not isinstance(root.value, dict):
-        faults.add(root.line, f"must hold `setting: value` lines, but got {show(root)}")
+    if root.value is not None:
+        faults.holds(root, dict, "must hold `setting: value` lines")
     faults.raise_if_any()
     return dict(root.value or {})
 
 
-class _Given(NamedTuple):
-    """A raw value, its source, and its name in messages."""
-
-    value: Any
-    origin: str
-    label: str
+_Given = tuple[Any, str, str]
+"""(raw value, its source, its name in messages)"""
 
 
 def _of_flags(flags: Mapping[str, Any], faults: list[str]) -> dict[str, _Given]:
@@ -364,7 +344,7 @@ def _of_flags(flags: Mapping[str, Any], faults: list[str]) -> dict[str, _Given]:
         elif field in found and value is not None:
             faults.append(f"{public_name(field)} is given twice")
         elif value is not None:
-            found[field] = _Given(value, "flag", flag_name(field))
+            found[field] = (value, "flag", flag_name(field))
     return found
 
 
@@ -374,7 +354,7 @@ def _of_environment(env: Mapping[str, str]) -> dict[str, _Given]:
         own = (f"SWEEP_{name.upper()}" for name in (public_name(field.name), field.name))
         for name in (*field.metadata["env"], *own):
             if env.get(name):
-                found[field.name] = _Given(env[name], f"environment {name}", name)
+                found[field.name] = (env[name], f"environment {name}", name)
                 break
     return found
 
@@ -401,7 +381,7 @@ def _of_file(file: Path | None, faults: list[str]) -> dict[str, _Given]:
             first = f"first in line {lines[field]}"
             faults.append(f"{place}{public_name(field)} is given twice, {first}")
         elif node.value is not None:
-            found[field] = _Given(_raw(node), f"file {file}", place + key)
+            found[field] = (_raw(node), f"file {file}", place + key)
         lines.setdefault(field, node.line)
     return found
 
@@ -416,7 +396,7 @@ def _raw(node: Node) -> Any:
 
 
 def _of_study(stored: Mapping[str, Any]) -> dict[str, _Given]:
-    return {name: _Given(v, "study", name) for name, v in stored.items() if v is not None}
+    return {name: (v, "study", name) for name, v in stored.items() if v is not None}
 
 
 def _cross_check(config: RunConfig, wrong: Collection[str]) -> list[str]:
@@ -425,12 +405,11 @@ def _cross_check(config: RunConfig, wrong: Collection[str]) -> list[str]:
     is_ours = config.module == DEFAULT_MODULE and "module" not in wrong
     if is_ours and config.metric not in MLP_METRICS:
         faults.append(must_be_one_of("--metric", config.metric, MLP_METRICS))
-    elif (
-        config.direction == "auto"
-        and "direction" not in wrong
-        and told_direction(config.metric) is None
-    ):
-        faults.append(_DIRECTION.format(metric=shown(config.metric)[1:-1]))
+    elif "direction" not in wrong:
+        try:
+            _ = config.resolved_direction
+        except ConfigError as error:
+            faults += error.faults
     if config.executor == "inline" and config.workers > 1:
         faults.append("--executor inline runs in this process: --workers must be 1")
     if _same_database(config.storage, config.tracking_uri):

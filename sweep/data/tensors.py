@@ -136,19 +136,6 @@ def load_final_data(name: str, data_dir: str | None, seed: int) -> FinalData:
     return FinalData(both, test, info.mean, info.std, info)
 
 
-class _EpochOrder:
-    """Stands in for a DataLoader's sampler: Lightning calls `set_epoch` as epochs begin."""
-
-    def __init__(self, seed: int, first_epoch: int) -> None:
-        self.seed, self.first_epoch, self.epoch = seed, first_epoch, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def indices(self, n: int) -> Tensor:
-        return epoch_order(self.seed, self.first_epoch + self.epoch, n)
-
-
 class Batches:
     """Minibatches (x, y) of a split, on its device: a Trainer takes it as a DataLoader.
 
@@ -172,16 +159,16 @@ class Batches:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, but got {batch_size}")
         self.split, self.batch_size = split, batch_size
-        self.sampler: _EpochOrder | SequentialSampler
-        if seed is None:
-            self.sampler = SequentialSampler(range(len(split)))
-        else:
-            self.sampler = _EpochOrder(seed, first_epoch)
+        self._seed, self._first_epoch, self._epoch = seed, first_epoch, 0
+
+    @property
+    def sampler(self) -> Batches | SequentialSampler:
+        """As of a DataLoader: Lightning calls its `set_epoch` as epochs begin."""
+        return SequentialSampler(range(len(self.split))) if self._seed is None else self
 
     def set_epoch(self, epoch: int) -> None:
         """The next iteration is epoch `epoch`, from 0."""
-        if isinstance(self.sampler, _EpochOrder):
-            self.sampler.set_epoch(epoch)
+        self._epoch = epoch
 
     def __len__(self) -> int:
         return -(-len(self.split) // self.batch_size)
@@ -191,11 +178,11 @@ class Batches:
         # drawn only when the first minibatch is asked for.
         x, y = self.split.x, self.split.y
         starts = range(0, len(y), self.batch_size)
-        if not isinstance(self.sampler, _EpochOrder):
+        if self._seed is None:
             for start in starts:
                 yield x[start : start + self.batch_size], y[start : start + self.batch_size]
             return
-        order = self.sampler.indices(len(y)).to(y.device)
+        order = epoch_order(self._seed, self._first_epoch + self._epoch, len(y)).to(y.device)
         for start in starts:
             chosen = order[start : start + self.batch_size]
             yield x.index_select(0, chosen), y.index_select(0, chosen)

@@ -18,7 +18,6 @@ from sweep.ledger.trials import LedgerTrial
 from sweep.space import run_name
 from sweep.trial import (
     EndReason,
-    EpochReport,
     Failure,
     Recollection,
     StudyFinished,
@@ -90,7 +89,7 @@ class Recollections:
         time_ms = result.get("time_ms") or _end_ms(trial)
         checkpoint, model = self.checkpoint(number), folder / "model.pt2"
         failure = _failure(result.get("failure"), verdict[1].failure if verdict else None)
-        reports = trial.reports or (verdict[0] if verdict else self._points(trial, time_ms))
+        reports = trial.reports or (verdict[0] if verdict else [])
         finished = TrialFinished(
             number, trial.state, time_ms, trial.value, result.get("best_epoch"),
             result.get("metrics", {}), result.get("n_epochs", len(trial.curve)),
@@ -104,25 +103,10 @@ class Recollections:
             trial.hyperparameters, trial.params, _ms(trial.frozen.datetime_start) or time_ms,
             {"sweep.seed": str(spec.seed)}, trial.settings,
         )  # fmt: skip
-        is_whole = bool(trial.reports or verdict)
-        lost = self._lost(finished, has_curves=is_whole)
-        return Recollection(TrialHistory(started, reports, finished), lost)
+        return Recollection(TrialHistory(started, reports, finished), self._lost(finished))
 
-    def _points(self, trial: LedgerTrial, time_ms: int) -> list[EpochReport]:
-        """The objective's curve, and all metrics of the best epoch: trials of sweep before 0.2."""
-        best = {trial.result.get("best_epoch"): trial.result.get("metrics", {})}
-        return [
-            EpochReport(
-                trial.number, epoch, {**best.get(epoch, {}), self._config.metric: value}, time_ms
-            )
-            for epoch, value in sorted(trial.curve.items())
-        ]
-
-    def _lost(self, finished: TrialFinished, *, has_curves: bool) -> list[str]:
+    def _lost(self, finished: TrialFinished) -> list[str]:
         lost = []
-        others = sorted(set(finished.best_metrics) - {self._config.metric})
-        if others and not has_curves:
-            lost.append(f"the curves of {', '.join(others)} (their best epoch is there)")
         if finished.failure is not None and not finished.failure.traceback:
             lost.append("its traceback")
         had_files = self._trials[finished.number].result.get("checkpoint") is not None

@@ -71,17 +71,10 @@ def _commands(commands: Sequence[tuple[str, str]], width: int | None) -> list[st
 
 
 def next_commands(
-    study: str,
-    data: str | None,
-    *,
-    data_dir: str | None = None,
-    storage: str | None = None,
-    tracking_uri: str | None = None,
-    is_default_store: bool = True,
-    has_best: bool = True,
-    has_failed: bool = False,
-    going_on: str | None = None,
-) -> list[tuple[str, str]]:
+    study: str, data: str | None, *, data_dir: str | None = None, storage: str | None = None,
+    tracking_uri: str | None = None, is_default_store: bool = True, has_best: bool = True,
+    has_failed: bool = False, n_to_retry: int = 0, going_on: str | None = None,
+) -> list[tuple[str, str]]:  # fmt: skip
     """(command, its effect) to type after a search.
 
     Args:
@@ -93,24 +86,25 @@ def next_commands(
         is_default_store: A bare `mlflow ui` in the current folder finds the store.
         has_best: Some trial completed.
         has_failed: Some trial failed.
+        n_to_retry: Number of failed configurations without a later success.
         going_on: The command that continues an unfinished search.
     """
-    commands = [(going_on, "go on with the search")] if going_on is not None else []
-    if has_failed:
-        trials = f"sweep trials {shlex.quote(study)} --state fail{_flag('--storage', storage)}"
-        commands.append((trials, "why trials failed"))
-    if not has_best:
-        return commands
-    best = f"sweep best {shlex.quote(study)}{_flag('--storage', storage)} > best.yaml"
-    train = f"sweep train --config best.yaml{_flag('--data', data)}"
-    train += _flag("--data-dir", data_dir) + _flag("--tracking-uri", tracking_uri)
-    ui = "mlflow ui" if is_default_store else f"sweep ui{_flag('--tracking-uri', tracking_uri)}"
-    return [
-        *commands,
-        (best, "keep the best configuration"),
-        (train, f"train it{' on train + validation' if data else ' again'}, then test it"),
-        (ui, "look at every trial"),
+    name, at = shlex.quote(study), _flag("--storage", storage)
+    uri = _flag("--tracking-uri", tracking_uri)
+    train = f"sweep train --config best.yaml{_flag('--data', data)}{_flag('--data-dir', data_dir)}"
+    then = f"train it{' on train + validation' if data else ' again'}, then test it"
+    failed = (
+        f"{n_to_retry} failed configurations" if n_to_retry > 1 else "the failed configuration"
+    )
+    offers = [
+        (going_on is not None, going_on or "", "go on with the search"),
+        (has_failed, f"sweep trials {name} --state fail{at}", "why trials failed"),
+        (has_best, f"sweep best {name}{at} > best.yaml", "keep the best configuration"),
+        (has_best, train + uri, then),
+        (has_best, "mlflow ui" if is_default_store else f"sweep ui{uri}", "look at every trial"),
+        (n_to_retry > 0, f"sweep retry {name}{at}", f"try {failed} again"),
     ]
+    return [(command, why) for is_offered, command, why in offers if is_offered]
 
 
 def _flag(name: str, value: str | None) -> str:
