@@ -206,64 +206,50 @@ class _Upkeep:
     """Upkeep of the stores before and after a search's trials."""
 
     def __init__(
-        self,
-        config: RunConfig,
-        listeners: Sequence[Listener],
-        tracker: MlflowTracker,
+        self, config: RunConfig, listeners: Sequence[Listener], tracker: MlflowTracker,
         retention: KeepBest,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._config, self._listeners = config, listeners
         self._tracker, self._retention = tracker, retention
-        self._is_delivered = False
-        self._has_old_trials = False
-        self._kept = ""
+        self._is_delivered: bool | None = None
+        """Whether MLflow has all trials of earlier searches; None: there are none."""
 
     def deliver(self, ledger: Ledger) -> None:
         """Bring MLflow up to a study without trials left to run. Raises UndeliveredError."""
+        from sweep.keeping import gc as housekeeping
+
         n_finished = sum(trial.state.is_finished for trial in ledger.trials())
         if n_finished < self._config.trials or ledger.is_settled:
             return
         bring_up(self._config, ledger)
-        self.tidy(ledger)
+        housekeeping.tidy(self._config, ledger.trials())
         ledger.settle(True)
 
     def reconcile(self, ledger: Ledger) -> None:
         """Bring MLflow to agree with Optuna, and files within their bounds."""
-        trials = ledger.trials()
-        stored: Mapping[int, int] = {}
-        self._has_old_trials = True
-        if self._tracker.warning is not None:
-            self._say(self._tracker.warning)
-        else:
-            left = _refused(self._config, ledger, is_live=True)
-            for line in left:
-                self._say(line)
-            self._is_delivered = not left
-        if self._is_delivered:
-            stored = self.tidy(ledger)
-            if self._kept:
-                self._say(self._kept)
-        self._retention.recall(trials, stored, is_delivered=self._is_delivered)
-
-    def _say(self, line: str) -> None:
-        for listener in self._listeners:
-            listener.write([Notice(now_ms(), line)])
-
-    def tidy(self, ledger: Ledger) -> Mapping[int, int]:
-        """Delete unwanted files; returns trial -> its bytes in MLflow, if MLflow was asked."""
         from sweep.keeping import gc as housekeeping
 
-        tidied = housekeeping.tidy(self._config, ledger.trials())
-        self._kept = tidied.kept
-        return tidied.stored
+        trials = ledger.trials()
+        stored: Mapping[int, int] = {}
+        if self._tracker.warning is not None:
+            lines, self._is_delivered = [self._tracker.warning], False
+        else:
+            lines = _refused(self._config, ledger, is_live=True)
+            self._is_delivered = not lines
+        if self._is_delivered:
+            tidied = housekeeping.tidy(self._config, ledger.trials())
+            stored, lines = tidied.stored, [tidied.kept] if tidied.kept else []
+        for listener in self._listeners if lines else ():
+            listener.write([Notice(now_ms(), line) for line in lines])
+        self._retention.recall(trials, stored, is_delivered=self._is_delivered)
 
     def finish(self, ledger: Ledger) -> None:
         """Deliver trials of earlier searches, delete unwanted files. Raises UndeliveredError."""
         from sweep.keeping import gc as housekeeping
 
-        if not self._is_delivered and self._has_old_trials:
+        if self._is_delivered is False:
             bring_up(self._config, ledger)
-        housekeeping.tidy(self._config, ledger.trials(), is_kept_up=self._is_delivered)
+        housekeeping.tidy(self._config, ledger.trials(), is_kept_up=bool(self._is_delivered))
 
 
 def bring_up(config: RunConfig, ledger: Ledger) -> None:

@@ -10,12 +10,11 @@ import sys
 import sysconfig
 import traceback
 from collections.abc import Iterator
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from sweep.environment.surroundings import importable
-from sweep.errors import ConfigError, Interruption, causes, os_error_text
+from sweep.errors import ConfigError, Interruption, causes, did_you_mean, os_error_text
 from sweep.redact import redacted
 
 
@@ -39,8 +38,7 @@ def import_object(path: str, what: str) -> Any:
     try:
         return getattr(module, name)
     except AttributeError:
-        near = get_close_matches(name, vars(module), n=1, cutoff=0.5)
-        hint = f" (did you mean {near[0]}?)" if near else ""
+        hint = did_you_mean(name, vars(module))
         raise ConfigError(f"{what} {path!r}: module {module_name} has no {name!r}{hint}") from None
 
 

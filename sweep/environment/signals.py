@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -96,28 +97,22 @@ def leave_to_driver() -> None:
     """
     for number in STOPPING:
         signal.signal(number, _nothing)
-    os.register_at_fork(before=_block, after_in_parent=_unblock, after_in_child=_as_at_first)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+    block = partial(signal.pthread_sigmask, signal.SIG_BLOCK, STOPPING)
+    unblock = partial(signal.pthread_sigmask, signal.SIG_UNBLOCK, STOPPING)
+    # blocked: a signal to a child before its handlers are back would be lost
+    os.register_at_fork(before=block, after_in_parent=unblock, after_in_child=_as_at_first)
+    unblock()
 
 
 def _nothing(signum: int, frame: FrameType | None) -> None:
     """The driver decides."""
 
 
-def _block() -> None:
-    """A signal to a child before its handlers are back would be lost."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
-
-
-def _unblock() -> None:
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
-
-
 def _as_at_first() -> None:
     for number in STOPPING:
         if signal.getsignal(number) is _nothing:
             signal.signal(number, signal.SIG_DFL)
-    _unblock()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import contextlib
 import os
 import sys
 import sysconfig
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 FOREIGN = frozenset(
@@ -119,16 +119,12 @@ def is_folder(entry: str, folder: str) -> bool:
 
 
 def _is_standard(entry: str) -> bool:
-    return entry in _STANDARD or entry.startswith(f"{_STANDARD[0]}{os.sep}lib-dynload")
+    return entry in _STANDARD or entry.startswith(f"{_LIBRARY}{os.sep}lib-dynload")
 
 
-def _standard_library() -> Sequence[str]:
-    version = f"python{sys.version_info.major}{sys.version_info.minor}.zip"
-    library = sysconfig.get_path("stdlib")
-    return library, sysconfig.get_path("platstdlib"), str(Path(library).parent / version)
-
-
-_STANDARD = _standard_library()
+_LIBRARY = sysconfig.get_path("stdlib")
+_ZIPPED = f"python{sys.version_info.major}{sys.version_info.minor}.zip"
+_STANDARD = (_LIBRARY, sysconfig.get_path("platstdlib"), str(Path(_LIBRARY).parent / _ZIPPED))
 
 
 def fill_standard_streams() -> None:

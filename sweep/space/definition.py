@@ -145,10 +145,6 @@ class Space:
             return None
         return _count(self.parameters, dict(self.fixed))
 
-    def __contains__(self, name: object) -> bool:
-        """Whether a hyperparameter of this name varies or is fixed here."""
-        return name in self.fixed or any(p.name == name for p in self.parameters)
-
     def _place(
         self, given: Mapping[str, HyperValue], absent: Mapping[str, HyperValue]
     ) -> tuple[dict[str, Scalar], list[Problem]]:
