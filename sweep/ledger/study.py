@@ -70,6 +70,8 @@ class Ledger:
                 "sweep has one. Name another with --study"
             )
         self._ids: dict[int, int] = {}
+        self._without_curve: set[int] = set()
+        """Trials opened by this process and not closed since: no curve of theirs is stored."""
         self.confirm: Callable[[], object] = lambda: None
         """Called before a trial is opened: raises where this driver is the owner no more."""
         # Two threads that read and then write in one SQLite transaction each would make one of
@@ -215,14 +217,14 @@ class Ledger:
             frozen.set_user_attr(START_EPOCH, start_epoch)
         with self._writing, self._told_of_others(number):
             trial_id = self._storage.create_new_trial(self._study_id, template_trial=frozen)
-            got = self._storage.get_trial_number_from_id(trial_id)
-            if got != number:
+            if self._id_of(number) != trial_id:
+                got = self._storage.get_trial_number_from_id(trial_id)
                 raise StoreError(
                     f"study {self.name!r} has another writer: trial {number} became {got}. "
                     "Run the same command again: it takes in what another program added. Let one "
                     "`sweep run` at a time own a study"
                 )
-            self._ids[number] = trial_id
+            self._without_curve.add(number)
 
     def take_queued(self, number: int, frozen: FrozenTrial) -> None:
         """Set a trial RUNNING that another program queued, with all parameters of `frozen`.
@@ -303,7 +305,9 @@ class Ledger:
         storage = self._storage
         with self._writing, self._told_of_others(number):
             trial_id = self._id_of(number)
-            written = storage.get_trial(trial_id).intermediate_values
+            is_new = number in self._without_curve
+            self._without_curve.discard(number)
+            written = {} if is_new else storage.get_trial(trial_id).intermediate_values
             for report in reports:
                 if written.get(report.epoch) != (point := report.metrics[metric]):
                     storage.set_trial_intermediate_value(trial_id, report.epoch, point)

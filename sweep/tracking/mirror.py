@@ -138,8 +138,7 @@ class Mirror:
         self._keys.pop(number, None)
         self._unsure.add(number)
 
-    def _run_for(self, history: TrialHistory) -> RunLog:
-        started = history.started
+    def _run_for(self, started: TrialStarted) -> RunLog:
         run = self.run_of(started.number)
         if run is None:
             self._unsure.add(started.number)
@@ -191,13 +190,23 @@ class Mirror:
 
     # trials
 
+    def begin(self, started: TrialStarted) -> int:
+        """Show that a trial runs, its parameters not yet: a call for them alone costs 10 ms.
+
+        Returns the bytes of its files: none.
+        """
+        run = self._run_for(started)
+        run.reopen()
+        run.log_datasets(self._inputs)
+        return 0
+
     def sync(self, history: TrialHistory) -> int:
         """Bring the run of a trial up to `history`; returns the bytes of the files it has then.
 
         Only what is missing is written, so a second call costs no write, and a call that was
         broken off at any point is completed by the next one. Raises whatever MLflow raises.
         """
-        run, finished = self._run_for(history), history.finished
+        run, finished = self._run_for(history.started), history.finished
         is_final = finished is not None and finished.state.is_finished
         if finished is None:
             run.reopen()

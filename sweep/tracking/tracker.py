@@ -318,8 +318,9 @@ class MlflowTracker:
             pending = self._trials[number]
             history, n_changes = pending.history(), pending.n_changes
             self._is_storing_files = pending.is_final
+            is_begun = pending.is_urgent and pending.finished is None and not self._is_closing
         try:
-            n_bytes = mirror.sync(history)
+            n_bytes = mirror.begin(history.started) if is_begun else mirror.sync(history)
         except Exception as error:  # noqa: BLE001 - kept, and raised by close()
             without_credentials(error)
             self._refused(mirror, pending, error)
@@ -327,6 +328,9 @@ class MlflowTracker:
         finally:
             self._alive_at, self._is_storing_files = time.monotonic(), False
         with self._lock:
+            if is_begun:  # its parameters come with the next flush, or with its end
+                pending.is_urgent, pending.n_tries = pending.finished is not None, 0
+                return
             pending.n_synced, pending.n_tries = n_changes, 0
             pending.is_urgent = pending.is_urgent and n_changes < pending.n_changes
             is_done = pending.is_final and not pending.is_behind
