@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -18,6 +19,8 @@ from searches import INLINE, Call, Finished
 
 import sweep as library
 from sweep.cli.main import main
+from sweep.databases import sqlite
+from sweep.tracking.uri import quiet
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -78,9 +81,29 @@ def postgres() -> Iterator[servers.Postgres]:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with MLflow's tables and no study, made once: its migrations take seconds."""
+    folder = tmp_path_factory.mktemp("store")
+    with contextlib.chdir(folder), quiet():
+        from sweep.tracking.store import connect, silence
+
+        silence()
+        connect("sqlite:///mlflow.db")
+        sqlite.settle("sqlite:///mlflow.db")
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def ready_store(empty_store: Path, tmp_path: Path) -> None:
+    """A copy of it in the test's folder, for tests that are not about making it."""
+    shutil.copyfile(empty_store, tmp_path / "mlflow.db")
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Finished:
     """A finished search of six trials, made once; `Finished.copy` gives a folder of one's own."""
     folder = tmp_path_factory.mktemp("finished")
+    shutil.copyfile(empty_store, folder / "mlflow.db")
     with contextlib.chdir(folder), pytest.MonkeyPatch.context() as environment:
         environment.delenv("MLFLOW_TRACKING_URI", raising=False)
         library.run(study="six", trials=6, epochs=3, space="mlp_small", sampler="random", **INLINE)

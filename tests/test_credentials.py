@@ -247,6 +247,7 @@ def test_an_address_that_leads_nowhere_is_said_without_its_password(
     assert "hunter2" not in out + "".join(errors)
 
 
+@pytest.mark.usefixtures("ready_store")
 @pytest.mark.parametrize("executor", ["inline", "process"])
 def test_what_data_of_ones_own_says_is_said_without_passwords(
     call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, executor: str

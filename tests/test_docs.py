@@ -54,6 +54,7 @@ def test_the_architecture_names_every_room() -> None:
     assert [name for name in sorted(names) if f"`{name}`" not in text] == []
 
 
+@pytest.mark.usefixtures("ready_store")
 @pytest.mark.timeout(240)
 def test_the_how_to_for_modules_and_data_of_ones_own_works(tmp_path: Path) -> None:
     """The examples are saved under the names they give, and their commands run as printed."""

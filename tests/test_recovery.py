@@ -245,6 +245,7 @@ def test_a_store_that_is_removed_is_noticed(tmp_path: Path, how: str) -> None:
     held.close()
 
 
+@pytest.mark.usefixtures("ready_store")
 @pytest.mark.parametrize("name", ["mlruns/optuna.db", "mlflow.db", "mlruns/.sweep/s", "mlruns"])
 def test_a_search_whose_store_is_removed_says_so(call: Call, name: str) -> None:
     """`sweep run` ends with exit code 4 and one line, not as if all were well."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 from collections import Counter
 from collections.abc import Sequence
@@ -38,9 +39,10 @@ class Curable(user_code.Model):
 
 
 @pytest.fixture(scope="module")
-def bad(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+def bad(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Finished:
     """A search of six configurations: two completed, two raised, two were NaN."""
     folder = tmp_path_factory.mktemp("bad")
+    shutil.copyfile(empty_store, folder / "mlflow.db")
     with contextlib.chdir(folder):
         Path("six.yaml").write_text(SPACE)
         sweep.run(

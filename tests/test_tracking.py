@@ -63,16 +63,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> records.Trained:
     return records.trained(tmp_path_factory.mktemp("model"))
 
 
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with no study, made once (1-2 s) and copied."""
-    folder = tmp_path_factory.mktemp("store")
-    tracker = MlflowTracker(f"sqlite:///{folder}/mlflow.db")
-    tracker.open(records.study_info("other"))
-    tracker.close()
-    return folder / "mlflow.db"
-
-
 @pytest.fixture
 def uri(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.chdir(tmp_path)

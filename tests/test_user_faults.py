@@ -42,6 +42,7 @@ IMPORTS = {
 }
 
 
+@pytest.mark.usefixtures("ready_store")
 @pytest.mark.parametrize("kind", IMPORTS)
 def test_a_file_that_cannot_be_imported_is_named_with_its_line(
     call: Call, tmp_path: Path, kind: str
@@ -102,6 +103,7 @@ def test_the_space_is_named_where_nobody_named_it(call: Call) -> None:
     )
 
 
+@pytest.mark.usefixtures("ready_store")
 def test_a_study_without_a_score_takes_other_settings(call: Call, tmp_path: Path) -> None:
     """Failed trials stay under their numbers; one trial with a score fixes the settings."""
     space = tmp_path / "space.yaml"
@@ -126,6 +128,7 @@ def test_a_study_without_a_score_takes_other_settings(call: Call, tmp_path: Path
     assert "exists with other settings" in errors[0]
 
 
+@pytest.mark.usefixtures("ready_store")
 def test_a_wrong_metric_does_not_bind_a_study(call: Call, tmp_path: Path) -> None:
     """The trial in which it was found goes on, under its number, with the right one."""
     (tmp_path / "space.yaml").write_text(WIDTHS)
@@ -174,6 +177,7 @@ class Ends(Model):
 """
 
 
+@pytest.mark.usefixtures("ready_store")
 def test_ctrl_c_is_told_from_a_keyboard_interrupt_of_user_code(tmp_path: Path) -> None:
     """Inline: what a module raises fails its trial; the user's second Ctrl-C ends the search."""
     (tmp_path / "ends.py").write_text(ENDS)
@@ -206,6 +210,7 @@ class Fluent(Model):
 """
 
 
+@pytest.mark.usefixtures("ready_store")
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("executor", ["process", "inline"])
 def test_metrics_of_mlflows_own_calls_are_the_trials(tmp_path: Path, executor: str) -> None:

@@ -521,6 +521,7 @@ def test_train_a_trial_by_number(ask: Call) -> None:
     assert "epoch=" not in out
 
 
+@pytest.mark.usefixtures("ready_store")
 def test_quiet_and_verbose(call: Call) -> None:
     """-q prints the summary only, -v a line per epoch; colour only for a terminal."""
     common = ("run", "--executor", "inline", "--epochs", "3")
@@ -533,6 +534,7 @@ def test_quiet_and_verbose(call: Call) -> None:
     assert "\x1b[" not in out
 
 
+@pytest.mark.usefixtures("ready_store")
 def test_a_failed_search_has_its_exit_code(call: Call, tmp_path: Path) -> None:
     """Trials that all fail end with exit code 6 and one line."""
     (tmp_path / "hot.yaml").write_text("# Too hot.\nparameters:\n  lr: {float: [1e11, 1e12]}\n")

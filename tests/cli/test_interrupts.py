@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from collections import Counter
@@ -19,7 +20,7 @@ from searches import (
     wait_for_line,
 )
 
-COMMAND = ("run", "--trials", "6", "--epochs", "80", "--population", "1")
+COMMAND = ("run", "--trials", "5", "--epochs", "40", "--population", "1")
 
 
 def trials_of(folder: Path) -> list[optuna.trial.FrozenTrial]:
@@ -37,9 +38,11 @@ def wait_until_gone(pids: list[int], seconds: float) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Path:
     """One folder for the tests below, which follow each other on one study."""
-    return tmp_path_factory.mktemp("interrupted")
+    folder = tmp_path_factory.mktemp("interrupted")
+    shutil.copyfile(empty_store, folder / "mlflow.db")
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -93,29 +96,29 @@ def test_workers_die_with_their_driver(killed: tuple[list[int], list[str]]) -> N
 def test_the_same_command_finishes_the_exact_total(
     killed: tuple[list[int], list[str]], folder: Path
 ) -> None:
-    """After Ctrl-C and SIGKILL: six complete trials, nothing RUNNING, nothing twice."""
+    """After Ctrl-C and SIGKILL: five complete trials, nothing RUNNING, nothing twice."""
     assert "RUNNING" in killed[1]
     said = sweep(folder, *COMMAND)
     assert (said.returncode, said.stderr) == (0, "")
     trials = trials_of(folder)
-    assert Counter(t.state.name for t in trials) == {"COMPLETE": 6}
+    assert Counter(t.state.name for t in trials) == {"COMPLETE": 5}
     configurations = [str(t.user_attrs["sweep:hyperparameters"]) for t in trials]
-    assert len(set(configurations)) == 6
+    assert len(set(configurations)) == 5
     assert "nothing to do" in sweep(folder, *COMMAND).stdout
 
 
 def test_mlflow_agrees_after_all_that(folder: Path) -> None:
-    """One parent and six children, all FINISHED, with one point an epoch."""
-    assert [t.state.name for t in trials_of(folder)] == ["COMPLETE"] * 6
+    """One parent and five children, all FINISHED, with one point an epoch."""
+    assert [t.state.name for t in trials_of(folder)] == ["COMPLETE"] * 5
     client = mlflow_client(folder)
     experiment = client.get_experiment_by_name("digits-mlp")
     runs = client.search_runs([experiment.experiment_id])
     children = [r for r in runs if "mlflow.parentRunId" in r.data.tags]
-    assert Counter(r.info.status for r in runs) == {"FINISHED": 7}
-    assert len(children) == 6
+    assert Counter(r.info.status for r in runs) == {"FINISHED": 6}
+    assert len(children) == 5
     for run in children:
         points = client.get_metric_history(run.info.run_id, "val_acc")
-        assert sorted(m.step for m in points) == list(range(1, 81))
+        assert sorted(m.step for m in points) == list(range(1, 41))
 
 
 SLOW = """
@@ -142,6 +145,7 @@ def epoch_of(line: str) -> int:
     return int(line.split(" epoch=")[1].split("/")[0])
 
 
+@pytest.mark.usefixtures("ready_store")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_to_every_process_is_an_interruption(
     tmp_path: Path, number: signal.Signals
@@ -175,6 +179,7 @@ def test_a_signal_to_every_process_is_an_interruption(
     assert said.returncode == 0
 
 
+@pytest.mark.usefixtures("ready_store")
 def test_a_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:
     """In the midst of an epoch that never ends: exit code 130 within seconds, no worker left."""
     (tmp_path / "slow.py").write_text(

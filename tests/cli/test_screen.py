@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -46,9 +47,10 @@ main()
 
 
 @pytest.fixture(scope="module")
-def stopped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+def stopped(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> tuple[Path, list[str]]:
     """A search that was sent SIGINT after its first trial: its folder, and what it said."""
     folder = tmp_path_factory.mktemp("stopped")
+    shutil.copyfile(empty_store, folder / "mlflow.db")
     process = start_sweep(folder, "run", *SETTINGS)
     lines = [wait_for_line(process, "study="), wait_for_line(process, "trial=0 ")]
     os.killpg(process.pid, signal.SIGINT)

@@ -66,6 +66,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> list[object]:
     return values_of(folder)
 
 
+@pytest.mark.usefixtures("ready_store")
 def test_files_of_the_folder_and_variables_of_launchers_do_not_count(
     tmp_path: Path, expected: list[object]
 ) -> None:
@@ -87,6 +88,7 @@ def test_files_of_the_folder_and_variables_of_launchers_do_not_count(
     assert [r.info.status for r in runs] == ["FINISHED"] * 3
 
 
+@pytest.mark.usefixtures("ready_store")
 def test_a_search_needs_no_standard_streams(tmp_path: Path, expected: list[object]) -> None:
     """All three closed, as some daemons start programs: a worker trains, nobody is told."""
     write_own(tmp_path)

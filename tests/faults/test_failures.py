@@ -15,6 +15,7 @@ CLASSES = {
 }
 
 
+@pytest.mark.usefixtures("ready_store")
 @pytest.mark.timeout(300)
 def test_each_failure_has_its_class_and_the_search_finishes(tmp_path: Path) -> None:
     """One that raises, is NaN, hangs, eats memory or is killed: six trials end, one completes."""
@@ -24,6 +25,7 @@ def test_each_failure_has_its_class_and_the_search_finishes(tmp_path: Path) -> N
         tmp_path, "run", "--module", "eater:Model", "--space", "bad.yaml", "--metric", "acc",
         "--sampler", "grid", "--trials", "6", "--epochs", "3", "--trial-timeout", "4",
         "--study", "bad", "--max-failures", "9", "--threads", "1",
+        timeout=280,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr + done.stdout

@@ -18,6 +18,7 @@ from sweep.trial import TrialSpec, derive_seed
 PLAIN, FUSED = Plan(0, 0, n_trials=2, epochs=3), Plan(0, 0, n_trials=6, epochs=40)
 
 
+@pytest.mark.usefixtures("ready_store")
 @pytest.mark.timeout(200)
 @pytest.mark.parametrize(
     ("plan", "flags", "without_leak"),

@@ -86,13 +86,9 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with no study, made once."""
-    folder = tmp_path_factory.mktemp("store")
-    tracker = MlflowTracker(f"sqlite:///{folder}/store.db")
-    tracker.open(records.study_info("other"))
-    tracker.close()
-    return folder / "store.db"
+def store(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Path:
+    """A store with no study in a folder of its own."""
+    return Path(shutil.copyfile(empty_store, tmp_path_factory.mktemp("store") / "store.db"))
 
 
 @pytest.fixture(scope="module")

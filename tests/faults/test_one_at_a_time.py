@@ -54,6 +54,7 @@ def first_epoch_since(folder: Path, number: int, time_ms: float) -> int:
     return min(report.epoch for report in ended(folder, number)[0] if report.time_ms > time_ms)
 
 
+@pytest.mark.usefixtures("ready_store")
 @pytest.mark.timeout(120)
 def test_killed_down_to_one_trial_at_a_time(tmp_path: Path) -> None:
     """3 trials at a time, then 1: each goes on from its checkpoint, in the fused path."""
@@ -72,6 +73,7 @@ def test_killed_down_to_one_trial_at_a_time(tmp_path: Path) -> None:
     assert check(tmp_path, "s", Plan(0, 0, n_trials=3, epochs=EPOCHS)) == []
 
 
+@pytest.mark.usefixtures("ready_store")
 @pytest.mark.timeout(120)
 def test_a_study_goes_on_with_another_population(tmp_path: Path) -> None:
     """auto, then 1, then auto again: each trial goes on from its last checkpoint, in the engine

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -43,9 +44,10 @@ from sweep.trial import derive_seed
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def folder(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterator[Path]:
     """The current folder, with one small search in it, tracked in MLflow."""
     folder, before = tmp_path_factory.mktemp("reuse"), Path.cwd()
+    shutil.copyfile(empty_store, folder / "mlflow.db")
     os.chdir(folder)
     try:
         sweep.run(trials=3, epochs=3, executor="inline", threads=1, population=1)
