@@ -6,15 +6,13 @@ Imports mlflow: only the driver may load this module.
 from __future__ import annotations
 
 import functools
-import itertools
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
@@ -37,12 +35,6 @@ from a completed one."""
 
 UPLOADING = ".artifact.uploading."
 """How the names of files begin that MLflow writes aside in a run's folder."""
-N_METRICS, N_PAIRS = 800, 90
-"""Items of one log_batch call: MLflow allows 1000 in all, 100 params and 100 tags, and 1 MB."""
-N_LONG_PAIRS = 10
-"""Params or tags of one call where their values are long."""
-
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,24 +90,13 @@ class RunLog:
         if len(new_tags) == 1 and not points and not new_params:
             (tag,) = new_tags.items()
             self._store.client.set_tag(self.run_id, *tag)  # 60 % of what a batch takes
-        else:
-            self._log_batches(points, new_params, new_tags)
+        else:  # in as many batches as MLflow's limits ask for
+            pairs = [Param(*p) for p in new_params.items()], [RunTag(*t) for t in new_tags.items()]
+            self._store.client.log_batch(self.run_id, points, *pairs)
         for metric in points:
             self._steps_of(metric.key).add(metric.step)
         self.params = {**self.params, **new_params}
         self.tags |= new_tags
-
-    def _log_batches(
-        self, points: Sequence[Metric], params: Mapping[str, str], tags: Mapping[str, str]
-    ) -> None:
-        """As few batches as MLflow's limits allow."""
-        rows = (
-            _chunks(points, N_METRICS),
-            _chunks([Param(*pair) for pair in params.items()], _n_pairs(params)),
-            _chunks([RunTag(*pair) for pair in tags.items()], _n_pairs(tags)),
-        )
-        for batch in itertools.zip_longest(*rows, fillvalue=()):
-            self._store.client.log_batch(self.run_id, *batch)
 
     def history(self, key: str) -> list[Metric]:
         """All points of one metric."""
@@ -148,11 +129,7 @@ class RunLog:
 
     def log_text(self, text: str, artifact: str) -> None:
         """Store `text` under the run-relative path `artifact`; what is there is replaced."""
-        with tempfile.TemporaryDirectory() as scratch:
-            file = Path(scratch, os.path.basename(artifact))  # noqa: PTH119 - a URI path
-            file.write_text(keys.clean(text), encoding="utf-8")
-            folder = artifact.rpartition("/")[0]
-            self._artifacts.log_artifact(str(file), folder or None)
+        self._store.client.log_text(self.run_id, keys.clean(text), artifact)
 
     def remove_broken_off_uploads(self) -> None:
         """Remove files that a killed process was storing for this run, where they lie on disk."""
@@ -198,14 +175,6 @@ def make_run(store: Store, new: NewRun) -> RunLog:
         new.experiment_id, new.time_ms, dict(new.tags), keys.clean(new.name)[: keys.MAX_NAME]
     )
     return RunLog(store, run, is_new=True)
-
-
-def _chunks(items: Sequence[_T], n: int) -> list[list[_T]]:
-    return [list(items[at : at + n]) for at in range(0, len(items), n)]
-
-
-def _n_pairs(values: Mapping[str, str]) -> int:
-    return N_PAIRS if sum(map(len, values.values())) < 200_000 else N_LONG_PAIRS
 
 
 def same_value(a: float, b: float) -> bool:
