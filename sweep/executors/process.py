@@ -24,7 +24,7 @@ from sweep.executors.messages import Crash
 from sweep.files.trial_folder import make_private_folder
 from sweep.protocols import Exchange
 from sweep.redact import redacted
-from sweep.trial import Failure, Notice, Orders, Report, Stop, Task, TrialResult
+from sweep.trial import Failure, Notice, Orders, Report, Stop, Task, TrialResult, now_ms
 
 TICK_S = 0.5
 HANG_GRACE_S = 5.0
@@ -174,7 +174,7 @@ class ProcessExecutor:
             if found.is_too_large:
                 worker.why_replaced = found.message
             elif found.message:
-                reports = (Notice(_now_ms(), found.message), *reports)
+                reports = (Notice(now_ms(), found.message), *reports)
         if worker.why_replaced:
             self._relieve(worker, exchange, reports)
             return
@@ -197,7 +197,7 @@ class ProcessExecutor:
         self._send(worker, Orders((*orders.stop, *moved), is_last=True))
         if worker not in self._workers and not orders.is_last:
             self._see_off()  # its memory is what the new one needs
-            exchange([Notice(_now_ms(), worker.why_replaced)], 0)
+            exchange([Notice(now_ms(), worker.why_replaced)], 0)
             self._workers.append(_start(worker.task))
 
     def _answer_parked(self, exchange: Exchange) -> None:
@@ -227,7 +227,7 @@ class ProcessExecutor:
         if worker.process.poll() == -signal.SIGKILL and len(worker.running) > n_fewer:
             task = dataclasses.replace(task, population=n_fewer, was_larger=True)
             what = f"a worker with {len(worker.running)} trials was ended by SIGKILL"
-            said = [Notice(_now_ms(), f"{what}: the next trains {n_fewer} at a time")]
+            said = [Notice(now_ms(), f"{what}: the next trains {n_fewer} at a time")]
         _end(worker)
         self._workers.remove(worker)
         self._n_deaths += 1
@@ -270,7 +270,7 @@ class ProcessExecutor:
             self._workers.remove(worker)
             said = f"a worker was ended: no epoch ended within {silent_s:.0f} s of the stop"
             failure = Failure("killed", said)
-            notices = [Notice(_now_ms(), said)] if worker.is_ready else []
+            notices = [Notice(now_ms(), said)] if worker.is_ready else []
             exchange([*notices, *(_failed(number, failure) for number in worker.running)], 0)
 
 
@@ -332,7 +332,3 @@ def _last_words(worker: _Worker) -> str:
         return ""
     last = next((line.strip() for line in reversed(lines) if line.strip()), "")
     return f": {redacted(last)[:300]}" if last else ""
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import time
-
 import torch
 
 from sweep.data.tensors import FinalData, SearchData
-from sweep.trial import Task, WorkerReady
+from sweep.trial import Task, WorkerReady, now_ms
 
 
 def lightning_devices(text: str) -> int | list[int]:
@@ -29,5 +27,4 @@ def device_name(task: Task) -> str:
 
 def ready(task: Task, data: SearchData | FinalData, n_slots: int) -> WorkerReady:
     """A trainer's first report."""
-    now_ms = time.time_ns() // 1_000_000
-    return WorkerReady(data.info, device_name(task), n_slots, now_ms)
+    return WorkerReady(data.info, device_name(task), n_slots, now_ms())

@@ -29,7 +29,7 @@ from sweep.files.trial_folder import (
 )
 from sweep.loading import raised_by_user_code
 from sweep.training.failures import classify
-from sweep.trial import Notice, Report, Task, TrialSpec
+from sweep.trial import Notice, Report, Task, TrialSpec, now_ms
 
 RESUME_KEY = "sweep"
 """Where a resume file keeps what Lightning has no key for."""
@@ -204,8 +204,3 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)
-
-
-def now_ms() -> int:
-    """Unix time in milliseconds."""
-    return time.time_ns() // 1_000_000

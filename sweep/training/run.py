@@ -10,8 +10,8 @@ from typing import Any
 from sweep.files.trial_folder import resume_file, spec_digest, trial_folder
 from sweep.objective import Objective
 from sweep.training.failures import not_finite
-from sweep.training.resuming import RESUME_KEY, now_ms
-from sweep.trial import EpochReport, Failure, Stop, Task, TrialSpec
+from sweep.training.resuming import RESUME_KEY
+from sweep.trial import EpochReport, Failure, Stop, Task, TrialSpec, now_ms
 
 
 class Run:

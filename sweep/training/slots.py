@@ -26,9 +26,9 @@ from sweep.training.checkpoints import write_checkpoint
 from sweep.training.exports import export_model
 from sweep.training.failures import classify
 from sweep.training.modules import sample_shape
-from sweep.training.resuming import Keeper, clear_folder, now_ms, saved_bytes
+from sweep.training.resuming import Keeper, clear_folder, saved_bytes
 from sweep.training.run import Run
-from sweep.trial import Failure, Notice, Report, Task, TrialResult, TrialSpec
+from sweep.trial import Failure, Notice, Report, Task, TrialResult, TrialSpec, now_ms
 
 IDLE_S = 0.01
 

@@ -22,7 +22,6 @@ from sweep.training.quiet import quiet_trainer
 from sweep.training.resuming import (
     RESUME_KEY,
     load_resume_file,
-    now_ms,
     random_state,
     saved_bytes,
     seed_everything,
@@ -31,7 +30,7 @@ from sweep.training.resuming import (
 )
 from sweep.training.run import Run
 from sweep.training.slots import Slots
-from sweep.trial import Report, Task
+from sweep.trial import Report, Task, now_ms
 
 EVALUATION_BATCH = 4096
 """Samples of a validation batch: large, since results do not depend on it."""
