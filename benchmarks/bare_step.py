@@ -19,9 +19,8 @@ import torch
 
 from sweep.training.compiled.kernel import load_kernel
 from sweep.training.fused.population import Population
-from sweep.training.members import Member, Samples, TrainingPlan
+from sweep.training.members import Member, Samples, Shape, TrainingPlan
 from sweep.training.optimizers import make_rule
-from sweep.training.stacked.layout import Shape
 
 BATCH, N_CLASSES = 64, 10
 OPTIMIZERS = {
@@ -57,7 +56,7 @@ def useful_operations(widths: tuple[int, ...]) -> int:
 
 
 def make_population(
-    n_slots: int, n_steps: int, n_features: int, optimizer: str, tuned_for: str
+    n_slots: int, n_steps: int, n_features: int, optimizer: str, *, is_stacked: bool
 ) -> tuple[Population, int]:
     """A population of random two-layer MLPs, and the useful operations of one of its steps."""
     rng, n = random.Random(0), BATCH * n_steps
@@ -75,9 +74,8 @@ def make_population(
             (torch.randn(b, a) * a**-0.5, torch.zeros(b)) for a, b in itertools.pairwise(widths)
         ]
         members.append(Member(TrainingPlan(number, Shape(hidden, "relu"), rule, 1e-3), weights))
-    population = Population(samples, BATCH, 1, lambda epoch: torch.randperm(n))
-    population.tuned_for = tuned_for
-    population.kernel = load_kernel(4).kernel if tuned_for == "cpu" else None
+    kernel = None if is_stacked else load_kernel(4).kernel
+    population = Population(samples, BATCH, 1, lambda epoch: torch.randperm(n), kernel=kernel)
     population.change(joining=members)
     return population, n_operations
 
@@ -90,7 +88,7 @@ def main() -> None:
     parser.add_argument("--optimizer", choices=["mixed", *OPTIMIZERS], default="mixed")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--repeats", type=int, default=8)
-    parser.add_argument("--tuned-for", default="cpu", help="cuda: whole gradients, wide buckets")
+    parser.add_argument("--stacked", action="store_true", help="without the compiled kernel")
     arguments = parser.parse_args()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, batch {BATCH}")
     print("slots  ms/model-step  bound  ratio  GFLOP/s peak")
@@ -100,7 +98,7 @@ def main() -> None:
             arguments.steps,
             arguments.features,
             arguments.optimizer,
-            arguments.tuned_for,
+            is_stacked=arguments.stacked,
         )
         rates, times = [], []
         for _ in range(arguments.repeats):

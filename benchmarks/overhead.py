@@ -138,11 +138,10 @@ def load(args: argparse.Namespace, greet: Tell | None = None) -> Callable[[Tell 
     from sweep.data.tensors import epoch_order, load_search_data
     from sweep.training.compiled.kernel import load_kernel
     from sweep.training.fused.lanes import MOST_LANES, Lanes
-    from sweep.training.fused.population import Population, nothing
-    from sweep.training.members import Member, Samples, TrainingPlan
+    from sweep.training.fused.population import Population
+    from sweep.training.members import Member, Samples, Shape, TrainingPlan
     from sweep.training.mlp import MLPClassifier
     from sweep.training.optimizers import make_rule
-    from sweep.training.stacked.layout import Shape
     from sweep.trial import EpochReport, TrialFinished, TrialStarted, TrialState, WorkerReady
 
     torch.set_num_threads(args.threads)
@@ -159,11 +158,10 @@ def load(args: argparse.Namespace, greet: Tell | None = None) -> Callable[[Tell 
         greet([WorkerReady(data.info, "cpu", SLOTS, now_ms())])
 
     def make(batch_size: int, epoch: int) -> Population:
-        population = Population(
-            samples, batch_size, args.epochs, lambda e: epoch_order(0, e, n_train), epoch
-        )
-        population.kernel = kernel
-        return population
+        return Population(
+            samples, batch_size, args.epochs, lambda e: epoch_order(0, e, n_train), epoch,
+            kernel=kernel,
+        )  # fmt: skip
 
     def member(number: int, configuration: dict[str, Any]) -> Member:
         given = dict(configuration)
@@ -219,7 +217,7 @@ def load(args: argparse.Namespace, greet: Tell | None = None) -> Callable[[Tell 
                 tell([started(*trial) for trial in wave])
             for epoch in range(1, args.epochs + 1):
                 began = time.perf_counter()
-                scored = lanes.train_epoch(nothing)
+                scored = lanes.train_epoch(lambda: None)
                 if tell is None:
                     continue
                 epoch_s, reports = time.perf_counter() - began, []

@@ -40,11 +40,6 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 }
 """Library -> rooms that may import it, at the top or inside a function."""
 PRIVATE: dict[str, tuple[str, str]] = {
-    "torch._f": (
-        "sweep.training.optimizers",
-        "fused and foreach optimizer functions, which torch.optim itself is made of: the kernel "
-        "and the plain path train the same without them",
-    ),
     "torch._check": (
         "sweep.training.exports",
         "what torch.export's guide says for sizes that come from data; without it a model is "

@@ -7,14 +7,41 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from sweep.training.optimizers import OptimizerRule
-from sweep.training.stacked.layout import Shape
-from sweep.training.stacked.stack import Dropout
+from sweep.trial import derive_seed
 
 Linears = list[tuple[Tensor, Tensor]]
 """(weight (H_out, H_in), bias (H_out)) of each layer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A network's hidden layers."""
+
+    hidden: tuple[int, ...]
+    activation: str
+
+
+@dataclass(frozen=True, slots=True)
+class Dropout:
+    """Dropout of one trial: probability and the trial's seed."""
+
+    p: float
+    seed: int
+
+
+def dropout_stream(
+    dropout: Dropout, index: int, epoch: int, device: torch.device | str = "cpu"
+) -> torch.Generator:
+    """The generator of hidden layer `index` in a trial's epoch `epoch` (from 0), as SeededDropout
+    has it."""
+    stream = torch.Generator(device)
+    layer_seed = derive_seed(dropout.seed, "layer", index)
+    stream.manual_seed(derive_seed(layer_seed, "dropout", epoch))
+    return stream
 
 
 @dataclass(frozen=True, slots=True)

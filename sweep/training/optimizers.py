@@ -1,8 +1,8 @@
-"""Optimizers, schedules and clipping for the trials of a shard, one trial at a time.
+"""Optimizers, schedules and clipping of many trials at once.
 
-A trial's parameters are a few large contiguous slices of the shard's buffers, so one call
-of a fused kernel (one pass over memory) updates a trial with its own scalars. Each rule equals
-the optimizer of the same name in `torch.optim` to rounding; zero parameters with zero
+A rule's `update` is one step of n trials whose optimizers are of one kind: parameters, gradients
+and states are (n, ...) each, what differs between trials is a coefficient (n, 1, 1). Each rule
+equals the optimizer of the same name in `torch.optim` to rounding; zero parameters with zero
 gradients stay exactly zero, which padding relies on.
 """
 
@@ -10,48 +10,57 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, final
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sweep.hyperparameters import OPTIMIZERS
 
-Tensors = list[Tensor]
+Values = np.ndarray[Any, np.dtype[np.float64]]
 MOMENTUM_DECAY = 4e-3
 """Of NAdam, torch's default."""
-_ENDLESS_STEP = 1e30
-"""beta2 ** 1e30 is 0: Adam without bias correction."""
-
-
-@dataclass(slots=True)
-class Slices:
-    """One trial's share of the shard's buffers; lists run over its layers."""
-
-    params: Tensors
-    grads: Tensors
-    states: tuple[Tensors, ...]
-    """`n_states` lists like `params`."""
-    steps: Tensors
-    """The trial's step count (float32, shape ()), repeated for each of `params`."""
 
 
 class OptimizerRule(ABC):
-    """What an optimizer does to one trial in one step."""
+    """An optimizer with its arguments."""
 
-    state_names: tuple[str, ...]
-    """Its tensors of state per parameter, as `torch.optim` calls them."""
+    name: str
+    """As `sweep.hyperparameters.OPTIMIZERS` has it."""
+
+    @property
+    @abstractmethod
+    def state_names(self) -> tuple[str, ...]:
+        """Its tensors of state per parameter, as `torch.optim` calls them."""
 
     @property
     def n_states(self) -> int:
         """Tensors of state per parameter."""
         return len(self.state_names)
 
+    @property
+    def kind(self) -> Hashable:
+        """Rules of one kind take their steps together."""
+        return self.name, self.state_names
+
     @abstractmethod
-    def update(self, at: Slices, lr: float, is_first: bool) -> None:
-        """Take one step with learning rate `lr`; `is_first`: the trial's first step ever."""
+    def coefficients(self, n_taken: int, rates: Values) -> dict[str, Values | float]:
+        """What `update` needs in each of the next steps: (n_steps,) or one number for all.
+
+        Args:
+            n_taken: Steps that the trial has taken.
+            rates: Learning rates of the next steps (n_steps,).
+        """
+
+    @abstractmethod
+    def update(
+        self, params: Sequence[Tensor], grads: Sequence[Tensor],
+        states: Sequence[Sequence[Tensor]], at: Mapping[str, Tensor],
+    ) -> None:  # fmt: skip
+        """Take one step in place; `at` has the `coefficients` of each trial."""
 
     def kernel_fields(self, n_steps: int) -> Mapping[str, Any] | None:
         """The fields of a kernel's trial that it decides, after `n_steps` steps; None: kernel.c
@@ -64,7 +73,7 @@ class OptimizerRule(ABC):
 
 
 @final
-@dataclass
+@dataclass(frozen=True)
 class SGD(OptimizerRule):
     """`torch.optim.SGD`."""
 
@@ -72,25 +81,37 @@ class SGD(OptimizerRule):
     weight_decay: float = 0.0
     dampening: float = 0.0
     nesterov: bool = False
-    state_names: tuple[str, ...] = field(init=False)
+    name = "SGD"
 
-    def __post_init__(self) -> None:
-        self.state_names = ("momentum_buffer",) if self.momentum != 0.0 else ()
+    @property
+    def state_names(self) -> tuple[str, ...]:
+        """See `OptimizerRule`."""
+        return ("momentum_buffer",) if self.momentum else ()
 
-    def update(self, at: Slices, lr: float, is_first: bool) -> None:
-        """One fused pass."""
-        torch._fused_sgd_(
-            at.params,
-            at.grads,
-            at.states[0] if self.n_states else [],
-            weight_decay=self.weight_decay,
-            momentum=self.momentum,
-            lr=lr,
-            dampening=self.dampening,
-            nesterov=self.nesterov,
-            maximize=False,
-            is_first_step=is_first,
-        )
+    @property
+    def kind(self) -> Hashable:
+        """See `OptimizerRule`."""
+        return self.name, self.state_names, self.nesterov
+
+    def coefficients(self, n_taken: int, rates: Values) -> dict[str, Values | float]:
+        """See `OptimizerRule`."""
+        is_first = _steps(n_taken, rates) == 1  # the buffer begins as the gradient itself
+        return {
+            "lr": rates, "momentum": self.momentum, "weight_decay": self.weight_decay,
+            "share": np.where(is_first, 1.0, 1.0 - self.dampening),
+        }  # fmt: skip
+
+    def update(
+        self, params: Sequence[Tensor], grads: Sequence[Tensor],
+        states: Sequence[Sequence[Tensor]], at: Mapping[str, Tensor],
+    ) -> None:  # fmt: skip
+        """See `OptimizerRule`."""
+        for k, (param, given) in enumerate(zip(params, grads, strict=True)):
+            grad = given + at["weight_decay"] * param
+            if self.momentum:
+                buffer = states[0][k].mul_(at["momentum"]).add_(at["share"] * grad)
+                grad = grad + at["momentum"] * buffer if self.nesterov else buffer
+            param.sub_(at["lr"] * grad)
 
     def kernel_fields(self, n_steps: int) -> Mapping[str, Any] | None:
         """See `OptimizerRule`."""
@@ -99,77 +120,109 @@ class SGD(OptimizerRule):
                 "weight_decay": self.weight_decay}  # fmt: skip
 
 
-@final
-@dataclass
-class Adam(OptimizerRule):
-    """`torch.optim.Adam`, or `AdamW` where the decay is decoupled."""
+@dataclass(frozen=True)
+class _OfMoments(OptimizerRule):
+    """Adam and its kin: means of the gradients and of their squares."""
 
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.0
-    is_decoupled: bool = False
-    state_names: tuple[str, ...] = field(default=("exp_avg", "exp_avg_sq"), init=False)
 
-    def update(self, at: Slices, lr: float, is_first: bool) -> None:
-        """One fused pass."""
-        kernel = torch._fused_adamw_ if self.is_decoupled else torch._fused_adam_
-        moments = (at.grads, at.states[0], at.states[1])
-        _adam(kernel, at.params, moments, at.steps, lr=lr, beta1=self.betas[0],
-              beta2=self.betas[1], eps=self.eps, weight_decay=self.weight_decay)  # fmt: skip
+    @property
+    def state_names(self) -> tuple[str, ...]:
+        """See `OptimizerRule`."""
+        return "exp_avg", "exp_avg_sq"
 
     def kernel_fields(self, n_steps: int) -> Mapping[str, Any] | None:
         """See `OptimizerRule`."""
-        name = "AdamW" if self.is_decoupled else "Adam"
-        return {"rule": OPTIMIZERS[name].kernel_rule, "beta1": self.betas[0],
+        return {"rule": OPTIMIZERS[self.name].kernel_rule, "beta1": self.betas[0],
                 "beta2": self.betas[1], "eps": self.eps,
                 "weight_decay": self.weight_decay}  # fmt: skip
 
+    def _coefficients(self, n_taken: int, rates: Values) -> dict[str, Values | float]:
+        """Without the step's size."""
+        return {
+            "beta2": self.betas[1], "rest1": 1.0 - self.betas[0], "rest2": 1.0 - self.betas[1],
+            "eps": self.eps, "weight_decay": self.weight_decay,
+            "correction2": 1.0 - self.betas[1] ** _steps(n_taken, rates),
+        }  # fmt: skip
+
+    @staticmethod
+    def _scale(means: Tensor, squares: Tensor, grad: Tensor, at: Mapping[str, Tensor]) -> Tensor:
+        """Take `grad` into both moments; what a step is divided by."""
+        means.add_(at["rest1"] * (grad - means))
+        squares.mul_(at["beta2"]).add_(at["rest2"] * grad * grad)
+        return (squares / at["correction2"]).sqrt_().add_(at["eps"])
+
 
 @final
-@dataclass
-class NAdam(OptimizerRule):
+@dataclass(frozen=True)
+class Adam(_OfMoments):
+    """`torch.optim.Adam`, or `AdamW` where the decay is decoupled."""
+
+    is_decoupled: bool = False
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """See `OptimizerRule`."""
+        return "AdamW" if self.is_decoupled else "Adam"
+
+    def coefficients(self, n_taken: int, rates: Values) -> dict[str, Values | float]:
+        """See `OptimizerRule`."""
+        size = rates / (1.0 - self.betas[0] ** _steps(n_taken, rates))
+        kept = 1.0 - rates * self.weight_decay
+        return {**self._coefficients(n_taken, rates), "size": size, "kept": kept}
+
+    def update(
+        self, params: Sequence[Tensor], grads: Sequence[Tensor],
+        states: Sequence[Sequence[Tensor]], at: Mapping[str, Tensor],
+    ) -> None:  # fmt: skip
+        """See `OptimizerRule`."""
+        for param, given, means, squares in zip(params, grads, *states, strict=True):
+            grad = given if self.is_decoupled else given + at["weight_decay"] * param
+            if self.is_decoupled:
+                param.mul_(at["kept"])
+            scale = self._scale(means, squares, grad, at)
+            param.sub_(at["size"] * means / scale)
+
+
+@final
+@dataclass(frozen=True)
+class NAdam(_OfMoments):
     """`torch.optim.NAdam` with its default momentum_decay: Adam with Nesterov's momentum, whose
     weight rises from step to step (Dozat, 2016, "Incorporating Nesterov Momentum into Adam")."""
 
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    state_names: tuple[str, ...] = field(default=("exp_avg", "exp_avg_sq"), init=False)
-    _n_steps: int = field(default=-1, init=False)
-    _product: float = field(default=1.0, init=False)
-    """Of the momenta of `_n_steps` steps."""
+    name = "NAdam"
 
-    def momentum(self, step: int) -> float:
+    def momentum(self, step: Any) -> Any:
         """The momentum of a step, from 1."""
-        return self.betas[0] * (1.0 - 0.5 * float(0.96 ** (step * MOMENTUM_DECAY)))
+        return self.betas[0] * (1.0 - 0.5 * 0.96 ** (step * MOMENTUM_DECAY))
 
-    def update(self, at: Slices, lr: float, is_first: bool) -> None:
-        """Several passes over memory."""
-        if self._n_steps < 0:  # one read of the device a trial
-            self._n_steps = int(at.steps[0]) - 1
-            self._product = self._product_after(self._n_steps)
-        self._n_steps += 1
-        now, following = self.momentum(self._n_steps), self.momentum(self._n_steps + 1)
-        self._product *= now
-        means, squares = at.states
-        if self.weight_decay:
-            torch._foreach_add_(at.grads, at.params, alpha=self.weight_decay)
-        torch._foreach_lerp_(means, at.grads, 1.0 - self.betas[0])
-        torch._foreach_mul_(squares, self.betas[1])
-        torch._foreach_addcmul_(squares, at.grads, at.grads, value=1.0 - self.betas[1])
-        scales = torch._foreach_div(squares, 1.0 - self.betas[1] ** self._n_steps)
-        torch._foreach_sqrt_(scales)
-        torch._foreach_add_(scales, self.eps)
-        of_gradient = -lr * (1.0 - now) / (1.0 - self._product)
-        of_mean = -lr * following / (1.0 - self._product * following)
-        torch._foreach_addcdiv_(at.params, at.grads, scales, value=of_gradient)
-        torch._foreach_addcdiv_(at.params, means, scales, value=of_mean)
+    def coefficients(self, n_taken: int, rates: Values) -> dict[str, Values | float]:
+        """See `OptimizerRule`."""
+        steps = _steps(n_taken, rates)
+        now, following = self.momentum(steps), self.momentum(steps + 1)
+        product = self._product_after(n_taken) * np.cumprod(now)
+        return {
+            **self._coefficients(n_taken, rates),
+            "of_gradient": rates * (1.0 - now) / (1.0 - product),
+            "of_mean": rates * following / (1.0 - product * following),
+        }
+
+    def update(
+        self, params: Sequence[Tensor], grads: Sequence[Tensor],
+        states: Sequence[Sequence[Tensor]], at: Mapping[str, Tensor],
+    ) -> None:  # fmt: skip
+        """See `OptimizerRule`."""
+        for param, given, means, squares in zip(params, grads, *states, strict=True):
+            grad = given + at["weight_decay"] * param
+            scale = self._scale(means, squares, grad, at)
+            param.sub_((at["of_gradient"] * grad + at["of_mean"] * means) / scale)
 
     def kernel_fields(self, n_steps: int) -> Mapping[str, Any] | None:
         """See `OptimizerRule`."""
-        return {"rule": OPTIMIZERS["NAdam"].kernel_rule, "beta1": self.betas[0],
-                "beta2": self.betas[1], "eps": self.eps, "weight_decay": self.weight_decay,
-                "carried": self._product_after(n_steps)}  # fmt: skip
+        fields = super().kernel_fields(n_steps) or {}
+        return {**fields, "carried": self._product_after(n_steps)}
 
     def torch_scalars(self, n_steps: int) -> dict[str, float]:
         """See `OptimizerRule`."""
@@ -180,85 +233,51 @@ class NAdam(OptimizerRule):
 
 
 @final
-@dataclass
+@dataclass(frozen=True)
 class RMSprop(OptimizerRule):
-    """`torch.optim.RMSprop` without centring, as the Adam that it is.
-
-    Adam with beta1 = 0, beta2 = alpha and no bias correction (a step count without end) is
-    RMSprop term by term; its first moment is the gradient, whose own memory stands for it. With
-    momentum, the buffer b is what that Adam updates: decoupled decay by 1 - momentum and learning
-    rate -1 make it b = momentum b + g / (sqrt(v) + eps). One or two passes over memory where the
-    written-out form takes seven (benchmarks/NOTES.md).
-    """
-
-    alpha: float = 0.99
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    momentum: float = 0.0
-    state_names: tuple[str, ...] = field(init=False)
-    _steps: Tensors = field(default_factory=list, init=False)
-
-    def __post_init__(self) -> None:
-        self.state_names = ("square_avg", *(("momentum_buffer",) if self.momentum else ()))
-
-    def update(self, at: Slices, lr: float, is_first: bool) -> None:
-        """One fused pass, and with momentum one addition."""
-        if len(self._steps) != len(at.params) or self._steps[0].device != at.params[0].device:
-            endless = torch.full_like(at.steps[0], _ENDLESS_STEP)
-            self._steps = [endless] * len(at.params)
-        scales = {"beta1": 0.0, "beta2": self.alpha, "eps": self.eps}
-        if not self.momentum:
-            moments = (at.grads, at.grads, at.states[0])
-            _adam(torch._fused_adam_, at.params, moments, self._steps, lr=lr,
-                  weight_decay=self.weight_decay, **scales)  # fmt: skip
-            return
-        if self.weight_decay:
-            torch._foreach_add_(at.grads, at.params, alpha=self.weight_decay)
-        squares, buffers = at.states
-        _adam(torch._fused_adamw_, buffers, (at.grads, at.grads, squares), self._steps, lr=-1.0,
-              weight_decay=self.momentum - 1.0, **scales)  # fmt: skip
-        torch._foreach_add_(at.params, buffers, alpha=-lr)
-
-    def kernel_fields(self, n_steps: int) -> Mapping[str, Any] | None:
-        """See `OptimizerRule`."""
-        return {"rule": OPTIMIZERS["RMSprop"].kernel_rule, "beta2": self.alpha, "eps": self.eps,
-                "momentum": self.momentum, "weight_decay": self.weight_decay}  # fmt: skip
-
-
-@final
-@dataclass
-class WrittenOutRMSprop(OptimizerRule):
-    """`torch.optim.RMSprop` with centring, or without decay of the squares (alpha = 1)."""
+    """`torch.optim.RMSprop`."""
 
     alpha: float = 0.99
     eps: float = 1e-8
     weight_decay: float = 0.0
     momentum: float = 0.0
     centered: bool = False
-    state_names: tuple[str, ...] = field(
-        default=("square_avg", "momentum_buffer", "grad_avg"), init=False
-    )
+    name = "RMSprop"
 
-    def update(self, at: Slices, lr: float, is_first: bool) -> None:
-        """Several passes over memory."""
-        squares, buffers, means = at.states
-        if self.weight_decay:
-            torch._foreach_add_(at.grads, at.params, alpha=self.weight_decay)
-        torch._foreach_mul_(squares, self.alpha)
-        torch._foreach_addcmul_(squares, at.grads, at.grads, value=1.0 - self.alpha)
-        if self.centered:
-            torch._foreach_lerp_(means, at.grads, 1.0 - self.alpha)
-            scales = torch._foreach_addcmul(squares, means, means, value=-1.0)
-            torch._foreach_sqrt_(scales)
-        else:
-            scales = torch._foreach_sqrt(squares)
-        torch._foreach_add_(scales, self.eps)
-        if self.momentum:
-            torch._foreach_mul_(buffers, self.momentum)
-            torch._foreach_addcdiv_(buffers, at.grads, scales)
-            torch._foreach_add_(at.params, buffers, alpha=-lr)
-        else:
-            torch._foreach_addcdiv_(at.params, at.grads, scales, value=-lr)
+    @property
+    def state_names(self) -> tuple[str, ...]:
+        """See `OptimizerRule`."""
+        names = ("square_avg", "momentum_buffer", "grad_avg")  # kernel.c finds them by position
+        return names[: 3 if self.centered else 2 if self.momentum else 1]
+
+    @property
+    def kind(self) -> Hashable:
+        """See `OptimizerRule`."""
+        return self.name, self.state_names, bool(self.momentum)
+
+    def coefficients(self, n_taken: int, rates: Values) -> dict[str, Values | float]:
+        """See `OptimizerRule`."""
+        return {
+            "lr": rates, "alpha": self.alpha, "rest": 1.0 - self.alpha, "eps": self.eps,
+            "weight_decay": self.weight_decay, "momentum": self.momentum,
+        }  # fmt: skip
+
+    def update(
+        self, params: Sequence[Tensor], grads: Sequence[Tensor],
+        states: Sequence[Sequence[Tensor]], at: Mapping[str, Tensor],
+    ) -> None:  # fmt: skip
+        """See `OptimizerRule`."""
+        for k, (param, given) in enumerate(zip(params, grads, strict=True)):
+            grad = given + at["weight_decay"] * param
+            squares = states[0][k].mul_(at["alpha"]).add_(at["rest"] * grad * grad)
+            if self.centered:
+                means = states[2][k]
+                means.add_(at["rest"] * (grad - means))
+                squares = squares - means * means
+            step = grad / (squares.sqrt() + at["eps"])
+            if self.momentum:
+                step = states[1][k].mul_(at["momentum"]).add_(step)
+            param.sub_(at["lr"] * step)
 
     def kernel_fields(self, n_steps: int) -> Mapping[str, Any] | None:
         """See `OptimizerRule`."""
@@ -273,25 +292,24 @@ def make_rule(optimizer: str, arguments: Mapping[str, Any]) -> OptimizerRule:
     Raises KeyError for an optimizer without a rule, TypeError for an argument that it does not
     take.
     """
-    given = {name: value for name, value in arguments.items() if name != "lr"}
-    if optimizer == "RMSprop":
-        # alpha = 1 never decays: beta2 ** step would be 1 and the correction a division by 0.
-        if given.get("centered") or given.get("alpha", 0.99) >= 1.0:
-            return WrittenOutRMSprop(**given)
-        return RMSprop(**{k: v for k, v in given.items() if k != "centered"})
-    given = {**OPTIMIZERS[optimizer].defaults, **given}
+    given = {**OPTIMIZERS[optimizer].defaults, **arguments}
+    given.pop("lr", None)
     if optimizer == "AdamW":
         return Adam(is_decoupled=True, **given)
-    return {"SGD": SGD, "Adam": Adam, "NAdam": NAdam}[optimizer](**given)  # type: ignore[no-any-return]
+    rules: dict[str, Any] = {"SGD": SGD, "Adam": Adam, "NAdam": NAdam, "RMSprop": RMSprop}
+    return rules[optimizer](**given)  # type: ignore[no-any-return]
 
 
-def clip(grads: Tensors, max_norm: float) -> None:
-    """Scale `grads` in place so that their joint 2-norm is at most `max_norm`.
+def clip_scales(grads: Sequence[Tensor], max_norms: Tensor) -> Tensor:
+    """What each of n trials' gradients (n, ...) are multiplied by, (n, 1, 1), so that their joint
+    2-norm is at most `max_norms` (n, 1, 1): the formula of `torch.nn.utils.clip_grad_norm_`."""
+    norms = torch.stack([grad.square().sum((1, 2), keepdim=True) for grad in grads]).sum(0).sqrt()
+    return (max_norms / (norms + 1e-6)).clamp(max=1.0)
 
-    The formula of `torch.nn.utils.clip_grad_norm_`, on the device without a host read.
-    """
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
-    torch._foreach_mul_(grads, (max_norm / (norm + 1e-6)).clamp_(max=1.0))
+
+def _steps(n_taken: int, rates: Values) -> Values:
+    """Numbers of the next steps, from 1."""
+    return n_taken + np.arange(1.0, len(rates) + 1.0)
 
 
 def learning_rates(
@@ -322,11 +340,3 @@ def _one_cycle(max_lr: float, step: int, total: int) -> float:
     else:
         start, end, share = max_lr, low / 1e4, (step - peak) / (last - peak)
     return end + (start - end) / 2.0 * (1.0 + math.cos(math.pi * share))
-
-
-def _adam(
-    kernel: Any, params: Tensors, moments: tuple[Tensors, Tensors, Tensors], steps: Tensors,
-    **scalars: float,
-) -> None:  # fmt: skip
-    """`moments`: the gradients, and their first and second moments."""
-    kernel(params, *moments, [], steps, amsgrad=False, maximize=False, **scalars)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sweep.training.optimizers import Slices, clip, learning_rates, make_rule
+from sweep.hyperparameters import OPTIMIZERS
+from sweep.training.optimizers import clip_scales, learning_rates, make_rule
 
 CASES = [
     ("SGD", {}),
@@ -32,23 +34,35 @@ CASES = [
 SHAPES = [(5, 16), (3, 6)]
 
 
+def steps_of(rules, params, grads_of_steps, lr=0.05):
+    """Take the steps with all of `rules` at once; params and grads are (n, ...), in place."""
+    states = [[torch.zeros_like(p) for p in params] for _ in range(rules[0].n_states)]
+    rates = np.full(len(grads_of_steps), lr)
+    found = [rule.coefficients(0, rates) for rule in rules]
+    for index, grads in enumerate(grads_of_steps):
+        at = {
+            name: torch.tensor(
+                [np.broadcast_to(own[name], len(rates))[index] for own in found]
+            )[:, None, None]
+            for name in found[0]
+        }  # fmt: skip
+        rules[0].update(params, [g.clone() for g in grads], states, at)
+
+
 def run_rule(optimizer, arguments, grads_of_steps, lr=0.05):
     """Parameters after the steps, and after torch.optim's."""
     generator = torch.Generator().manual_seed(0)
     start = [torch.randn(s, generator=generator, dtype=torch.float64) for s in SHAPES]
+    params = [p.clone()[None] for p in start]
     rule = make_rule(optimizer, {"lr": lr, **arguments})
-    params, steps = [p.clone() for p in start], torch.zeros(())
-    states = tuple([torch.zeros_like(p) for p in start] for _ in range(rule.n_states))
+    steps_of([rule], params, [[g[None] for g in grads] for grads in grads_of_steps], lr)
     theirs = [p.clone().requires_grad_() for p in start]
     reference = getattr(torch.optim, optimizer)(theirs, lr=lr, **arguments)
-    for index, grads in enumerate(grads_of_steps):
-        steps += 1
-        own = [g.clone() for g in grads]
-        rule.update(Slices(params, own, states, [steps] * len(params)), lr, index == 0)
+    for grads in grads_of_steps:
         for p, g in zip(theirs, grads, strict=True):
             p.grad = g.clone()
         reference.step()
-    return params, [p.detach() for p in theirs]
+    return [p[0] for p in params], [p.detach() for p in theirs]
 
 
 def some_grads(n_steps=4):
@@ -75,30 +89,48 @@ def test_rule_equals_torch_optim(optimizer, arguments):
         torch.testing.assert_close(a, b, rtol=1e-13, atol=1e-15)
 
 
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_trials_of_one_kind_keep_their_own_numbers(optimizer):
+    """Side by side, trials with other arguments take the steps that each takes alone."""
+    cases = [arguments for name, arguments in CASES if name == optimizer]
+    kinds = {}
+    for arguments in cases:
+        kinds.setdefault(make_rule(optimizer, arguments).kind, []).append(arguments)
+    for alike in kinds.values():
+        n = len(alike)
+        rules = [make_rule(optimizer, arguments) for arguments in alike]
+        generator = torch.Generator().manual_seed(0)
+        start = [torch.randn(s, generator=generator, dtype=torch.float64) for s in SHAPES]
+        params = [p.expand(n, *p.shape).clone() for p in start]
+        grads = [[g.expand(n, *g.shape).clone() for g in step] for step in some_grads()]
+        steps_of(rules, params, grads)
+        for k, arguments in enumerate(alike):
+            alone, _ = run_rule(optimizer, arguments, some_grads())
+            for a, b in zip(params, alone, strict=True):
+                torch.testing.assert_close(a[k], b, rtol=1e-14, atol=1e-16)
+
+
 @pytest.mark.parametrize(("optimizer", "arguments"), CASES)
 def test_zero_stays_zero(optimizer, arguments):
     """A zero parameter with zero gradients is exactly zero after any number of steps."""
-    rule = make_rule(optimizer, arguments)
-    params, steps = [torch.zeros(4, 4)], torch.zeros(())
-    states = tuple([torch.zeros(4, 4)] for _ in range(rule.n_states))
-    for index in range(3):
-        steps += 1
-        rule.update(Slices(params, [torch.zeros(4, 4)], states, [steps]), 0.1, index == 0)
-    assert torch.equal(params[0], torch.zeros(4, 4))
+    params = [torch.zeros(1, 4, 4)]
+    steps_of([make_rule(optimizer, arguments)], params, [[torch.zeros(1, 4, 4)]] * 3, 0.1)
+    assert torch.equal(params[0], torch.zeros(1, 4, 4))
 
 
-@pytest.mark.parametrize("max_norm", [0.1, 3.0, 1e6])
-def test_clip_equals_torch(max_norm):
-    """Gradients are scaled as clip_grad_norm_ scales them, and left alone when short."""
-    grads = some_grads(1)[0]
-    theirs = [torch.zeros_like(g).requires_grad_() for g in grads]
-    for p, g in zip(theirs, grads, strict=True):
-        p.grad = g.clone()
-    torch.nn.utils.clip_grad_norm_(theirs, max_norm)
-    ours = [g.clone() for g in grads]
-    clip(ours, max_norm)
-    for a, p in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(a, p.grad, rtol=1e-14, atol=0)
+def test_clip_equals_torch():
+    """Gradients are scaled as clip_grad_norm_ scales them, each trial's to its own norm, and left
+    alone when short or not to be clipped."""
+    grads, norms = some_grads(1)[0], [0.1, 3.0, 1e6, float("inf"), 0.0]
+    many = [g.expand(len(norms), *g.shape) for g in grads]
+    scales = clip_scales(many, torch.tensor(norms)[:, None, None])
+    for k, max_norm in enumerate(norms):
+        theirs = [torch.zeros_like(g).requires_grad_() for g in grads]
+        for p, g in zip(theirs, grads, strict=True):
+            p.grad = g.clone()
+        torch.nn.utils.clip_grad_norm_(theirs, max_norm)
+        for g, p in zip(grads, theirs, strict=True):
+            torch.testing.assert_close(g * scales[k], p.grad, rtol=1e-14, atol=0)
 
 
 def schedule_of_torch(schedule, lr, n_epochs, n_steps):

@@ -9,16 +9,13 @@ import itertools
 
 import pytest
 import torch
-from torch.library import Library
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sweep import hyperparameters
 from sweep.training.fused.population import Population
-from sweep.training.members import Member, Samples, TrainingPlan
+from sweep.training.members import Dropout, Member, Samples, Shape, TrainingPlan
 from sweep.training.optimizers import make_rule
-from sweep.training.stacked.layout import Shape
-from sweep.training.stacked.stack import Dropout
 
 ACTIVATIONS = [*hyperparameters.ACTIVATIONS]
 OPTIMIZERS = {
@@ -28,16 +25,6 @@ OPTIMIZERS = {
     "RMSprop": {"momentum": 0.5, "weight_decay": 0.1},
 }
 HIDDEN = ((128, 64), (64,), (), (300, 200, 100), (60,))
-
-
-@pytest.fixture(autouse=True)
-def fused_optimizers():
-    """torch has no meta kernels for its fused optimizers; they write in place, return nothing."""
-    library = Library("aten", "IMPL")
-    for name in ("_fused_sgd_", "_fused_adam_", "_fused_adamw_"):
-        library.impl(name, lambda *_, **__: None, "Meta")
-    yield
-    library._destroy()
 
 
 class OneDevice(TorchDispatchMode):

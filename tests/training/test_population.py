@@ -18,11 +18,9 @@ from sweep.data.tensors import epoch_order
 from sweep.hyperparameters import ACTIVATIONS, SCHEDULES
 from sweep.training.compiled.kernel import load_kernel
 from sweep.training.fused.population import Population
-from sweep.training.members import Member, Samples, TrainingPlan
+from sweep.training.members import Dropout, Member, Samples, Shape, TrainingPlan
 from sweep.training.mlp import MLPClassifier, SeededDropout
 from sweep.training.optimizers import learning_rates, make_rule
-from sweep.training.stacked.layout import Layout, Shape
-from sweep.training.stacked.stack import Dropout
 
 N_TRAIN, N_VAL, N_FEATURES, BATCH, N_EPOCHS = 150, 40, 64, 32, 3
 MEAN, STD = 0.4, 0.3
@@ -38,8 +36,6 @@ MIX = [
     {"hidden": (24, 8, 24), "optimizer": "AdamW", "lr": 1e-2, "dropout": 0.2, "clip_norm": 0.5},
     {"hidden": (24, 12), "optimizer": "NAdam", "lr": 1e-3, "weight_decay": 1e-3},
 ]
-MIX_BYTES = 500_000
-"""About what they have of weights and optimizer states in float64."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -58,14 +54,11 @@ class Setting:
     samples: Samples
     is_compiled: bool
 
-    def population(self, dtype=torch.float64, shard_bytes=None, batch=BATCH):
-        """An empty one; stacked trials are trained in shards of about so many bytes."""
-        population = Population(self.samples, batch, N_EPOCHS, order, dtype=dtype)
-        population.shard_bytes = shard_bytes
-        if self.is_compiled:
-            population.kernel = load_kernel(dtype.itemsize).kernel
-            assert population.kernel is not None
-        return population
+    def population(self, dtype=torch.float64, batch=BATCH):
+        """An empty one."""
+        kernel = load_kernel(dtype.itemsize).kernel if self.is_compiled else None
+        assert kernel is not None or not self.is_compiled
+        return Population(self.samples, batch, N_EPOCHS, order, dtype=dtype, kernel=kernel)
 
 
 def make_samples():
@@ -236,28 +229,9 @@ def test_mixed_population_in_float64(setting):
     assert_equals_plain(setting, dict(enumerate(MIX)))
 
 
-@pytest.mark.parametrize("shard_bytes", [MIX_BYTES // 3, 1])
-def test_shards_change_no_result(stacked, shard_bytes):
-    """Trials that are trained one shard after the other equal the plain path, too."""
-    population = stacked.population(shard_bytes=shard_bytes)
-    assert_equals_plain(stacked, dict(enumerate(MIX)), population=population)
-    assert len(population.parameters) > 1
-
-
-def test_shards_are_of_about_one_size(stacked):
-    """None is left with a single narrow trial beside a full one."""
-    population = stacked.population(shard_bytes=500_000)
-    trials = {k: {"hidden": (20 + k, 16), "optimizer": "Adam"} for k in range(32)}
-    population.change(joining=[member(k, given) for k, given in trials.items()])
-    sizes = [values.nbytes * 3 for values in population.parameters]
-    assert len(sizes) == 5
-    assert max(sizes) < 1.2 * min(sizes)
-    assert max(sizes) < 700_000  # with padding
-
-
 def test_a_trial_that_comes_back_at_once_begins_anew(setting):
     """It leaves and joins under its number at one boundary: what it brings along counts."""
-    population = setting.population(shard_bytes=1)
+    population = setting.population()
     first = {"hidden": (12,), "optimizer": "Adam"}
     population.change(joining=[member(0, first), member(1, first)])
     population.train_epoch()
@@ -268,26 +242,6 @@ def test_a_trial_that_comes_back_at_once_begins_anew(setting):
         assert torch.equal(weight, w)
         assert torch.equal(bias, b)
     assert not any(torch.count_nonzero(w) for state in population.states(0) for w, _ in state)
-
-
-def test_choices_for_a_gpu_change_no_result(stacked):
-    """Wide buckets and whole gradients, as on a GPU, equal the plain path too."""
-    population = stacked.population()
-    population.tuned_for = "cuda"
-    curves, _ = train_fused(stacked, dict(enumerate(MIX)), population=population)
-    for number, hyperparameters in enumerate(MIX):
-        rows, _ = train_plain(stacked, number, hyperparameters, torch.float64)
-        assert distance(curves[number], rows) < 1e-7
-
-
-@pytest.mark.parametrize(("device_type", "is_cut"), [("cpu", True), ("cuda", False)])
-def test_only_a_cpu_wants_shards(stacked, device_type, is_cut):
-    """A GPU has no cache that would hold a trial, and wants wide launches."""
-    population = stacked.population(torch.float32)
-    population.tuned_for = device_type
-    wide = {"hidden": (512, 512, 512), "optimizer": "Adam"}  # 7 MB in float32
-    population.change(joining=[member(number, wide) for number in range(3)])
-    assert (len(population.parameters) > 1) is is_cut
 
 
 @pytest.mark.parametrize(
@@ -303,16 +257,21 @@ def test_a_swapped_scalar_is_seen(setting, field, value):
     assert distance(curves[0], rows) > 1e-7
 
 
-@pytest.mark.parametrize("shard_bytes", [MIX_BYTES, MIX_BYTES // 3])
-def test_padding_stays_zero(stacked, shard_bytes):
+def test_padding_stays_zero(stacked):
     """After training, every value that belongs to no trial is exactly zero."""
-    population = stacked.population(shard_bytes=shard_bytes)
+    population = stacked.population()
     train_fused(stacked, dict(enumerate(MIX)), population=population)
     for number in range(len(MIX)):
         for weight, bias in population.weights(number):
             weight.zero_()
             bias.zero_()
-    assert not any(torch.count_nonzero(values) for values in population.parameters)
+    # Padded units would be counted by a wider trial that takes the place of a narrower one.
+    widest = {"hidden": (64, 48), "lr": 0.1}
+    alone, _ = train_fused(stacked, {99: widest})
+    population.epoch = 0
+    population.change(range(len(MIX)))
+    both, _ = train_fused(stacked, {99: widest}, population=population)
+    assert both[99] == alone[99]
 
 
 def test_neighbours_do_not_matter(setting):
@@ -343,10 +302,9 @@ def test_what_is_not_a_number_is_seen(setting, activation, layer):
     assert math.isfinite(scores[1].train_loss + scores[1].val_loss)
 
 
-@pytest.mark.parametrize("shard_bytes", [MIX_BYTES, MIX_BYTES // 3, 1])
-def test_leaving_and_joining_change_nothing(setting, shard_bytes):
+def test_leaving_and_joining_change_nothing(setting):
     """Trials that stay keep their curve when others leave and slots are filled again."""
-    population = setting.population(shard_bytes=shard_bytes)
+    population = setting.population()
     population.change(joining=[member(k, given) for k, given in enumerate(MIX)])
     curves = {k: [] for k in range(12)}
     newcomers = {10: {"hidden": (90, 40), "optimizer": "Adam"}, 11: {"hidden": (5,), "lr": 0.1}}
@@ -372,10 +330,9 @@ def test_leaving_and_joining_change_nothing(setting, shard_bytes):
         assert weight_distance(population.weights(number), model) < 1e-7
 
 
-@pytest.mark.parametrize("shard_bytes", [MIX_BYTES, MIX_BYTES // 3, 1])
-def test_best_weights_are_those_of_the_kept_epoch(setting, shard_bytes):
+def test_best_weights_are_those_of_the_kept_epoch(setting):
     """keep_best keeps one epoch's weights through later epochs and a new layout."""
-    population = setting.population(torch.float32, shard_bytes)
+    population = setting.population(torch.float32)
     population.change(joining=[member(k, given) for k, given in enumerate(MIX)])
     population.train_epoch()
     population.keep_best([4])
@@ -388,24 +345,3 @@ def test_best_weights_are_those_of_the_kept_epoch(setting, shard_bytes):
         assert torch.equal(weight, w)
         assert torch.equal(bias, b)
         assert not torch.equal(weight, now)
-
-
-@pytest.mark.parametrize("device_type", ["cpu", "cuda"])
-def test_layout_gives_each_value_once(device_type):
-    """No two trials share a value, in buckets narrow (CPU) or wide (GPU)."""
-    shapes = [
-        Shape(hidden, activation)
-        for hidden in [(), (3,), (300, 5), (5, 7), (40, 500, 60), (2, 2, 2), (300, 400)]
-        for activation in ("relu", "tanh")
-    ]
-    layout = Layout(shapes, n_features=6, n_classes=4, device_type=device_type)
-    values = torch.zeros(layout.n_values)
-    n_values = 0
-    for position in range(len(shapes)):
-        for weight, bias in layout.linears(values, position):
-            weight += 1
-            bias += 1
-            n_values += weight.numel() + bias.numel()
-    assert values.max() == 1
-    assert values.sum() == n_values
-    assert sorted(layout.order) == list(range(len(shapes)))

@@ -18,9 +18,15 @@ from torch import Tensor
 
 from sweep.hyperparameters import ACTIVATIONS
 from sweep.training.compiled.kernel import KINDS, MOST_LAYERS, CBatches, Kernel, Trial, stride
-from sweep.training.members import Linears, Member, Samples, Scores, TrainingPlan
+from sweep.training.members import (
+    Linears,
+    Member,
+    Samples,
+    Scores,
+    TrainingPlan,
+    dropout_stream,
+)
 from sweep.training.optimizers import learning_rates
-from sweep.training.stacked.stack import dropout_stream
 
 GROUP_BYTES = 4_000_000
 """Weights and optimizer states of trials that take turns within a minibatch: they find each
@@ -49,7 +55,7 @@ def is_for_kernel(recipe: TrainingPlan, n_features: int, n_classes: int, batch_s
 
 @final
 class CompiledTrials:
-    """All trials of a population that the kernel trains; methods as `shard.Shard` has them.
+    """All trials of a population that the kernel trains; methods as `StackedTrials` has them.
 
     Args:
         kernel: For values of `dtype`.

@@ -23,14 +23,12 @@ from sweep.training.exports import prepare_export
 from sweep.training.failures import classify
 from sweep.training.fused.lanes import MOST_LANES, Lanes
 from sweep.training.fused.population import Population
-from sweep.training.members import Linears, Member, Samples, TrainingPlan
+from sweep.training.members import Dropout, Linears, Member, Samples, Shape, TrainingPlan
 from sweep.training.mlp import MLPClassifier
 from sweep.training.modules import build_module
 from sweep.training.optimizers import OptimizerRule, learning_rates, make_rule
 from sweep.training.resuming import RESUME_KEY, load_resume_file, unusable
 from sweep.training.run import Run
-from sweep.training.stacked.layout import Shape
-from sweep.training.stacked.stack import Dropout
 from sweep.trial import Report, Task
 
 DTYPES = dict(zip(FUSED_PRECISIONS, (torch.float32, torch.float64), strict=True))
@@ -229,11 +227,10 @@ class FusedEngine:
         return -(-len(self._samples.x) // _batch_size(run))
 
     def _new_population(self, batch_size: int, epoch: int) -> Population:
-        population = Population(
-            self._samples, batch_size, self._task.epochs, self._order, epoch, self._dtype
-        )
-        population.kernel = self._kernel
-        return population
+        return Population(
+            self._samples, batch_size, self._task.epochs, self._order, epoch, self._dtype,
+            self._kernel,
+        )  # fmt: skip
 
     def _order(self, epoch: int) -> Tensor:
         return epoch_order(self._task.seed, epoch, len(self._samples.x))

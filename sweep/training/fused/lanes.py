@@ -13,8 +13,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 
 import torch
 
-from sweep.training.fused.population import Population, nothing
-from sweep.training.fused.threads import ThreadTuner
+from sweep.training.fused.population import Population
 from sweep.training.members import Member, Scores
 
 MOST_LANES = 4
@@ -28,7 +27,7 @@ out anew for it; compiled trials are not."""
 class Lanes:
     """All populations of a worker; trials join, leave and change lanes between epochs.
 
-    Sets how many threads torch uses in the thread that calls it; who made it sets them back.
+    Changes torch's thread count in the calling thread; the caller must restore it.
 
     Args:
         make: (minibatch size, population epoch) -> an empty population.
@@ -45,7 +44,6 @@ class Lanes:
         self._populations: list[Population] = []
         self._leaving: dict[Population, set[int]] = {}
         self._joining: dict[Population, list[Member]] = {}
-        self._alone: Population | None = None
 
     @property
     def populations(self) -> tuple[Population, ...]:
@@ -110,17 +108,10 @@ class Lanes:
         return max(1, self._n_threads // len(self._populations))
 
     def _share_threads(self) -> None:
-        """A population alone uses all threads where that pays."""
-        alone = self._populations[0] if len(self._populations) == 1 else None
-        if alone is not None and alone is not self._alone:
-            alone.before_step = ThreadTuner(self._n_threads).step
-        elif alone is None:
-            if self._n_lanes > 1 and self._populations:
-                # What is done between epochs is small: a thread that helped would spin afterwards.
-                torch.set_num_threads(self._n_threads_each)
-            for population in self._populations:
-                population.before_step = nothing
-        self._alone = alone
+        """A population alone uses all threads."""
+        if self._n_lanes > 1 and self._populations:
+            # What is done between epochs is small: a thread that helped would spin afterwards.
+            torch.set_num_threads(self._n_threads_each)
 
     def _balance(self) -> dict[int, Population]:
         """Move trials from long lanes to short ones as long as that pays."""

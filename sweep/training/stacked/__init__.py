@@ -1,1 +1,1 @@
-"""Trials of different widths in one tensor operation."""
+"""Many MLPs in tensors of one more axis, for a GPU and for what the compiled kernel lacks."""

@@ -1,0 +1,289 @@
+"""Trials of a population in padded stacks of tensors, differentiated by autograd.
+
+Axes: N trials of one depth, B samples of a minibatch, F input features, H units, C classes.
+Narrower trials are padded with zeros: a padded unit is 0 behind every activation and gets no
+gradient, so it stays 0. Nothing here reads a value back from the device inside an epoch;
+`evaluate` does, once a stack.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sweep.hyperparameters import ACTIVATIONS
+from sweep.training.members import Linears, Member, Samples, Scores, dropout_stream
+from sweep.training.optimizers import OptimizerRule, clip_scales, learning_rates
+
+VALIDATION_BATCH = 4096
+"""Samples that are validated at a time: bounded memory."""
+
+Buffer = list[Tensor]
+"""Weight (N, H_out, H_in) and bias (N, H_out, 1) of each layer in turn."""
+
+
+@final
+class StackedTrials:
+    """All stacked trials of a population; methods as `compiled.trials.CompiledTrials` has them.
+
+    Args:
+        samples: Training and validation data; its device is the trials'.
+        batch_size: B; the last minibatch of an epoch may be smaller.
+        n_epochs: Epochs of a whole trial, what schedules run over.
+        dtype: Of weights and activations.
+    """
+
+    def __init__(
+        self, samples: Samples, batch_size: int, n_epochs: int, dtype: torch.dtype
+    ) -> None:
+        self._samples, self._batch_size = samples, batch_size
+        self._n_epochs, self._dtype = n_epochs, dtype
+        self._stacks: list[_Stack] = []
+        self._stack_of: dict[int, _Stack] = {}
+
+    @property
+    def members(self) -> list[Member]:
+        """All of them."""
+        return [member for stack in self._stacks for member in stack.members]
+
+    def change(self, leaving: set[int], joining: Sequence[Member]) -> None:
+        """Let trials leave (by number) and join; the others keep their exact state."""
+        by_depth: dict[int, list[Member]] = {}
+        for member in [m for m in self.members if m.recipe.number not in leaving] + [*joining]:
+            by_depth.setdefault(len(member.recipe.shape.hidden), []).append(member)
+        new = {member.recipe.number for member in joining}
+        before = {frozenset(stack.positions): stack for stack in self._stacks}
+        sources = {n: stack for n, stack in self._stack_of.items() if n not in new}
+        self._stacks = []
+        for members in by_depth.values():
+            numbers = frozenset(member.recipe.number for member in members)
+            kept = before.get(numbers) if numbers.isdisjoint(new) else None
+            self._stacks.append(kept or _Stack(members, self._samples, self._dtype, sources))
+        self._stack_of = {n: stack for stack in self._stacks for n in stack.positions}
+
+    def train_epoch(self, order: Tensor) -> None:
+        """One epoch over the samples in `order` (n_train,)."""
+        batches = torch.split(order, self._batch_size)
+        for stack in self._stacks:
+            stack.start_epoch(self._n_epochs, len(batches))
+        for step, index in enumerate(batches):
+            x = self._standardised(self._samples.x.index_select(0, index))
+            y = self._samples.y.index_select(0, index)
+            for stack in self._stacks:
+                stack.step(step, x, y)
+        for member in self.members:
+            member.epoch += 1
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[int, Scores]:
+        """Metrics of the epoch just trained by trial number."""
+        samples, scores = self._samples, dict[int, Scores]()
+        for stack in self._stacks:
+            # torchmetrics divides counts in float32 at any precision.
+            loss = torch.zeros_like(stack.loss_sum)
+            n_correct = torch.zeros_like(loss, dtype=torch.float32)
+            for start in range(0, len(samples.y_val), VALIDATION_BATCH):
+                x, y = (
+                    t[start : start + VALIDATION_BATCH] for t in (samples.x_val, samples.y_val)
+                )
+                logits = stack.forward(self._standardised(x))
+                loss += _losses(logits, y)
+                n_correct += (logits.argmax(1) == y).sum(1)
+            n_val = len(samples.y_val)
+            columns = [stack.loss_sum / len(samples.y), loss / n_val, n_correct / n_val]
+            for number, row in zip(stack.positions, torch.stack(columns, 1).tolist(), strict=True):
+                scores[number] = Scores(*row)
+        return scores
+
+    def keep_best(self, number: int) -> None:
+        """Remember the weights that the trial has now."""
+        _copy(self.weights(number), self.best_weights(number))
+
+    def weights(self, number: int) -> Linears:
+        """Views of a trial's weights, which the next epoch overwrites."""
+        return self._stack_of[number].linears(0, number)
+
+    def best_weights(self, number: int) -> Linears:
+        """Views of what `keep_best` kept last (zeros before)."""
+        return self._stack_of[number].linears(1, number)
+
+    def states(self, number: int) -> list[Linears]:
+        """Views of a trial's optimizer state."""
+        stack = self._stack_of[number]
+        n_states = stack.members[stack.positions[number]].recipe.rule.n_states
+        return [stack.linears(2 + k, number) for k in range(n_states)]
+
+    def _standardised(self, x: Tensor) -> Tensor:
+        """(F, B)."""
+        samples = self._samples
+        return ((x.flatten(1).to(self._dtype) - samples.mean) / samples.std).t()
+
+
+class _Stack:
+    """Trials of one depth. `positions`: trial number -> its place along N.
+
+    Trials of one kind of optimizer, and among them those of one activation, lie side by side.
+    """
+
+    def __init__(
+        self, members: Sequence[Member], samples: Samples, dtype: torch.dtype,
+        sources: Mapping[int, _Stack],
+    ) -> None:  # fmt: skip
+        self.members = sorted(
+            members, key=lambda m: (str(m.recipe.rule.kind), m.recipe.shape.activation)
+        )
+        self.positions = {m.recipe.number: k for k, m in enumerate(self.members)}
+        self._widths = [
+            (samples.n_features, *m.recipe.shape.hidden, samples.n_classes) for m in self.members
+        ]
+        self._device, self._dtype = samples.x.device, dtype
+        n_states = max(m.recipe.rule.n_states for m in self.members)
+        self._buffers = [self._zeros() for _ in range(2 + n_states)]
+        for member in self.members:
+            self._fill(member, sources.get(member.recipe.number))
+        for values in self._buffers[0]:
+            values.requires_grad_()
+        self._activations = _runs(
+            self.members, lambda m: m.recipe.shape.activation,
+            lambda m: getattr(nn, ACTIVATIONS[m.recipe.shape.activation].layer)(),
+        )  # fmt: skip
+        self._rules: list[tuple[OptimizerRule, slice]] = _runs(
+            self.members, lambda m: m.recipe.rule.kind, lambda m: m.recipe.rule
+        )
+        norms = [m.recipe.clip_norm for m in self.members]
+        self._max_norms = None
+        if any(norm is not None for norm in norms):
+            self._max_norms = self._column([np.inf if n is None else n for n in norms])
+        self._masked = [k for k, m in enumerate(self.members) if m.recipe.dropout.p > 0.0]
+        self.loss_sum = torch.zeros(len(self.members), dtype=dtype, device=self._device)
+
+    def linears(self, which: int, number: int) -> Linears:
+        """A trial's part of a buffer: 0 is weights, 1 the best epoch's, then optimizer states."""
+        k, buffer = self.positions[number], self._buffers[which]
+        return [
+            (weight.detach()[k, :n_out, :n_in], bias.detach()[k, :n_out, 0])
+            for (n_in, n_out), weight, bias in zip(
+                itertools.pairwise(self._widths[k]), buffer[::2], buffer[1::2], strict=True
+            )
+        ]
+
+    def start_epoch(self, n_epochs: int, n_steps: int) -> None:
+        """Work out all coefficients of the epoch: one copy to the device for each."""
+        self._tables = []
+        for rule, own in self._rules:
+            found: dict[str, list[Any]] = {}
+            for member in self.members[own]:
+                recipe, epoch = member.recipe, member.epoch
+                rates = np.array(
+                    learning_rates(recipe.schedule, recipe.lr, epoch, n_epochs, n_steps)
+                )
+                for name, values in recipe.rule.coefficients(epoch * n_steps, rates).items():
+                    found.setdefault(name, []).append(np.broadcast_to(values, n_steps))
+            tables = {name: self._column(np.stack(v, 1)) for name, v in found.items()}
+            self._tables.append((rule, own, tables))
+        self._streams = {
+            k: [
+                dropout_stream(self.members[k].recipe.dropout, index, self.members[k].epoch,
+                               self._device)
+                for index in range(len(self._widths[k]) - 2)
+            ]
+            for k in self._masked
+        }  # fmt: skip
+        self.loss_sum.zero_()
+
+    def step(self, step: int, x: Tensor, y: Tensor) -> None:
+        """Train one minibatch, x (F, B) and y (B,)."""
+        params = self._buffers[0]
+        with torch.enable_grad():
+            losses = _losses(self.forward(x, is_training=True), y)
+            grads = list(torch.autograd.grad(losses.sum() / len(y), params))
+        self.loss_sum += losses.detach()
+        with torch.no_grad():
+            if self._max_norms is not None:
+                scales = clip_scales(grads, self._max_norms)
+                grads = [grad * scales for grad in grads]
+            for rule, own, tables in self._tables:
+                rule.update(
+                    [values[own] for values in params],
+                    [grad[own] for grad in grads],
+                    [[v[own] for v in buffer] for buffer in self._buffers[2 : 2 + rule.n_states]],
+                    {name: table[step] for name, table in tables.items()},
+                )
+
+    def forward(self, x: Tensor, *, is_training: bool = False) -> Tensor:
+        """Logits (N, C, B) of samples x (F, B)."""
+        params = self._buffers[0]
+        layers = list(zip(params[::2], params[1::2], strict=True))
+        a = x
+        for index, (weight, bias) in enumerate(layers):
+            z = torch.matmul(weight, a) + bias if a.dim() == 2 else torch.baddbmm(bias, weight, a)
+            if index == len(layers) - 1:
+                return z
+            a = torch.cat([activation(z[own]) for activation, own in self._activations])
+            if is_training and self._masked:
+                a = a * self._mask(index, a)
+        return a
+
+    def _mask(self, index: int, like: Tensor) -> Tensor:
+        """Masks of a hidden layer (N, H, B), as SeededDropout draws them for each trial."""
+        mask = torch.ones_like(like)
+        for k in self._masked:
+            p, n_units = self.members[k].recipe.dropout.p, self._widths[k][index + 1]
+            draws = torch.rand(
+                n_units, like.shape[2], generator=self._streams[k][index], device=like.device
+            )
+            mask[k, :n_units] = (draws >= p) / (1.0 - p)
+        return mask
+
+    def _zeros(self) -> Buffer:
+        n, values = len(self.members), list[Tensor]()
+        most = [max(widths) for widths in zip(*self._widths, strict=True)]
+        for n_in, n_out in itertools.pairwise(most):
+            for shape in ((n, n_out, n_in), (n, n_out, 1)):
+                values.append(torch.zeros(shape, dtype=self._dtype, device=self._device))
+        return values
+
+    def _fill(self, member: Member, source: _Stack | None) -> None:
+        """What a trial has in `source`, or has brought along."""
+        number, n = member.recipe.number, 2 + member.recipe.rule.n_states
+        given = [member.initial, member.best, *member.states]
+        if source is not None:
+            given = [source.linears(which, number) for which in range(n)]
+        for which, linears in enumerate(given):
+            _copy(linears, self.linears(which, number))
+        member.initial, member.best, member.states = [], [], []
+
+    def _column(self, values: Any) -> Tensor:
+        """(..., N) as (..., N, 1, 1)."""
+        found = torch.as_tensor(np.asarray(values)).to(self._device, self._dtype)
+        return found[..., None, None]
+
+
+def _losses(logits: Tensor, y: Tensor) -> Tensor:
+    """Cross entropies summed over the samples: (N,) of logits (N, C, B) and classes (B,)."""
+    target = y.expand(len(logits), -1)
+    return functional.cross_entropy(logits, target, reduction="none").sum(1)
+
+
+def _runs(
+    members: Sequence[Member], key: Callable[[Member], Any], value: Callable[[Member], Any]
+) -> list[tuple[Any, slice]]:
+    """(value of the first, range) of each run of neighbours with the same key."""
+    runs, start = [], 0
+    for _, run in itertools.groupby(members, key):
+        alike = list(run)
+        runs.append((value(alike[0]), slice(start, start + len(alike))))
+        start += len(alike)
+    return runs
+
+
+def _copy(given: Linears, own: Linears) -> None:
+    for pair, mine in zip(given, own, strict=bool(given)):
+        mine[0].copy_(pair[0])
+        mine[1].copy_(pair[1])
