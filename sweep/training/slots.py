@@ -121,12 +121,15 @@ class Slots:
         """Write resume files now; a disk that refuses them is said once."""
         self._reports += self._keeper.keep([partial(self._write_state, run) for run in runs])
 
-    def tell(self, *reports: Report) -> None:
-        """Hand reports over; note the trials that are to stop and those that are to start."""
+    def tell(self, *reports: Report, refill: bool = True) -> None:
+        """Hand reports over; note the trials that are to stop and those that are to start.
+
+        With `refill=False` no trials are asked for in free slots.
+        """
         said = (*self._reports, *reports)
-        n_busy = len(self.running) + len(self._backlog)
+        n_free = self.n_slots - len(self.running) - len(self._backlog)
         try:
-            orders = self._exchange(said, max(0, self.n_slots - n_busy))
+            orders = self._exchange(said, max(0, n_free) if refill else 0)
         except BaseException as error:
             self.driver_error = error
             raise
@@ -134,13 +137,21 @@ class Slots:
         self._is_last |= orders.is_last
         self._backlog.extend(orders.start)
         for stop in orders.stop:
-            if (run := self.running.get(stop.number)) is not None:
+            run = self.running.get(stop.number)
+            if run is not None and not run.is_over:
                 run.stop = stop
 
     def conclude_ended(self) -> None:
-        """Conclude all trials that train no more. Raises DiskError."""
-        for run in [run for run in self.running.values() if run.is_over]:
+        """Conclude all trials that train no more. Raises DiskError.
+
+        Each is handed over at once: the driver records it while the next one is exported. New
+        trials are asked for when all results are known.
+        """
+        ended = [run for run in self.running.values() if run.is_over]
+        for run in ended:
             self.conclude(run)
+            if run is not ended[-1]:
+                self.tell(refill=False)
 
     def turn_over(self) -> None:
         """Exchange until no order is left to answer: ended trials go, ordered ones come."""
