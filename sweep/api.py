@@ -186,7 +186,7 @@ def _search(
     tracker = MlflowTracker(
         anchored.tracking_uri,
         anchored.study_dir / "sweep.log",
-        log_model=config.log_models,
+        log_model=config.log_models != "none",
         on_stored=retention.stored,
     )
     upkeep = _Upkeep(anchored, listeners, tracker, retention)

@@ -83,6 +83,8 @@ class Task:
     """Resume state is written at most this often, in seconds."""
     trial_timeout_s: float | None = None
     """Most seconds of a trial, then it has failed; None: no limit."""
+    log_models: str = "auto"
+    """Completed trials whose model is exported: all, best:K, none or auto."""
     worker_memory_gb: float | None = None
     """A worker process with more resident memory is replaced, in 1e9 bytes; None: no limit."""
     names: tuple[str, ...] | None = None

@@ -148,23 +148,26 @@ def test_a_limit_counts_what_is_on_its_way(tmp_path: Path) -> None:
     assert shelf.here() == [6, 7]
 
 
-@pytest.mark.parametrize(("log_models", "n_kept"), [(True, 2), (False, 4)])
-def test_a_model_counts_where_mlflow_takes_it(
-    tmp_path: Path, log_models: bool, n_kept: int
-) -> None:
-    """Workers write one in any case; here it is as large as the checkpoint."""
-    retention = KeepBest(
-        RunConfig(
-            study="models", work_dir=str(tmp_path), disk_limit_gb=4.5e-6, log_models=log_models
-        )
-    )
+@pytest.mark.parametrize(("has_model", "n_kept"), [(True, 2), (False, 4)])
+def test_a_model_counts_where_there_is_one(tmp_path: Path, has_model: bool, n_kept: int) -> None:
+    """Here it is as large as the checkpoint."""
+    config = RunConfig(study="models", work_dir=str(tmp_path), disk_limit_gb=4.5e-6)
+    retention = KeepBest(config)
     files = [tmp_path / name for name in ("best.ckpt", "model.pt2")]
     for file in files:
         file.write_bytes(b"x" * 1000)
     dropped = 0
     for number in range(5):
         ended = TrialFinished(
-            number, TrialState.COMPLETE, 1, number / 10, 1, {}, 1, *map(str, files)
+            number,
+            TrialState.COMPLETE,
+            1,
+            number / 10,
+            1,
+            {},
+            1,
+            str(files[0]),
+            str(files[1]) if has_model else None,
         )
         dropped += len(retention.finish(ended)[1])
     assert 5 - dropped == n_kept

@@ -24,6 +24,7 @@ _ADDRESS = re.compile(rf"[A-Za-z][\w+.-]*://(?:{_USERINFO})?{_HOST}(?:[/?#][^\s@
 _NUMBER = re.compile(r"[-+]?(\.\d+|\d+(\.\d*)?)([eE][-+]?\d+)?", re.ASCII)
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h|d)?", re.ASCII)
 _SECONDS = {None: 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_BEST = re.compile("best")
 _FLAGS = {
     **dict.fromkeys(("true", "yes", "on", "1"), True),
     **dict.fromkeys(("false", "no", "off", "0"), False),
@@ -130,6 +131,16 @@ def _matching(pattern: re.Pattern[str], value: Any) -> Any:
     return value
 
 
+def _logged_models(value: Any) -> str:
+    if isinstance(value, bool):
+        return "all" if value else "none"
+    word = str(value).strip()
+    if word not in ("auto", "all", "none"):
+        before, _, number = word.partition(":")
+        word = f"{_matching(_BEST, before)}:{_count(number, 1)}"
+    return word
+
+
 def _device(value: Any) -> str:
     word = str(value).strip().replace("'", "")  # a list in a file holds words
     if word not in ("1", "auto") and not re.fullmatch(r"\d+,|\[\d+\]", word):
@@ -156,6 +167,8 @@ switch = _parser("be true or false", lambda value: _FLAGS[str(value).lower()])
 population = _parser(
     "be auto or a number >= 1", lambda value: None if value in (None, "auto") else _count(value, 1)
 )
+logged_models = _parser("be auto, all, none or best:K such as best:10", _logged_models)
+"""Which completed trials get a logged model; true and false are all and none."""
 device_count = _parser("be 1, or one device as '2,' (its index)", _device)
 """Lightning's `devices`: 1, or the index of one device."""
 

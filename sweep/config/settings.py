@@ -168,8 +168,11 @@ class RunConfig:
         None, parsers.gigabytes, "GB",
         "Keep the study's checkpoints and models within this many gigabytes.",
     )
-    log_models: bool = _option(
-        True, parsers.switch, "", "Log each completed trial's model to MLflow.",
+    log_models: str = _option(
+        "auto", parsers.logged_models, "WHICH",
+        "Completed trials whose model goes to MLflow: all, best:K (as they end), none, or auto: "
+        "best:10 where exporting takes longer than 50 ms, else all.",
+        choices=("auto", "all", "best:10", "none"),
     )
     storage: str = _option(
         "sqlite:///mlruns/optuna.db", parsers.address, "URL", "Optuna storage URL.",

@@ -59,6 +59,7 @@ def make_task(config: RunConfig, space: Space | None = None) -> Task:
         population=config.population,
         checkpoint_interval_s=config.checkpoint_interval_s,
         trial_timeout_s=config.trial_timeout_s,
+        log_models=config.log_models,
         worker_memory_gb=config.worker_memory_gb,
         names=None if space is None else space.names,
         space=config.space,

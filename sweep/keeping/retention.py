@@ -67,7 +67,6 @@ class KeepBest:
 
     def __init__(self, config: RunConfig) -> None:
         self._direction = config.resolved_direction
-        self._log_models = config.log_models
         self._is_bounded = config.keep is not None
         self._lock = threading.Lock()
         self._here = TopTrials(min(KEPT_IN_WORK_DIR, config.keep or KEPT_IN_WORK_DIR))
@@ -154,8 +153,8 @@ class KeepBest:
 
     def _sizes(self, record: TrialFinished) -> tuple[int, int]:
         """Bytes that MLflow will take, but for what it adds of its own, and of the folder."""
-        has_model = self._log_models and record.state is TrialState.COMPLETE
-        files = [record.checkpoint, record.model_file if has_model else None]
+        is_logged = record.state is TrialState.COMPLETE
+        files = [record.checkpoint, record.model_file if is_logged else None]
         return sum(map(_size, files)), self._folders.n_bytes(record.number)
 
     def _count(

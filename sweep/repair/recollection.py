@@ -32,7 +32,8 @@ from sweep.trial import (
 )
 
 _SUMMARY = (
-    "name", "best_epoch", "n_epochs", "metrics", "seconds", "checkpoint", "failure", "time_ms",
+    "name", "best_epoch", "n_epochs", "metrics", "seconds", "checkpoint", "has_model", "failure",
+    "time_ms",
 )  # fmt: skip
 """Entries of a result in the ledger beside its tags (`sweep.search.endings.summary_of`)."""
 
@@ -109,10 +110,12 @@ class Recollections:
         lost = []
         if finished.failure is not None and not finished.failure.traceback:
             lost.append("its traceback")
-        had_files = self._trials[finished.number].result.get("checkpoint") is not None
+        result = self._trials[finished.number].result
+        had_files = result.get("checkpoint") is not None
+        had_model = had_files and finished.state is TrialState.COMPLETE
         if had_files and finished.checkpoint is None:
             lost.append("its checkpoint")
-        if had_files and finished.state is TrialState.COMPLETE and finished.model_file is None:
+        if result.get("has_model", had_model) and finished.model_file is None:
             lost.append("its model")
         return lost
 

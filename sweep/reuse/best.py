@@ -80,6 +80,26 @@ class Best:
         run_id = self.run_id
         return None if run_id is None else model_uri_of(self._where.tracking_uri, run_id)
 
+    def log_model(self) -> str:
+        """Log the trial's model to its MLflow run, unless it has one; returns its `model_uri`.
+
+        For trials that got none as they ended (`--log-models`).
+
+        Raises:
+            NotFoundError: The checkpoint or the run is gone.
+            ConfigError: The module cannot be exported.
+            StoreError: MLflow does not answer.
+        """
+        from sweep.reuse.models import log_model
+
+        uri = self.model_uri
+        if uri is None:
+            log_model(self.study, self.trial, self.load(), self._where)
+            uri = self.model_uri
+        if uri is None:
+            raise NotFoundError(f"MLflow has no model of trial {self.trial}: its run may be gone")
+        return uri
+
     def load(self) -> lightning.LightningModule:
         """A new copy of the trained module, on the CPU, in evaluation mode; `.train()` to go on.
 

@@ -32,6 +32,7 @@ def summary_of(
         "metrics": dict(record.best_metrics),
         "seconds": seconds_of(metrics.values()),
         "checkpoint": record.checkpoint,
+        "has_model": record.model_file is not None,
         "time_ms": record.time_ms,
         "failure": failure and {
             "kind": failure.kind, "message": failure.message,

@@ -29,7 +29,7 @@ from sweep.tracking.queries import (
     run_id_of,
 )
 from sweep.tracking.reconcile import reconcile_runs
-from sweep.tracking.tracker import MlflowTracker
+from sweep.tracking.tracker import MlflowTracker, bring_up
 from sweep.tracking.training import TrainingInfo, TrainingOutcome, TrainingRun
 from sweep.tracking.uri import DEFAULT_URI, default_tracking_uri, one_line
 
@@ -42,6 +42,7 @@ __all__ = [
     "TrainingRun",
     "artifact_of",
     "artifact_place",
+    "bring_up",
     "default_tracking_uri",
     "find_run",
     "model_uri_of",

@@ -32,6 +32,7 @@ from sweep.trial import (
     StudyFinished,
     StudyInfo,
     TrialFinished,
+    TrialHistory,
     TrialStarted,
     TrialState,
     WorkerReady,
@@ -460,6 +461,15 @@ def open_mirror(tracking_uri: str, study: StudyInfo, *, log_models: bool) -> Mir
         store = stores.connect(tracking_uri)
     with stores.in_one_line(f"MLflow at {store.shown}"):
         return Mirror(store, study, log_models=log_models)
+
+
+def bring_up(tracking_uri: str, study: StudyInfo, history: TrialHistory) -> None:
+    """Write whatever a trial's run lacks of `history`, now. Raises StoreError."""
+    mirror = open_mirror(tracking_uri, study, log_models=True)
+    with quiet():
+        from sweep.tracking.store import in_one_line
+    with in_one_line(f"MLflow at {shown(tracking_uri)}"):
+        mirror.sync(history)
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ from sweep.protocols import Exchange
 from sweep.training.checkpoints import write_checkpoint
 from sweep.training.exports import export_model
 from sweep.training.failures import classify
+from sweep.training.model_choice import ModelChoice
 from sweep.training.modules import sample_shape
 from sweep.training.resuming import Keeper, clear_folder, saved_bytes
 from sweep.training.run import Run
@@ -75,6 +76,7 @@ class Slots:
     def __init__(self, task: Task, exchange: Exchange, *, keeps_end: bool = False) -> None:
         self._task, self._exchange, self.keeps_end = task, exchange, keeps_end
         self._keeper = Keeper(task.checkpoint_interval_s)
+        self._choice = ModelChoice(task)
         self._backlog: collections.deque[TrialSpec] = collections.deque()
         self._reports: list[Report] = []
         """Not handed over yet."""
@@ -260,13 +262,15 @@ class Slots:
         checkpoint = write_checkpoint(
             run.folder / "best.ckpt", module, run.best_epoch - 1, run.best_step
         )
-        is_exported = reason in ("", "converged")
+        is_exported = reason in ("", "converged") and self._choice.includes(run)
         return checkpoint, self._export(run, module) if is_exported else None
 
     def _export(self, run: Run, module: lightning.LightningModule) -> str | None:
         try:
-            shape = sample_shape(module, self._feature_shape)
-            return export_model(run.folder / "model.pt2", module, shape)
+            shape, began_s = sample_shape(module, self._feature_shape), time.perf_counter()
+            path = export_model(run.folder / "model.pt2", module, shape)
+            self.say(self._choice.exported(time.perf_counter() - began_s))
+            return path
         except DiskError:
             raise
         except BaseException as error:

@@ -181,7 +181,7 @@ def test_a_study_without_models_has_no_model_uri(tmp_path: Path, folder: Path) -
         sweep.run(
             study="own", module="user_code:Model", metric="val_f1", direction="maximize",
             space=str(write(tmp_path / "space.yaml", "parameters: {width: {choices: [4]}}\n")),
-            trials=1, epochs=1, executor="inline", threads=1, log_models=False,
+            trials=1, epochs=1, executor="inline", threads=1, log_models="none",
         )  # fmt: skip
         own = sweep.best("own")
         assert own.model_uri is None
