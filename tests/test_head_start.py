@@ -1,4 +1,4 @@
-"""What is done while workers load: the first trials are thought of; nothing is recorded yet."""
+"""The start of a search: workers load first, and nothing is recorded before one is ready."""
 
 from __future__ import annotations
 
@@ -11,12 +11,9 @@ from pathlib import Path
 import pytest
 from searches import SIX_SPACE, Call, ScriptedStudy, rising
 
-from sweep.ledger.study import create_study, open_study
+from sweep.ledger.study import open_study
 from sweep.loading import libraries_set_aside
-from sweep.search.agenda import Planned
-from sweep.search.driver import Driver
-from sweep.search.proposals import Proposals
-from sweep.testing import DATASET, RecordingListener, ScriptedTrainer
+from sweep.testing import DATASET, ScriptedTrainer
 from sweep.trial import (
     EpochReport,
     Orders,
@@ -44,9 +41,8 @@ def numbers(orders: Orders) -> list[int]:
 
 
 def test_the_first_trials_wait_for_a_worker(study: ScriptedStudy) -> None:
-    """Thought of ahead, but recorded and told only when handed out; no more than are wanted."""
+    """Recorded and told when they are handed out; no more than are wanted."""
     search = study.prepare(study.config(trials=3))
-    search.driver.prepare(4)
     assert not search.trials
     assert not search.listener.records
     orders = search.driver.exchange([ready()], 2)
@@ -60,63 +56,22 @@ def test_the_first_trials_wait_for_a_worker(study: ScriptedStudy) -> None:
     assert (numbers(orders), orders.is_last) == ([2], True)
 
 
-def test_they_are_the_trials_that_would_have_come_anyway(
-    study: ScriptedStudy, tmp_path: Path
-) -> None:
-    """A head start changes neither configurations nor seeds."""
-    early, late = study.prepare(study.config()), ScriptedStudy(tmp_path / "late")
-    (tmp_path / "late").mkdir()
-    early.driver.prepare(5)
-    same = late.prepare(late.config())
-    first, second = (s.driver.exchange([ready()], 5).start for s in (early, same))
-    assert [(t.number, t.hyperparameters, t.seed) for t in first] == [
-        (t.number, t.hyperparameters, t.seed) for t in second
-    ]
-
-
 def test_a_stop_before_the_first_worker_leaves_nothing(study: ScriptedStudy) -> None:
-    """No trial was begun, so none is recorded, told or proposed any more."""
+    """No trial was begun, so none is recorded, told or proposed."""
     search = study.prepare(study.config(trials=2))
-    search.driver.prepare(2)
     search.driver.request_stop("interrupted")
-    search.driver.prepare(2)
     orders = search.driver.exchange([ready()], 2)
     assert (orders.start, orders.is_last) == ((), True)
     assert [type(r) for r in search.listener.records] == [WorkerReady]
     assert not search.trials
 
 
-def test_thinking_ahead_ends_when_the_search_does(study: ScriptedStudy) -> None:
-    """A stop is heeded between two proposals, which may take long."""
-    config = study.config()
-    proposals = Proposals(study.space, config.sampler, config.pruner, "maximize", 0, 3)
-    agenda: list[Planned] = []
-    proposals.think_ahead(agenda, 0, 9, lambda: len(agenda) == 2)
-    assert len(agenda) == 2
-    assert proposals.of(agenda[1], 1) is agenda[1].proposal  # not made a second time
-
-
-def test_a_driver_thinks_before_a_worker_comes(study: ScriptedStudy, tmp_path: Path) -> None:
-    """What it then hands out is what it proposed: as many as are wanted, and no more."""
-    (tmp_path / "other").mkdir()
-    other = ScriptedStudy(tmp_path / "other")
-    same = other.prepare(other.config(trials=3)).driver.exchange([ready()], 3).start
-    config = study.config(trials=3)
-    ledger, _ = create_study(config.storage, config.study_name, "maximize")
-    proposals = Proposals(study.space, config.sampler, config.pruner, "maximize", 0, 3)
-    driver = Driver(config, ledger, proposals, RecordingListener())
-    driver.plan([], [])
-    driver.prepare(2)
-    assert [proposals.is_known(t.hyperparameters) for t in same] == [True, True, False]
-
-
 def test_interrupted_trials_come_before_new_ones(study: ScriptedStudy) -> None:
-    """Under their numbers and with their configurations, however many are thought of ahead."""
+    """Under their numbers and with their configurations."""
     first = study.prepare(study.config(trials=4))
     before = first.driver.exchange([ready()], 2).start
     first.leave()  # the driver is gone
     again = study.prepare(study.config(trials=4))
-    again.driver.prepare(4)
     started: list[TrialSpec] = []
     ScriptedTrainer(lambda spec: started.append(spec) or rising(spec), 4).train(
         again.driver.exchange
@@ -130,7 +85,6 @@ def test_a_space_that_ends_early(tmp_path: Path) -> None:
     """Six configurations are all there are: the search ends with them."""
     study = ScriptedStudy(tmp_path, SIX_SPACE)
     search = study.prepare(study.config(trials=10))
-    search.driver.prepare(10)
     ScriptedTrainer(rising, 4).train(search.driver.exchange)
     assert search.states() == ["COMPLETE"] * 6
     assert search.driver.reason == "exhausted"

@@ -12,7 +12,7 @@ from sweep.trial import EpochReport, Failure, Stop, TrialSpec
 
 if TYPE_CHECKING:
     from sweep.ledger.trials import LedgerTrial
-    from sweep.search.proposals import Proposal, Proposals
+    from sweep.search.proposals import Proposals
 
 
 @dataclass
@@ -53,8 +53,6 @@ class Planned:
     """Population epoch that it first started in, where it trained at all."""
     is_queued: bool = False
     """Whether another program gave it its number, by Optuna's `enqueue_trial`."""
-    proposal: Proposal | None = None
-    """Set where it was thought of ahead, with the number that it is going to have."""
 
 
 def left_over(

@@ -114,13 +114,6 @@ class Driver:
             if hyperparameters not in known and not self._proposals.is_known(hyperparameters):
                 self._planned.append(Planned(hyperparameters, params))
 
-    def prepare(self, n: int) -> None:
-        """Think of the first `n` trials while workers load. Nothing is recorded or told yet."""
-        n_wanted = min(n, self._config.trials - self._n_finished)
-        self._proposals.think_ahead(
-            self._planned, self._next_number, n_wanted, lambda: self._is_stopping
-        )
-
     def request_stop(self, reason: EndReason) -> None:
         """End the search at the next epoch boundary of each worker."""
         if not self._is_stopping:
@@ -382,7 +375,7 @@ class Driver:
         if planned is None:
             proposal = self._proposals.ask(number)
         else:
-            proposal = self._proposals.of(planned, number)
+            proposal = self._proposals.adopt(number, planned.hyperparameters, planned.params)
         if proposal is None:
             return None
         opening = (number, proposal.frozen, self._epoch)
@@ -393,7 +386,7 @@ class Driver:
 
     def _adopt(self, planned: Planned, number: int, records: list[Record]) -> TrialSpec:
         """An interrupted trial under its own number, from its checkpoint where it has one."""
-        proposal = self._proposals.of(planned, number)
+        proposal = self._proposals.adopt(number, planned.hyperparameters, planned.params)
         if planned.is_queued:
             taking = functools.partial(self._ledger.take_queued, number, proposal.frozen)
             self._openings.append(taking)

@@ -5,11 +5,10 @@ The seed of each proposal derives from (study seed, trial number, attempt).
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import math
 import warnings
-from collections.abc import Callable, Mapping, MutableSequence, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +23,6 @@ from sweep.errors import ConfigError, StoreError, must_be_one_of
 from sweep.ledger.trials import HYPERPARAMETERS
 from sweep.loading import import_object
 from sweep.objective import Objective
-from sweep.search.agenda import Planned
 from sweep.search.known_trials import KnownTrials
 from sweep.space import Space, canonical_key, run_name
 from sweep.space.trials import FilledTrial
@@ -165,36 +163,6 @@ class Proposals:
         self._known.forget(trial.number)
         for name in self._known.get_study_system_attrs(0):
             self._known.set_study_system_attr(0, name, place - 1)
-
-    def think_ahead(
-        self,
-        agenda: MutableSequence[Planned],
-        number: int,
-        n_wanted: int,
-        is_stopping: Callable[[], bool],
-    ) -> None:
-        """Give what is on `agenda` its proposals, and append new ones until it has `n_wanted`.
-
-        Args:
-            agenda: In the order in which it will be handed out.
-            number: Of the next trial that has none yet.
-            n_wanted: Trials, at most.
-            is_stopping: Asked before each new proposal; one takes up to 80 ms.
-        """
-        for place, planned in enumerate(agenda):
-            own = number if planned.number is None else planned.number
-            agenda[place] = dataclasses.replace(planned, proposal=self.of(planned, own))
-            number += planned.number is None
-        while len(agenda) < n_wanted and not is_stopping():
-            if (found := self.ask(number)) is None:
-                return
-            agenda.append(Planned(found.hyperparameters, found.params, proposal=found))
-            number += 1
-
-    def of(self, planned: Planned, number: int) -> Proposal:
-        """What was thought of ahead for `planned`, else its configuration, adopted."""
-        ahead = planned.proposal
-        return ahead or self.adopt(number, planned.hyperparameters, planned.params)
 
     def adopt(
         self, number: int, hyperparameters: Mapping[str, Any], params: Mapping[str, Any] | None

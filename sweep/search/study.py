@@ -31,7 +31,6 @@ from sweep.search.driver import Driver
 from sweep.search.proposals import Proposals
 from sweep.search.warmstart import as_history, differences, to_retry
 from sweep.space import Space, parse_space
-from sweep.training import foreseen_slots
 from sweep.trial import EndReason, Orders, Record, Report, StudyFinished, StudyInfo, now_ms
 
 VOLATILE = ("storage", "study", "timeout_s")
@@ -164,7 +163,6 @@ def search(
                 proposals.remember(as_history(space, ledger.carried()))
                 driver.plan(trials, first_configurations(config, space), extras.again)
                 driver.recall(config.study_dir)
-                driver.prepare(foreseen_slots(task))
                 executor.run(_checked(driver.exchange, check))
                 driver.settle()
                 outcome = _outcome(config, ledger, info, driver.reason, driver.unsaved)

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 from sweep.data.catalog import is_custom
 from sweep.protocols import Trainer
-from sweep.training.choice import foreseen_slots, path_of, precision_of, why_plain
+from sweep.training.choice import path_of, precision_of, why_plain
 from sweep.training.fluent import nothing_logged
 from sweep.trial import Task
 
 if TYPE_CHECKING:
     from sweep.data.tensors import SearchData
 
-__all__ = ["foreseen_slots", "make_trainer", "why_plain"]
+__all__ = ["make_trainer", "why_plain"]
 
 
 def make_trainer(task: Task) -> Trainer:

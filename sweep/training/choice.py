@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-from sweep.data.catalog import is_custom
 from sweep.hyperparameters import DEFAULT_MODULE
 from sweep.trial import Task
 
@@ -13,8 +12,6 @@ FUSED_PRECISIONS = ("32-true", "64-true")
 MOST_SLOTS = 32
 """A judgement, not a measurement: more proposals at a time teach a sampler too little, and past
 16 slots a model-step gets no cheaper (benchmarks/NOTES.md)."""
-N_RANDOM = 10
-"""Trials that TPE and GP propose at random at first (Optuna's `n_startup_trials`)."""
 
 
 def path_of(task: Task) -> Literal["plain", "fused"]:
@@ -43,14 +40,3 @@ def precision_of(task: Task) -> str:
     '64-true'
     """
     return {"32": "32-true", "64": "64-true"}.get(str(task.precision), str(task.precision))
-
-
-def foreseen_slots(task: Task) -> int:
-    """How many trials a worker will most likely ask for first.
-
-    Data of the user's own may be so large that memory has room for few of the most slots: then
-    not more than Optuna's samplers choose at random anyway before they learn.
-    """
-    if path_of(task) == "plain":
-        return 1
-    return task.population or (N_RANDOM if is_custom(task.data) else MOST_SLOTS)
