@@ -46,6 +46,7 @@ bench: $(VENV)/run ## Run the benchmarks (half an hour; results on the screen)
 soak: $(VENV)/test ## Kill searches at 200 random instants and fault every write (a night)
 	$(BIN)/python tests/faults/harness.py --kills 100 --population auto
 	$(BIN)/python tests/faults/harness.py --kills 100 --population 1
+	$(BIN)/python tests/faults/harness.py --kills 100 --population mixed
 	$(BIN)/python tests/faults/harness.py --kills 50 --population auto --epochs 60 --signals
 	$(BIN)/python tests/faults/harness.py --kills 50 --population 1 --epochs 60 --signals
 	$(BIN)/python tests/faults/every_write.py --every --jobs 2 --results every-write.jsonl

@@ -102,7 +102,8 @@ def test_a_queued_trial_that_was_half_taken_is_taken_again(study: ScriptedStudy)
     config = study.config(trials=3)
     search = study.prepare(config)
     (planned,) = [p for p in search.driver._planned if p.is_queued]
-    frozen = search.driver._proposals.of(planned, 2).frozen
+    given = planned.hyperparameters, planned.params
+    frozen = search.driver._proposals.adopt(2, *given).frozen
     storage = optuna.storages.RDBStorage(f"sqlite:///{study.folder}/optuna.db")
     trial_id = others(study).trials[2]._trial_id
     lr = frozen.distributions["lr"]

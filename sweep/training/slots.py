@@ -77,6 +77,7 @@ class Slots:
         self._task, self._exchange, self.keeps_end = task, exchange, keeps_end
         self._keeper = Keeper(task.checkpoint_interval_s)
         self._choice = ModelChoice(task)
+        self._engine: Any = None
         self._backlog: collections.deque[TrialSpec] = collections.deque()
         self._reports: list[Report] = []
         """Not handed over yet."""
@@ -175,7 +176,7 @@ class Slots:
     def halve(self, failure: Failure) -> None:
         """Out of memory: half as many slots. Running trials go back to their resume files; one
         that had the memory for itself fails."""
-        del self._engine  # its memory is what the next one needs
+        self._engine = None  # its memory is what the next one needs
         runs, before = list(self.running.values()), self.n_slots
         self.running = {}
         self.n_slots = max(1, before // 2)
@@ -206,7 +207,8 @@ class Slots:
     def conclude(self, run: Run) -> None:
         """Write what an ended trial leaves, report its result, free its slot. Raises DiskError,
         and out-of-memory errors where fewer trials would fit."""
-        number, reason = run.spec.number, run.stop.reason if run.stop else ""
+        number = run.spec.number
+        reason = run.stop.reason if run.stop is not None and run.failure is None else ""
         if reason == "interrupted" or (self.keeps_end and run.failure is None):
             self.keep([run])
         checkpoint = model_file = None
@@ -219,6 +221,7 @@ class Slots:
                 self.fail(run, error)
         notes = {"sweep.trainer": self._engine.name, "sweep.start_epoch": str(run.start_epoch)}
         if run.failure is not None:
+            reason = ""
             result = TrialResult(number, "failed", run.epoch, failure=run.failure, notes=notes)
         else:
             result = TrialResult(

@@ -43,6 +43,7 @@ class Plan:
     n_trials: int = 12
     epochs: int = 4
     population: str = "auto"
+    """auto, a number, or mixed: auto and 1, run by run."""
     flags: tuple[str, ...] = ("--sampler", "random", "--checkpoint-interval", "0.2")
     keep: int | None = None
     """Best trials that keep their files."""
@@ -89,11 +90,12 @@ def soak(plan: Plan, folder: Path) -> Soak:
     return done
 
 
-def command(plan: Plan, study: str) -> list[str]:
-    """The search, as a user types it."""
+def command(plan: Plan, study: str, n_runs: int = 0) -> list[str]:
+    """The search, as a user types it for the `n_runs`-th time."""
+    population = plan.population if plan.population != "mixed" else ("auto", "1")[n_runs % 2]
     return [
         sys.executable, "-m", "sweep", "run", "--study", study, "--trials", str(plan.n_trials),
-        "--epochs", str(plan.epochs), "--population", plan.population, "--threads", "1",
+        "--epochs", str(plan.epochs), "--population", population, "--threads", "1",
         *plan.flags, *(("--keep", str(plan.keep)) if plan.keep else ()),
     ]  # fmt: skip
 
@@ -103,7 +105,7 @@ def _run_and_kill(
 ) -> int:
     """Exit code of the search; negative: it was killed."""
     done.n_runs += 1
-    arguments, out_file = command(plan, study), folder / f"out{done.n_runs}.txt"
+    arguments, out_file = command(plan, study, done.n_runs), folder / f"out{done.n_runs}.txt"
     if victim in GROUP_SIGNALS:  # what is saved is saved for the signal
         arguments += ["--checkpoint-interval", "1000", "--verbose"]
         after_s /= 4

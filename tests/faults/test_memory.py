@@ -54,8 +54,8 @@ def test_a_worker_that_grows_is_replaced(
     assert replaced, done.stdout
     reason = 'over --worker-memory 0.85: its trials go on in a new one"'
     assert all(line.endswith(reason) for line in replaced)
-    # Beside it: what is being loaded, and at most why the path is the plain one, once.
-    assert len(notices) - len(replaced) <= 2
+    # Beside it: what is being loaded, why the path is the plain one, and that exports are slow.
+    assert len(notices) - len(replaced) <= 3
 
     storage = f"sqlite:///{tmp_path}/mlruns/optuna.db"
     trials = optuna.load_study(study_name="grown", storage=storage).trials

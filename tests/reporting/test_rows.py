@@ -24,7 +24,7 @@ def a_trial(state=TrialState.COMPLETE, **changes):
         "hyperparameters": {"lr": 0.1, "hidden": (256, 64)},
         "result": {"best_epoch": 2, "n_epochs": 3, "seconds": 1.5, "metrics": {"epoch_s": 0.5}},
         "curve": {r.epoch: r.metrics["val_acc"] for r in curve(3, 3)[1:]},
-        "start_epoch": 0, "trainer": None, "frozen": frozen,
+        "start_epoch": 0, "frozen": frozen,
     }  # fmt: skip
     return LedgerTrial(**{**values, **changes})
 

@@ -774,8 +774,8 @@ def test_out_of_memory_while_trials_are_read_back(
         told = {r.epoch: tuple(r.metrics[m] for m in METRICS) for r in limited.epochs(number)}
         for epoch, right in enumerate(wide.curve(number), start=1):
             assert told[epoch] == pytest.approx(right, rel=1e-7)
-        new = [r.epoch for r in limited.epochs(number) if not r.is_replay]
-        assert new == [3, 4]
+        # An epoch that was broken off is trained again, from the same resume file.
+        assert {r.epoch for r in limited.epochs(number) if not r.is_replay} == {3, 4}
 
 
 def test_a_killed_worker_is_replaced_by_a_smaller_one(tmp_path: Path) -> None:

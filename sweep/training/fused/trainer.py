@@ -103,7 +103,7 @@ def train_side_by_side(
                 return
             except (RuntimeError, MemoryError, OSError) as error:
                 failure = classify(error)
-                if failure.kind != "oom":
+                if failure.kind != "oom" or not slots.n_slots:
                     raise
             slots.halve(failure)
             gc.collect()
