@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 from sweep.trial import Orders, Record, Report, StudyInfo, Task
@@ -46,9 +46,6 @@ class Listener(Protocol):
     def close(self) -> None:
         """Deliver what is left. Raises UndeliveredError where that failed."""
         ...
-
-
-TrainerFactory = Callable[[Task], Trainer]
 
 
 class Executor(Protocol):

@@ -24,7 +24,6 @@ from sweep.environment.provenance import provenance
 from sweep.environment.signals import stopping
 from sweep.environment.surroundings import foreign_set_aside
 from sweep.errors import (
-    DiskError,
     StoreError,
     StudyFailedError,
     StudyInterrupted,
@@ -46,11 +45,11 @@ from sweep.tracking import TrainingInfo, TrainingOutcome, TrainingRun
 from sweep.training.checkpoints import write_checkpoint
 from sweep.training.choice import why_plain
 from sweep.training.devices import lightning_devices
-from sweep.training.exports import export_model
+from sweep.training.exports import try_export
 from sweep.training.fluent import FluentCalls
 from sweep.training.fused.trainer import train_side_by_side
 from sweep.training.mlp import MLPClassifier
-from sweep.training.modules import build_module, has_own_loaders, sample_shape
+from sweep.training.modules import build_module, has_own_loaders
 from sweep.training.plain.engine import EVALUATION_BATCH
 from sweep.training.plain.trainer import train_one_by_one
 from sweep.training.quiet import hush_lightning, quiet_trainer
@@ -159,7 +158,11 @@ def _train(
                 devices=lightning_devices(config.devices), precision=recipe.precision,
             )  # fmt: skip
             metrics = _test(trainer, module, data, recipe, log)
-            archive = _export(output.with_suffix(".pt2"), module, data, recipe, log)
+            archive, why = try_export(
+                output.with_suffix(".pt2"), module, data.info.feature_shape, recipe.module
+            )
+            if archive is None:
+                log.say(no_model(recipe.module, why))
     finally:
         calls.remove()
     log.finish(
@@ -196,22 +199,6 @@ def _test(
     given = None if is_own else Batches(data.test, EVALUATION_BATCH)
     results = trainer.test(module, dataloaders=given, verbose=False)
     return {name: float(value) for result in results for name, value in result.items()}
-
-
-def _export(
-    path: Path, module: lightning.LightningModule, data: FinalData, recipe: Recipe, log: _Log
-) -> str | None:
-    """The model as a .pt2 archive; None, and a line, if a user's module cannot be exported."""
-    try:
-        return export_model(path, module, sample_shape(module, data.info.feature_shape))
-    except DiskError:
-        raise
-    except BaseException as error:
-        why = raised_by_user_code(error)
-        if recipe.module == DEFAULT_MODULE:
-            raise
-        log.say(no_model(recipe.module, why))
-        return None
 
 
 def _ended(slots: Slots) -> tuple[Run, lightning.LightningModule]:

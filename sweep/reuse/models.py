@@ -9,13 +9,11 @@ from pathlib import Path
 import lightning
 
 from sweep.config.settings import RunConfig
-from sweep.errors import ConfigError, DiskError
-from sweep.loading import one_line, raised_by_user_code
+from sweep.errors import ConfigError
 from sweep.repair.recollection import Recollections
 from sweep.reuse.best import opened
 from sweep.tracking import bring_up
-from sweep.training.exports import export_model
-from sweep.training.modules import sample_shape
+from sweep.training.exports import try_export
 
 
 def log_model(
@@ -30,12 +28,8 @@ def log_model(
         info, history = known.study(), known.trial(number).history
         assert history.finished is not None
         shape = info.dataset.feature_shape if info.dataset else ()
-        try:
-            file = export_model(Path(folder) / "model.pt2", module, sample_shape(module, shape))
-        except DiskError:
-            raise
-        except BaseException as error:
-            why = one_line(raised_by_user_code(error), config.module)
-            raise ConfigError(f"{config.module} cannot be exported: {why}") from error
+        file, why = try_export(Path(folder) / "model.pt2", module, shape, config.module)
+        if file is None:
+            raise ConfigError(f"{config.module} cannot be exported: {why}")
         finished = dataclasses.replace(history.finished, model_file=file)
         bring_up(config.tracking_uri, info, dataclasses.replace(history, finished=finished))

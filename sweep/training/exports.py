@@ -11,12 +11,17 @@ from collections.abc import Collection, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import lightning
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from sweep.errors import DiskError
 from sweep.files.trial_folder import replace_file
+from sweep.hyperparameters import DEFAULT_MODULE
+from sweep.loading import one_line, raised_by_user_code
 from sweep.training.mlp import MLPClassifier
+from sweep.training.modules import sample_shape
 from sweep.training.resuming import saved_bytes
 
 AXES, MOST = ("batch", "values"), 2**31 - 1
@@ -42,6 +47,25 @@ def export_model(path: str | Path, model: nn.Module, feature_shape: tuple[int, .
         program = _export(model, feature_shape)
     replace_file(Path(path), saved_bytes(program, torch.export.save))
     return str(path)
+
+
+def try_export(
+    path: Path, module: lightning.LightningModule, of_data: tuple[int, ...], name: str
+) -> tuple[str | None, str]:
+    """`export_model` for samples of the module's own loaders or of shape `of_data`.
+
+    Returns (path, ""), or (None, one line) for a module of the user's, called `name`, which
+    `torch.export` cannot take. Raises DiskError, and whatever the built-in module raises.
+    """
+    try:
+        return export_model(path, module, sample_shape(module, of_data)), ""
+    except DiskError:
+        raise
+    except BaseException as error:
+        why = raised_by_user_code(error)
+        if name == DEFAULT_MODULE:
+            raise
+        return None, one_line(why, name)
 
 
 def prepare_export(model: MLPClassifier, feature_shape: tuple[int, ...]) -> None:

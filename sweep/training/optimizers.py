@@ -21,6 +21,8 @@ from torch import Tensor
 from sweep.hyperparameters import OPTIMIZERS
 
 Values = np.ndarray[Any, np.dtype[np.float64]]
+At = Mapping[str, Tensor]
+"""Coefficients by name, (n, 1, 1) each."""
 MOMENTUM_DECAY = 4e-3
 """Of NAdam, torch's default."""
 
@@ -55,12 +57,17 @@ class OptimizerRule(ABC):
             rates: Learning rates of the next steps (n_steps,).
         """
 
-    @abstractmethod
     def update(
         self, params: Sequence[Tensor], grads: Sequence[Tensor],
         states: Sequence[Sequence[Tensor]], at: Mapping[str, Tensor],
     ) -> None:  # fmt: skip
         """Take one step in place; `at` has the `coefficients` of each trial."""
+        for k, (param, grad) in enumerate(zip(params, grads, strict=True)):
+            self.step(param, grad, [state[k] for state in states], at)
+
+    @abstractmethod
+    def step(self, param: Tensor, grad: Tensor, states: list[Tensor], at: At) -> None:
+        """Take one step of one parameter (n, ...) in place."""
 
     def kernel_fields(self, n_steps: int) -> Mapping[str, Any] | None:
         """The fields of a kernel's trial that it decides, after `n_steps` steps; None: kernel.c
@@ -101,17 +108,13 @@ class SGD(OptimizerRule):
             "share": np.where(is_first, 1.0, 1.0 - self.dampening),
         }  # fmt: skip
 
-    def update(
-        self, params: Sequence[Tensor], grads: Sequence[Tensor],
-        states: Sequence[Sequence[Tensor]], at: Mapping[str, Tensor],
-    ) -> None:  # fmt: skip
+    def step(self, param: Tensor, grad: Tensor, states: list[Tensor], at: At) -> None:
         """See `OptimizerRule`."""
-        for k, (param, given) in enumerate(zip(params, grads, strict=True)):
-            grad = given + at["weight_decay"] * param
-            if self.momentum:
-                buffer = states[0][k].mul_(at["momentum"]).add_(at["share"] * grad)
-                grad = grad + at["momentum"] * buffer if self.nesterov else buffer
-            param.sub_(at["lr"] * grad)
+        grad = grad + at["weight_decay"] * param
+        if self.momentum:
+            buffer = states[0].mul_(at["momentum"]).add_(at["share"] * grad)
+            grad = grad + at["momentum"] * buffer if self.nesterov else buffer
+        param.sub_(at["lr"] * grad)
 
     def kernel_fields(self, n_steps: int) -> Mapping[str, Any] | None:
         """See `OptimizerRule`."""
@@ -148,7 +151,7 @@ class _OfMoments(OptimizerRule):
         }  # fmt: skip
 
     @staticmethod
-    def _scale(means: Tensor, squares: Tensor, grad: Tensor, at: Mapping[str, Tensor]) -> Tensor:
+    def _scale(means: Tensor, squares: Tensor, grad: Tensor, at: At) -> Tensor:
         """Take `grad` into both moments; what a step is divided by."""
         means.add_(at["rest1"] * (grad - means))
         squares.mul_(at["beta2"]).add_(at["rest2"] * grad * grad)
@@ -173,17 +176,15 @@ class Adam(_OfMoments):
         kept = 1.0 - rates * self.weight_decay
         return {**self._coefficients(n_taken, rates), "size": size, "kept": kept}
 
-    def update(
-        self, params: Sequence[Tensor], grads: Sequence[Tensor],
-        states: Sequence[Sequence[Tensor]], at: Mapping[str, Tensor],
-    ) -> None:  # fmt: skip
+    def step(self, param: Tensor, grad: Tensor, states: list[Tensor], at: At) -> None:
         """See `OptimizerRule`."""
-        for param, given, means, squares in zip(params, grads, *states, strict=True):
-            grad = given if self.is_decoupled else given + at["weight_decay"] * param
-            if self.is_decoupled:
-                param.mul_(at["kept"])
-            scale = self._scale(means, squares, grad, at)
-            param.sub_(at["size"] * means / scale)
+        if self.is_decoupled:
+            param.mul_(at["kept"])
+        else:
+            grad = grad + at["weight_decay"] * param
+        means, squares = states
+        scale = self._scale(means, squares, grad, at)
+        param.sub_(at["size"] * means / scale)
 
 
 @final
@@ -209,15 +210,12 @@ class NAdam(_OfMoments):
             "of_mean": rates * following / (1.0 - product * following),
         }
 
-    def update(
-        self, params: Sequence[Tensor], grads: Sequence[Tensor],
-        states: Sequence[Sequence[Tensor]], at: Mapping[str, Tensor],
-    ) -> None:  # fmt: skip
+    def step(self, param: Tensor, grad: Tensor, states: list[Tensor], at: At) -> None:
         """See `OptimizerRule`."""
-        for param, given, means, squares in zip(params, grads, *states, strict=True):
-            grad = given + at["weight_decay"] * param
-            scale = self._scale(means, squares, grad, at)
-            param.sub_((at["of_gradient"] * grad + at["of_mean"] * means) / scale)
+        means, squares = states
+        grad = grad + at["weight_decay"] * param
+        scale = self._scale(means, squares, grad, at)
+        param.sub_((at["of_gradient"] * grad + at["of_mean"] * means) / scale)
 
     def kernel_fields(self, n_steps: int) -> Mapping[str, Any] | None:
         """See `OptimizerRule`."""
@@ -262,22 +260,17 @@ class RMSprop(OptimizerRule):
             "weight_decay": self.weight_decay, "momentum": self.momentum,
         }  # fmt: skip
 
-    def update(
-        self, params: Sequence[Tensor], grads: Sequence[Tensor],
-        states: Sequence[Sequence[Tensor]], at: Mapping[str, Tensor],
-    ) -> None:  # fmt: skip
+    def step(self, param: Tensor, grad: Tensor, states: list[Tensor], at: At) -> None:
         """See `OptimizerRule`."""
-        for k, (param, given) in enumerate(zip(params, grads, strict=True)):
-            grad = given + at["weight_decay"] * param
-            squares = states[0][k].mul_(at["alpha"]).add_(at["rest"] * grad * grad)
-            if self.centered:
-                means = states[2][k]
-                means.add_(at["rest"] * (grad - means))
-                squares = squares - means * means
-            step = grad / (squares.sqrt() + at["eps"])
-            if self.momentum:
-                step = states[1][k].mul_(at["momentum"]).add_(step)
-            param.sub_(at["lr"] * step)
+        grad = grad + at["weight_decay"] * param
+        squares = states[0].mul_(at["alpha"]).add_(at["rest"] * grad * grad)
+        if self.centered:
+            means = states[2].add_(at["rest"] * (grad - states[2]))
+            squares = squares - means * means
+        step = grad / (squares.sqrt() + at["eps"])
+        if self.momentum:
+            step = states[1].mul_(at["momentum"]).add_(step)
+        param.sub_(at["lr"] * step)
 
     def kernel_fields(self, n_steps: int) -> Mapping[str, Any] | None:
         """See `OptimizerRule`."""

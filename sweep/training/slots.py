@@ -19,14 +19,12 @@ import lightning
 
 from sweep.errors import DiskError
 from sweep.files.trial_folder import RESUME_STATE, replace_file, write_verdict
-from sweep.hyperparameters import DEFAULT_MODULE
-from sweep.loading import one_line, raised_by_user_code
+from sweep.loading import raised_by_user_code
 from sweep.protocols import Exchange
 from sweep.training.checkpoints import write_checkpoint
-from sweep.training.exports import export_model
+from sweep.training.exports import try_export
 from sweep.training.failures import classify
 from sweep.training.model_choice import ModelChoice
-from sweep.training.modules import sample_shape
 from sweep.training.resuming import Keeper, clear_folder, saved_bytes
 from sweep.training.run import Run
 from sweep.trial import Failure, Notice, Report, Task, TrialResult, TrialSpec, now_ms
@@ -269,20 +267,11 @@ class Slots:
         return checkpoint, self._export(run, module) if is_exported else None
 
     def _export(self, run: Run, module: lightning.LightningModule) -> str | None:
-        try:
-            shape, began_s = sample_shape(module, self._feature_shape), time.perf_counter()
-            path = export_model(run.folder / "model.pt2", module, shape)
-            self.say(self._choice.exported(time.perf_counter() - began_s))
-            return path
-        except DiskError:
-            raise
-        except BaseException as error:
-            # A user's module may hold what torch.export cannot trace: no model is logged then.
-            why = raised_by_user_code(error)
-            if self._task.module == DEFAULT_MODULE:
-                raise
-            self.say(no_model(self._task.module, why))
-            return None
+        began_s, name = time.perf_counter(), self._task.module
+        path, why = try_export(run.folder / "model.pt2", module, self._feature_shape, name)
+        took_s = time.perf_counter() - began_s
+        self.say(no_model(name, why) if path is None else self._choice.exported(took_s))
+        return path
 
     def _end_for_good(self, run: Run, result: TrialResult, reason: str) -> None:
         """Write the verdict of a trial that will not go on; its resume file goes."""
@@ -294,7 +283,6 @@ class Slots:
             (run.folder / RESUME_STATE).unlink()
 
 
-def no_model(module: str, why: BaseException) -> str:
+def no_model(module: str, why: str) -> str:
     """A sentence for a user whose module `torch.export` cannot take."""
-    told = one_line(why, module)
-    return f"{module} cannot be exported, so MLflow gets checkpoints but no logged model: {told}"
+    return f"{module} cannot be exported, so MLflow gets checkpoints but no logged model: {why}"

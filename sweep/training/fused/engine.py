@@ -38,15 +38,16 @@ DTYPES = dict(zip(FUSED_PRECISIONS, (torch.float32, torch.float64), strict=True)
 class _Open:
     """A trial in a slot: its module, and its place in a population (None: it is trained)."""
 
+    run: Run
     model: MLPClassifier
     member: Member
     population: Population | None = None
 
     @property
-    def is_placed(self) -> bool:
-        """Whether the population has its weights; before, the member brings them along."""
+    def home(self) -> Population | None:
+        """The population that has its weights; None: the member has them still."""
         population = self.population
-        return population is not None and population.has(self.member.recipe.number)
+        return population if population and population.has(self.run.spec.number) else None
 
 
 class FusedEngine:
@@ -70,7 +71,6 @@ class FusedEngine:
         self._dtype = DTYPES[precision_of(task)]
         self._samples = samples_of(data)
         self._open: dict[int, _Open] = {}
-        self._runs: dict[int, Run] = {}
         most = MOST_LANES if kernel is None else MOST_SLOTS
         self._lanes = Lanes(self._new_population, n_threads, most)
 
@@ -94,8 +94,7 @@ class FusedEngine:
             wanted = run.start_epoch + run.epoch if is_bound else None
             opened.population = self._lanes.place(opened.member, _batch_size(run), wanted)
             run.start_epoch = opened.population.epoch - run.epoch
-        number = run.spec.number
-        self._open[number], self._runs[number] = opened, run
+        self._open[run.spec.number] = opened
         return said
 
     def train_epoch(self) -> dict[int, dict[str, float]]:
@@ -106,7 +105,7 @@ class FusedEngine:
         for _, scores in self._lanes.train_epoch(self._prepare_exports):
             for number, score in scores.items():
                 metrics[number] = {name: getattr(score, name) for name in self._metrics}
-                run = self._runs[number]
+                run = self._open[number].run
                 run.n_steps = (run.epoch + 1) * self._n_steps(run)
         return metrics
 
@@ -120,11 +119,11 @@ class FusedEngine:
         """A checkpoint as Lightning would write it after the same epochs; None for a trial that
         has not trained since it was opened."""
         opened, number = self._open[run.spec.number], run.spec.number
-        if not opened.is_placed or opened.population is None:
+        if (home := opened.home) is None:
             return None
-        best = _named(opened.model, opened.population.best_weights(number))
+        best = _named(opened.model, home.best_weights(number))
         checkpoint = checkpoint_of(self.module(run, "last"), run.epoch, run.n_steps)
-        states = opened.population.states(number)
+        states = home.states(number)
         optimizer, schedulers = self._optimizer_state(run, opened, states)
         return checkpoint | {
             "optimizer_states": [optimizer],
@@ -136,9 +135,8 @@ class FusedEngine:
     def module(self, run: Run, which: Literal["best", "last"]) -> MLPClassifier:
         """The trial's module; its weights stay until the next call for the same trial."""
         opened, number = self._open[run.spec.number], run.spec.number
-        if opened.is_placed and opened.population is not None:
-            population = opened.population
-            found = population.best_weights if which == "best" else population.weights
+        if (home := opened.home) is not None:
+            found = home.best_weights if which == "best" else home.weights
             _copy(found(number), _linears(opened.model))
         elif which == "best":
             _copy(opened.member.best, _linears(opened.model))
@@ -147,7 +145,6 @@ class FusedEngine:
     def close(self, number: int) -> None:
         """Give the trial's place back."""
         if self._open.pop(number, None) is not None:
-            del self._runs[number]
             self._lanes.leave(number)
 
     def _new(self, run: Run) -> _Open:
@@ -170,7 +167,7 @@ class FusedEngine:
             model.clip_norm,
             Dropout(model.hparams["dropout"], model.hparams["seed"]),
         )
-        return _Open(model, Member(plan, _linears(model)))
+        return _Open(run, model, Member(plan, _linears(model)))
 
     def _restore(self, run: Run, opened: _Open, checkpoint: Mapping[str, Any]) -> None:
         """Go on from a resume file. Raises for values that do not fit."""
