@@ -229,6 +229,17 @@ def test_mixed_population_in_float64(setting):
     assert_equals_plain(setting, dict(enumerate(MIX)))
 
 
+def test_trials_of_one_kind_keep_their_own_numbers(setting):
+    """Side by side in one stack, each takes the steps of its own rate, decay and betas."""
+    base = {"hidden": (12, 9), "optimizer": "Adam"}
+    own = [
+        {"lr": 1e-3},
+        {"lr": 2e-2, "beta1": 0.7},
+        {"lr": 5e-3, "weight_decay": 0.1, "eps": 1e-3},
+    ]
+    assert_equals_plain(setting, {k: base | given for k, given in enumerate(own)})
+
+
 def test_a_trial_that_comes_back_at_once_begins_anew(setting):
     """It leaves and joins under its number at one boundary: what it brings along counts."""
     population = setting.population()
