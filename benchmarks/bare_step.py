@@ -17,9 +17,10 @@ import time
 
 import torch
 
+from sweep.testing import example_data
 from sweep.training.compiled.kernel import load_kernel
 from sweep.training.fused.population import Population
-from sweep.training.members import Member, Samples, Shape, TrainingPlan
+from sweep.training.members import Member
 from sweep.training.optimizers import make_rule
 
 BATCH, N_CLASSES = 64, 10
@@ -62,7 +63,7 @@ def make_population(
     rng, n = random.Random(0), BATCH * n_steps
     y = torch.randint(0, N_CLASSES, (n,))
     x = torch.rand(n, n_features)
-    samples = Samples(x, y, x[:BATCH], y[:BATCH], 0.5, 0.3, N_CLASSES)
+    data = example_data((x, y), (x[:BATCH], y[:BATCH]), N_CLASSES, mean=0.5, std=0.3)
     names = MIXED if optimizer == "mixed" else (optimizer,)
     members, n_operations = [], 0
     for number in range(n_slots):
@@ -73,9 +74,9 @@ def make_population(
         weights = [
             (torch.randn(b, a) * a**-0.5, torch.zeros(b)) for a, b in itertools.pairwise(widths)
         ]
-        members.append(Member(TrainingPlan(number, Shape(hidden, "relu"), rule, 1e-3), weights))
+        members.append(Member(number, hidden, "relu", rule, 1e-3, weights))
     kernel = None if is_stacked else load_kernel(4).kernel
-    population = Population(samples, BATCH, 1, lambda epoch: torch.randperm(n), kernel=kernel)
+    population = Population(data, BATCH, 1, kernel=kernel)
     population.change(joining=members)
     return population, n_operations
 

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 import sweep
-from sweep.data.tensors import Batches, SearchData, load_search_data
+from sweep.data.tensors import Batches, TensorData, load_search_data
 from sweep.training.modules import build_module
 from sweep.training.quiet import hush_lightning, quiet_trainer
 from sweep.trial import Record, StudyInfo, TrialStarted
@@ -67,7 +67,7 @@ def search(args: argparse.Namespace, seed: int) -> tuple[float, list[dict[str, A
 
 
 def bare(
-    args: argparse.Namespace, data: SearchData, configurations: list[dict[str, Any]]
+    args: argparse.Namespace, data: TensorData, configurations: list[dict[str, Any]]
 ) -> float:
     """Seconds for the fits alone."""
     began = time.perf_counter()

@@ -135,22 +135,17 @@ def load(args: argparse.Namespace, greet: Tell | None = None) -> Callable[[Tell 
     """Libraries and data; returns what trains."""
     import torch
 
-    from sweep.data.tensors import epoch_order, load_search_data
+    from sweep.data.tensors import load_search_data
     from sweep.training.compiled.kernel import load_kernel
     from sweep.training.fused.lanes import MOST_LANES, Lanes
     from sweep.training.fused.population import Population
-    from sweep.training.members import Member, Samples, Shape, TrainingPlan
+    from sweep.training.members import Member
     from sweep.training.mlp import MLPClassifier
     from sweep.training.optimizers import make_rule
     from sweep.trial import EpochReport, TrialFinished, TrialStarted, TrialState, WorkerReady
 
     torch.set_num_threads(args.threads)
     data = load_search_data(args.data, args.data_dir, 0)
-    samples = Samples(
-        data.train.x, data.train.y, data.val.x, data.val.y, data.mean, data.std,
-        data.info.n_classes,
-    )  # fmt: skip
-    n_train = len(samples.x)
     configurations = json.loads(Path(args.configurations).read_text())
     kernel = load_kernel(4).kernel
     gc.freeze()  # as sweep's workers do
@@ -158,20 +153,17 @@ def load(args: argparse.Namespace, greet: Tell | None = None) -> Callable[[Tell 
         greet([WorkerReady(data.info, "cpu", SLOTS, now_ms())])
 
     def make(batch_size: int, epoch: int) -> Population:
-        return Population(
-            samples, batch_size, args.epochs, lambda e: epoch_order(0, e, n_train), epoch,
-            kernel=kernel,
-        )  # fmt: skip
+        return Population(data, batch_size, args.epochs, epoch, kernel=kernel)
 
     def member(number: int, configuration: dict[str, Any]) -> Member:
         given = dict(configuration)
         hidden, lr = tuple(given.pop("hidden")), given.pop("lr")
         rule = make_rule(given.pop("optimizer"), given)
-        widths = (samples.n_features, *hidden, samples.n_classes)
+        widths = data.widths(hidden)
         weights = [
             (torch.randn(b, a) * a**-0.5, torch.zeros(b)) for a, b in itertools.pairwise(widths)
         ]
-        return Member(TrainingPlan(number, Shape(hidden, "relu"), rule, lr), weights)
+        return Member(number, hidden, "relu", rule, lr, weights)
 
     def started(number: int, configuration: dict[str, Any]) -> TrialStarted:
         return TrialStarted(number, f"t{number:03d}", configuration, configuration, now_ms())
@@ -182,8 +174,8 @@ def load(args: argparse.Namespace, greet: Tell | None = None) -> Callable[[Tell 
 
         (population,) = (p for p in lanes.populations if p.has(number))
         model = MLPClassifier(
-            samples.n_features, samples.n_classes, input_mean=data.mean, input_std=data.std,
-            **configurations[number],
+            data.n_features, data.info.n_classes, input_mean=data.info.mean,
+            input_std=data.info.std, **configurations[number],
         )  # fmt: skip
         linears = (layer for layer in model.layers if isinstance(layer, torch.nn.Linear))
         with torch.no_grad():

@@ -80,7 +80,7 @@ def main() -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     torch.set_num_threads(args.threads)
     data = load_search_data(args.data, args.data_dir, 0)
-    scale = (data.mean, data.std)
+    scale = (data.info.mean, data.info.std)
     train = TensorDataset((data.train.x - scale[0]) / scale[1], data.train.y)
     val = TensorDataset((data.val.x - scale[0]) / scale[1], data.val.y)
     n_in = data.train.x[0].numel()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
-from sweep.trial import Orders, Record, Report, StudyInfo, Task
+from sweep.trial import DatasetInfo, Orders, Record, Report, StudyInfo, Task
 
 
 class Exchange(Protocol):
@@ -17,6 +17,34 @@ class Exchange(Protocol):
         A trial that the orders stop frees its slot at once, so up to `n_free + len(stop)`
         trials may come back. A worker that gives its trials back has fewer than none free.
         """
+        ...
+
+
+class Data(Protocol):
+    """What trials train on."""
+
+    @property
+    def info(self) -> DatasetInfo:
+        """Name, digest, shape and size, for MLflow and for networks that fit them."""
+        ...
+
+    def loaders(self, batch_size: int, first_epoch: int = 0) -> tuple[Any, Any]:
+        """Training and validation loaders as `Trainer.fit` takes them (validation: or None).
+
+        Epoch e of the loader has the data order of the study's epoch `first_epoch` + e.
+        """
+        ...
+
+    def test_loader(self) -> Any:
+        """The test loader. Raises SealedTestSplitError during a search."""
+        ...
+
+    def tensors(self) -> Any:
+        """Everything as tensors (`sweep.data.tensors.TensorData`); None if it is not resident."""
+        ...
+
+    def to(self, device: Any) -> Any:
+        """The same data on a torch device, as far as it is resident."""
         ...
 
 

@@ -51,6 +51,19 @@ from sweep.trial import (
 
 DATASET = DatasetInfo("scripted", "sweep.testing", "0" * 32, (1, 2, 2), 3, 80, 20)
 
+
+def example_data(
+    train: tuple[Any, Any], val: tuple[Any, Any], n_classes: int = 10, *, mean: float = 0.0,
+    std: float = 1.0, seed: int = 0,
+) -> Any:  # fmt: skip
+    """A `sweep.data.tensors.TensorData` of tensors: x (n, ...) and y (n,) of both splits."""
+    from sweep.data.tensors import Split, TensorData
+
+    shape, n_train, n_val = tuple(train[0].shape[1:]), len(train[1]), len(val[1])
+    info = DatasetInfo("example", "", "0" * 32, shape, n_classes, n_train, n_val, mean, std)
+    return TensorData(Split(*train), Split(*val), info, seed)
+
+
 Script = Callable[[TrialSpec], Iterable[Mapping[str, float] | Failure]]
 """The metrics of each epoch of a scripted trial, or its failure."""
 AnyRecord = TypeVar("AnyRecord", bound=Record)

@@ -34,8 +34,8 @@ class SweepData(lightning.LightningDataModule):
 
     def train_dataloader(self) -> Batches:
         """Minibatches in seeded order."""
-        return Batches(self._data.train, self.batch_size, seed=self.seed)
+        return self._data.loaders(self.batch_size)[0]
 
-    def val_dataloader(self) -> Batches:
+    def val_dataloader(self) -> Batches | None:
         """Validation minibatches in order."""
-        return Batches(self._data.val, 4096)
+        return self._data.loaders(self.batch_size)[1]

@@ -14,12 +14,11 @@ Axes: n samples, B samples of a minibatch.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +32,8 @@ from sweep.trial import DatasetInfo, derive_seed
 
 CUSTOM_VAL_FRACTION = 0.1
 """Share of "train" used for validation if a user's function gives none."""
+EVALUATION_BATCH = 4096
+"""Samples of a validation or test minibatch: bounded memory; results do not depend on it."""
 
 
 def epoch_order(seed: int, epoch: int, n: int) -> Tensor:
@@ -62,50 +63,66 @@ class Split:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class SearchData:
-    """The data of a search: training and validation."""
+class TensorData:
+    """A data set as tensors on one device; a `sweep.protocols.Data`."""
 
     train: Split
-    val: Split
-    mean: float
-    """Of all values in train.x."""
-    std: float
-    """Of all values in train.x (population); 1.0 where they are all equal."""
+    val: Split | None
+    """None: `train` has the validation samples, too (the training after the choice)."""
     info: DatasetInfo
-
-    def to(self, device: torch.device | str) -> SearchData:
-        """The same data on `device`; no copy where it is there already."""
-        return dataclasses.replace(self, train=self.train.to(device), val=self.val.to(device))
+    seed: int = 0
+    """Of the study: decides the order of minibatches."""
+    test_split: Split | None = field(default=None, repr=False)
+    """None: sealed. Read it as `test`."""
 
     @property
-    def test(self) -> NoReturn:
-        """Sealed. Raises SealedTestSplitError."""
-        raise SealedTestSplitError(
-            "a search sees train and validation only: "
-            "the test split is opened by `sweep train`, after the choice"
-        )
+    def test(self) -> Split:
+        """The test split. Raises SealedTestSplitError in a search."""
+        if self.test_split is None:
+            raise SealedTestSplitError(
+                "a search sees train and validation only: "
+                "the test split is opened by `sweep train`, after the choice"
+            )
+        return self.test_split
 
+    @property
+    def judged(self) -> Split:
+        """The validation split; without one, a training sample, whose scores nobody reads."""
+        return self.val or Split(self.train.x[:1], self.train.y[:1])
 
-@dataclass(frozen=True, slots=True, eq=False)
-class FinalData:
-    """The data of the training after the search: everything."""
+    @property
+    def n_features(self) -> int:
+        """F, the values of one sample."""
+        return math.prod(self.info.feature_shape)
 
-    train: Split
-    """Training samples of the search, then its validation samples."""
-    test: Split
-    mean: float
-    """Of all values in train.x."""
-    std: float
-    """Of all values in train.x (population); 1.0 where they are all equal."""
-    info: DatasetInfo
-    """As of the search but for the digest (it covers test too) and n_val, which is 0."""
+    def widths(self, hidden: Sequence[int]) -> tuple[int, ...]:
+        """Units of all layers of a network with these hidden ones: (F, *hidden, C)."""
+        return (self.n_features, *hidden, self.info.n_classes)
 
-    def to(self, device: torch.device | str) -> FinalData:
+    def order(self, epoch: int) -> Tensor:
+        """Order of the training samples in population epoch `epoch`: (n,) int64, on the CPU."""
+        return epoch_order(self.seed, epoch, len(self.train))
+
+    def loaders(self, batch_size: int, first_epoch: int = 0) -> tuple[Batches, Batches | None]:
+        """Training and validation minibatches of a trial that began in epoch `first_epoch`."""
+        train = Batches(self.train, batch_size, self.seed, first_epoch)
+        return train, Batches(self.val, EVALUATION_BATCH) if self.val else None
+
+    def test_loader(self) -> Batches:
+        """Test minibatches, in order. Raises SealedTestSplitError in a search."""
+        return Batches(self.test, EVALUATION_BATCH)
+
+    def tensors(self) -> TensorData:
+        """The data itself: it is resident."""
+        return self
+
+    def to(self, device: torch.device | str) -> TensorData:
         """The same data on `device`; no copy where it is there already."""
-        return dataclasses.replace(self, train=self.train.to(device), test=self.test.to(device))
+        moved = [split and split.to(device) for split in (self.train, self.val, self.test_split)]
+        return TensorData(moved[0] or self.train, moved[1], self.info, self.seed, moved[2])
 
 
-def load_search_data(name: str, data_dir: str | None, seed: int) -> SearchData:
+def load_search_data(name: str, data_dir: str | None, seed: int) -> TensorData:
     """Training and validation samples of a data set, on the CPU; test files are not opened.
 
     Args:
@@ -120,20 +137,18 @@ def load_search_data(name: str, data_dir: str | None, seed: int) -> SearchData:
         DiskError: The cache folder cannot be written.
     """
     train, val, _ = _splits(name, data_dir, seed)
-    info = _info(name, data_dir, train, val, len(val))
-    return SearchData(train, val, info.mean, info.std, info)
+    return TensorData(train, val, _info(name, data_dir, train, val, len(val)), seed)
 
 
-def load_final_data(name: str, data_dir: str | None, seed: int) -> FinalData:
+def load_final_data(name: str, data_dir: str | None, seed: int) -> TensorData:
     """Training and validation samples together, and the test split: for `sweep train` alone.
 
     Arguments and errors are those of `load_search_data`; a user's function without "test" is a
-    ConfigError.
+    ConfigError. The digest of its info covers the test split, too, and n_val is 0.
     """
     train, val, test = _splits(name, data_dir, seed, has_test=True)
     both = Split(torch.cat([train.x, val.x]), torch.cat([train.y, val.y]))
-    info = _info(name, data_dir, both, test, 0)
-    return FinalData(both, test, info.mean, info.std, info)
+    return TensorData(both, None, _info(name, data_dir, both, test, 0), seed, test)
 
 
 class Batches:

@@ -19,7 +19,7 @@ import lightning
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from sweep.config.settings import RunConfig
-from sweep.data.tensors import Batches, FinalData, load_final_data
+from sweep.data.tensors import TensorData, load_final_data
 from sweep.environment.provenance import provenance
 from sweep.environment.signals import stopping
 from sweep.environment.surroundings import foreign_set_aside
@@ -50,7 +50,6 @@ from sweep.training.fluent import FluentCalls
 from sweep.training.fused.trainer import train_side_by_side
 from sweep.training.mlp import MLPClassifier
 from sweep.training.modules import build_module, has_own_loaders
-from sweep.training.plain.engine import EVALUATION_BATCH
 from sweep.training.plain.trainer import train_one_by_one
 from sweep.training.quiet import hush_lightning, quiet_trainer
 from sweep.training.resuming import seed_everything
@@ -115,7 +114,7 @@ def train(
         log = _Log(TrainingRun(config.tracking_uri), spec, parts, on_epoch, say)
         seed_everything(spec.seed)
         with _explained(recipe.module):
-            module = build_module(recipe.module, recipe.model, data, spec.seed)
+            module = build_module(recipe.module, recipe.model, data.info, spec.seed)
         if has_own_loaders(module):
             log.say(
                 f"{recipe.module} brings its own train_dataloader: it is trained on that, not on "
@@ -130,7 +129,7 @@ def train(
 
 def _train(
     recipe: Recipe, config: RunConfig, output: Path,
-    what: tuple[lightning.LightningModule, FinalData], log: _Log,
+    what: tuple[lightning.LightningModule, TensorData], log: _Log,
 ) -> Trained:  # fmt: skip
     module, data = what
     task = dataclasses.replace(
@@ -186,7 +185,7 @@ def _explained(module: str) -> Iterator[None]:
 
 
 def _test(
-    trainer: lightning.Trainer, module: lightning.LightningModule, data: FinalData,
+    trainer: lightning.Trainer, module: lightning.LightningModule, data: TensorData,
     recipe: Recipe, log: _Log,
 ) -> dict[str, float]:  # fmt: skip
     """Metrics on the test split, or on the module's own test loader; none without test_step."""
@@ -196,7 +195,7 @@ def _test(
     if missing:
         log.say(f"trained and saved, but not tested: {recipe.module} has no {missing[0]}")
         return {}
-    given = None if is_own else Batches(data.test, EVALUATION_BATCH)
+    given = None if is_own else data.test_loader()
     results = trainer.test(module, dataloaders=given, verbose=False)
     return {name: float(value) for result in results for name, value in result.items()}
 
@@ -228,7 +227,7 @@ def _spec(recipe: Recipe, parts: Path) -> TrialSpec:
     )  # fmt: skip
 
 
-def _info(recipe: Recipe, data: FinalData, module: lightning.LightningModule) -> TrainingInfo:
+def _info(recipe: Recipe, data: TensorData, module: lightning.LightningModule) -> TrainingInfo:
     training: dict[str, Any] = {
         "epochs": recipe.epochs, "batch_size": recipe.batch_size, "seed": recipe.seed,
         "data": recipe.data,

@@ -13,7 +13,7 @@ from sweep.training.fluent import nothing_logged
 from sweep.trial import Task
 
 if TYPE_CHECKING:
-    from sweep.data.tensors import SearchData
+    from sweep.data.tensors import TensorData
 
 __all__ = ["make_trainer", "why_plain"]
 
@@ -51,7 +51,7 @@ def _compile(task: Task) -> None:
     load_kernel(8 if precision_of(task) == "64-true" else 4)
 
 
-def _load(task: Task) -> SearchData:
+def _load(task: Task) -> TensorData:
     from sweep.data.tensors import load_search_data
 
     return load_search_data(task.data, task.data_dir, task.seed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from sweep.data.tensors import FinalData, SearchData
+from sweep.protocols import Data
 from sweep.trial import Task, WorkerReady, now_ms
 
 
@@ -25,6 +25,6 @@ def device_name(task: Task) -> str:
     return f"cpu, {torch.get_num_threads()} threads"
 
 
-def ready(task: Task, data: SearchData | FinalData, n_slots: int) -> WorkerReady:
+def ready(task: Task, data: Data, n_slots: int) -> WorkerReady:
     """A trainer's first report."""
     return WorkerReady(data.info, device_name(task), n_slots, now_ms())

@@ -1,6 +1,6 @@
-"""What a population is made of: data, and trials with what they bring along.
+"""A trial as a population knows it, and the scores of an epoch.
 
-Axes: F input features, H units, C classes.
+Axes: H units of a layer.
 """
 
 from __future__ import annotations
@@ -17,79 +17,39 @@ Linears = list[tuple[Tensor, Tensor]]
 """(weight (H_out, H_in), bias (H_out)) of each layer."""
 
 
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """A network's hidden layers."""
-
-    hidden: tuple[int, ...]
-    activation: str
-
-
-@dataclass(frozen=True, slots=True)
-class Dropout:
-    """Dropout of one trial: probability and the trial's seed."""
-
-    p: float
-    seed: int
-
-
-def dropout_stream(
-    dropout: Dropout, index: int, epoch: int, device: torch.device | str = "cpu"
-) -> torch.Generator:
-    """The generator of hidden layer `index` in a trial's epoch `epoch` (from 0), as SeededDropout
-    has it."""
-    stream = torch.Generator(device)
-    layer_seed = derive_seed(dropout.seed, "layer", index)
-    stream.manual_seed(derive_seed(layer_seed, "dropout", epoch))
-    return stream
-
-
-@dataclass(frozen=True, slots=True)
-class Samples:
-    """The data that a population sees, resident on its device."""
-
-    x: Tensor
-    """(n_train, ...) as stored."""
-    y: Tensor
-    """(n_train,) int64."""
-    x_val: Tensor
-    y_val: Tensor
-    mean: float
-    std: float
-    n_classes: int
-
-    @property
-    def n_features(self) -> int:
-        """F."""
-        return self.x[0].numel()
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingPlan:
-    """How one trial is trained."""
-
-    number: int
-    shape: Shape
-    rule: OptimizerRule
-    lr: float
-    schedule: str = "constant"
-    clip_norm: float | None = None
-    dropout: Dropout = field(default_factory=lambda: Dropout(0.0, 0))
-
-
 @dataclass(slots=True, eq=False)
 class Member:
-    """A trial in a population."""
+    """A trial in a population: how it trains, and the tensors it joins with."""
 
-    recipe: TrainingPlan
-    initial: Linears
-    """Weights to start with."""
+    number: int
+    hidden: tuple[int, ...]
+    """Units of each hidden layer."""
+    activation: str
+    """One of `sweep.hyperparameters.ACTIVATIONS`."""
+    rule: OptimizerRule
+    lr: float
+    weights: Linears
+    """Weights to join with; the population empties the list."""
+    schedule: str = "constant"
+    """One of `sweep.hyperparameters.SCHEDULES`."""
+    clip_norm: float | None = None
+    """Largest 2-norm of the gradient; None: no clipping."""
+    dropout: float = 0.0
+    """Probability of dropping a hidden unit."""
+    dropout_seed: int = 0
     epoch: int = 0
-    """Epochs it has trained."""
+    """Epochs trained."""
     states: list[Linears] = field(default_factory=list)
-    """Optimizer state to start with, one entry per tensor of state; empty: zeros."""
+    """Optimizer state to join with, one entry per tensor of state; empty: zeros."""
     best: Linears = field(default_factory=list)
-    """Weights of the best epoch to start with; empty: none yet."""
+    """Weights of the best epoch to join with; empty: none yet."""
+
+    def dropout_stream(self, index: int, device: torch.device | str = "cpu") -> torch.Generator:
+        """The generator of hidden layer `index` in the next epoch, the same as SeededDropout's."""
+        layer_seed = derive_seed(self.dropout_seed, "layer", index)
+        stream = torch.Generator(device)
+        stream.manual_seed(derive_seed(layer_seed, "dropout", self.epoch))
+        return stream
 
 
 @dataclass(frozen=True, slots=True)

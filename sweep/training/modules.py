@@ -11,15 +11,15 @@ import torch
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from sweep import hyperparameters as options
-from sweep.data.tensors import FinalData, SearchData
 from sweep.errors import must_be_one_of
 from sweep.hyperparameters import DEFAULT_MODULE
 from sweep.loading import import_object
 from sweep.training.mlp import MLPClassifier
+from sweep.trial import DatasetInfo
 
 
 def build_module(
-    module: str, hyperparameters: Mapping[str, Any], data: SearchData | FinalData, seed: int
+    module: str, hyperparameters: Mapping[str, Any], data: DatasetInfo, seed: int
 ) -> lightning.LightningModule:
     """A new module with weights that depend on (hyperparameters, seed) only.
 
@@ -30,8 +30,8 @@ def build_module(
     arguments = {k: v for k, v in hyperparameters.items() if k not in options.TRAINING_ARGUMENTS}
     if module == DEFAULT_MODULE:
         return MLPClassifier(
-            in_features=int(torch.Size(data.info.feature_shape).numel()),
-            n_classes=data.info.n_classes,
+            in_features=int(torch.Size(data.feature_shape).numel()),
+            n_classes=data.n_classes,
             input_mean=data.mean,
             input_std=data.std,
             seed=seed,

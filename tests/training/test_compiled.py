@@ -23,18 +23,18 @@ from test_population import (
     Setting,
     distance,
     linears,
-    make_samples,
+    make_data,
     member,
     need_kernel,
-    order,
     train_fused,
     train_plain,
     weight_distance,
 )
 
+from sweep.data.tensors import Split
+from sweep.testing import example_data
 from sweep.training.compiled.kernel import load_kernel
 from sweep.training.compiled.trials import CompiledTrials
-from sweep.training.members import Samples
 from sweep.training.mlp import MLPClassifier
 from sweep.training.optimizers import SGD
 
@@ -44,7 +44,7 @@ HERE = Path(__file__).resolve().parent
 @pytest.fixture(scope="module", autouse=True)
 def setting():
     need_kernel()
-    return Setting(make_samples(), True)
+    return Setting(make_data(), True)
 
 
 class Counting:
@@ -90,9 +90,9 @@ def test_an_optimizer_without_a_formula_goes_to_the_next_engine(setting):
     for kind in (OfTorchAlone, WithoutNumber):
         given = {"hidden": (12, 6), "lr": 0.05}
         odd, other = member(0, given), member(1, given)
-        plan = dataclasses.replace(odd.recipe, rule=kind())
+        odd.rule = kind()
         population = setting.population()
-        population.change(joining=[dataclasses.replace(odd, recipe=plan), other])
+        population.change(joining=[odd, other])
         curves = {0: [], 1: []}
         for _ in range(2):
             population.train_epoch()
@@ -115,24 +115,23 @@ def test_any_width(setting, width):
 @pytest.mark.parametrize("clip_norm", [None, 0.1])
 def test_more_features_than_a_chunk(clip_norm):
     """Wide data are multiplied in parts, and a row's gradient is used up in parts."""
-    small = make_samples()
+    small = make_data()
     generator = torch.Generator().manual_seed(1)
     mix = torch.rand(64, 2500, generator=generator) / 8
-    samples = dataclasses.replace(
-        small, x=small.x.flatten(1) @ mix, x_val=small.x_val.flatten(1) @ mix
-    )
-    setting = Setting(samples, True)
+    train, val = ((split.x.flatten(1) @ mix, split.y) for split in (small.train, small.val))
+    data = example_data(train, val, mean=MEAN, std=STD, seed=7)
+    setting = Setting(data, True)
     population = setting.population()
     model = MLPClassifier(
         2500, 10, seed=0, input_mean=MEAN, input_std=STD, hidden=(9,), optimizer="Adam", lr=1e-3
     )
     joining = member(0, {"hidden": (9,), "optimizer": "Adam", "lr": 1e-3})
-    joining.recipe = dataclasses.replace(joining.recipe, clip_norm=clip_norm)
-    joining.initial = linears(model)
+    joining.clip_norm = clip_norm
+    joining.weights = linears(model)
     population.change(joining=[joining])
-    stacked = Setting(samples, False).population()
+    stacked = Setting(data, False).population()
     again = member(0, {"hidden": (9,), "optimizer": "Adam", "lr": 1e-3})
-    again.recipe, again.initial = joining.recipe, linears(model)
+    again.clip_norm, again.weights = clip_norm, linears(model)
     stacked.change(joining=[again])
     for _ in range(2):
         population.train_epoch()
@@ -147,13 +146,13 @@ def test_more_features_than_a_chunk(clip_norm):
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.float64, torch.int32])
 def test_types_of_inputs(dtype):
     """Pixels are read as they are stored; what the kernel does not read is converted once."""
-    small = make_samples()
-    x, x_val = ((255 * values).to(dtype) for values in (small.x, small.x_val))
+    small = make_data()
+    x, x_val = ((255 * split.x).to(dtype) for split in (small.train, small.val))
     mean, std = 255 * MEAN, 255 * STD
-    samples = Samples(x, small.y, x_val, small.y_val, mean, std, n_classes=10)
+    data = example_data((x, small.train.y), (x_val, small.val.y), mean=mean, std=std)
     curves = []
     for is_compiled in (True, False):
-        curve, _ = train_fused(Setting(samples, is_compiled), {0: MIX[3]})
+        curve, _ = train_fused(Setting(data, is_compiled), {0: MIX[3]})
         curves.append(curve[0])
     assert distance(*curves) < 1e-7
 
@@ -174,12 +173,12 @@ def test_an_epoch_in_several_calls(setting):
     given = {"hidden": (40, 30), "optimizer": "Adam", "lr": 1e-2, "schedule": "one_cycle"}
     trials = {0: given, 1: given | {"dropout": 0.4}}
     kernel = Counting(load_kernel(8).kernel)
-    several = CompiledTrials(kernel, setting.samples, BATCH, N_EPOCHS, torch.float64)
+    several = CompiledTrials(kernel, setting.data, BATCH, N_EPOCHS, torch.float64)
     several.work_a_call = 2.5 * 6 * BATCH * 2 * (64 * 40 + 40 * 30 + 30 * 10)
     several.change(set(), [member(number, own) for number, own in trials.items()])
     curves = {number: [] for number in trials}
     for epoch in range(N_EPOCHS):
-        several.train_epoch(order(epoch))
+        several.train_epoch(setting.data.order(epoch))
         for number, s in several.evaluate().items():
             curves[number].append((s.train_loss, s.val_loss, s.val_acc))
     assert kernel.n == 3 * N_EPOCHS  # of 5 minibatches, 2 a call
@@ -205,16 +204,17 @@ def test_what_is_large_is_left_to_torch(setting):
     population = setting.population(torch.float32)
     sizes = ((3500, 3500), (20, 20))
     population.change(joining=[member(k, {"hidden": hidden}) for k, hidden in enumerate(sizes)])
-    assert [m.recipe.number for m in population.members] == [1, 0]  # compiled ones come first
+    assert [m.number for m in population.members] == [1, 0]  # compiled ones come first
 
 
 def test_a_class_that_does_not_exist():
     """It is an index in the kernel, and must not be one past the end."""
-    small = make_samples()
+    small = make_data()
     for wrong in (10, -1):
-        y = small.y.clone()
+        y = small.train.y.clone()
         y[7] = wrong
-        population = Setting(dataclasses.replace(small, y=y), True).population()
+        data = dataclasses.replace(small, train=Split(small.train.x, y))
+        population = Setting(data, True).population()
         with pytest.raises(IndexError, match=f"classes must be 0 to 9, but y holds {wrong}"):
             population.change(joining=[member(0, MIX[0])])
 
@@ -223,7 +223,7 @@ def test_too_deep_for_the_kernel(setting):
     """A network of more layers than it has room for is stacked, beside others that are not."""
     deep = {"hidden": (6,) * 9, "optimizer": "Adam", "lr": 1e-2}
     curves, population = train_fused(setting, {0: deep, 1: MIX[0]})
-    assert [m.recipe.number for m in population.members] == [1, 0]  # compiled ones come first
+    assert [m.number for m in population.members] == [1, 0]  # compiled ones come first
     for number, given in ((0, deep), (1, MIX[0])):
         rows, _ = train_plain(setting, number, given, torch.float64)
         assert distance(curves[number], rows) < 1e-7
@@ -265,7 +265,7 @@ def test_narrower_vectors(flags, tmp_path):
         import test_population as t
         from sweep.training.compiled.kernel import load_kernel
         assert load_kernel(8).kernel, load_kernel(8).why_not
-        setting = t.Setting(t.make_samples(), True)
+        setting = t.Setting(t.make_data(), True)
         for dtype, near in ((torch.float64, 1e-7), (torch.float32, 1e-3)):
             population = setting.population(dtype, batch=50)
             curves, _ = t.train_fused(setting, dict(enumerate(t.MIX)), None, population)

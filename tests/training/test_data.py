@@ -88,8 +88,8 @@ def test_mean_and_std_are_of_the_training_values():
     """mean and std are those of the training pixels alone, computed in float64."""
     data = load_search_data("digits", None, 0)
     pixels = data.train.x.numpy().astype(np.float64)
-    assert data.mean == pytest.approx(pixels.mean(), rel=1e-13)
-    assert data.std == pytest.approx(pixels.std(), rel=1e-13)
+    assert data.info.mean == pytest.approx(pixels.mean(), rel=1e-13)
+    assert data.info.std == pytest.approx(pixels.std(), rel=1e-13)
 
 
 def test_the_split_depends_on_the_seed_alone():
@@ -124,7 +124,7 @@ def test_mnist_is_55000_5000_10000(mnist_dir):
     data = load_search_data("mnist", str(mnist_dir), 0)
     assert data.train.x.shape == (55_000, 1, 28, 28)
     assert data.val.x.shape == (5_000, 1, 28, 28)
-    assert (data.mean, data.std) == pytest.approx((0.1307, 0.3081), abs=2e-4)
+    assert (data.info.mean, data.info.std) == pytest.approx((0.1307, 0.3081), abs=2e-4)
     assert data.info.source == str(mnist_dir)
     final = load_final_data("mnist", str(mnist_dir), 0)
     assert (len(final.train), len(final.test)) == (60_000, 10_000)
@@ -174,7 +174,7 @@ def test_data_move_to_a_device():
     final = load_final_data("digits", None, 0).to("meta")
     for split in (search.train, search.val, final.train, final.test):
         assert (split.x.device.type, split.y.device.type) == ("meta", "meta")
-    assert search.mean == load_search_data("digits", None, 0).mean
+    assert search.info.mean == load_search_data("digits", None, 0).info.mean
 
 
 def test_data_that_are_there_are_not_copied():
@@ -193,7 +193,7 @@ def test_a_function_of_the_users_is_data(custom):
     assert (data.train.x.dtype, data.train.y.dtype) == (torch.float32, torch.int64)
     assert (len(data.train), len(data.val)) == (40, 8)
     assert (data.info.source, data.info.n_classes) == ("own_data:make", 4)
-    assert data.mean == pytest.approx(59.5)
+    assert data.info.mean == pytest.approx(59.5)
     final = load_final_data("own_data:make", None, 0)
     assert (len(final.train), len(final.test)) == (48, 12)
 
@@ -210,7 +210,7 @@ def test_lists_will_do(custom):
     """Plain lists are arrays too, and values that are all equal have a std that divides."""
     data = load_search_data("own_data:lists", None, 0)
     assert data.train.x.shape == (18, 2)
-    assert data.std == 1.0
+    assert data.info.std == 1.0
 
 
 @pytest.mark.parametrize(
@@ -346,7 +346,9 @@ def test_a_trainer_takes_batches_and_sets_their_epoch(tmp_path):
 
     def fit(epochs, resume_from=None):
         batches = Batches(data.train, 64, seed=9, first_epoch=2)
-        model = Recording(64, hidden=[32], lr=0.1, input_mean=data.mean, input_std=data.std)
+        model = Recording(
+            64, hidden=[32], lr=0.1, input_mean=data.info.mean, input_std=data.info.std
+        )
         loop = trainer(tmp_path, epochs)
         loop.fit(model, batches, val, ckpt_path=resume_from)
         assert loop.train_dataloader is batches

@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 
-from sweep.data.tensors import SearchData, Split, load_search_data
+from sweep.data.tensors import Split, TensorData, load_search_data
 from sweep.errors import ConfigError
 from sweep.hyperparameters import DEFAULT_MODULE
 from sweep.training.choice import why_plain
@@ -46,7 +46,7 @@ def data():
     whole = load_search_data("digits", None, 0)
     train = Split(whole.train.x[:300], whole.train.y[:300])
     val = Split(whole.val.x[:100], whole.val.y[:100])
-    assert isinstance(whole, SearchData)
+    assert isinstance(whole, TensorData)
     return dataclasses.replace(whole, train=train, val=val)
 
 

@@ -8,30 +8,33 @@ from collections.abc import Iterator, Sequence
 import pytest
 import torch
 
+from sweep.data.tensors import TensorData
+from sweep.testing import example_data
 from sweep.training.compiled.kernel import Kernel, load_kernel
 from sweep.training.fused.lanes import MOST_LANES, Lanes
 from sweep.training.fused.population import Population
-from sweep.training.members import Member, Samples, Scores, Shape, TrainingPlan
+from sweep.training.members import Member, Scores
 from sweep.training.optimizers import make_rule
 
 N_FEATURES, N_CLASSES, N_EPOCHS, BATCH = 6, 3, 8, 8
 
 
-def _samples() -> Samples:
+def _data() -> TensorData:
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(40, N_FEATURES, generator=generator, dtype=torch.float64)
     y = torch.randint(0, N_CLASSES, (40,), generator=generator)
-    return Samples(x, y, x[:16], y[:16], 0.5, 0.3, N_CLASSES)
+    data: TensorData = example_data((x, y), (x[:16], y[:16]), N_CLASSES, mean=0.5, std=0.3)
+    return data
 
 
-def _lanes(n_threads: int, kernel: Kernel | None = None, most: int = MOST_LANES) -> Lanes:
-    samples = _samples()
-
-    def order(epoch: int) -> torch.Tensor:
-        return torch.randperm(40, generator=torch.Generator().manual_seed(epoch))
+def _lanes(
+    n_threads: int, kernel: Kernel | None = None, most: int = MOST_LANES,
+    data: TensorData | None = None,
+) -> Lanes:  # fmt: skip
+    given = data or _data()
 
     def make(batch_size: int, epoch: int) -> Population:
-        return Population(samples, batch_size, N_EPOCHS, order, epoch, torch.float64, kernel)
+        return Population(given, batch_size, N_EPOCHS, epoch, torch.float64, kernel)
 
     return Lanes(make, n_threads, most)
 
@@ -48,7 +51,7 @@ def _member(number: int, hidden: Sequence[int] = (16,)) -> Member:
     ]
     name, arguments = (("Adam", {}), ("RMSprop", {"momentum": 0.5}))[number % 2]
     rule = make_rule(name, arguments)
-    return Member(TrainingPlan(number, Shape(tuple(hidden), "relu"), rule, 1e-2), weights)
+    return Member(number, tuple(hidden), "relu", rule, 1e-2, weights)
 
 
 def _curves(lanes: Lanes, n_epochs: int) -> dict[int, list[Scores]]:
@@ -148,10 +151,11 @@ def test_as_many_lanes_as_threads_up_to_a_limit(most: int, n_lanes: int) -> None
 
 
 def test_what_a_lane_raises_is_raised() -> None:
-    lanes = _lanes(n_threads=2)
+    data = _data()
+    lanes = _lanes(n_threads=2, data=data)
     for k in range(2):
         lanes.place(_member(k), BATCH, None)
     lanes.change()
-    lanes.populations[0].samples.x.resize_(1)  # of both lanes
+    data.train.x.resize_(1)  # of both lanes
     with pytest.raises(IndexError):
         lanes.train_epoch(lambda: None)

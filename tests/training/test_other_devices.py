@@ -13,8 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sweep import hyperparameters
+from sweep.testing import example_data
 from sweep.training.fused.population import Population
-from sweep.training.members import Dropout, Member, Samples, Shape, TrainingPlan
+from sweep.training.members import Member
 from sweep.training.optimizers import make_rule
 
 ACTIVATIONS = [*hyperparameters.ACTIVATIONS]
@@ -44,20 +45,18 @@ def member(number: int, optimizer: str, arguments: dict, hidden: tuple[int, ...]
     """A trial whose weights come from the CPU."""
     widths = (784, *hidden, 10)
     initial = [(torch.randn(b, a), torch.randn(b)) for a, b in itertools.pairwise(widths)]
-    shape = Shape(hidden, ACTIVATIONS[number % len(ACTIVATIONS)])
+    activation = ACTIVATIONS[number % len(ACTIVATIONS)]
     rule = make_rule(optimizer, arguments)
     # Dropout draws from a generator of the device, which meta tensors have none of.
-    recipe = TrainingPlan(number, shape, rule, 0.01, "one_cycle", 1.0, Dropout(0.0, number))
-    return Member(recipe, initial)
+    return Member(number, hidden, activation, rule, 0.01, initial, "one_cycle", 1.0)
 
 
 def test_an_epoch_stays_on_the_device():
     """Trials of every optimizer and activation join, train, are kept, leave and move: no value is
     read back before the epoch's metrics, once."""
     x, y = torch.zeros(300, 1, 28, 28, dtype=torch.uint8), torch.zeros(300, dtype=torch.int64)
-    data = (x[:200], y[:200], x[200:], y[200:])
-    samples = Samples(*(part.to("meta") for part in data), 0.1, 0.3, 10)
-    population = Population(samples, 64, 3, lambda epoch: torch.randperm(200))
+    data = example_data((x[:200], y[:200]), (x[200:], y[200:]), mean=0.1, std=0.3)
+    population = Population(data.to("meta"), 64, 3)
     kinds = itertools.product(OPTIMIZERS.items(), HIDDEN)
     members = [member(k, *rule, hidden) for k, (rule, hidden) in enumerate(kinds)]
     population.change(joining=members[:-2])

@@ -14,11 +14,12 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from sweep.data.tensors import epoch_order
+from sweep.data.tensors import TensorData
 from sweep.hyperparameters import ACTIVATIONS, SCHEDULES
+from sweep.testing import example_data
 from sweep.training.compiled.kernel import load_kernel
 from sweep.training.fused.population import Population
-from sweep.training.members import Dropout, Member, Samples, Shape, TrainingPlan
+from sweep.training.members import Member
 from sweep.training.mlp import MLPClassifier, SeededDropout
 from sweep.training.optimizers import learning_rates, make_rule
 
@@ -51,23 +52,24 @@ def one_thread():
 class Setting:
     """Data, and who trains: stacked tensors or the compiled kernel."""
 
-    samples: Samples
+    data: TensorData
     is_compiled: bool
 
     def population(self, dtype=torch.float64, batch=BATCH):
         """An empty one."""
         kernel = load_kernel(dtype.itemsize).kernel if self.is_compiled else None
         assert kernel is not None or not self.is_compiled
-        return Population(self.samples, batch, N_EPOCHS, order, dtype=dtype, kernel=kernel)
+        return Population(self.data, batch, N_EPOCHS, dtype=dtype, kernel=kernel)
 
 
-def make_samples():
+def make_data():
     generator = torch.Generator().manual_seed(0)
     y = torch.randint(0, 10, (N_TRAIN + N_VAL,), generator=generator)
     # Classes that can be learnt, so that losses move.
     centers = torch.rand(10, 8, 8, generator=generator)
     x = (centers[y] + 0.3 * torch.randn(len(y), 8, 8, generator=generator)).clamp(0, 1)
-    return Samples(x[:N_TRAIN], y[:N_TRAIN], x[N_TRAIN:], y[N_TRAIN:], MEAN, STD, n_classes=10)
+    train, val = (x[:N_TRAIN], y[:N_TRAIN]), (x[N_TRAIN:], y[N_TRAIN:])
+    return example_data(train, val, mean=MEAN, std=STD, seed=7)
 
 
 def need_kernel():
@@ -81,7 +83,7 @@ def need_kernel():
 
 @pytest.fixture(scope="module")
 def stacked():
-    return Setting(make_samples(), False)
+    return Setting(make_data(), False)
 
 
 @pytest.fixture(scope="module", params=["stacked", "compiled"])
@@ -89,11 +91,7 @@ def setting(request):
     is_compiled = request.param == "compiled"
     if is_compiled:
         need_kernel()
-    return Setting(make_samples(), is_compiled)
-
-
-def order(epoch):
-    return epoch_order(7, epoch, N_TRAIN)
+    return Setting(make_data(), is_compiled)
 
 
 def build(seed, hyperparameters):
@@ -111,16 +109,18 @@ def member(number, hyperparameters):
     """The trial `number`, whose seed is its number."""
     model = build(number, hyperparameters)
     arguments = model.optimizer_arguments
-    recipe = TrainingPlan(
+    return Member(
         number,
-        Shape(tuple(model.hidden), model.hparams["activation"]),
+        tuple(model.hidden),
+        model.hparams["activation"],
         make_rule(model.optimizer_name, arguments),
         arguments["lr"],
+        linears(model),
         model.schedule,
         model.clip_norm,
-        Dropout(model.hparams["dropout"], number),
+        model.hparams["dropout"],
+        number,
     )
-    return Member(recipe, linears(model))
 
 
 def train_plain(setting, number, hyperparameters, dtype, first_epoch=0, batch=BATCH):
@@ -140,10 +140,12 @@ def train_plain(setting, number, hyperparameters, dtype, first_epoch=0, batch=BA
                 layer.start_epoch(epoch, torch.device("cpu"))
         model.train()
         total = 0.0
-        for lr, index in zip(rates, order(first_epoch + epoch).split(batch), strict=True):
+        for lr, index in zip(
+            rates, setting.data.order(first_epoch + epoch).split(batch), strict=True
+        ):
             optimizer.param_groups[0]["lr"] = lr
             loss = functional.cross_entropy(
-                model(setting.samples.x[index].to(dtype)), setting.samples.y[index]
+                model(setting.data.train.x[index].to(dtype)), setting.data.train.y[index]
             )
             optimizer.zero_grad()
             loss.backward()
@@ -153,9 +155,9 @@ def train_plain(setting, number, hyperparameters, dtype, first_epoch=0, batch=BA
             total += loss.item() * len(index)
         model.eval()
         with torch.no_grad():
-            logits = model(setting.samples.x_val.to(dtype))
-            val_loss = functional.cross_entropy(logits, setting.samples.y_val).item()
-            val_acc = (logits.argmax(1) == setting.samples.y_val).float().mean().item()
+            logits = model(setting.data.val.x.to(dtype))
+            val_loss = functional.cross_entropy(logits, setting.data.val.y).item()
+            val_acc = (logits.argmax(1) == setting.data.val.y).float().mean().item()
         rows.append((total / N_TRAIN, val_loss, val_acc))
     return rows, model
 
@@ -248,7 +250,7 @@ def test_a_trial_that_comes_back_at_once_begins_anew(setting):
     population.train_epoch()
     population.change([0], [member(0, first)])
     for (weight, bias), (w, b) in zip(
-        population.weights(0), member(0, first).initial, strict=True
+        population.weights(0), member(0, first).weights, strict=True
     ):
         assert torch.equal(weight, w)
         assert torch.equal(bias, b)
@@ -302,8 +304,8 @@ def test_what_is_not_a_number_is_seen(setting, activation, layer):
     """No activation hides a NaN weight from the losses."""
     given = {"hidden": (8, 6), "activation": activation}
     broken = member(0, given)
-    weight, bias = broken.initial[layer]
-    broken.initial[layer] = weight.clone().index_fill_(0, torch.tensor([1]), float("nan")), bias
+    weight, bias = broken.weights[layer]
+    broken.weights[layer] = weight.clone().index_fill_(0, torch.tensor([1]), float("nan")), bias
     population = setting.population()
     population.change(joining=[broken, member(1, given)])
     population.train_epoch()

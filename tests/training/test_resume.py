@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import torch
 
-from sweep.data.tensors import SearchData, Split, load_search_data
+from sweep.data.tensors import Split, TensorData, load_search_data
 from sweep.errors import DiskError
 from sweep.executors.process import ProcessExecutor
 from sweep.files.trial_folder import read_verdict, resume_point, trial_folder
@@ -61,7 +61,7 @@ def _one_thread_and_own_modules() -> Iterable[None]:
 
 
 @pytest.fixture(scope="module")
-def data() -> SearchData:
+def data() -> TensorData:
     """A part of digits."""
     whole = load_search_data("digits", None, 0)
     train = Split(whole.train.x[:200], whole.train.y[:200])
@@ -157,7 +157,7 @@ CONFIGURATIONS = [
 
 
 def assert_goes_on_exactly(
-    task: Task, given: TrialSpec, data: SearchData, n_done: int, path: str = "plain"
+    task: Task, given: TrialSpec, data: TensorData, n_done: int, path: str = "plain"
 ) -> None:
     """Bit for bit: curve, best epoch, best weights, trained once whole and once in two parts."""
     trainer = TRAINERS[path]
@@ -183,14 +183,14 @@ def assert_goes_on_exactly(
 
 
 @pytest.mark.parametrize("number", range(len(CONFIGURATIONS)))
-def test_the_plain_path_goes_on_bit_for_bit(tmp_path: Path, data: SearchData, number: int) -> None:
+def test_the_plain_path_goes_on_bit_for_bit(tmp_path: Path, data: TensorData, number: int) -> None:
     """Every optimizer and schedule, with dropout and clipping, equals the uninterrupted trial."""
     given = dataclasses.replace(spec(number, **CONFIGURATIONS[number]), start_epoch=3)
     assert_goes_on_exactly(a_task(tmp_path), given, data, 1 + number % 3)
 
 
 @pytest.mark.parametrize("number", range(len(CONFIGURATIONS)))
-def test_the_kernel_goes_on_bit_for_bit(tmp_path: Path, data: SearchData, number: int) -> None:
+def test_the_kernel_goes_on_bit_for_bit(tmp_path: Path, data: TensorData, number: int) -> None:
     """In float32 too: nothing but the trial's own state decides its next epoch."""
     if load_kernel(4).kernel is None:
         pytest.skip("no kernel here")
@@ -199,14 +199,14 @@ def test_the_kernel_goes_on_bit_for_bit(tmp_path: Path, data: SearchData, number
 
 
 @pytest.mark.parametrize("module", ["Dropping", "OwnLoader"])
-def test_a_users_module_goes_on_bit_for_bit(tmp_path: Path, data: SearchData, module: str) -> None:
+def test_a_users_module_goes_on_bit_for_bit(tmp_path: Path, data: TensorData, module: str) -> None:
     """Global generators, ReduceLROnPlateau, batch norm and a shuffling loader are restored."""
     task = a_task(tmp_path, module=f"resume_module:{module}")
     given = TrialSpec(0, {"rate": 0.4}, 11)
     assert_goes_on_exactly(task, given, data, 2)
 
 
-def test_twice_interrupted(tmp_path: Path, data: SearchData) -> None:
+def test_twice_interrupted(tmp_path: Path, data: TensorData) -> None:
     """A trial that is stopped after each epoch still has the uninterrupted curve."""
     task = a_task(tmp_path, module="resume_module:Dropping")
     given = TrialSpec(0, {}, 11)
@@ -285,7 +285,7 @@ def assert_same(ours: Driver, theirs: Driver, number: int) -> None:
         torch.testing.assert_close(value, right[name], rtol=1e-7, atol=1e-9)
 
 
-def test_the_fused_path_goes_on_exactly(tmp_path: Path, data: SearchData) -> None:
+def test_the_fused_path_goes_on_exactly(tmp_path: Path, data: TensorData) -> None:
     """All optimizers x schedules, with dropout and clipping, among other neighbours than before.
 
     Trials are interrupted after different epochs and come back in another order, next to new
@@ -311,7 +311,7 @@ def test_the_fused_path_goes_on_exactly(tmp_path: Path, data: SearchData) -> Non
 
 
 @both
-def test_replays_are_what_was_told(tmp_path: Path, data: SearchData, path: str) -> None:
+def test_replays_are_what_was_told(tmp_path: Path, data: TensorData, path: str) -> None:
     """A resumed trial begins with its former reports, equal in metrics and time, in one go."""
     task = a_task(tmp_path)
     first = train(TRAINERS[path](task, data), [spec(0)], {0: 2})
@@ -321,7 +321,7 @@ def test_replays_are_what_was_told(tmp_path: Path, data: SearchData, path: str) 
 
 
 @both
-def test_resume_state_at_an_interval(tmp_path: Path, data: SearchData, path: str) -> None:
+def test_resume_state_at_an_interval(tmp_path: Path, data: TensorData, path: str) -> None:
     """It is written at every boundary with interval 0, and not before an hour with 3600 s.
 
     The plain path writes as the next epoch starts, after the exchange.
@@ -346,7 +346,7 @@ def test_resume_state_at_an_interval(tmp_path: Path, data: SearchData, path: str
 
 
 @both
-def test_a_trial_whose_epochs_are_all_trained(tmp_path: Path, data: SearchData, path: str) -> None:
+def test_a_trial_whose_epochs_are_all_trained(tmp_path: Path, data: TensorData, path: str) -> None:
     """It finishes at once, without an epoch, with the checkpoint of its best."""
     task = a_task(tmp_path)
     first = train(TRAINERS[path](task, data), [spec(0)], {0: 3})
@@ -365,7 +365,7 @@ def test_a_trial_whose_epochs_are_all_trained(tmp_path: Path, data: SearchData, 
 
 @both
 def test_interrupted_again_before_its_first_epoch(
-    tmp_path: Path, data: SearchData, path: str
+    tmp_path: Path, data: TensorData, path: str
 ) -> None:
     """A trial that is stopped at its replay keeps its resume state, and goes on later."""
     task = a_task(tmp_path)
@@ -431,7 +431,7 @@ HOW = (
 
 @both
 @pytest.mark.parametrize("how", HOW)
-def test_a_file_that_cannot_be_used(tmp_path: Path, data: SearchData, path: str, how: str) -> None:
+def test_a_file_that_cannot_be_used(tmp_path: Path, data: TensorData, path: str, how: str) -> None:
     """The trial starts from its beginning, in its data order, and one line says so."""
     task = example_task(tmp_path, epochs=2, population=4)
     given = dataclasses.replace(spec(0), start_epoch=5)
@@ -451,7 +451,7 @@ def test_a_file_that_cannot_be_used(tmp_path: Path, data: SearchData, path: str,
 
 @both
 def test_a_resume_file_of_another_configuration(
-    tmp_path: Path, data: SearchData, path: str
+    tmp_path: Path, data: TensorData, path: str
 ) -> None:
     """What a deleted study of the same name left is not taken for this trial's."""
     task = a_task(tmp_path)
@@ -469,7 +469,7 @@ def test_a_resume_file_of_another_configuration(
 @both
 @pytest.mark.parametrize("reason", ["pruned", "converged", "timeout"])
 def test_a_stopped_trial_has_its_verdict(
-    tmp_path: Path, data: SearchData, path: str, reason: StopReason
+    tmp_path: Path, data: TensorData, path: str, reason: StopReason
 ) -> None:
     """Files first, then the verdict with all reports and the reason, and no resume state."""
     task = a_task(tmp_path, checkpoint_interval_s=0.0)
@@ -483,7 +483,7 @@ def test_a_stopped_trial_has_its_verdict(
 
 
 @both
-def test_ends_of_all_kinds(tmp_path: Path, data: SearchData, path: str) -> None:
+def test_ends_of_all_kinds(tmp_path: Path, data: TensorData, path: str) -> None:
     """Finished and failed trials have verdicts; an interrupted one has resume state instead."""
     task = a_task(tmp_path, checkpoint_interval_s=0.0)
     specs = [spec(0), spec(1, lr=1e30, optimizer="SGD"), spec(2, optimizer="Adma"), spec(3)]
@@ -501,7 +501,7 @@ def test_ends_of_all_kinds(tmp_path: Path, data: SearchData, path: str) -> None:
 
 @both
 def test_the_verdict_of_a_resumed_trial_is_whole(
-    tmp_path: Path, data: SearchData, path: str
+    tmp_path: Path, data: TensorData, path: str
 ) -> None:
     """It has the epochs from before the interruption too, none of them as a replay."""
     task = a_task(tmp_path)
@@ -514,7 +514,7 @@ def test_the_verdict_of_a_resumed_trial_is_whole(
 
 
 @both
-def test_a_trial_that_is_tried_again_forgets(tmp_path: Path, data: SearchData, path: str) -> None:
+def test_a_trial_that_is_tried_again_forgets(tmp_path: Path, data: TensorData, path: str) -> None:
     """From its start on, an earlier try's verdict, resume state and broken-off files are gone;
     something that cannot be removed fails no trial."""
     task = a_task(tmp_path)
@@ -536,7 +536,7 @@ def test_a_trial_that_is_tried_again_forgets(tmp_path: Path, data: SearchData, p
 
 
 @both
-def test_resume_state_on_a_full_disk(tmp_path: Path, data: SearchData, path: str) -> None:
+def test_resume_state_on_a_full_disk(tmp_path: Path, data: TensorData, path: str) -> None:
     """Training goes on, one line says so once, and the last good state stays readable."""
     task = a_task(tmp_path, checkpoint_interval_s=0.0)
     folder = trial_folder(task.work_dir, 0)
@@ -567,7 +567,7 @@ def test_resume_state_on_a_full_disk(tmp_path: Path, data: SearchData, path: str
 
 @both
 @pytest.mark.parametrize("file", ["best.ckpt", "model.pt2", "verdict.json"])
-def test_a_full_disk_at_the_end(tmp_path: Path, data: SearchData, path: str, file: str) -> None:
+def test_a_full_disk_at_the_end(tmp_path: Path, data: TensorData, path: str, file: str) -> None:
     """What a trial must leave and cannot is a DiskError of one line; its resume state stays."""
     task = a_task(tmp_path, checkpoint_interval_s=0.0)
     folder = trial_folder(task.work_dir, 0)
@@ -580,7 +580,7 @@ def test_a_full_disk_at_the_end(tmp_path: Path, data: SearchData, path: str, fil
     assert len(rest.curve(0)) == N_EPOCHS
 
 
-def test_a_module_that_cannot_be_saved(tmp_path: Path, data: SearchData) -> None:
+def test_a_module_that_cannot_be_saved(tmp_path: Path, data: TensorData) -> None:
     """It trains all the same; one line says that it could not be resumed."""
     task = a_task(tmp_path, module="resume_module:Unpicklable", checkpoint_interval_s=0.0)
     driver = train(PlainTrainer(task, data), [TrialSpec(0, {}, 1)])
@@ -634,7 +634,7 @@ class Narrowing(Driver):
         return super().__call__(reports, n_free)
 
 
-def train_narrowing(task: Task, data: SearchData, room_mb: int, calls: Path) -> None:
+def train_narrowing(task: Task, data: TensorData, room_mb: int, calls: Path) -> None:
     """What the driver was told goes to `calls`."""
     driver = Narrowing(large())
     driver.room_mb = room_mb
@@ -642,7 +642,7 @@ def train_narrowing(task: Task, data: SearchData, room_mb: int, calls: Path) -> 
     calls.write_bytes(pickle.dumps(driver.calls))
 
 
-def search_for_room(task: Task, data: SearchData, folder: Path) -> None:
+def search_for_room(task: Task, data: TensorData, folder: Path) -> None:
     """In a process of its own, which limits the memory of its children: halves `ROOM_MB` until
     the population was halved once and nothing else happened. Prints what was tried."""
     torch.set_num_threads(1)
@@ -692,7 +692,7 @@ def told_in(calls: Path) -> Driver:
 
 @pytest.mark.parametrize("kernel", ["off", "on"])
 def test_out_of_memory_halves_the_population(
-    tmp_path: Path, kernel: str, monkeypatch: pytest.MonkeyPatch, data: SearchData
+    tmp_path: Path, kernel: str, monkeypatch: pytest.MonkeyPatch, data: TensorData
 ) -> None:
     """Where sixteen trials do not fit, eight at a time go on: none lost, every curve as without.
 
@@ -725,7 +725,7 @@ def test_out_of_memory_halves_the_population(
     assert all(len(narrow.epochs(n)) == N_EPOCHS + len(replayed[n]) for n in range(N_LARGE))
 
 
-def export_once(data: SearchData) -> None:
+def export_once(data: TensorData) -> None:
     """Let torch load what its exports need, 0.1 GB, before memory is limited."""
     model = MLPClassifier(data.info.feature_shape[-1] ** 2, 10, hidden=(WIDTH, WIDTH)).double()
     prepare_export(model, data.info.feature_shape)
@@ -734,7 +734,7 @@ def export_once(data: SearchData) -> None:
 
 
 def train_limited(
-    task: Task, data: SearchData, specs: Sequence[TrialSpec], room_mb: int, calls: Path
+    task: Task, data: TensorData, specs: Sequence[TrialSpec], room_mb: int, calls: Path
 ) -> None:
     """In a process of its own, which gets no more memory from when it is ready."""
     torch.set_num_threads(1)
@@ -752,7 +752,7 @@ def train_limited(
 
 
 def test_out_of_memory_while_trials_are_read_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: SearchData
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: TensorData
 ) -> None:
     """Where there is no room to read sixteen resume states, fewer trials go on at a time; none
     fails, and none starts again."""

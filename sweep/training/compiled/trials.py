@@ -16,16 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sweep.data.tensors import Split, TensorData
 from sweep.hyperparameters import ACTIVATIONS
 from sweep.training.compiled.kernel import KINDS, MOST_LAYERS, CBatches, Kernel, Trial, stride
-from sweep.training.members import (
-    Linears,
-    Member,
-    Samples,
-    Scores,
-    TrainingPlan,
-    dropout_stream,
-)
+from sweep.training.members import Linears, Member, Scores
 from sweep.training.optimizers import learning_rates
 
 GROUP_BYTES = 4_000_000
@@ -42,15 +36,16 @@ DRAWS_A_CALL = 4_000_000
 """Random numbers that dropout may have ready, for one trial."""
 
 
-def is_for_kernel(recipe: TrainingPlan, n_features: int, n_classes: int, batch_size: int) -> bool:
-    """Whether the kernel knows all that the trial needs, and is the faster way."""
-    widths = (n_features, *recipe.shape.hidden, n_classes)
+def is_for_kernel(member: Member, data: TensorData, batch_size: int) -> bool:
+    """Whether the kernel has all formulas that the trial needs, and is the faster engine."""
+    widths = data.widths(member.hidden)
     work = 6.0 * batch_size * sum(n_in * n_out for n_in, n_out in itertools.pairwise(widths))
-    has_formulas = (recipe.rule.kernel_fields(0) or {}).get("rule") is not None and ACTIVATIONS[
-        recipe.shape.activation
-    ].kernel_number is not None
-    is_known = len(widths) <= MOST_LAYERS + 1 and has_formulas
-    return is_known and min(widths) > 0 and recipe.dropout.p < 1.0 and work <= WORK_A_STEP
+    fields = member.rule.kernel_fields(0) or {}
+    has_formulas = None not in (
+        fields.get("rule"), ACTIVATIONS[member.activation].kernel_number
+    )  # fmt: skip
+    is_known = has_formulas and len(widths) <= MOST_LAYERS + 1 and min(widths) > 0
+    return is_known and member.dropout < 1.0 and work <= WORK_A_STEP
 
 
 @final
@@ -59,7 +54,7 @@ class CompiledTrials:
 
     Args:
         kernel: For values of `dtype`.
-        samples: Training and validation data, on the CPU.
+        data: Training and validation samples, on the CPU.
         batch_size: B; the last minibatch of an epoch may be smaller.
         n_epochs: Epochs of a whole trial, what schedules run over.
         dtype: Of weights and activations.
@@ -69,13 +64,15 @@ class CompiledTrials:
     """
 
     def __init__(
-        self, kernel: Kernel, samples: Samples, batch_size: int, n_epochs: int, dtype: torch.dtype
+        self, kernel: Kernel, data: TensorData, batch_size: int, n_epochs: int, dtype: torch.dtype
     ) -> None:
         self._kernel, self._batch_size, self._n_epochs = kernel, batch_size, n_epochs
-        self._samples, self._dtype = samples, dtype
-        self._x, self._x_val = _readable(samples.x, dtype), _readable(samples.x_val, dtype)
-        self._y, self._y_val = (_checked(y, samples.n_classes) for y in (samples.y, samples.y_val))
-        self._n_steps = -(-len(samples.x) // batch_size)
+        self._data, self._dtype = data, dtype
+        self._train, self._judged = (
+            Split(_readable(split.x, dtype), _checked(split.y, data.info.n_classes))
+            for split in (data.train, data.judged)
+        )
+        self._n_steps = -(-len(data.train) // batch_size)
         self.work_a_call, self.draws_a_call = WORK_A_CALL, DRAWS_A_CALL
         self._own: dict[int, _Own] = {}
         self._groups: list[list[_Own]] = []
@@ -89,15 +86,14 @@ class CompiledTrials:
         """Let trials leave (by number) and join; the others are not touched."""
         for number in leaving & self._own.keys():
             del self._own[number]
-        widths = self._samples.n_features, self._samples.n_classes
         for member in joining:
-            self._own[member.recipe.number] = _Own(member, *widths, self._dtype)
+            self._own[member.number] = _Own(member, self._data.widths(member.hidden), self._dtype)
         self._groups = _groups(list(self._own.values()))
 
     def train_epoch(self, order: Tensor) -> None:
         """One epoch over the samples in `order` (n_train,)."""
         order = order.long().contiguous()
-        data = self._batches(self._x, self._y, order)
+        batches = self._batches(self._train, order)
         for group in self._groups:
             n_at_once = self._n_steps_a_call(group)
             trials = (Trial * len(group))(*[own.fields(self._n_steps) for own in group])
@@ -106,11 +102,15 @@ class CompiledTrials:
             for first in range(0, self._n_steps, n_at_once):
                 n_steps = min(n_at_once, self._n_steps - first)
                 n_samples = min(n_steps * self._batch_size, len(order) - first * self._batch_size)
-                masks = [self._draw(own, n_samples) for own in streams]
-                for trial, mine, drawn in zip(trials, rates, masks, strict=True):
+                masks = [
+                    own.masks(mine, n_samples, self._batch_size)
+                    for own, mine in zip(group, streams, strict=True)
+                ]
+                for trial, mine, kept in zip(trials, rates, masks, strict=True):
+                    pointers = (ctypes.c_void_p * len(kept))(*[mask.data_ptr() for mask in kept])
                     trial.rates = mine[first:].ctypes.data
-                    trial.kept = ctypes.addressof(drawn.pointers) if drawn else None
-                self._kernel.train(trials, data, first, n_steps)
+                    trial.kept = ctypes.cast(pointers, ctypes.c_void_p) if kept else None
+                self._kernel.train(trials, batches, first, n_steps)
                 for trial in trials:
                     trial.n_steps += n_steps
             for own, trial in zip(group, trials, strict=True):
@@ -119,17 +119,17 @@ class CompiledTrials:
 
     def evaluate(self) -> dict[int, Scores]:
         """Metrics of the epoch just trained by trial number."""
-        scores, n = {}, len(self._x_val)
-        data = self._batches(self._x_val, self._y_val, None)
+        scores, n = {}, len(self._judged)
+        batches = self._batches(self._judged, None)
         for group in self._groups:
             trials = (Trial * len(group))(*[own.fields(self._n_steps) for own in group])
             n_at_once = self._batch_size * self._n_steps_a_call(group)
             for first in range(0, n, n_at_once):
-                self._kernel.evaluate(trials, data, first, min(n_at_once, n - first))
+                self._kernel.evaluate(trials, batches, first, min(n_at_once, n - first))
             for own, trial in zip(group, trials, strict=True):
                 # torchmetrics divides counts in float32 at any precision.
                 accuracy = float(np.float32(trial.n_correct) / np.float32(n))
-                scores[own.number] = Scores(own.train_loss, trial.loss / n, accuracy)
+                scores[own.member.number] = Scores(own.train_loss, trial.loss / n, accuracy)
         return scores
 
     def keep_best(self, number: int) -> None:
@@ -152,13 +152,12 @@ class CompiledTrials:
         own = self._own[number]
         return [own.linears(values) for values in own.states]
 
-    def _batches(self, x: Tensor, y: Tensor, order: Tensor | None) -> CBatches:
-        samples = self._samples
+    def _batches(self, split: Split, order: Tensor | None) -> CBatches:
+        info, (x, y) = self._data.info, (split.x, split.y)
         kind = KINDS[str(x.dtype).removeprefix("torch.")]
         return CBatches(
             x.data_ptr(), y.data_ptr(), order.data_ptr() if order is not None else None, kind,
-            len(x), samples.n_features, samples.n_classes, self._batch_size, samples.mean,
-            samples.std,
+            len(x), self._data.n_features, info.n_classes, self._batch_size, info.mean, info.std,
         )  # fmt: skip
 
     def _n_steps_a_call(self, group: Sequence[_Own]) -> int:
@@ -167,64 +166,28 @@ class CompiledTrials:
         n_draws = self._batch_size * max(own.n_draws for own in group)
         return max(1, min(int(self.work_a_call / work), self.draws_a_call // max(1, n_draws)))
 
-    def _draw(self, streams: Sequence[_Stream], n_samples: int) -> _Masks | None:
-        """What dropout keeps in the minibatches of the next `n_samples` samples."""
-        if not streams:
-            return None
-        n_whole, n_last = divmod(n_samples, self._batch_size)
-        drawn = []
-        for stream in streams:
-            # Call by call as SeededDropout draws them: (H, B) for each minibatch.
-            parts = [(n_whole, stream.n_units, self._batch_size), (1, stream.n_units, n_last)]
-            drawn.append(torch.cat([stream.draw(*shape).flatten() for shape in parts]))
-        return _Masks(drawn)
-
-
-class _Masks:
-    """Dropout's masks of one trial, and an array of pointers to each layer's."""
-
-    def __init__(self, kept: list[Tensor]) -> None:
-        self._kept = kept
-        self.pointers = (ctypes.c_void_p * len(kept))(*[values.data_ptr() for values in kept])
-
-
-class _Stream:
-    """The random numbers of one hidden layer's dropout."""
-
-    def __init__(self, generator: torch.Generator, p: float, n_units: int) -> None:
-        self._generator, self._p, self.n_units = generator, p, n_units
-
-    def draw(self, *shape: int) -> Tensor:
-        """Which of the next ones are kept (bool); drawn as torch's default type, like
-        SeededDropout's: Lightning sets it with the precision."""
-        return torch.rand(shape, generator=self._generator) >= self._p
-
 
 class _Own:
     """One trial's parameters and optimizer states, laid out as kernel.c says."""
 
-    def __init__(
-        self, member: Member, n_features: int, n_classes: int, dtype: torch.dtype
-    ) -> None:
-        self.member, self.number = member, member.recipe.number
-        self._widths = (n_features, *member.recipe.shape.hidden, n_classes)
-        self._widths_array = np.array(self._widths, np.int64)
+    def __init__(self, member: Member, widths: tuple[int, ...], dtype: torch.dtype) -> None:
+        self.member = member
+        self._widths, self._widths_array = widths, np.array(widths, np.int64)
         self.train_loss = 0.0
-        pairs = list(itertools.pairwise(self._widths))
+        pairs = list(itertools.pairwise(widths))
         self.n_weights = sum(n_in * n_out for n_in, n_out in pairs)
-        hidden = member.recipe.shape.hidden
-        self.n_draws = sum(hidden) if member.recipe.dropout.p > 0.0 else 0
+        self.n_draws = sum(member.hidden) if member.dropout > 0.0 else 0
         n_values = sum(n_out * stride(n_in) + stride(n_out) for n_in, n_out in pairs)
-        n_states = member.recipe.rule.n_states
+        n_states = member.rule.n_states
         self.params, self.best, *self.states = (
             torch.zeros(n_values, dtype=dtype) for _ in range(2 + n_states)
         )
-        given = (member.initial, member.best, *(member.states or [[]] * n_states))
+        given = (member.weights, member.best, *(member.states or [[]] * n_states))
         for values, brought in zip((self.params, self.best, *self.states), given, strict=True):
             for mine, theirs in zip(self.linears(values), brought, strict=bool(brought)):
                 mine[0].copy_(theirs[0])
                 mine[1].copy_(theirs[1])
-        member.initial, member.best, member.states = [], [], []
+        member.weights, member.best, member.states = [], [], []
 
     @property
     def n_bytes(self) -> int:
@@ -244,37 +207,47 @@ class _Own:
         return found
 
     def rates(self, n_epochs: int, n_steps: int) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """Learning rate of each step of its next epoch."""
-        recipe = self.member.recipe
+        """Learning rate of each step of the next epoch."""
+        member = self.member
         return np.array(
-            learning_rates(recipe.schedule, recipe.lr, self.member.epoch, n_epochs, n_steps),
+            learning_rates(member.schedule, member.lr, member.epoch, n_epochs, n_steps),
             np.float64,  # a choice of lr may be an integer
         )
 
-    def streams(self) -> list[_Stream]:
-        """Dropout's random numbers of its next epoch, a stream for each hidden layer."""
-        dropout, hidden = self.member.recipe.dropout, self.member.recipe.shape.hidden
-        if dropout.p == 0.0:
-            return []
-        return [
-            _Stream(dropout_stream(dropout, index, self.member.epoch), dropout.p, n_units)
-            for index, n_units in enumerate(hidden)
-        ]
+    def streams(self) -> list[torch.Generator]:
+        """A generator for each hidden layer's dropout in the next epoch; none without dropout."""
+        n_hidden = len(self.member.hidden) if self.n_draws else 0
+        return [self.member.dropout_stream(index) for index in range(n_hidden)]
+
+    def masks(
+        self, streams: Sequence[torch.Generator], n_samples: int, batch_size: int
+    ) -> list[Tensor]:
+        """Kept units (bool) of each hidden layer in the next `n_samples` samples, flat.
+
+        Drawn call by call as SeededDropout draws them, (H, B) a minibatch, in torch's default
+        type, which Lightning sets with the precision.
+        """
+        n_whole, n_last = divmod(n_samples, batch_size)
+        p, drawn = self.member.dropout, []
+        for stream, n_units in zip(streams, self.member.hidden, strict=False):
+            shapes = (n_whole, n_units, batch_size), (1, n_units, n_last)
+            parts = [torch.rand(shape, generator=stream) >= p for shape in shapes]
+            drawn.append(torch.cat([part.flatten() for part in parts]))
+        return drawn
 
     def fields(self, n_steps: int) -> Trial:
-        """What the kernel is told, after whole epochs of `n_steps` steps."""
-        recipe, n_taken = self.member.recipe, self.member.epoch * n_steps
-        states = (ctypes.c_void_p * 3)(*[values.data_ptr() for values in self.states])
+        """The kernel's record of the trial after whole epochs of `n_steps` steps."""
+        member, n_taken = self.member, self.member.epoch * n_steps
         return Trial(
             widths=self._widths_array.ctypes.data,
             params=self.params.data_ptr(),
-            states=states,
+            states=(ctypes.c_void_p * 3)(*[values.data_ptr() for values in self.states]),
             n_layers=len(self._widths) - 1,
-            activation=ACTIVATIONS[recipe.shape.activation].kernel_number,
+            activation=ACTIVATIONS[member.activation].kernel_number,
             n_steps=n_taken,
-            clip_norm=math.inf if recipe.clip_norm is None else recipe.clip_norm,
-            dropout=recipe.dropout.p,
-            **(recipe.rule.kernel_fields(n_taken) or {}),
+            clip_norm=math.inf if member.clip_norm is None else member.clip_norm,
+            dropout=member.dropout,
+            **(member.rule.kernel_fields(n_taken) or {}),
         )
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from sweep.data.tensors import FinalData, SearchData, epoch_order
+from sweep.data.tensors import TensorData
 from sweep.hyperparameters import DEFAULT_MODULE
 from sweep.training.checkpoints import checkpoint_of
 from sweep.training.choice import FUSED_PRECISIONS, MOST_SLOTS, precision_of
@@ -23,7 +23,7 @@ from sweep.training.exports import prepare_export
 from sweep.training.failures import classify
 from sweep.training.fused.lanes import MOST_LANES, Lanes
 from sweep.training.fused.population import Population
-from sweep.training.members import Dropout, Linears, Member, Samples, Shape, TrainingPlan
+from sweep.training.members import Linears, Member
 from sweep.training.mlp import MLPClassifier
 from sweep.training.modules import build_module
 from sweep.training.optimizers import OptimizerRule, learning_rates, make_rule
@@ -64,12 +64,11 @@ class FusedEngine:
     name = "fused"
 
     def __init__(
-        self, task: Task, data: SearchData | FinalData, kernel: Kernel | None, n_threads: int,
+        self, task: Task, data: TensorData, kernel: Kernel | None, n_threads: int,
         metrics: Sequence[str],
     ) -> None:  # fmt: skip
         self._task, self._data, self._kernel, self._metrics = task, data, kernel, metrics
         self._dtype = DTYPES[precision_of(task)]
-        self._samples = samples_of(data)
         self._open: dict[int, _Open] = {}
         most = MOST_LANES if kernel is None else MOST_SLOTS
         self._lanes = Lanes(self._new_population, n_threads, most)
@@ -152,29 +151,32 @@ class FusedEngine:
         # Initial weights are drawn in float32 and then converted, as Lightning does it.
         torch.set_default_dtype(torch.float32)
         try:
-            model = build_module(DEFAULT_MODULE, spec.hyperparameters, self._data, spec.seed)
+            model = build_module(DEFAULT_MODULE, spec.hyperparameters, self._data.info, spec.seed)
         finally:
             torch.set_default_dtype(default)
         assert isinstance(model, MLPClassifier)
         model.to(self._dtype)
         arguments = model.optimizer_arguments
-        plan = TrainingPlan(
+        member = Member(
             spec.number,
-            Shape(tuple(model.hidden), model.hparams["activation"]),
+            tuple(model.hidden),
+            model.hparams["activation"],
             make_rule(model.optimizer_name, arguments),
             arguments["lr"],
+            _linears(model),
             model.schedule,
             model.clip_norm,
-            Dropout(model.hparams["dropout"], model.hparams["seed"]),
+            model.hparams["dropout"],
+            model.hparams["seed"],
         )
-        return _Open(run, model, Member(plan, _linears(model)))
+        return _Open(run, model, member)
 
     def _restore(self, run: Run, opened: _Open, checkpoint: Mapping[str, Any]) -> None:
         """Go on from a resume file. Raises for values that do not fit."""
         model, member, state = opened.model, opened.member, checkpoint[RESUME_KEY]
         model.load_state_dict(checkpoint["state_dict"])
         member.states = _rule_states(
-            member.recipe.rule, checkpoint["optimizer_states"][0]["state"], _linears(model)
+            member.rule, checkpoint["optimizer_states"][0]["state"], _linears(model)
         )
         if state["best"] is not None:
             member.best = [
@@ -191,11 +193,11 @@ class FusedEngine:
         self, run: Run, opened: _Open, states: Sequence[Linears]
     ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """State of torch's optimizer and schedulers after the trial's epochs."""
-        model, recipe = opened.model, opened.member.recipe
+        model, member = opened.model, opened.member
         n_epochs, n_steps = self._task.epochs, self._n_steps(run)
         optimizer = model.make_optimizer()
         found = model.make_scheduler(optimizer, n_epochs, n_epochs * n_steps)
-        rate = learning_rates(recipe.schedule, recipe.lr, run.epoch, n_epochs, n_steps)[0]
+        rate = learning_rates(member.schedule, member.lr, run.epoch, n_epochs, n_steps)[0]
         optimizer.param_groups[0]["lr"] = rate
         schedulers = []
         if found is not None:
@@ -204,7 +206,7 @@ class FusedEngine:
             progress = {"last_epoch": n_taken, "_step_count": n_taken + 1, "_last_lr": [rate]}
             schedulers = [scheduler.state_dict() | progress]
         tensors = [[_own(t) for pair in linears for t in pair] for linears in states]
-        names, scalars = recipe.rule.state_names, recipe.rule.torch_scalars(run.n_steps)
+        names, scalars = member.rule.state_names, member.rule.torch_scalars(run.n_steps)
         state = {
             index: {name: torch.tensor(value) for name, value in scalars.items()}
             | {name: tensors[k][index] for k, name in enumerate(names)}
@@ -221,25 +223,12 @@ class FusedEngine:
 
     def _n_steps(self, run: Run) -> int:
         """Steps of an epoch."""
-        return -(-len(self._samples.x) // _batch_size(run))
+        return -(-len(self._data.train) // _batch_size(run))
 
     def _new_population(self, batch_size: int, epoch: int) -> Population:
         return Population(
-            self._samples, batch_size, self._task.epochs, self._order, epoch, self._dtype,
-            self._kernel,
-        )  # fmt: skip
-
-    def _order(self, epoch: int) -> Tensor:
-        return epoch_order(self._task.seed, epoch, len(self._samples.x))
-
-
-def samples_of(data: SearchData | FinalData) -> Samples:
-    """What populations see. FinalData has no validation split: one training sample stands in."""
-    train = data.train
-    x_val, y_val = (
-        (data.val.x, data.val.y) if isinstance(data, SearchData) else (train.x[:1], train.y[:1])
-    )
-    return Samples(train.x, train.y, x_val, y_val, data.mean, data.std, data.info.n_classes)
+            self._data, batch_size, self._task.epochs, epoch, self._dtype, self._kernel
+        )
 
 
 def _batch_size(run: Run) -> int:

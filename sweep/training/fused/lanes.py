@@ -69,7 +69,7 @@ class Lanes:
         """Let a trial go, or forget one that has not joined yet."""
         for members in self._joining.values():
             for member in members:
-                if member.recipe.number == number:
+                if member.number == number:
                     members.remove(member)
                     return
         for population in self._populations:
@@ -121,11 +121,11 @@ class Lanes:
             alike = list(run)
             while len(alike) > 1 and (move := self._best_move(alike)) is not None:
                 member, source, target = move
-                if source.has(member.recipe.number):
+                if source.has(member.number):
                     source.save(member)
-                self.leave(member.recipe.number)
+                self.leave(member.number)
                 self._joining.setdefault(target, []).append(member)
-                moved[member.recipe.number] = target
+                moved[member.number] = target
         return moved
 
     def _best_move(
@@ -144,7 +144,7 @@ class Lanes:
     def _members(self, population: Population) -> list[Member]:
         """Those of its next epoch."""
         gone = self._leaving.get(population, ())
-        staying = [m for m in population.members if m.recipe.number not in gone]
+        staying = [m for m in population.members if m.number not in gone]
         return [*staying, *self._joining.get(population, ())]
 
     def _cost(self, population: Population) -> int:

@@ -7,14 +7,14 @@ On a CPU the compiled kernel trains them where there is one and it knows all tha
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
-from torch import Tensor
 
+from sweep.data.tensors import TensorData
 from sweep.training.compiled.kernel import Kernel
 from sweep.training.compiled.trials import CompiledTrials, is_for_kernel
-from sweep.training.members import Linears, Member, Samples, Scores
+from sweep.training.members import Linears, Member, Scores
 from sweep.training.stacked.trials import StackedTrials
 
 COST_OF_A_TRIAL = 10_000
@@ -25,10 +25,9 @@ class Population:
     """Trials that see the same minibatches of `batch_size`.
 
     Args:
-        samples: Training and validation data; its device is the population's.
+        data: Training and validation samples; their device is the population's.
         batch_size: B; the last minibatch of an epoch may be smaller.
         n_epochs: Epochs of a whole trial, what schedules run over.
-        order: Population epoch -> order of the training samples (n_train,) int64.
         epoch: Population epoch to start with.
         dtype: Of weights and activations.
         kernel: Trains what it knows; None: everything is stacked.
@@ -36,16 +35,15 @@ class Population:
 
     def __init__(
         self,
-        samples: Samples,
+        data: TensorData,
         batch_size: int,
         n_epochs: int,
-        order: Callable[[int], Tensor],
         epoch: int = 0,
         dtype: torch.dtype = torch.float32,
         kernel: Kernel | None = None,
     ) -> None:
-        self.samples, self.batch_size, self.epoch = samples, batch_size, epoch
-        self.kernel, self._order, self._dtype = kernel, order, dtype
+        self.batch_size, self.epoch, self._data = batch_size, epoch, data
+        self.kernel, self._dtype = kernel, dtype
         self._n_epochs = n_epochs
         self._parts: list[CompiledTrials | StackedTrials] = []
         self._part_of: dict[int, CompiledTrials | StackedTrials] = {}
@@ -64,11 +62,11 @@ class Population:
         stacked = [m for m in joining if not self._is_for_kernel(m)]
         for part in self._parts:
             part.change(gone, compiled if isinstance(part, CompiledTrials) else stacked)
-        self._part_of = {m.recipe.number: part for part in self._parts for m in part.members}
+        self._part_of = {m.number: part for part in self._parts for m in part.members}
 
     def train_epoch(self) -> None:
         """One epoch of every trial; their losses stay on the device until `evaluate`."""
-        order = self._order(self.epoch).to(self.samples.x.device)
+        order = self._data.order(self.epoch).to(self._data.train.x.device)
         for part in self._parts:
             part.train_epoch(order)
         self.epoch += 1
@@ -84,7 +82,7 @@ class Population:
 
     def cost(self, member: Member) -> int:
         """What a step of the trial costs, in weights."""
-        widths = (self.samples.n_features, *member.recipe.shape.hidden, self.samples.n_classes)
+        widths = self._data.widths(member.hidden)
         return COST_OF_A_TRIAL + sum(n_in * n_out for n_in, n_out in itertools.pairwise(widths))
 
     def has(self, number: int) -> bool:
@@ -105,19 +103,18 @@ class Population:
 
     def save(self, member: Member) -> None:
         """Give a trial that is to leave its weights and optimizer state to take along."""
-        number = member.recipe.number
-        member.initial = _copies(self.weights(number))
+        number = member.number
+        member.weights = _copies(self.weights(number))
         member.best = _copies(self.best_weights(number))
         member.states = [_copies(linears) for linears in self.states(number)]
 
     def _new_parts(self) -> list[CompiledTrials | StackedTrials]:
-        given = self.samples, self.batch_size, self._n_epochs, self._dtype
+        given = self._data, self.batch_size, self._n_epochs, self._dtype
         compiled = [] if self.kernel is None else [CompiledTrials(self.kernel, *given)]
         return [*compiled, StackedTrials(*given)]
 
     def _is_for_kernel(self, member: Member) -> bool:
-        sizes = self.samples.n_features, self.samples.n_classes, self.batch_size
-        return self.kernel is not None and is_for_kernel(member.recipe, *sizes)
+        return self.kernel is not None and is_for_kernel(member, self._data, self.batch_size)
 
 
 def _copies(linears: Linears) -> Linears:

@@ -17,7 +17,7 @@ import lightning
 import torch
 from torch import Tensor
 
-from sweep.data.tensors import FinalData, SearchData, load_search_data
+from sweep.data.tensors import TensorData, load_search_data
 from sweep.errors import ConfigError, must_be_one_of
 from sweep.hyperparameters import MLP_METRICS
 from sweep.protocols import Exchange
@@ -37,7 +37,7 @@ UNKNOWN_MEMORY = 4 << 30
 SLOWER = "torch trains instead of the compiled kernel, in two to three times the time"
 
 
-def population_size(task: Task, data: SearchData | FinalData, device: torch.device) -> int:
+def population_size(task: Task, data: TensorData, device: torch.device) -> int:
     """How many trials to train at a time on `device`.
 
     What the task says, else what fits into half of the memory that is free now, at most
@@ -65,7 +65,7 @@ class FusedTrainer:
     """
 
     def __init__(
-        self, task: Task, data: SearchData | Callable[[], SearchData] | None = None
+        self, task: Task, data: TensorData | Callable[[], TensorData] | None = None
     ) -> None:
         faults = []
         if task.metric not in MLP_METRICS:
@@ -90,7 +90,7 @@ class FusedTrainer:
 
 
 def train_side_by_side(
-    task: Task, data: SearchData | FinalData, slots: Slots, metrics: tuple[str, ...]
+    task: Task, data: TensorData, slots: Slots, metrics: tuple[str, ...]
 ) -> None:
     """Train the trials of `slots` in populations; report `metrics` of each epoch."""
     hush_lightning()
@@ -128,7 +128,7 @@ class _Epochs(lightning.LightningModule):
     """What Lightning trains: an epoch of all trials is one step."""
 
     def __init__(
-        self, task: Task, data: SearchData | FinalData, slots: Slots, metrics: tuple[str, ...]
+        self, task: Task, data: TensorData, slots: Slots, metrics: tuple[str, ...]
     ) -> None:
         super().__init__()
         self.automatic_optimization = False

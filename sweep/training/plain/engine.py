@@ -11,9 +11,9 @@ import lightning
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
-from sweep.data.tensors import Batches, FinalData, SearchData
 from sweep.files.trial_folder import RESUME_STATE, replace_file
 from sweep.loading import raised_by_user_code
+from sweep.protocols import Data
 from sweep.training.devices import lightning_devices
 from sweep.training.failures import classify
 from sweep.training.fluent import FluentCalls
@@ -32,9 +32,6 @@ from sweep.training.run import Run
 from sweep.training.slots import Slots
 from sweep.trial import Report, Task, now_ms
 
-EVALUATION_BATCH = 4096
-"""Samples of a validation batch: large, since results do not depend on it."""
-
 
 class PlainEngine:
     """Trains a trial from its first to its last epoch in one `Trainer.fit`.
@@ -50,7 +47,7 @@ class PlainEngine:
     name = "plain"
 
     def __init__(
-        self, task: Task, data: SearchData | FinalData, slots: Slots, calls: FluentCalls,
+        self, task: Task, data: Data, slots: Slots, calls: FluentCalls,
         given: lightning.LightningModule | None = None,
     ) -> None:  # fmt: skip
         self._task, self._data, self._slots, self._calls = task, data, slots, calls
@@ -119,7 +116,7 @@ class PlainEngine:
         seed_everything(spec.seed)
         module, self._given = self._given, None
         if module is None:
-            module = build_module(task.module, spec.hyperparameters, self._data, spec.seed)
+            module = build_module(task.module, spec.hyperparameters, self._data.info, spec.seed)
         fit = self._fit = _Fit(run, module, self._slots, self._calls, checkpoint)
         if run.is_trained and checkpoint is not None:
             module.load_state_dict(checkpoint["state_dict"])
@@ -145,10 +142,8 @@ class PlainEngine:
     def _loaders(self, run: Run) -> dict[str, Any]:
         task, data = self._task, self._data
         batch_size = int(run.spec.hyperparameters.get("batch_size", task.batch_size))
-        train = Batches(data.train, batch_size, seed=task.seed, first_epoch=run.start_epoch)
-        if isinstance(data, FinalData):
-            return {"train_dataloaders": train}
-        return {"train_dataloaders": train, "val_dataloaders": Batches(data.val, EVALUATION_BATCH)}
+        train, val = data.loaders(batch_size, run.start_epoch)
+        return {"train_dataloaders": train, "val_dataloaders": val}
 
 
 class _Fit(lightning.pytorch.callbacks.Checkpoint):
@@ -190,7 +185,7 @@ class _Fit(lightning.pytorch.callbacks.Checkpoint):
     def on_train_epoch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
     ) -> None:
-        """Start the epoch's clock and its data order; keep what the last one left."""
+        """Start the epoch's clock; keep what the last one left."""
         if self._is_resumed:
             self._is_resumed = False
             if self._random_state is not None:
@@ -200,8 +195,6 @@ class _Fit(lightning.pytorch.callbacks.Checkpoint):
         else:
             self._slots.keep_if_due()
         self._epoch_began = time.perf_counter()
-        if isinstance(batches := trainer.train_dataloader, Batches):
-            batches.set_epoch(trainer.current_epoch)
 
     def on_train_epoch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule

@@ -6,6 +6,7 @@ For any LightningModule, and the reference that the fused trainer is tested agai
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,11 +14,11 @@ import lightning
 import torch
 
 from sweep.data.catalog import is_custom
-from sweep.data.tensors import FinalData, SearchData, load_search_data
+from sweep.data.tensors import TensorData, load_search_data
 from sweep.errors import ConfigError
 from sweep.hyperparameters import DEFAULT_MODULE
 from sweep.loading import import_object
-from sweep.protocols import Exchange
+from sweep.protocols import Data, Exchange
 from sweep.training.devices import ready
 from sweep.training.fluent import FluentCalls
 from sweep.training.modules import argument_faults, has_own_loaders
@@ -48,7 +49,7 @@ class PlainTrainer:
     def __init__(
         self,
         task: Task,
-        data: SearchData | Callable[[], SearchData] | None = None,
+        data: TensorData | Callable[[], TensorData] | None = None,
         *,
         notice: str = "",
     ) -> None:
@@ -82,14 +83,14 @@ class PlainTrainer:
 
 
 def train_one_by_one(
-    task: Task, data: SearchData | FinalData, slots: Slots, calls: FluentCalls,
+    task: Task, data: Data, slots: Slots, calls: FluentCalls,
     caught: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
     given: lightning.LightningModule | None = None,
 ) -> None:  # fmt: skip
     """Train the trials of `slots`, each within `caught`; `given` is the first one's module."""
     hush_lightning()
     folder, n_threads, slots.n_slots = current_folder(), torch.get_num_threads(), 1
-    if task.module == DEFAULT_MODULE and data.train.x[0].numel() <= SMALL_FEATURES:
+    if task.module == DEFAULT_MODULE and math.prod(data.info.feature_shape) <= SMALL_FEATURES:
         torch.set_num_threads(1)
     engine = PlainEngine(task, data, slots, calls, given)
     try:

@@ -17,12 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from sweep.data.tensors import EVALUATION_BATCH, TensorData
 from sweep.hyperparameters import ACTIVATIONS
-from sweep.training.members import Linears, Member, Samples, Scores, dropout_stream
+from sweep.training.members import Linears, Member, Scores
 from sweep.training.optimizers import OptimizerRule, clip_scales, learning_rates
-
-VALIDATION_BATCH = 4096
-"""Samples that are validated at a time: bounded memory."""
 
 Buffer = list[Tensor]
 """Weight (N, H_out, H_in) and bias (N, H_out, 1) of each layer in turn."""
@@ -33,16 +31,16 @@ class StackedTrials:
     """All stacked trials of a population; methods as `compiled.trials.CompiledTrials` has them.
 
     Args:
-        samples: Training and validation data; its device is the trials'.
+        data: Training and validation samples; their device is the trials'.
         batch_size: B; the last minibatch of an epoch may be smaller.
         n_epochs: Epochs of a whole trial, what schedules run over.
         dtype: Of weights and activations.
     """
 
     def __init__(
-        self, samples: Samples, batch_size: int, n_epochs: int, dtype: torch.dtype
+        self, data: TensorData, batch_size: int, n_epochs: int, dtype: torch.dtype
     ) -> None:
-        self._samples, self._batch_size = samples, batch_size
+        self._data, self._batch_size = data, batch_size
         self._n_epochs, self._dtype = n_epochs, dtype
         self._stacks: list[_Stack] = []
         self._stack_of: dict[int, _Stack] = {}
@@ -55,16 +53,16 @@ class StackedTrials:
     def change(self, leaving: set[int], joining: Sequence[Member]) -> None:
         """Let trials leave (by number) and join; the others keep their exact state."""
         by_depth: dict[int, list[Member]] = {}
-        for member in [m for m in self.members if m.recipe.number not in leaving] + [*joining]:
-            by_depth.setdefault(len(member.recipe.shape.hidden), []).append(member)
-        new = {member.recipe.number for member in joining}
+        for member in [m for m in self.members if m.number not in leaving] + [*joining]:
+            by_depth.setdefault(len(member.hidden), []).append(member)
+        new = {member.number for member in joining}
         before = {frozenset(stack.positions): stack for stack in self._stacks}
         sources = {n: stack for n, stack in self._stack_of.items() if n not in new}
         self._stacks = []
         for members in by_depth.values():
-            numbers = frozenset(member.recipe.number for member in members)
+            numbers = frozenset(member.number for member in members)
             kept = before.get(numbers) if numbers.isdisjoint(new) else None
-            self._stacks.append(kept or _Stack(members, self._samples, self._dtype, sources))
+            self._stacks.append(kept or _Stack(members, self._data, self._dtype, sources))
         self._stack_of = {n: stack for stack in self._stacks for n in stack.positions}
 
     def train_epoch(self, order: Tensor) -> None:
@@ -73,8 +71,8 @@ class StackedTrials:
         for stack in self._stacks:
             stack.start_epoch(self._n_epochs, len(batches))
         for step, index in enumerate(batches):
-            x = self._standardised(self._samples.x.index_select(0, index))
-            y = self._samples.y.index_select(0, index)
+            x = self._standardised(self._data.train.x.index_select(0, index))
+            y = self._data.train.y.index_select(0, index)
             for stack in self._stacks:
                 stack.step(step, x, y)
         for member in self.members:
@@ -83,20 +81,18 @@ class StackedTrials:
     @torch.no_grad()
     def evaluate(self) -> dict[int, Scores]:
         """Metrics of the epoch just trained by trial number."""
-        samples, scores = self._samples, dict[int, Scores]()
+        judged, scores = self._data.judged, dict[int, Scores]()
+        n_train, n_val = len(self._data.train), len(judged)
         for stack in self._stacks:
             # torchmetrics divides counts in float32 at any precision.
             loss = torch.zeros_like(stack.loss_sum)
             n_correct = torch.zeros_like(loss, dtype=torch.float32)
-            for start in range(0, len(samples.y_val), VALIDATION_BATCH):
-                x, y = (
-                    t[start : start + VALIDATION_BATCH] for t in (samples.x_val, samples.y_val)
-                )
+            for start in range(0, n_val, EVALUATION_BATCH):
+                x, y = (t[start : start + EVALUATION_BATCH] for t in (judged.x, judged.y))
                 logits = stack.forward(self._standardised(x))
                 loss += _losses(logits, y)
                 n_correct += (logits.argmax(1) == y).sum(1)
-            n_val = len(samples.y_val)
-            columns = [stack.loss_sum / len(samples.y), loss / n_val, n_correct / n_val]
+            columns = [stack.loss_sum / n_train, loss / n_val, n_correct / n_val]
             for number, row in zip(stack.positions, torch.stack(columns, 1).tolist(), strict=True):
                 scores[number] = Scores(*row)
         return scores
@@ -116,13 +112,13 @@ class StackedTrials:
     def states(self, number: int) -> list[Linears]:
         """Views of a trial's optimizer state."""
         stack = self._stack_of[number]
-        n_states = stack.members[stack.positions[number]].recipe.rule.n_states
+        n_states = stack.members[stack.positions[number]].rule.n_states
         return [stack.linears(2 + k, number) for k in range(n_states)]
 
     def _standardised(self, x: Tensor) -> Tensor:
         """(F, B)."""
-        samples = self._samples
-        return ((x.flatten(1).to(self._dtype) - samples.mean) / samples.std).t()
+        info = self._data.info
+        return ((x.flatten(1).to(self._dtype) - info.mean) / info.std).t()
 
 
 class _Stack:
@@ -132,35 +128,31 @@ class _Stack:
     """
 
     def __init__(
-        self, members: Sequence[Member], samples: Samples, dtype: torch.dtype,
+        self, members: Sequence[Member], data: TensorData, dtype: torch.dtype,
         sources: Mapping[int, _Stack],
     ) -> None:  # fmt: skip
-        self.members = sorted(
-            members, key=lambda m: (str(m.recipe.rule.kind), m.recipe.shape.activation)
-        )
-        self.positions = {m.recipe.number: k for k, m in enumerate(self.members)}
-        self._widths = [
-            (samples.n_features, *m.recipe.shape.hidden, samples.n_classes) for m in self.members
-        ]
-        self._device, self._dtype = samples.x.device, dtype
-        n_states = max(m.recipe.rule.n_states for m in self.members)
+        self.members = sorted(members, key=lambda m: (str(m.rule.kind), m.activation))
+        self.positions = {m.number: k for k, m in enumerate(self.members)}
+        self._widths = [(data.n_features, *m.hidden, data.info.n_classes) for m in self.members]
+        self._device, self._dtype = data.train.x.device, dtype
+        n_states = max(m.rule.n_states for m in self.members)
         self._buffers = [self._zeros() for _ in range(2 + n_states)]
         for member in self.members:
-            self._fill(member, sources.get(member.recipe.number))
+            self._fill(member, sources.get(member.number))
         for values in self._buffers[0]:
             values.requires_grad_()
         self._activations = _runs(
-            self.members, lambda m: m.recipe.shape.activation,
-            lambda m: getattr(nn, ACTIVATIONS[m.recipe.shape.activation].layer)(),
+            self.members, lambda m: m.activation,
+            lambda m: getattr(nn, ACTIVATIONS[m.activation].layer)(),
         )  # fmt: skip
         self._rules: list[tuple[OptimizerRule, slice]] = _runs(
-            self.members, lambda m: m.recipe.rule.kind, lambda m: m.recipe.rule
+            self.members, lambda m: m.rule.kind, lambda m: m.rule
         )
-        norms = [m.recipe.clip_norm for m in self.members]
+        norms = [m.clip_norm for m in self.members]
         self._max_norms = None
         if any(norm is not None for norm in norms):
             self._max_norms = self._column([np.inf if n is None else n for n in norms])
-        self._masked = [k for k, m in enumerate(self.members) if m.recipe.dropout.p > 0.0]
+        self._masked = [k for k, m in enumerate(self.members) if m.dropout > 0.0]
         self.loss_sum = torch.zeros(len(self.members), dtype=dtype, device=self._device)
 
     def linears(self, which: int, number: int) -> Linears:
@@ -179,18 +171,17 @@ class _Stack:
         for rule, own in self._rules:
             found: dict[str, list[Any]] = {}
             for member in self.members[own]:
-                recipe, epoch = member.recipe, member.epoch
+                epoch, rule = member.epoch, member.rule
                 rates = np.array(
-                    learning_rates(recipe.schedule, recipe.lr, epoch, n_epochs, n_steps)
+                    learning_rates(member.schedule, member.lr, epoch, n_epochs, n_steps)
                 )
-                for name, values in recipe.rule.coefficients(epoch * n_steps, rates).items():
+                for name, values in rule.coefficients(epoch * n_steps, rates).items():
                     found.setdefault(name, []).append(np.broadcast_to(values, n_steps))
             tables = {name: self._column(np.stack(v, 1)) for name, v in found.items()}
             self._tables.append((rule, own, tables))
         self._streams = {
             k: [
-                dropout_stream(self.members[k].recipe.dropout, index, self.members[k].epoch,
-                               self._device)
+                self.members[k].dropout_stream(index, self._device)
                 for index in range(len(self._widths[k]) - 2)
             ]
             for k in self._masked
@@ -234,7 +225,7 @@ class _Stack:
         """Masks of a hidden layer (N, H, B), as SeededDropout draws them for each trial."""
         mask = torch.ones_like(like)
         for k in self._masked:
-            p, n_units = self.members[k].recipe.dropout.p, self._widths[k][index + 1]
+            p, n_units = self.members[k].dropout, self._widths[k][index + 1]
             draws = torch.rand(
                 n_units, like.shape[2], generator=self._streams[k][index], device=like.device
             )
@@ -251,13 +242,13 @@ class _Stack:
 
     def _fill(self, member: Member, source: _Stack | None) -> None:
         """What a trial has in `source`, or has brought along."""
-        number, n = member.recipe.number, 2 + member.recipe.rule.n_states
-        given = [member.initial, member.best, *member.states]
+        number, n = member.number, 2 + member.rule.n_states
+        given = [member.weights, member.best, *member.states]
         if source is not None:
             given = [source.linears(which, number) for which in range(n)]
         for which, linears in enumerate(given):
             _copy(linears, self.linears(which, number))
-        member.initial, member.best, member.states = [], [], []
+        member.weights, member.best, member.states = [], [], []
 
     def _column(self, values: Any) -> Tensor:
         """(..., N) as (..., N, 1, 1)."""
