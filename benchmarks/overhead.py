@@ -27,6 +27,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
@@ -137,8 +138,8 @@ def load(args: argparse.Namespace, greet: Tell | None = None) -> Callable[[Tell 
 
     from sweep.data.tensors import load_search_data
     from sweep.training.compiled.kernel import load_kernel
-    from sweep.training.fused.lanes import MOST_LANES, Lanes
-    from sweep.training.fused.population import Population
+    from sweep.training.fused.engine import MOST_LANES
+    from sweep.training.fused.population import Population, run_jobs
     from sweep.training.members import Member
     from sweep.training.mlp import MLPClassifier
     from sweep.training.optimizers import make_rule
@@ -152,8 +153,9 @@ def load(args: argparse.Namespace, greet: Tell | None = None) -> Callable[[Tell 
     if greet is not None:
         greet([WorkerReady(data.info, "cpu", SLOTS, now_ms())])
 
-    def make(batch_size: int, epoch: int) -> Population:
-        return Population(data, batch_size, args.epochs, epoch, kernel=kernel)
+    n_lanes = min(args.threads, MOST_LANES if kernel is None else SLOTS)
+    population = Population(data, 64, args.epochs, kernel=kernel, n_lanes=n_lanes)
+    pool = ThreadPoolExecutor(n_lanes)
 
     def member(number: int, configuration: dict[str, Any]) -> Member:
         given = dict(configuration)
@@ -168,11 +170,10 @@ def load(args: argparse.Namespace, greet: Tell | None = None) -> Callable[[Tell 
     def started(number: int, configuration: dict[str, Any]) -> TrialStarted:
         return TrialStarted(number, f"t{number:03d}", configuration, configuration, now_ms())
 
-    def finished(number: int, lanes: Lanes, best: tuple[int, dict[str, float]]) -> TrialFinished:
+    def finished(number: int, best: tuple[int, dict[str, float]]) -> TrialFinished:
         """With the best epoch's weights in files that MLflow stores."""
         from sweep.training.exports import export_model
 
-        (population,) = (p for p in lanes.populations if p.has(number))
         model = MLPClassifier(
             data.n_features, data.info.n_classes, input_mean=data.info.mean,
             input_std=data.info.std, **configurations[number],
@@ -198,39 +199,33 @@ def load(args: argparse.Namespace, greet: Tell | None = None) -> Callable[[Tell 
         )  # fmt: skip
 
     def train(tell: Tell | None) -> None:
-        lanes = Lanes(make, args.threads, MOST_LANES if kernel is None else SLOTS)
         numbered = list(enumerate(configurations))
         for wave in (numbered[k : k + SLOTS] for k in range(0, len(numbered), SLOTS)):
             best: dict[int, tuple[int, dict[str, float]]] = {}
             for number, configuration in wave:
-                lanes.place(member(number, configuration), 64, None)
-            lanes.change()
+                population.join(member(number, configuration))
             if tell is not None:
                 tell([started(*trial) for trial in wave])
             for epoch in range(1, args.epochs + 1):
                 began = time.perf_counter()
-                scored = lanes.train_epoch(lambda: None)
+                scored = run_jobs(population.start_epoch(), pool, n_lanes, args.threads)
                 if tell is None:
                     continue
                 epoch_s, reports = time.perf_counter() - began, []
-                for population, scores in scored:
-                    better = []
-                    for number, score in scores.items():
-                        metrics = {name: getattr(score, name) for name in score.__slots__}
-                        reports.append(
-                            EpochReport(number, epoch, {**metrics, "epoch_s": epoch_s}, now_ms())
-                        )
-                        if number not in best or score.val_acc > best[number][1]["val_acc"]:
-                            best[number] = epoch, metrics
-                            better.append(number)
-                    with torch.no_grad():
-                        population.keep_best(better)
+                for number, score in scored.items():
+                    metrics = {name: getattr(score, name) for name in score.__slots__}
+                    reports.append(
+                        EpochReport(number, epoch, {**metrics, "epoch_s": epoch_s}, now_ms())
+                    )
+                    if number not in best or score.val_acc > best[number][1]["val_acc"]:
+                        best[number] = epoch, metrics
+                        with torch.no_grad():
+                            population.keep_best(number)
                 tell(reports)
             if tell is not None:
-                tell([finished(number, lanes, best[number]) for number, _ in wave])
+                tell([finished(number, best[number]) for number, _ in wave])
             for number, _ in wave:
-                lanes.leave(number)
-            lanes.change()
+                population.leave(number)
 
     return train
 

@@ -1,10 +1,12 @@
-"""A trial as a population knows it, and the scores of an epoch.
+"""A trial as a population knows it, the jobs of an epoch, and their scores.
 
 Axes: H units of a layer.
 """
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -15,6 +17,8 @@ from sweep.trial import derive_seed
 
 Linears = list[tuple[Tensor, Tensor]]
 """(weight (H_out, H_in), bias (H_out)) of each layer."""
+COST_OF_A_TRIAL = 10_000
+"""Of a trial's step, in weights, which cost about the same in all layers (benchmarks/NOTES.md)."""
 
 
 @dataclass(slots=True, eq=False)
@@ -59,3 +63,35 @@ class Scores:
     train_loss: float
     val_loss: float
     val_acc: float
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Some trials' epoch, for one thread."""
+
+    cost: int
+    """About its time, in weights."""
+    run: Callable[[], dict[int, Scores]]
+    """Trains and validates; scores by trial number."""
+
+
+def cost_of(widths: Sequence[int]) -> int:
+    """The cost of a trial's step, in weights, for units (F, *hidden, C)."""
+    return COST_OF_A_TRIAL + sum(n_in * n_out for n_in, n_out in itertools.pairwise(widths))
+
+
+def lanes_of(
+    members: Iterable[Member], cost: Callable[[Member], int], n: int
+) -> list[list[Member]]:
+    """Divides trials into at most `n` lanes of about the same cost.
+
+    The longest trial first, each to the shortest lane: at most 4/3 of the best division (Graham,
+    1969, "Bounds on Multiprocessing Timing Anomalies").
+    """
+    lanes: list[list[Member]] = [[] for _ in range(n)]
+    lengths = [0] * n
+    for member in sorted(members, key=lambda m: (-cost(m), m.number)):
+        shortest = lengths.index(min(lengths))
+        lanes[shortest].append(member)
+        lengths[shortest] += cost(member)
+    return [lane for lane in lanes if lane]

@@ -34,7 +34,7 @@ from test_population import (
 from sweep.data.tensors import Split
 from sweep.testing import example_data
 from sweep.training.compiled.kernel import load_kernel
-from sweep.training.compiled.trials import CompiledTrials
+from sweep.training.compiled.trials import CompiledTrials, is_for_kernel
 from sweep.training.mlp import MLPClassifier
 from sweep.training.optimizers import SGD
 
@@ -95,8 +95,7 @@ def test_an_optimizer_without_a_formula_goes_to_the_next_engine(setting):
         population.change(joining=[odd, other])
         curves = {0: [], 1: []}
         for _ in range(2):
-            population.train_epoch()
-            for number, scores in population.evaluate().items():
+            for number, scores in population.train_epoch().items():
                 curves[number].append((scores.train_loss, scores.val_loss, scores.val_acc))
         rows, _ = train_plain(setting, 0, given, torch.float64)
         assert distance(curves[0], rows[:2]) < 1e-7
@@ -134,9 +133,7 @@ def test_more_features_than_a_chunk(clip_norm):
     again.clip_norm, again.weights = clip_norm, linears(model)
     stacked.change(joining=[again])
     for _ in range(2):
-        population.train_epoch()
-        stacked.train_epoch()
-        ours, theirs = population.evaluate()[0], stacked.evaluate()[0]
+        ours, theirs = population.train_epoch()[0], stacked.train_epoch()[0]
         assert ours.train_loss == pytest.approx(theirs.train_loss, rel=1e-9)
         assert ours.val_loss == pytest.approx(theirs.val_loss, rel=1e-9)
     for (w, _), (right, _) in zip(population.weights(0), stacked.weights(0), strict=True):
@@ -178,8 +175,8 @@ def test_an_epoch_in_several_calls(setting):
     several.change(set(), [member(number, own) for number, own in trials.items()])
     curves = {number: [] for number in trials}
     for epoch in range(N_EPOCHS):
-        several.train_epoch(setting.data.order(epoch))
-        for number, s in several.evaluate().items():
+        (job,) = several.start_epoch(setting.data.order(epoch))
+        for number, s in job.run().items():
             curves[number].append((s.train_loss, s.val_loss, s.val_acc))
     assert kernel.n == 3 * N_EPOCHS  # of 5 minibatches, 2 a call
     for number, own in trials.items():
@@ -201,10 +198,11 @@ def test_any_norm_to_clip_to(setting, clip_norm):
 
 def test_what_is_large_is_left_to_torch(setting):
     """Its threads and products of many rows are as fast there."""
+    members = [member(k, {"hidden": hidden}) for k, hidden in enumerate(((3500, 3500), (20, 20)))]
+    assert [is_for_kernel(each, setting.data, BATCH) for each in members] == [False, True]
     population = setting.population(torch.float32)
-    sizes = ((3500, 3500), (20, 20))
-    population.change(joining=[member(k, {"hidden": hidden}) for k, hidden in enumerate(sizes)])
-    assert [m.number for m in population.members] == [1, 0]  # compiled ones come first
+    population.change(joining=members)
+    assert len(population.start_epoch()) == 2  # the kernel's, and torch's
 
 
 def test_a_class_that_does_not_exist():
@@ -222,11 +220,16 @@ def test_a_class_that_does_not_exist():
 def test_too_deep_for_the_kernel(setting):
     """A network of more layers than it has room for is stacked, beside others that are not."""
     deep = {"hidden": (6,) * 9, "optimizer": "Adam", "lr": 1e-2}
+    members = [member(k, given) for k, given in enumerate((deep, MIX[0]))]
+    assert [is_for_kernel(each, setting.data, BATCH) for each in members] == [False, True]
     curves, population = train_fused(setting, {0: deep, 1: MIX[0]})
-    assert [m.number for m in population.members] == [1, 0]  # compiled ones come first
     for number, given in ((0, deep), (1, MIX[0])):
         rows, _ = train_plain(setting, number, given, torch.float64)
         assert distance(curves[number], rows) < 1e-7
+
+
+def clones(linears):
+    return [(weight.clone(), bias.clone()) for weight, bias in linears]
 
 
 def test_a_state_goes_on_elsewhere(setting):
@@ -238,14 +241,14 @@ def test_a_state_goes_on_elsewhere(setting):
     first.change(joining=members)
     first.train_epoch()
     for each in members:
-        first.save(each)
+        each.weights = clones(first.weights(each.number))
+        each.states = [clones(linears) for linears in first.states(each.number)]
     first.change(leaving=trials)
-    assert not first.members
+    assert first.is_empty
     second.change(joining=members)
     second.epoch = 1
     for epoch in (1, 2):
-        second.train_epoch()
-        for number, score in second.evaluate().items():
+        for number, score in second.train_epoch().items():
             got = score.train_loss, score.val_loss, score.val_acc
             assert got == whole[number][epoch]
 

@@ -1,19 +1,19 @@
-"""Trials in lanes: where they go, what moves, and that moving changes nothing."""
+"""Trials in lanes: how they are divided, and that it changes nothing."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
 from sweep.data.tensors import TensorData
 from sweep.testing import example_data
-from sweep.training.compiled.kernel import Kernel, load_kernel
-from sweep.training.fused.lanes import MOST_LANES, Lanes
-from sweep.training.fused.population import Population
-from sweep.training.members import Member, Scores
+from sweep.training.compiled.kernel import load_kernel
+from sweep.training.fused.population import Population, run_jobs
+from sweep.training.members import Member, Scores, lanes_of
 from sweep.training.optimizers import make_rule
 
 N_FEATURES, N_CLASSES, N_EPOCHS, BATCH = 6, 3, 8, 8
@@ -27,16 +27,12 @@ def _data() -> TensorData:
     return data
 
 
-def _lanes(
-    n_threads: int, kernel: Kernel | None = None, most: int = MOST_LANES,
-    data: TensorData | None = None,
-) -> Lanes:  # fmt: skip
+def _population(n_lanes: int, *, is_compiled: bool, data: TensorData | None = None) -> Population:
+    kernel = load_kernel(8).kernel if is_compiled else None
+    if is_compiled and kernel is None:
+        pytest.skip("no kernel here")
     given = data or _data()
-
-    def make(batch_size: int, epoch: int) -> Population:
-        return Population(given, batch_size, N_EPOCHS, epoch, torch.float64, kernel)
-
-    return Lanes(make, n_threads, most)
+    return Population(given, BATCH, N_EPOCHS, 0, torch.float64, kernel, n_lanes)
 
 
 def _member(number: int, hidden: Sequence[int] = (16,)) -> Member:
@@ -54,15 +50,6 @@ def _member(number: int, hidden: Sequence[int] = (16,)) -> Member:
     return Member(number, tuple(hidden), "relu", rule, 1e-2, weights)
 
 
-def _curves(lanes: Lanes, n_epochs: int) -> dict[int, list[Scores]]:
-    curves: dict[int, list[Scores]] = {}
-    for _ in range(n_epochs):
-        for _, scores in lanes.train_epoch(lambda: None):
-            for number, score in scores.items():
-                curves.setdefault(number, []).append(score)
-    return curves
-
-
 @pytest.fixture(autouse=True)
 def _threads() -> Iterator[None]:
     before = torch.get_num_threads()
@@ -70,92 +57,82 @@ def _threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def test_nothing_helps_between_epochs() -> None:
-    """With a population a thread, what is done between them gets one, too."""
-    torch.set_num_threads(2)
-    lanes = _lanes(n_threads=2)
-    for k in range(4):
-        lanes.place(_member(k), BATCH, None)
-    lanes.change()
-    assert torch.get_num_threads() == 1
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(2) as pool:
+        yield pool
 
 
-def test_trials_share_the_lanes() -> None:
-    lanes = _lanes(n_threads=2)
-    places = [lanes.place(_member(k), BATCH, None) for k in range(6)]
-    lanes.change()
-    assert len(set(map(id, places))) == 2
-    assert sorted(len(p.members) for p in set(places)) == [3, 3]
+def test_lanes_have_about_the_same_cost() -> None:
+    members = [_member(k, (width,)) for k, width in enumerate((50, 30, 20, 20, 10, 10))]
+    lanes = lanes_of(members, lambda member: sum(member.hidden), 2)
+    assert sorted(sum(m.hidden[0] for m in lane) for lane in lanes) == [70, 70]
+    assert sorted(m.number for lane in lanes for m in lane) == [*range(6)]
 
 
-def test_one_thread_is_one_population() -> None:
-    lanes = _lanes(n_threads=1)
-    places = [lanes.place(_member(k), BATCH, None) for k in range(3)]
-    assert len(set(map(id, places))) == 1
-
-
-def test_a_minibatch_size_or_an_epoch_of_its_own_is_a_population_of_its_own() -> None:
-    lanes = _lanes(n_threads=1)
-    alone = lanes.place(_member(0), BATCH, None)
-    assert lanes.place(_member(1), 2 * BATCH, None) is not alone
-    assert lanes.place(_member(2), BATCH, 3) is not alone
-
-
-def test_a_trial_that_never_joined_is_forgotten() -> None:
-    lanes = _lanes(n_threads=2)
-    for k in range(2):
-        lanes.place(_member(k), BATCH, None)
-    lanes.leave(1)
-    lanes.change()
-    assert set(_curves(lanes, 1)) == {0}
+def test_no_lane_is_empty() -> None:
+    assert len(lanes_of([_member(0), _member(1)], lambda _: 1, 5)) == 2
 
 
 @pytest.mark.parametrize("is_compiled", [False, True])
-def test_trials_move_to_a_lane_that_others_left_and_their_curves_stay(is_compiled: bool) -> None:
-    kernel = load_kernel(8).kernel if is_compiled else None
-    if is_compiled and kernel is None:
-        pytest.skip("no kernel here")
-    alone = _lanes(1, kernel)
+def test_as_many_jobs_as_lanes(is_compiled: bool) -> None:
+    """Trials that are small enough for one group are divided, too, in even parts."""
+    population = _population(3, is_compiled=is_compiled)
+    for k in range(9):
+        population.join(_member(k))
+    jobs = population.start_epoch()
+    assert len(jobs) == 3
+    assert len({job.cost for job in jobs}) == 1
+
+
+@pytest.mark.parametrize("is_compiled", [False, True])
+def test_curves_do_not_depend_on_lanes(is_compiled: bool, pool: ThreadPoolExecutor) -> None:
+    """Also where trials leave, and others take another lane for it."""
+    alone = _population(1, is_compiled=is_compiled)
     for k in (0, 2, 4):
-        alone.place(_member(k), BATCH, None)
-    alone.change()
-    expected = _curves(alone, N_EPOCHS)
-
-    lanes = _lanes(2, kernel)
-    places = {k: lanes.place(_member(k), BATCH, None) for k in range(6)}
-    assert len({id(places[k]) for k in (0, 2, 4)}) == 1  # else there is nothing to move
-    lanes.change()
-    curves = _curves(lanes, 3)
-    for number in (1, 3, 5):
-        lanes.leave(number)
-    moved = lanes.change()
-    assert len(moved) == 1
-    ((number, target),) = moved.items()
-    assert target is not places[number]
-    assert target.has(number)
-    assert not places[number].has(number)
-    rest = _curves(lanes, N_EPOCHS - 3)
+        alone.join(_member(k))
+    expected = [alone.train_epoch() for _ in range(N_EPOCHS)]
+    population = _population(2, is_compiled=is_compiled)
+    for k in range(6):
+        population.join(_member(k))
+    curves: list[dict[int, Scores]] = []
+    for epoch in range(N_EPOCHS):
+        for number in (1, 3, 5) if epoch == 3 else ():
+            population.leave(number)
+        curves.append(run_jobs(population.start_epoch(), pool, 2, 2))
+    assert set(curves[-1]) == {0, 2, 4}
     for k in (0, 2, 4):
-        found = [s.train_loss for s in curves[k] + rest[k]]
-        assert found == pytest.approx([s.train_loss for s in expected[k]], rel=1e-9)
+        found = [scores[k].train_loss for scores in curves]
+        assert found == pytest.approx([scores[k].train_loss for scores in expected], rel=1e-9)
 
 
-@pytest.mark.parametrize(("most", "n_lanes"), [(MOST_LANES, MOST_LANES), (12, 10)])
-def test_as_many_lanes_as_threads_up_to_a_limit(most: int, n_lanes: int) -> None:
-    lanes = _lanes(n_threads=10, most=most)
-    for k in range(20):
-        lanes.place(_member(k), BATCH, None)
-    lanes.change()
-    assert len(lanes.populations) == n_lanes
-    assert set(_curves(lanes, 1)) == set(range(20))
-
-
-def test_what_a_lane_raises_is_raised() -> None:
-    data = _data()
-    lanes = _lanes(n_threads=2, data=data)
+def test_a_trial_that_never_joined_is_forgotten() -> None:
+    population = _population(2, is_compiled=False)
     for k in range(2):
-        lanes.place(_member(k), BATCH, None)
-    lanes.change()
+        population.join(_member(k))
+    population.leave(1)
+    assert set(population.train_epoch()) == {0}
+    population.leave(0)
+    assert population.is_empty
+    assert not population.has(0)
+
+
+def test_nothing_helps_between_epochs(pool: ThreadPoolExecutor) -> None:
+    """With a job a thread, work between epochs gets one, too; one job alone gets all threads."""
+    population = _population(2, is_compiled=False)
+    population.join(_member(0))
+    run_jobs(population.start_epoch(), pool, 2, 2)
+    assert torch.get_num_threads() == 2
+    population.join(_member(1))
+    run_jobs(population.start_epoch(), pool, 2, 2)
+    assert torch.get_num_threads() == 1
+
+
+def test_what_a_lane_raises_is_raised(pool: ThreadPoolExecutor) -> None:
+    data = _data()
+    population = _population(2, is_compiled=False, data=data)
+    for k in range(2):
+        population.join(_member(k))
     data.train.x.resize_(1)  # of both lanes
     with pytest.raises(IndexError):
-        lanes.train_epoch(lambda: None)
+        run_jobs(population.start_epoch(), pool, 2, 2)

@@ -169,8 +169,7 @@ def train_fused(setting, trials, dtype=torch.float64, population=None):
     population.change(joining=[member(number, given) for number, given in trials.items()])
     curves = {number: [] for number in trials}
     for _ in range(N_EPOCHS):
-        population.train_epoch()
-        for number, s in population.evaluate().items():
+        for number, s in population.train_epoch().items():
             curves.setdefault(number, []).append((s.train_loss, s.val_loss, s.val_acc))
     return curves, population
 
@@ -308,8 +307,7 @@ def test_what_is_not_a_number_is_seen(setting, activation, layer):
     broken.weights[layer] = weight.clone().index_fill_(0, torch.tensor([1]), float("nan")), bias
     population = setting.population()
     population.change(joining=[broken, member(1, given)])
-    population.train_epoch()
-    scores = population.evaluate()
+    scores = population.train_epoch()
     assert math.isnan(scores[0].train_loss)
     assert math.isnan(scores[0].val_loss)
     assert math.isfinite(scores[1].train_loss + scores[1].val_loss)
@@ -323,8 +321,7 @@ def test_leaving_and_joining_change_nothing(setting):
     newcomers = {10: {"hidden": (90, 40), "optimizer": "Adam"}, 11: {"hidden": (5,), "lr": 0.1}}
 
     def epoch():
-        population.train_epoch()
-        for number, s in population.evaluate().items():
+        for number, s in population.train_epoch().items():
             curves[number].append((s.train_loss, s.val_loss, s.val_acc))
 
     epoch()
@@ -348,7 +345,7 @@ def test_best_weights_are_those_of_the_kept_epoch(setting):
     population = setting.population(torch.float32)
     population.change(joining=[member(k, given) for k, given in enumerate(MIX)])
     population.train_epoch()
-    population.keep_best([4])
+    population.keep_best(4)
     kept = [(w.clone(), b.clone()) for w, b in population.weights(4)]
     population.change([5, 1, 3], [member(30, {"hidden": (100, 77), "optimizer": "Adam"})])
     population.train_epoch()

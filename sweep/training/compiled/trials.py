@@ -10,6 +10,7 @@ import ctypes
 import itertools
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, final
 
 import numpy as np
@@ -19,7 +20,7 @@ from torch import Tensor
 from sweep.data.tensors import Split, TensorData
 from sweep.hyperparameters import ACTIVATIONS
 from sweep.training.compiled.kernel import KINDS, MOST_LAYERS, CBatches, Kernel, Trial, stride
-from sweep.training.members import Linears, Member, Scores
+from sweep.training.members import Job, Linears, Member, Scores, cost_of, lanes_of
 from sweep.training.optimizers import learning_rates
 
 GROUP_BYTES = 4_000_000
@@ -58,16 +59,18 @@ class CompiledTrials:
         batch_size: B; the last minibatch of an epoch may be smaller.
         n_epochs: Epochs of a whole trial, what schedules run over.
         dtype: Of weights and activations.
+        n_lanes: Threads that share the trials.
 
     `work_a_call` and `draws_a_call` bound what one call of the kernel does; no result depends on
     them. Raises IndexError for a class that is not among the `n_classes`.
     """
 
     def __init__(
-        self, kernel: Kernel, data: TensorData, batch_size: int, n_epochs: int, dtype: torch.dtype
-    ) -> None:
+        self, kernel: Kernel, data: TensorData, batch_size: int, n_epochs: int,
+        dtype: torch.dtype, n_lanes: int = 1,
+    ) -> None:  # fmt: skip
         self._kernel, self._batch_size, self._n_epochs = kernel, batch_size, n_epochs
-        self._data, self._dtype = data, dtype
+        self._data, self._dtype, self._n_lanes = data, dtype, n_lanes
         self._train, self._judged = (
             Split(_readable(split.x, dtype), _checked(split.y, data.info.n_classes))
             for split in (data.train, data.judged)
@@ -88,49 +91,55 @@ class CompiledTrials:
             del self._own[number]
         for member in joining:
             self._own[member.number] = _Own(member, self._data.widths(member.hidden), self._dtype)
-        self._groups = _groups(list(self._own.values()))
+        lanes = lanes_of(self.members, self._cost, self._n_lanes)
+        self._groups = [
+            group for lane in lanes for group in _groups([self._own[m.number] for m in lane])
+        ]
 
-    def train_epoch(self, order: Tensor) -> None:
-        """One epoch over the samples in `order` (n_train,)."""
+    def start_epoch(self, order: Tensor) -> list[Job]:
+        """The jobs of an epoch over the samples in `order` (n_train,): one for each group."""
         order = order.long().contiguous()
-        batches = self._batches(self._train, order)
-        for group in self._groups:
-            n_at_once = self._n_steps_a_call(group)
-            trials = (Trial * len(group))(*[own.fields(self._n_steps) for own in group])
-            rates = [own.rates(self._n_epochs, self._n_steps) for own in group]
-            streams = [own.streams() for own in group]
-            for first in range(0, self._n_steps, n_at_once):
-                n_steps = min(n_at_once, self._n_steps - first)
-                n_samples = min(n_steps * self._batch_size, len(order) - first * self._batch_size)
-                masks = [
-                    own.masks(mine, n_samples, self._batch_size)
-                    for own, mine in zip(group, streams, strict=True)
-                ]
-                for trial, mine, kept in zip(trials, rates, masks, strict=True):
-                    pointers = (ctypes.c_void_p * len(kept))(*[mask.data_ptr() for mask in kept])
-                    trial.rates = mine[first:].ctypes.data
-                    trial.kept = ctypes.cast(pointers, ctypes.c_void_p) if kept else None
-                self._kernel.train(trials, batches, first, n_steps)
-                for trial in trials:
-                    trial.n_steps += n_steps
-            for own, trial in zip(group, trials, strict=True):
-                own.train_loss = trial.loss / len(order)
-                own.member.epoch += 1
+        return [
+            Job(sum(self._cost(own.member) for own in group), partial(self._epoch, group, order))
+            for group in self._groups
+        ]
 
-    def evaluate(self) -> dict[int, Scores]:
-        """Metrics of the epoch just trained by trial number."""
-        scores, n = {}, len(self._judged)
-        batches = self._batches(self._judged, None)
-        for group in self._groups:
-            trials = (Trial * len(group))(*[own.fields(self._n_steps) for own in group])
-            n_at_once = self._batch_size * self._n_steps_a_call(group)
-            for first in range(0, n, n_at_once):
-                self._kernel.evaluate(trials, batches, first, min(n_at_once, n - first))
-            for own, trial in zip(group, trials, strict=True):
-                # torchmetrics divides counts in float32 at any precision.
-                accuracy = float(np.float32(trial.n_correct) / np.float32(n))
-                scores[own.member.number] = Scores(own.train_loss, trial.loss / n, accuracy)
+    def _epoch(self, group: Sequence[_Own], order: Tensor) -> dict[int, Scores]:
+        losses, scores, n_val = self._train_group(group, order), {}, len(self._judged)
+        trials = (Trial * len(group))(*[own.fields(self._n_steps) for own in group])
+        batches, n_at_once = self._batches(self._judged, None), self._n_steps_a_call(group)
+        n_at_once *= self._batch_size
+        for first in range(0, n_val, n_at_once):
+            self._kernel.evaluate(trials, batches, first, min(n_at_once, n_val - first))
+        for own, loss, trial in zip(group, losses, trials, strict=True):
+            # torchmetrics divides counts in float32 at any precision.
+            accuracy = float(np.float32(trial.n_correct) / np.float32(n_val))
+            scores[own.member.number] = Scores(loss, trial.loss / n_val, accuracy)
         return scores
+
+    def _train_group(self, group: Sequence[_Own], order: Tensor) -> list[float]:
+        """Train an epoch; the training losses."""
+        batches, n_at_once = self._batches(self._train, order), self._n_steps_a_call(group)
+        trials = (Trial * len(group))(*[own.fields(self._n_steps) for own in group])
+        rates = [own.rates(self._n_epochs, self._n_steps) for own in group]
+        streams = [own.streams() for own in group]
+        for first in range(0, self._n_steps, n_at_once):
+            n_steps = min(n_at_once, self._n_steps - first)
+            n_samples = min(n_steps * self._batch_size, len(order) - first * self._batch_size)
+            masks = [
+                own.masks(mine, n_samples, self._batch_size)
+                for own, mine in zip(group, streams, strict=True)
+            ]
+            for trial, mine, kept in zip(trials, rates, masks, strict=True):
+                pointers = (ctypes.c_void_p * len(kept))(*[mask.data_ptr() for mask in kept])
+                trial.rates = mine[first:].ctypes.data
+                trial.kept = ctypes.cast(pointers, ctypes.c_void_p) if kept else None
+            self._kernel.train(trials, batches, first, n_steps)
+            for trial in trials:
+                trial.n_steps += n_steps
+        for own in group:
+            own.member.epoch += 1
+        return [trial.loss / len(order) for trial in trials]
 
     def keep_best(self, number: int) -> None:
         """Remember the weights that the trial has now."""
@@ -160,6 +169,9 @@ class CompiledTrials:
             len(x), self._data.n_features, info.n_classes, self._batch_size, info.mean, info.std,
         )  # fmt: skip
 
+    def _cost(self, member: Member) -> int:
+        return cost_of(self._data.widths(member.hidden))
+
     def _n_steps_a_call(self, group: Sequence[_Own]) -> int:
         n_samples = max(self._batch_size, LEAST_SAMPLES)
         work = 6.0 * n_samples * sum(own.n_weights for own in group)
@@ -173,7 +185,6 @@ class _Own:
     def __init__(self, member: Member, widths: tuple[int, ...], dtype: torch.dtype) -> None:
         self.member = member
         self._widths, self._widths_array = widths, np.array(widths, np.int64)
-        self.train_loss = 0.0
         pairs = list(itertools.pairwise(widths))
         self.n_weights = sum(n_in * n_out for n_in, n_out in pairs)
         self.n_draws = sum(member.hidden) if member.dropout > 0.0 else 0

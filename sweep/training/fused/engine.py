@@ -1,13 +1,15 @@
 """The engine of many MLPs at once: each open trial is a member of a population.
 
-Lanes of populations train an epoch; between epochs trials join and leave. A trial's module stays
-on the CPU and carries its weights into checkpoints.
+Populations train an epoch as jobs of one thread each: two threads inside every operation wait for
+each other hundreds of times a step, and jobs do not. Between epochs trials join and leave. A
+trial's module stays on the CPU and carries its weights into checkpoints.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,8 +23,7 @@ from sweep.training.choice import FUSED_PRECISIONS, MOST_SLOTS, precision_of
 from sweep.training.compiled.kernel import Kernel
 from sweep.training.exports import prepare_export
 from sweep.training.failures import classify
-from sweep.training.fused.lanes import MOST_LANES, Lanes
-from sweep.training.fused.population import Population
+from sweep.training.fused.population import Population, run_jobs
 from sweep.training.members import Linears, Member
 from sweep.training.mlp import MLPClassifier
 from sweep.training.modules import build_module
@@ -31,6 +32,9 @@ from sweep.training.resuming import RESUME_KEY, load_resume_file, unusable
 from sweep.training.run import Run
 from sweep.trial import Report, Task
 
+MOST_LANES = 4
+"""Of stacked trials, a judgement: past it, threads would wait for Python's lock rather than for
+each other. The compiled kernel does without that lock."""
 DTYPES = dict(zip(FUSED_PRECISIONS, (torch.float32, torch.float64), strict=True))
 
 
@@ -70,8 +74,10 @@ class FusedEngine:
         self._task, self._data, self._kernel, self._metrics = task, data, kernel, metrics
         self._dtype = DTYPES[precision_of(task)]
         self._open: dict[int, _Open] = {}
-        most = MOST_LANES if kernel is None else MOST_SLOTS
-        self._lanes = Lanes(self._new_population, n_threads, most)
+        self._populations: list[Population] = []
+        self._n_threads = n_threads
+        self._n_lanes = max(1, min(n_threads, MOST_LANES if kernel is None else MOST_SLOTS))
+        self._pool = ThreadPoolExecutor(self._n_lanes, "lane")
 
     def open(self, run: Run) -> Sequence[Report]:
         """Give a trial its place, from its next epoch on.
@@ -91,28 +97,29 @@ class FusedEngine:
         if not run.is_trained:
             is_bound = run.epoch > 0 or run.spec.start_epoch is not None
             wanted = run.start_epoch + run.epoch if is_bound else None
-            opened.population = self._lanes.place(opened.member, _batch_size(run), wanted)
+            opened.population = self._population(_batch_size(run), wanted)
+            opened.population.join(opened.member)
             run.start_epoch = opened.population.epoch - run.epoch
         self._open[run.spec.number] = opened
         return said
 
     def train_epoch(self) -> dict[int, dict[str, float]]:
         """Train and validate an epoch of every trial; metrics by trial number."""
-        for number, population in self._lanes.change().items():
-            self._open[number].population = population
+        self._populations = [p for p in self._populations if not p.is_empty]
+        jobs = [job for population in self._populations for job in population.start_epoch()]
         metrics = {}
-        for _, scores in self._lanes.train_epoch(self._prepare_exports):
-            for number, score in scores.items():
-                metrics[number] = {name: getattr(score, name) for name in self._metrics}
-                run = self._open[number].run
-                run.n_steps = (run.epoch + 1) * self._n_steps(run)
+        scores = run_jobs(jobs, self._pool, self._n_lanes, self._n_threads, self._prepare_exports)
+        for number, score in scores.items():
+            metrics[number] = {name: getattr(score, name) for name in self._metrics}
+            run = self._open[number].run
+            run.n_steps = (run.epoch + 1) * self._n_steps(run)
         return metrics
 
     def keep_best(self, numbers: Sequence[int]) -> None:
         """Remember the weights that these trials have now."""
         for number in numbers:
             if (population := self._open[number].population) is not None:
-                population.keep_best([number])
+                population.keep_best(number)
 
     def state(self, run: Run) -> dict[str, Any] | None:
         """A checkpoint as Lightning would write it after the same epochs; None for a trial that
@@ -143,8 +150,9 @@ class FusedEngine:
 
     def close(self, number: int) -> None:
         """Give the trial's place back."""
-        if self._open.pop(number, None) is not None:
-            self._lanes.leave(number)
+        opened = self._open.pop(number, None)
+        if opened is not None and opened.population is not None:
+            opened.population.leave(number)
 
     def _new(self, run: Run) -> _Open:
         spec, default = run.spec, torch.get_default_dtype()
@@ -225,10 +233,17 @@ class FusedEngine:
         """Steps of an epoch."""
         return -(-len(self._data.train) // _batch_size(run))
 
-    def _new_population(self, batch_size: int, epoch: int) -> Population:
-        return Population(
-            self._data, batch_size, self._task.epochs, epoch, self._dtype, self._kernel
-        )
+    def _population(self, batch_size: int, epoch: int | None) -> Population:
+        """The population of that minibatch size at population epoch `epoch` (None: any)."""
+        for population in self._populations:
+            if population.batch_size == batch_size and epoch in (None, population.epoch):
+                return population
+        made = Population(
+            self._data, batch_size, self._task.epochs, epoch or 0, self._dtype, self._kernel,
+            self._n_lanes,
+        )  # fmt: skip
+        self._populations.append(made)
+        return made
 
 
 def _batch_size(run: Run) -> int:

@@ -1,24 +1,21 @@
 """A population: trials that see the same minibatches.
 
-On a CPU the compiled kernel trains them where there is one and it knows all that they need
-(`compiled`); others are stacked (`stacked`).
+On a CPU the compiled kernel trains them where there is one and it has all formulas that they need
+(`compiled`); the others are stacked (`stacked`).
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import Executor, wait
 
 import torch
 
 from sweep.data.tensors import TensorData
 from sweep.training.compiled.kernel import Kernel
 from sweep.training.compiled.trials import CompiledTrials, is_for_kernel
-from sweep.training.members import Linears, Member, Scores
+from sweep.training.members import Job, Linears, Member, Scores
 from sweep.training.stacked.trials import StackedTrials
-
-COST_OF_A_TRIAL = 10_000
-"""Of a trial's step, in weights, which cost about the same in all layers (benchmarks/NOTES.md)."""
 
 
 class Population:
@@ -31,6 +28,7 @@ class Population:
         epoch: Population epoch to start with.
         dtype: Of weights and activations.
         kernel: Trains what it knows; None: everything is stacked.
+        n_lanes: Jobs that an epoch is divided into, where there are as many trials.
     """
 
     def __init__(
@@ -41,53 +39,60 @@ class Population:
         epoch: int = 0,
         dtype: torch.dtype = torch.float32,
         kernel: Kernel | None = None,
+        n_lanes: int = 1,
     ) -> None:
         self.batch_size, self.epoch, self._data = batch_size, epoch, data
-        self.kernel, self._dtype = kernel, dtype
-        self._n_epochs = n_epochs
+        self._given, self._kernel = (data, batch_size, n_epochs, dtype, n_lanes), kernel
         self._parts: list[CompiledTrials | StackedTrials] = []
         self._part_of: dict[int, CompiledTrials | StackedTrials] = {}
+        self._joining: dict[int, Member] = {}
+        self._leaving: set[int] = set()
 
     @property
-    def members(self) -> list[Member]:
-        """All trials."""
-        return [member for part in self._parts for member in part.members]
+    def is_empty(self) -> bool:
+        """Whether it has no trial, and none that joins."""
+        return not self._joining and not self._part_of.keys() - self._leaving
 
-    def change(self, leaving: Iterable[int] = (), joining: Sequence[Member] = ()) -> None:
-        """Let trials leave (by number) and join; the others keep their exact state."""
-        gone = set(leaving)
+    def join(self, member: Member) -> None:
+        """Let a trial join when the next epoch begins."""
+        self._joining[member.number] = member
+
+    def leave(self, number: int) -> None:
+        """Let a trial go when the next epoch begins, or forget one that has not joined yet."""
+        if self._joining.pop(number, None) is None and number in self._part_of:
+            self._leaving.add(number)
+
+    def start_epoch(self) -> list[Job]:
+        """The jobs of an epoch of every trial, for one thread each."""
+        self.change(self._leaving, list(self._joining.values()))
+        self._leaving, self._joining = set(), {}
+        order = self._data.order(self.epoch).to(self._data.train.x.device)
+        self.epoch += 1
+        return [job for part in self._parts for job in part.start_epoch(order)]
+
+    def train_epoch(self) -> dict[int, Scores]:
+        """Train and validate an epoch of every trial in this thread; scores by trial number."""
+        return {n: scores for job in self.start_epoch() for n, scores in job.run().items()}
+
+    def change(self, leaving: Collection[int] = (), joining: Sequence[Member] = ()) -> None:
+        """Let trials leave (by number) and join now; the others keep their exact state."""
+        if not leaving and not joining:
+            return
         if not self._parts:
-            self._parts = self._new_parts()
-        compiled = [m for m in joining if self._is_for_kernel(m)]
-        stacked = [m for m in joining if not self._is_for_kernel(m)]
+            compiled = [] if self._kernel is None else [CompiledTrials(self._kernel, *self._given)]
+            self._parts = [*compiled, StackedTrials(*self._given)]
         for part in self._parts:
-            part.change(gone, compiled if isinstance(part, CompiledTrials) else stacked)
+            own = [m for m in joining if isinstance(part, CompiledTrials) == self._is_compiled(m)]
+            part.change(set(leaving), own)
         self._part_of = {m.number: part for part in self._parts for m in part.members}
 
-    def train_epoch(self) -> None:
-        """One epoch of every trial; their losses stay on the device until `evaluate`."""
-        order = self._data.order(self.epoch).to(self._data.train.x.device)
-        for part in self._parts:
-            part.train_epoch(order)
-        self.epoch += 1
-
-    def evaluate(self) -> dict[int, Scores]:
-        """Metrics of the epoch just trained by trial number."""
-        return {n: scores for part in self._parts for n, scores in part.evaluate().items()}
-
-    def keep_best(self, numbers: Iterable[int]) -> None:
-        """Remember the weights that these trials have now."""
-        for number in numbers:
-            self._part_of[number].keep_best(number)
-
-    def cost(self, member: Member) -> int:
-        """What a step of the trial costs, in weights."""
-        widths = self._data.widths(member.hidden)
-        return COST_OF_A_TRIAL + sum(n_in * n_out for n_in, n_out in itertools.pairwise(widths))
+    def keep_best(self, number: int) -> None:
+        """Remember the weights that the trial has now."""
+        self._part_of[number].keep_best(number)
 
     def has(self, number: int) -> bool:
-        """Whether the trial has a place here (one that joins has it after `change`)."""
-        return number in self._part_of
+        """Whether the trial's weights are here (those of one that joins are not yet)."""
+        return number in self._part_of and number not in self._leaving
 
     def weights(self, number: int) -> Linears:
         """Views of a trial's weights, which the next epoch overwrites."""
@@ -101,21 +106,41 @@ class Population:
         """Views of a trial's optimizer state."""
         return self._part_of[number].states(number)
 
-    def save(self, member: Member) -> None:
-        """Give a trial that is to leave its weights and optimizer state to take along."""
-        number = member.number
-        member.weights = _copies(self.weights(number))
-        member.best = _copies(self.best_weights(number))
-        member.states = [_copies(linears) for linears in self.states(number)]
-
-    def _new_parts(self) -> list[CompiledTrials | StackedTrials]:
-        given = self._data, self.batch_size, self._n_epochs, self._dtype
-        compiled = [] if self.kernel is None else [CompiledTrials(self.kernel, *given)]
-        return [*compiled, StackedTrials(*given)]
-
-    def _is_for_kernel(self, member: Member) -> bool:
-        return self.kernel is not None and is_for_kernel(member, self._data, self.batch_size)
+    def _is_compiled(self, member: Member) -> bool:
+        return self._kernel is not None and is_for_kernel(member, self._data, self.batch_size)
 
 
-def _copies(linears: Linears) -> Linears:
-    return [(weight.clone(), bias.clone()) for weight, bias in linears]
+def run_jobs(
+    jobs: Sequence[Job], pool: Executor, n_lanes: int, n_threads: int,
+    meanwhile: Callable[[], None] = lambda: None,
+) -> dict[int, Scores]:  # fmt: skip
+    """Run jobs side by side, the longest first; scores by trial number.
+
+    Divides torch's threads among them, also those of the calling thread, which the caller must
+    restore.
+
+    Args:
+        jobs: Of one epoch.
+        pool: `n_lanes` threads.
+        n_lanes: Jobs to run at a time.
+        n_threads: Threads of the machine for all of them.
+        meanwhile: Called once while several jobs run.
+
+    Raises what a job raises, when all have ended.
+    """
+    n_each = max(1, n_threads // max(1, min(len(jobs), n_lanes)))
+    if n_lanes > 1:
+        # Work between epochs is small: a second thread that helped with it would spin afterwards.
+        torch.set_num_threads(n_each)
+    if n_lanes == 1 or len(jobs) == 1:
+        return {n: scores for job in jobs for n, scores in job.run().items()}
+    longest_first = sorted(jobs, key=lambda job: job.cost, reverse=True)
+    running = [pool.submit(_run, job, n_each) for job in longest_first]
+    meanwhile()
+    wait(running)
+    return {n: scores for ended in running for n, scores in ended.result().items()}
+
+
+def _run(job: Job, n_threads: int) -> dict[int, Scores]:
+    torch.set_num_threads(n_threads)  # of this thread
+    return job.run()

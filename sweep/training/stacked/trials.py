@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, final
 
 import numpy as np
@@ -19,7 +20,7 @@ from torch.nn import functional
 
 from sweep.data.tensors import EVALUATION_BATCH, TensorData
 from sweep.hyperparameters import ACTIVATIONS
-from sweep.training.members import Linears, Member, Scores
+from sweep.training.members import Job, Linears, Member, Scores, cost_of, lanes_of
 from sweep.training.optimizers import OptimizerRule, clip_scales, learning_rates
 
 Buffer = list[Tensor]
@@ -35,55 +36,71 @@ class StackedTrials:
         batch_size: B; the last minibatch of an epoch may be smaller.
         n_epochs: Epochs of a whole trial, what schedules run over.
         dtype: Of weights and activations.
+        n_lanes: Threads that share the trials, with stacks of their own each.
     """
 
     def __init__(
-        self, data: TensorData, batch_size: int, n_epochs: int, dtype: torch.dtype
-    ) -> None:
+        self, data: TensorData, batch_size: int, n_epochs: int, dtype: torch.dtype,
+        n_lanes: int = 1,
+    ) -> None:  # fmt: skip
         self._data, self._batch_size = data, batch_size
         self._n_epochs, self._dtype = n_epochs, dtype
-        self._stacks: list[_Stack] = []
+        self._n_lanes = n_lanes
+        self._lanes: list[list[_Stack]] = []
         self._stack_of: dict[int, _Stack] = {}
 
     @property
     def members(self) -> list[Member]:
         """All of them."""
-        return [member for stack in self._stacks for member in stack.members]
+        return [member for lane in self._lanes for stack in lane for member in stack.members]
 
     def change(self, leaving: set[int], joining: Sequence[Member]) -> None:
         """Let trials leave (by number) and join; the others keep their exact state."""
-        by_depth: dict[int, list[Member]] = {}
-        for member in [m for m in self.members if m.number not in leaving] + [*joining]:
-            by_depth.setdefault(len(member.hidden), []).append(member)
+        staying = [member for member in self.members if member.number not in leaving]
         new = {member.number for member in joining}
-        before = {frozenset(stack.positions): stack for stack in self._stacks}
+        before = {frozenset(s.positions): s for lane in self._lanes for s in lane}
         sources = {n: stack for n, stack in self._stack_of.items() if n not in new}
-        self._stacks = []
-        for members in by_depth.values():
-            numbers = frozenset(member.number for member in members)
-            kept = before.get(numbers) if numbers.isdisjoint(new) else None
-            self._stacks.append(kept or _Stack(members, self._data, self._dtype, sources))
-        self._stack_of = {n: stack for stack in self._stacks for n in stack.positions}
+        self._lanes = []
+        for lane in lanes_of([*staying, *joining], self._cost, self._n_lanes):
+            by_depth: dict[int, list[Member]] = {}
+            for member in lane:
+                by_depth.setdefault(len(member.hidden), []).append(member)
+            stacks = []
+            for members in by_depth.values():
+                numbers = frozenset(member.number for member in members)
+                kept = before.get(numbers) if numbers.isdisjoint(new) else None
+                stacks.append(kept or _Stack(members, self._data, self._dtype, sources))
+            self._lanes.append(stacks)
+        self._stack_of = {n: s for lane in self._lanes for s in lane for n in s.positions}
 
-    def train_epoch(self, order: Tensor) -> None:
-        """One epoch over the samples in `order` (n_train,)."""
+    def start_epoch(self, order: Tensor) -> list[Job]:
+        """The jobs of an epoch over the samples in `order` (n_train,): one for each lane."""
+        return [
+            Job(
+                sum(self._cost(member) for stack in stacks for member in stack.members),
+                partial(self._epoch, stacks, order),
+            )
+            for stacks in self._lanes
+        ]
+
+    @torch.no_grad()
+    def _epoch(self, stacks: Sequence[_Stack], order: Tensor) -> dict[int, Scores]:
         batches = torch.split(order, self._batch_size)
-        for stack in self._stacks:
+        for stack in stacks:
             stack.start_epoch(self._n_epochs, len(batches))
         for step, index in enumerate(batches):
             x = self._standardised(self._data.train.x.index_select(0, index))
             y = self._data.train.y.index_select(0, index)
-            for stack in self._stacks:
+            for stack in stacks:
                 stack.step(step, x, y)
-        for member in self.members:
+        for member in (member for stack in stacks for member in stack.members):
             member.epoch += 1
+        return self._evaluate(stacks)
 
-    @torch.no_grad()
-    def evaluate(self) -> dict[int, Scores]:
-        """Metrics of the epoch just trained by trial number."""
+    def _evaluate(self, stacks: Sequence[_Stack]) -> dict[int, Scores]:
         judged, scores = self._data.judged, dict[int, Scores]()
         n_train, n_val = len(self._data.train), len(judged)
-        for stack in self._stacks:
+        for stack in stacks:
             # torchmetrics divides counts in float32 at any precision.
             loss = torch.zeros_like(stack.loss_sum)
             n_correct = torch.zeros_like(loss, dtype=torch.float32)
@@ -114,6 +131,9 @@ class StackedTrials:
         stack = self._stack_of[number]
         n_states = stack.members[stack.positions[number]].rule.n_states
         return [stack.linears(2 + k, number) for k in range(n_states)]
+
+    def _cost(self, member: Member) -> int:
+        return cost_of(self._data.widths(member.hidden))
 
     def _standardised(self, x: Tensor) -> Tensor:
         """(F, B)."""
