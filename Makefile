@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 PLUGINS := -p pytest_timeout -p _hypothesis_pytestplugin
-TOUCHING := tests/test_main_path.py tests/test_ledger.py tests/test_storage.py tests/test_proposals.py \
-	tests/test_tracking.py tests/training/test_exports.py tests/training/test_single.py
+TOUCHING := tests/test_main_path.py tests/ledger/test_ledger.py tests/ledger/test_storage.py \
+	tests/search/test_proposals.py tests/tracking/test_tracking.py tests/training/test_exports.py \
+	tests/training/plain/test_single.py
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 help: ## Show this list

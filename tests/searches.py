@@ -141,6 +141,7 @@ def query(database: Path, statement: str, *values: Any) -> list[Any]:
     return rows
 
 
+TESTS = Path(__file__).resolve().parent
 SWEEP = [sys.executable, "-c", "from sweep.cli import main; main()"]
 
 

@@ -19,18 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tracking_records as records
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from mlflow_proxy import Answer, Proxy, error, proxy_of, refusing
+from searches import TESTS, Call, sweep
 
-TESTS = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(TESTS))
-
-import tracking_records as records  # noqa: E402
-from mlflow_proxy import Answer, Proxy, error, proxy_of, refusing  # noqa: E402
-from searches import Call, sweep  # noqa: E402
-
-from sweep.errors import StoreError, UndeliveredError  # noqa: E402
-from sweep.tracking import (  # noqa: E402
+from sweep.errors import StoreError, UndeliveredError
+from sweep.tracking import (
     MlflowTracker,
     Pace,
     artifact_of,
@@ -38,7 +34,7 @@ from sweep.tracking import (  # noqa: E402
     reconcile_runs,
     run_id_of,
 )
-from sweep.trial import (  # noqa: E402
+from sweep.trial import (
     CheckpointDropped,
     Failure,
     Record,

@@ -196,7 +196,7 @@ def test_both_types_in_one_process(tmp_path):
 
 def test_it_compiles_without_warnings(tmp_path):
     """For both types."""
-    source = Path(__file__).resolve().parents[2] / "sweep" / "training" / "compiled" / "kernel.c"
+    source = Path(__file__).resolve().parents[3] / "sweep" / "training" / "compiled" / "kernel.c"
     for real, index in TYPES.values():
         done = subprocess.run(
             ["cc", *FLAGS, "-march=native", f"-DREAL={real}", f"-DINDEX={index}", "-Wall",

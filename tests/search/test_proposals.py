@@ -11,7 +11,7 @@ from typing import Any
 
 import optuna
 import pytest
-from searches import FREE_SPACE, SIX_SPACE
+from searches import FREE_SPACE, SIX_SPACE, TESTS
 
 from sweep.config.settings import PRUNERS, SAMPLERS
 from sweep.errors import ConfigError, SpaceError
@@ -354,7 +354,7 @@ def test_hyperband_prunes_the_same_trials_in_two_processes(tmp_path: Path) -> No
         folder.mkdir()
         for total in totals:
             command = [sys.executable, "-c", textwrap.dedent(HYPERBAND), folder, str(total)]
-            subprocess.run(command, cwd=Path(__file__).parent, check=True)
+            subprocess.run(command, cwd=TESTS, check=True)
         ledger = open_study(f"sqlite:///{folder}/optuna.db", "scripted")
         found.append([(t.hyperparameters, t.state, t.curve) for t in ledger.trials()])
         ledger.close()

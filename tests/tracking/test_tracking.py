@@ -22,6 +22,7 @@ import tracking_records as records
 import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from searches import TESTS
 
 from sweep.databases import sqlite
 from sweep.errors import DiskError, NotFoundError, StoreError, UndeliveredError
@@ -581,10 +582,12 @@ def test_nothing_is_printed_and_logs_go_to_the_file(tmp_path: Path) -> None:
         "t.open(r.study_info()); t.write(r.search(None)); t.close()\n"
         "assert 'torch' not in sys.modules\n"
     )
-    here = Path(__file__).parent
-    env = {"PYTHONPATH": str(here.parent), "XDG_CACHE_HOME": str(tmp_path / "sub")}  # an empty one
+    env = {
+        "PYTHONPATH": str(TESTS.parent),
+        "XDG_CACHE_HOME": str(tmp_path / "sub"),
+    }  # an empty one
     done = subprocess.run(
-        [sys.executable, "-c", code, str(here)],
+        [sys.executable, "-c", code, str(TESTS)],
         cwd=tmp_path, env=env, capture_output=True, text=True,
     )  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from searches import Call, mlflow_client, start_sweep, sweep, wait_for_line
+from searches import TESTS, Call, mlflow_client, start_sweep, sweep, wait_for_line
 
 import sweep as library
 from sweep.ledger.study import open_study
@@ -182,7 +182,7 @@ def test_ctrl_c_is_told_from_a_keyboard_interrupt_of_user_code(tmp_path: Path) -
     """Inline: what a module raises fails its trial; the user's second Ctrl-C ends the search."""
     (tmp_path / "ends.py").write_text(ENDS)
     (tmp_path / "space.yaml").write_text(WIDTHS)
-    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
+    path = os.pathsep.join([str(TESTS), *filter(None, sys.path)])
     search = start_sweep(tmp_path, *RUN, "--module", "ends:Ends", env={"PYTHONPATH": path})
     assert 'message="KeyboardInterrupt: mine (ends.py:10)"' in wait_for_line(search, "trial=0")
     wait_for_line(search, "second trial")
@@ -217,7 +217,7 @@ def test_metrics_of_mlflows_own_calls_are_the_trials(tmp_path: Path, executor: s
     """Whatever address the module sets: no other run, no other store, one notice of the rest."""
     (tmp_path / "fluent.py").write_text(FLUENT)
     (tmp_path / "space.yaml").write_text(WIDTHS)
-    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
+    path = os.pathsep.join([str(TESTS), *filter(None, sys.path)])
     done = sweep(
         tmp_path, *RUN, "--module", "fluent:Fluent", "--study", "f", "--executor", executor,
         "--sampler", "grid", "--trials", "3", "--epochs", "2", env={"PYTHONPATH": path},

@@ -7,7 +7,7 @@ import pytest
 from sweep.errors import SpaceError
 from sweep.space import parse_space, sample
 
-DOCS = Path(__file__).parent.parent / "docs" / "search-spaces.md"
+DOCS = Path(__file__).parents[2] / "docs" / "search-spaces.md"
 
 
 def doc_blocks():
