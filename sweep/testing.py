@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from sweep.files.trial_folder import BEST, TrialFiles
 from sweep.protocols import Exchange, Executor, Listener, Trainer
 from sweep.trial import (
     CheckpointDropped,
@@ -318,14 +319,17 @@ class ExecutorContract:
     def test_trains_what_is_ordered(self, tmp_path: Path) -> None:
         """Two trials of the bundled digits train to the end and leave their checkpoints."""
         executor = self.make_executor()
-        executor.warm_up(example_task(tmp_path, population=1))
+        task = example_task(tmp_path, population=1)
+        executor.warm_up(task)
         values = {"hidden": (16,), "optimizer": "Adam", "lr": 0.01}
         exchange = ScriptedExchange([TrialSpec(n, values, n) for n in range(2)])
         executor.run(exchange)
         executor.kill()
         first, second = (exchange.results()[n] for n in (0, 1))
         assert first.outcome == second.outcome == "finished"
-        assert all(Path(r.checkpoint or "").is_file() for r in (first, second))
+        assert first.has_checkpoint
+        assert second.has_checkpoint
+        assert all(TrialFiles(task.work_dir, n).whole(BEST) for n in (0, 1))
 
     def test_an_error_of_the_driver_ends_the_run(self, tmp_path: Path) -> None:
         """An error of `exchange` comes out of `run` unchanged."""

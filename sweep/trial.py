@@ -105,8 +105,8 @@ class TrialSpec:
     """Seed of initial weights and dropout: derive_seed(study seed, "init", number)."""
     start_epoch: int | None = None
     """Population epoch it first started in (decides its data order); None: not started yet."""
-    resume_from: str | None = None
-    """Checkpoint to continue from, or None."""
+    is_resumed: bool = False
+    """Whether it goes on from the resume state among its files."""
     settings: str = ""
     """Whatever else a checkpoint must share to be continued from; "": the study's, which do."""
 
@@ -174,10 +174,10 @@ class TrialResult:
     """Epochs trained in all."""
     best_epoch: int | None = None
     """Epoch of the kept checkpoint, from 1."""
-    checkpoint: str | None = None
-    """Path of the kept (best) Lightning checkpoint."""
-    model_file: str | None = None
-    """Path of the same model as a torch.export archive (.pt2), or None."""
+    has_checkpoint: bool = False
+    """Whether the Lightning checkpoint of the best epoch is among its files."""
+    has_model: bool = False
+    """Whether the same model is, as a torch.export archive (.pt2)."""
     failure: Failure | None = None
     notes: Mapping[str, str] = field(default_factory=dict)
     """Further tags: trainer, start epoch, ..."""

@@ -26,15 +26,122 @@ from typing import Any
 from sweep.errors import DiskError
 from sweep.trial import EpochReport, Failure, TrialResult, TrialSpec
 
-VERDICT, RESUME_STATE = "verdict.json", "last.ckpt"
+BEST, MODEL, RESUME_STATE, VERDICT = "best.ckpt", "model.pt2", "last.ckpt", "verdict.json"
 _VERSION = 1
 FILE_TIME_MS = 1000
 """Tolerance for a file system's clock."""
 
 
-def trial_folder(work_dir: str | Path, number: int) -> Path:
-    """The folder of trial `number` of a study with work folder `work_dir`."""
-    return Path(work_dir, "trials", f"{number:05d}")
+class TrialFiles:
+    """The files of one trial, in a folder of this machine.
+
+    Args:
+        work_dir: The study's work folder.
+        number: The trial's number.
+    """
+
+    def __init__(self, work_dir: str | Path, number: int) -> None:
+        self.number = number
+        self.folder = Path(work_dir, "trials", f"{number:05d}")
+
+    def path(self, name: str) -> Path:
+        """The path of a file, for libraries that read or write one."""
+        return self.folder / name
+
+    def put(self, name: str, content: bytes | bytearray, *, mode: int = 0o666) -> None:
+        """Write a file, whole or not at all. Raises DiskError."""
+        replace_file(self.folder / name, content, mode=mode)
+
+    def get(self, name: str) -> bytes | None:
+        """The content of a file; None if it is missing or unreadable."""
+        try:
+            return self.path(name).read_bytes()
+        except OSError:
+            return None
+
+    def size(self, name: str) -> int:
+        """The size of a file in bytes; 0 if it is missing."""
+        try:
+            return self.path(name).stat().st_size
+        except OSError:
+            return 0
+
+    def remove(self, *names: str) -> None:
+        """Delete files, as far as they exist."""
+        for name in names:
+            with contextlib.suppress(OSError):
+                self.path(name).unlink()
+
+    def whole(self, name: str) -> Path | None:
+        """The path of a checkpoint; None if it is missing or damaged."""
+        return self.path(name) if is_whole_checkpoint(self.path(name)) else None
+
+    def has_all_of(self, result: TrialResult) -> bool:
+        """Whether the checkpoint of a verdict's result, if it has one, is here and whole."""
+        return not result.has_checkpoint or self.whole(BEST) is not None
+
+    def write_verdict(
+        self, reports: Sequence[EpochReport], result: TrialResult, spec: TrialSpec | None = None
+    ) -> None:
+        """Keep a trial's reports and its result. Raises DiskError.
+
+        With `spec`, the verdict is bound to that configuration.
+        """
+        body = {
+            "version": _VERSION,
+            "spec": spec_digest(spec) if spec else None,
+            "reports": [_report_values(report) for report in reports],
+            "result": dataclasses.asdict(result),
+        }
+        text = json.dumps(body, sort_keys=True, allow_nan=False)
+        sealed = json.dumps({"checksum": _checksum(text), "body": text})
+        self.put(VERDICT, sealed.encode(), mode=0o600)
+
+    def verdict(
+        self, spec: TrialSpec | None = None
+    ) -> tuple[list[EpochReport], TrialResult] | None:
+        """(reports, result) from `write_verdict`; None if missing, torn or of another trial.
+
+        Another trial has another number or, with `spec`, another configuration (a deleted study
+        of the same name).
+        """
+        try:
+            sealed = json.loads(self.get(VERDICT) or b"")
+            if _checksum(sealed["body"]) != sealed["checksum"]:
+                return None
+            body = json.loads(sealed["body"])
+            if body["version"] != _VERSION or (spec and body["spec"] != spec_digest(spec)):
+                return None
+            values = dict(body["result"])
+            failure = values.pop("failure")
+            result = TrialResult(**values, failure=Failure(**failure) if failure else None)
+            reports = [_report(values) for values in body["reports"]]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return None
+        is_own = {result.number, *(report.number for report in reports)} == {self.number}
+        return (reports, result) if is_own else None
+
+    def usable_verdict(self, spec: TrialSpec) -> tuple[list[EpochReport], TrialResult] | None:
+        """The verdict if it is of `spec` and its checkpoint is still there."""
+        verdict = self.verdict(spec)
+        return verdict if verdict is not None and self.has_all_of(verdict[1]) else None
+
+    def lost_epochs(self, told_ms: Sequence[int], n_ahead: int = 0) -> str:
+        """One sentence on the lost epochs of an interrupted trial, or "" if none is lost.
+
+        Args:
+            told_ms: Unix time of each reported epoch; an older resume state lacks it.
+            n_ahead: Reported epochs beyond the state of the current worker.
+        """
+        try:
+            written_ms = self.path(RESUME_STATE).stat().st_mtime_ns // 1_000_000
+        except OSError:
+            return f"trial {self.number} starts again: it was stopped before its first checkpoint"
+        n_lost = max(n_ahead, sum(written_ms + FILE_TIME_MS < time_ms for time_ms in told_ms))
+        if n_lost == 0:
+            return ""
+        epochs = "epoch" if n_lost == 1 else f"{n_lost} epochs"
+        return f"trial {self.number} trains its last {epochs} again: its checkpoint is older"
 
 
 def spec_digest(spec: TrialSpec) -> str:
@@ -45,106 +152,6 @@ def spec_digest(spec: TrialSpec) -> str:
     identity = [spec.number, str(spec.seed), _canonical(spec.hyperparameters)]
     identity += [spec.settings] if spec.settings else []
     return _checksum(json.dumps(identity, sort_keys=True))
-
-
-def write_verdict(
-    folder: Path,
-    reports: Sequence[EpochReport],
-    result: TrialResult,
-    spec: TrialSpec | None = None,
-) -> None:
-    """Keep a trial's reports and its result in `folder`. Raises DiskError.
-
-    With `spec`, the verdict is bound to that configuration.
-    """
-    body = {
-        "version": _VERSION,
-        "spec": spec_digest(spec) if spec else None,
-        "reports": [_report_values(report) for report in reports],
-        "result": dataclasses.asdict(result),
-    }
-    text = json.dumps(body, sort_keys=True, allow_nan=False)
-    sealed = json.dumps({"checksum": _checksum(text), "body": text})
-    replace_file(folder / VERDICT, sealed.encode(), mode=0o600)
-
-
-def read_verdict(
-    folder: Path, spec: TrialSpec | None = None
-) -> tuple[list[EpochReport], TrialResult] | None:
-    """(reports, result) from `write_verdict`; None if missing, torn or of another trial.
-
-    Another trial has another number than the folder or, with `spec`, another configuration (a
-    deleted study of the same name).
-    """
-    try:
-        sealed = json.loads((folder / VERDICT).read_bytes())
-        if _checksum(sealed["body"]) != sealed["checksum"]:
-            return None
-        body = json.loads(sealed["body"])
-        if body["version"] != _VERSION or (spec and body["spec"] != spec_digest(spec)):
-            return None
-        values = dict(body["result"])
-        failure = values.pop("failure")
-        # Absolute paths of before the folder was moved or copied, if it was.
-        values |= {key: _in(folder, values.get(key)) for key in ("checkpoint", "model_file")}
-        result = TrialResult(**values, failure=Failure(**failure) if failure else None)
-        reports = [_report(values) for values in body["reports"]]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
-    numbers = {result.number, *(report.number for report in reports)}
-    if {f"{number:05d}" for number in numbers} != {folder.name}:
-        return None
-    return reports, result
-
-
-def _in(folder: Path, file: str | None) -> str | None:
-    """The file of the same name in `folder` if there is one, else `file`."""
-    own = folder.absolute() / Path(file or "").name
-    return str(own) if file and own.is_file() else file
-
-
-def usable_verdict(folder: Path, spec: TrialSpec) -> tuple[list[EpochReport], TrialResult] | None:
-    """The verdict if it is of `spec` and its checkpoint is still there."""
-    verdict = read_verdict(folder, spec)
-    return verdict if verdict is not None and has_what_it_names(folder, verdict[1]) else None
-
-
-def forget_verdict(folder: Path) -> None:
-    """Delete the verdict of an earlier try: the trial is to be trained again."""
-    with contextlib.suppress(OSError):
-        (folder / VERDICT).unlink()
-
-
-def resume_file(folder: Path) -> str | None:
-    """The trial's resume state, not checked for damage; None if there is none."""
-    path = folder / RESUME_STATE
-    return str(path.resolve()) if path.is_file() else None
-
-
-def starts_again(folder: Path, number: int, told_ms: Sequence[int], n_ahead: int = 0) -> str:
-    """One sentence on the lost epochs of interrupted trial `number`, or "" if none is lost.
-
-    Args:
-        folder: The trial's.
-        number: Its number.
-        told_ms: Unix time of each reported epoch; an older resume state lacks it.
-        n_ahead: Reported epochs beyond the state of the current worker.
-    """
-    try:
-        written_ms = (folder / RESUME_STATE).stat().st_mtime_ns // 1_000_000
-    except OSError:
-        return f"trial {number} starts again: it was stopped before its first checkpoint"
-    n_lost = max(n_ahead, sum(written_ms + FILE_TIME_MS < time_ms for time_ms in told_ms))
-    if n_lost == 0:
-        return ""
-    epochs = "epoch" if n_lost == 1 else f"{n_lost} epochs"
-    return f"trial {number} trains its last {epochs} again: its checkpoint is older"
-
-
-def resume_point(folder: Path) -> Path | None:
-    """The trial's resume state; None if it is missing or damaged."""
-    path = folder / RESUME_STATE
-    return path if is_whole_checkpoint(path) else None
 
 
 def is_whole_checkpoint(path: str | Path) -> bool:
@@ -163,17 +170,6 @@ def is_whole_checkpoint(path: str | Path) -> bool:
         if isinstance(error, OSError) and error.errno == errno.ENOMEM:
             raise MemoryError(str(error)) from error
         return False
-
-
-def kept_checkpoint(study_dir: str | Path, number: int) -> Path | None:
-    """The trial's best checkpoint in the work folder; None if it is missing or damaged."""
-    path = trial_folder(study_dir, number) / "best.ckpt"
-    return path if is_whole_checkpoint(path) else None
-
-
-def has_what_it_names(folder: Path, result: TrialResult) -> bool:
-    """Whether the checkpoint of a verdict's result, if it has one, is in `folder` and whole."""
-    return result.checkpoint is None or is_whole_checkpoint(folder / "best.ckpt")
 
 
 def folder_bytes(folder: Path) -> int:
@@ -242,8 +238,7 @@ def remove_broken_off_writes(study_dir: Path) -> None:
 def remove_resume_states(study_dir: Path, numbers: Iterable[int]) -> None:
     """Remove the resume states of ended trials: a kill may have left one beside a verdict."""
     for number in numbers:
-        with contextlib.suppress(OSError):
-            (trial_folder(study_dir, number) / RESUME_STATE).unlink()
+        TrialFiles(study_dir, number).remove(RESUME_STATE)
 
 
 def _report_values(report: EpochReport) -> dict[str, Any]:

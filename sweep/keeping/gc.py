@@ -17,10 +17,10 @@ from pathlib import Path
 
 from sweep.config.settings import RunConfig
 from sweep.files.trial_folder import (
+    TrialFiles,
     folder_bytes,
     remove_broken_off_writes,
     remove_resume_states,
-    trial_folder,
 )
 from sweep.keeping.retention import KEPT_IN_WORK_DIR, goodness_of
 from sweep.ledger.trials import LedgerTrial
@@ -175,7 +175,7 @@ def _beyond(
 
     The best trial's stay whatever the limit.
     """
-    here = {n: folder_bytes(trial_folder(config.study_dir, n)) for n in kept_here}
+    here = {n: folder_bytes(TrialFiles(config.study_dir, n).folder) for n in kept_here}
     total = sum(stored.values()) + sum(here.values())
     unranked = [n for n in stored if n not in best_first]
     gone: set[int] = set()

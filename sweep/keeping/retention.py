@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from sweep.config.settings import RunConfig
-from sweep.files.trial_folder import folder_bytes, trial_folder
+from sweep.files.trial_folder import TrialFiles, folder_bytes
 from sweep.ledger.trials import LedgerTrial
 from sweep.objective import Objective
 from sweep.tracking.disposal import DROPPED_TAG
@@ -255,7 +255,7 @@ class _Folders:
 
     def n_bytes(self, number: int) -> int:
         """What the folder holds now."""
-        return folder_bytes(trial_folder(self._study_dir, number))
+        return folder_bytes(TrialFiles(self._study_dir, number).folder)
 
     def hold(self, number: int, who: Literal["ledger", "MLflow"]) -> None:
         """It must not go before `who` has what it needs."""
@@ -276,7 +276,7 @@ class _Folders:
             self._leaving.add(number)
             return
         self._leaving.discard(number)
-        self._due.append(trial_folder(self._study_dir, number))
+        self._due.append(TrialFiles(self._study_dir, number).folder)
 
     def take_due(self) -> list[Path]:
         """Folders that may go now."""

@@ -9,16 +9,7 @@ from pathlib import Path
 
 from sweep.config.settings import RunConfig
 from sweep.errors import SweepError
-from sweep.files.trial_folder import (
-    RESUME_STATE,
-    VERDICT,
-    has_what_it_names,
-    is_whole_checkpoint,
-    read_verdict,
-    resume_point,
-    trial_folder,
-    usable_verdict,
-)
+from sweep.files.trial_folder import BEST, RESUME_STATE, VERDICT, TrialFiles, is_whole_checkpoint
 from sweep.ledger.study import Ledger
 from sweep.ledger.trials import LedgerTrial
 from sweep.repair.recollection import Recollections, spec_of
@@ -60,10 +51,10 @@ def _check_states(
     for trial in trials:
         if trial.state is not TrialState.RUNNING or trial.is_foreign:
             continue
-        folder = trial_folder(config.study_dir, trial.number)
-        if usable_verdict(folder, spec_of(config, trial)) is not None:
+        files = TrialFiles(config.study_dir, trial.number)
+        if files.usable_verdict(spec_of(config, trial)) is not None:
             then = "it was trained to its end: the next `sweep run` records it"
-        elif resume_point(folder) is not None:
+        elif files.whole(RESUME_STATE) is not None:
             then = "the next `sweep run` continues it from its checkpoint"
         else:
             then = "the next `sweep run` trains it again"
@@ -85,18 +76,17 @@ def _check_files(
         for part in folder.glob(".*"):
             yield _removed(part, "is what a broken-off write left", fix=fix)
         if trial is not None:
-            yield from _check_folder(config, trial, folder, fix=fix)
+            yield from _check_folder(config, trial, fix=fix)
 
 
-def _check_folder(
-    config: RunConfig, trial: LedgerTrial, folder: Path, *, fix: bool
-) -> Iterable[Disagreement]:
+def _check_folder(config: RunConfig, trial: LedgerTrial, *, fix: bool) -> Iterable[Disagreement]:
     """Torn files: nobody would use them, but they look as if somebody could."""
-    verdict, resume, best = folder / VERDICT, folder / RESUME_STATE, folder / "best.ckpt"
-    said = read_verdict(folder)
+    files = TrialFiles(config.study_dir, trial.number)
+    verdict, resume, best = (files.path(name) for name in (VERDICT, RESUME_STATE, BEST))
+    said = files.verdict()
     if verdict.is_file() and said is None:
         yield _removed(verdict, "is torn", fix=fix)
-    elif said and not trial.state.is_finished and not has_what_it_names(folder, said[1]):
+    elif said and not trial.state.is_finished and not files.has_all_of(said[1]):
         yield _removed(verdict, "names a checkpoint that is torn or gone", fix=fix)
     if resume.is_file() and not is_whole_checkpoint(resume):
         yield _removed(resume, "is torn", fix=fix)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sweep.config.settings import RunConfig
-from sweep.files.trial_folder import kept_checkpoint, read_verdict, trial_folder
+from sweep.files.trial_folder import BEST, MODEL, TrialFiles
 from sweep.ledger.ranking import study_end
 from sweep.ledger.study import Ledger
 from sweep.ledger.trials import LedgerTrial
@@ -32,8 +32,8 @@ from sweep.trial import (
 )
 
 _SUMMARY = (
-    "name", "best_epoch", "n_epochs", "metrics", "seconds", "checkpoint", "has_model", "failure",
-    "time_ms",
+    "name", "best_epoch", "n_epochs", "metrics", "seconds", "has_checkpoint", "has_model",
+    "failure", "time_ms",
 )  # fmt: skip
 """Entries of a result in the ledger beside its tags (`sweep.search.endings.summary_of`)."""
 
@@ -53,7 +53,7 @@ class Recollections:
 
     def checkpoint(self, number: int) -> Path | None:
         """The kept checkpoint of a trial in the work folder; None if missing or damaged."""
-        return kept_checkpoint(self._config.study_dir, number)
+        return TrialFiles(self._config.study_dir, number).whole(BEST)
 
     def study(self) -> StudyInfo:
         """The study as its driver opened it last."""
@@ -84,11 +84,11 @@ class Recollections:
     def trial(self, number: int) -> Recollection:
         """The record of a finished trial: from the ledger and the files in its folder."""
         trial, config = self._trials[number], self._config
-        spec, folder = spec_of(config, trial), trial_folder(config.study_dir, number)
-        verdict = read_verdict(folder, spec)
+        spec, files = spec_of(config, trial), TrialFiles(config.study_dir, number)
+        verdict = files.verdict(spec)
         result = trial.result
         time_ms = result.get("time_ms") or _end_ms(trial)
-        checkpoint, model = self.checkpoint(number), folder / "model.pt2"
+        checkpoint, model = files.whole(BEST), files.path(MODEL)
         failure = _failure(result.get("failure"), verdict[1].failure if verdict else None)
         reports = trial.reports or (verdict[0] if verdict else [])
         finished = TrialFinished(
@@ -111,7 +111,7 @@ class Recollections:
         if finished.failure is not None and not finished.failure.traceback:
             lost.append("its traceback")
         result = self._trials[finished.number].result
-        had_files = result.get("checkpoint") is not None
+        had_files = result.get("has_checkpoint", False)
         had_model = had_files and finished.state is TrialState.COMPLETE
         if had_files and finished.checkpoint is None:
             lost.append("its checkpoint")

@@ -100,7 +100,7 @@ def study_fields(study: StudySummary, trials: Sequence[LedgerTrial]) -> dict[str
 
 def trial_fields(trial: LedgerTrial, study: str, checkpoint: str | None) -> dict[str, Any]:
     """`sweep show STUDY TRIAL`; `checkpoint` is its path or URI."""
-    result = {k: v for k, v in trial.result.items() if k not in ("failure", "checkpoint")}
+    result = {k: v for k, v in trial.result.items() if k not in ("failure", "has_checkpoint")}
     metrics = {k: v for k, v in result.pop("metrics", {}).items() if k != "epoch_s"}
     named = ("name", "best_epoch", "n_epochs", "seconds")
     fields: dict[str, Any] = {

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sweep import hyperparameters as options
 from sweep.config.settings import RunConfig
 from sweep.errors import NotFoundError
-from sweep.files.trial_folder import trial_folder
+from sweep.files.trial_folder import BEST, TrialFiles
 from sweep.hyperparameters import DEFAULT_MODULE
 from sweep.ledger.study import Ledger, open_study
 from sweep.ledger.trials import LedgerTrial, best_trial
@@ -50,7 +50,7 @@ class Best:
     @property
     def checkpoint(self) -> Path:
         """The Lightning checkpoint of the best epoch. Raises NotFoundError if it is gone."""
-        kept = trial_folder(self._where.study_dir, self.trial) / "best.ckpt"
+        kept = TrialFiles(self._where.study_dir, self.trial).path(BEST)
         # Not the path in the ledger: in a copied work folder it is the original's.
         if kept.is_file():
             return kept
@@ -179,12 +179,9 @@ def checkpoint_place(trial: LedgerTrial, where: RunConfig) -> str | None:
     `where` is the study's own configuration (see `located`). MLflow is asked only if the work
     folder has no copy, as for all but the best few. Raises StoreError.
     """
-    here = [trial_folder(where.study_dir, trial.number) / "best.ckpt"]
-    if trial.result.get("checkpoint"):
-        here.append(Path(trial.result["checkpoint"]))
-    for path in here:
-        if path.is_file():
-            return str(path)
+    files = TrialFiles(where.study_dir, trial.number)
+    if files.size(BEST):
+        return str(files.path(BEST))
     if trial.result.get("best_epoch") is None:
         return None
     from sweep.tracking import artifact_place, run_id_of

@@ -31,13 +31,7 @@ from sweep.errors import (
     UndeliveredError,
 )
 from sweep.executors import make_task
-from sweep.files.trial_folder import (
-    replace_file,
-    resume_file,
-    spec_digest,
-    starts_again,
-    trial_folder,
-)
+from sweep.files.trial_folder import RESUME_STATE, TrialFiles, replace_file, spec_digest
 from sweep.hyperparameters import DEFAULT_MODULE
 from sweep.loading import one_line, raised_by_user_code
 from sweep.reuse.recipe import Recipe
@@ -223,7 +217,7 @@ def _spec(recipe: Recipe, parts: Path) -> TrialSpec:
     )  # fmt: skip
     return TrialSpec(
         number, recipe.model, derive_seed(recipe.seed, "init", number),
-        resume_from=resume_file(trial_folder(parts, number)), settings=repr(settings),
+        is_resumed=TrialFiles(parts, number).size(RESUME_STATE) > 0, settings=repr(settings),
     )  # fmt: skip
 
 
@@ -268,8 +262,7 @@ class _Log:
     @property
     def is_unsaved(self) -> bool:
         """Whether the resume state lacks reported epochs."""
-        folder = trial_folder(self.parts, self.spec.number)
-        return bool(starts_again(folder, self.spec.number, self._told_ms))
+        return bool(TrialFiles(self.parts, self.spec.number).lost_epochs(self._told_ms))
 
     def open(self, info: TrainingInfo) -> None:
         """Make the MLflow run, or go on with that of the same training. Raises StoreError."""

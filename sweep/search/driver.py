@@ -17,11 +17,11 @@ from typing import Any, cast
 from sweep.config.settings import RunConfig
 from sweep.errors import ConfigError, must_be_one_of
 from sweep.files.trial_folder import (
+    BEST,
+    MODEL,
+    RESUME_STATE,
+    TrialFiles,
     remove_broken_off_writes,
-    resume_file,
-    starts_again,
-    trial_folder,
-    usable_verdict,
 )
 from sweep.keeping.retention import KeepEverything, Retention
 from sweep.ledger.study import Ledger
@@ -172,7 +172,7 @@ class Driver:
             number, verdict = planned.number, None
             if number is not None:
                 spec = self._spec(number, planned.hyperparameters)
-                verdict = usable_verdict(trial_folder(study_dir, number), spec)
+                verdict = TrialFiles(study_dir, number).usable_verdict(spec)
             if number is None or verdict is None:
                 self._planned.append(planned)
                 continue
@@ -292,9 +292,9 @@ class Driver:
 
     def _interrupt(self, trial: Running, result: TrialResult, records: list[Record]) -> None:
         """Leave a trial to the next run; note what it will have to train again."""
-        number, folder = result.number, trial_folder(self._config.study_dir, result.number)
+        files = TrialFiles(self._config.study_dir, result.number)
         n_ahead = len(trial.reports) - result.n_epochs if result.failure is None else 0
-        lost = starts_again(folder, number, trial.told_ms, n_ahead)
+        lost = files.lost_epochs(trial.told_ms, n_ahead)
         self.unsaved += [lost] if lost else []
         self._close(trial, result, TrialState.WAITING, None, records)
 
@@ -306,7 +306,7 @@ class Driver:
         failure: Failure | None,
         records: list[Record],
     ) -> None:
-        number = result.number
+        number, files = result.number, TrialFiles(self._config.study_dir, result.number)
         best_epoch = result.best_epoch or trial.best_epoch or None
         best = trial.reports.get(best_epoch or 0)
         best_metrics = best.metrics if best else {}
@@ -314,7 +314,9 @@ class Driver:
         record, drops = self._retention.finish(
             TrialFinished(
                 number, state, now_ms(), value, best_epoch, best_metrics, result.n_epochs,
-                result.checkpoint, result.model_file, failure, dict(result.notes),
+                str(files.path(BEST)) if result.has_checkpoint else None,
+                str(files.path(MODEL)) if result.has_model else None, failure,
+                dict(result.notes),
             )
         )  # fmt: skip
         attrs = self._proposals.tell(number, told_of(state), value)
@@ -400,8 +402,8 @@ class Driver:
         return TrialSpec(number, hyperparameters, derive_seed(self._config.seed, "init", number))
 
     def _from_checkpoint(self, spec: TrialSpec, start_epoch: int | None) -> TrialSpec:
-        resume_from = resume_file(trial_folder(self._config.study_dir, spec.number))
-        return dataclasses.replace(spec, start_epoch=start_epoch, resume_from=resume_from)
+        is_resumed = TrialFiles(self._config.study_dir, spec.number).size(RESUME_STATE) > 0
+        return dataclasses.replace(spec, start_epoch=start_epoch, is_resumed=is_resumed)
 
     def _start(
         self, spec: TrialSpec, proposal: Proposal, records: list[Record], noted: int

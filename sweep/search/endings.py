@@ -31,7 +31,7 @@ def summary_of(
         "n_epochs": record.n_epochs,
         "metrics": dict(record.best_metrics),
         "seconds": seconds_of(metrics.values()),
-        "checkpoint": record.checkpoint,
+        "has_checkpoint": record.checkpoint is not None,
         "has_model": record.model_file is not None,
         "time_ms": record.time_ms,
         "failure": failure and {

@@ -7,13 +7,11 @@ Plain values and tensors only, so that it loads with `weights_only=True`.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,18 +19,18 @@ import torch
 
 from sweep.errors import DiskError
 from sweep.files.trial_folder import (
+    BEST,
+    MODEL,
     RESUME_STATE,
-    forget_verdict,
+    VERDICT,
     is_whole_checkpoint,
     spec_digest,
-    trial_folder,
 )
 from sweep.loading import raised_by_user_code
 from sweep.training.failures import classify
-from sweep.trial import Notice, Report, Task, TrialSpec, now_ms
+from sweep.training.run import RESUME_KEY, Run
+from sweep.trial import Notice, Report, now_ms
 
-RESUME_KEY = "sweep"
-"""Where a resume file keeps what Lightning has no key for."""
 MOST_SHARE = 0.02
 """Of a worker's time that writing resume state may take: a slow disk stretches the interval."""
 
@@ -127,28 +125,25 @@ def _not_kept(error: BaseException) -> Notice:
     return Notice(now_ms(), f"{what}; if the search is killed now, trials start again")
 
 
-def clear_folder(spec: TrialSpec, task: Task) -> None:
-    """Forget what an earlier try left that does not count for this one."""
-    folder = trial_folder(task.work_dir, spec.number)
-    forget_verdict(folder)
-    for part in folder.glob(".*"):
-        if part.suffix != f".{os.getpid()}":  # of a worker that was killed in the middle of it
-            with contextlib.suppress(OSError):
-                part.unlink()
-    if spec.resume_from is None:
-        # The number may have been another configuration's, which was never heard of.
-        for name in (RESUME_STATE, "best.ckpt", "model.pt2"):
-            with contextlib.suppress(OSError):
-                (folder / name).unlink()
+def forget_earlier_try(run: Run) -> None:
+    """Remove files of an earlier try that do not count for this one."""
+    files = run.files
+    files.remove(VERDICT)
+    for part in files.folder.glob(".*"):
+        if part.suffix != f".{os.getpid()}":  # written aside by a worker that was killed
+            files.remove(part.name)
+    if not run.spec.is_resumed:
+        # The number may have been another configuration's before.
+        files.remove(RESUME_STATE, BEST, MODEL)
 
 
-def load_resume_file(spec: TrialSpec) -> dict[str, Any]:
-    """The checkpoint that `spec` is to go on from.
+def load_resume_file(run: Run) -> dict[str, Any]:
+    """The checkpoint that a trial is to go on from.
 
     Raises UnusableError for a bad file. Out-of-memory errors pass through unchanged: the file
     itself may be fine.
     """
-    path = Path(spec.resume_from or "")
+    spec, path = run.spec, run.files.path(RESUME_STATE)
     if not path.is_file():
         raise UnusableError("it is missing")
     if not is_whole_checkpoint(path):
@@ -166,13 +161,13 @@ def load_resume_file(spec: TrialSpec) -> dict[str, Any]:
     return checkpoint  # type: ignore[no-any-return]
 
 
-def unusable(spec: TrialSpec, why: object) -> Notice:
-    """That a trial starts from its beginning though it was to go on."""
+def unusable(run: Run, why: object) -> Notice:
+    """A line for the user: a trial starts from its beginning instead of its resume file."""
     text = " ".join(str(why).split())[:200]
     return Notice(
         now_ms(),
-        f"trial {spec.number} starts from its beginning, {spec.resume_from} cannot be used: "
-        f"{text}",
+        f"trial {run.spec.number} starts from its beginning, {run.files.path(RESUME_STATE)} "
+        f"cannot be used: {text}",
     )
 
 

@@ -7,11 +7,13 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from sweep.files.trial_folder import resume_file, spec_digest, trial_folder
+from sweep.files.trial_folder import RESUME_STATE, TrialFiles, spec_digest
 from sweep.objective import Objective
 from sweep.training.failures import not_finite
-from sweep.training.resuming import RESUME_KEY
 from sweep.trial import EpochReport, Failure, Stop, Task, TrialSpec, now_ms
+
+RESUME_KEY = "sweep"
+"""Where a resume file keeps the trial's record, for which Lightning has no key."""
 
 
 class Run:
@@ -24,7 +26,7 @@ class Run:
 
     def __init__(self, spec: TrialSpec, task: Task) -> None:
         self.spec, self.task = spec, task
-        self.folder = trial_folder(task.work_dir, spec.number)
+        self.files = TrialFiles(task.work_dir, spec.number)
         self.objective = Objective(task.metric, task.direction)
         self.restart()
 
@@ -118,6 +120,5 @@ class Run:
 
     def as_it_was_kept(self) -> TrialSpec:
         """The trial from its last resume file, else from its beginning, in the same data order."""
-        return dataclasses.replace(
-            self.spec, start_epoch=self.start_epoch, resume_from=resume_file(self.folder)
-        )
+        is_resumed = self.files.size(RESUME_STATE) > 0
+        return dataclasses.replace(self.spec, start_epoch=self.start_epoch, is_resumed=is_resumed)

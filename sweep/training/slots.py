@@ -18,14 +18,14 @@ from typing import Any, Literal, Protocol
 import lightning
 
 from sweep.errors import DiskError
-from sweep.files.trial_folder import RESUME_STATE, replace_file, write_verdict
+from sweep.files.trial_folder import BEST, MODEL, RESUME_STATE
 from sweep.loading import raised_by_user_code
 from sweep.protocols import Exchange
-from sweep.training.checkpoints import write_checkpoint
+from sweep.training.checkpoints import checkpoint_of
 from sweep.training.exports import try_export
 from sweep.training.failures import classify
 from sweep.training.model_choice import ModelChoice
-from sweep.training.resuming import Keeper, clear_folder, saved_bytes
+from sweep.training.resuming import Keeper, forget_earlier_try, saved_bytes
 from sweep.training.run import Run
 from sweep.trial import Failure, Notice, Report, Task, TrialResult, TrialSpec, now_ms
 
@@ -209,10 +209,10 @@ class Slots:
         reason = run.stop.reason if run.stop is not None and run.failure is None else ""
         if reason == "interrupted" or (self.keeps_end and run.failure is None):
             self.keep([run])
-        checkpoint = model_file = None
+        has_checkpoint = has_model = False
         if run.failure is None and not self.keeps_end:
             try:
-                checkpoint, model_file = self._write_files(run, reason)
+                has_checkpoint, has_model = self._write_files(run, reason)
             except BaseException as error:
                 if self._may_fit_later(error):
                     raise
@@ -224,7 +224,8 @@ class Slots:
         else:
             result = TrialResult(
                 number, "stopped" if run.stop else "finished", run.epoch, run.best_epoch,
-                checkpoint, model_file, notes=notes | ({"sweep.stop": reason} if reason else {}),
+                has_checkpoint, has_model,
+                notes=notes | ({"sweep.stop": reason} if reason else {}),
             )  # fmt: skip
         self._end_for_good(run, result, reason)
         self._reports.append(result)
@@ -234,12 +235,12 @@ class Slots:
         self._engine.close(number)
 
     def _open(self, spec: TrialSpec) -> None:
-        clear_folder(spec, self._task)
         run = Run(spec, self._task)
+        forget_earlier_try(run)
         try:
             self._reports += self._engine.open(run)
         except Exception as error:  # whatever a configuration breaks is its own failure
-            if spec.resume_from is not None and self._may_fit_later(error):
+            if spec.is_resumed and self._may_fit_later(error):
                 self._backlog.appendleft(spec)  # it fitted before
                 raise
             self.fail(run, error)
@@ -251,36 +252,34 @@ class Slots:
     def _write_state(self, run: Run) -> None:
         checkpoint = self._engine.state(run)
         if checkpoint is not None:
-            replace_file(run.folder / RESUME_STATE, saved_bytes(checkpoint))
+            run.files.put(RESUME_STATE, saved_bytes(checkpoint))
 
-    def _write_files(self, run: Run, reason: str) -> tuple[str | None, str | None]:
-        """Paths of the best epoch's checkpoint and exported model, where the trial has them."""
+    def _write_files(self, run: Run, reason: str) -> tuple[bool, bool]:
+        """Write the best epoch's checkpoint and exported model; whether the trial has them."""
         if run.best_epoch is None:
             if run.epoch or run.stop is None:
                 raise RuntimeError(f"the module never logged {self._task.metric!r}")
-            return None, None
+            return False, False
         module = self._engine.module(run, "best")
-        checkpoint = write_checkpoint(
-            run.folder / "best.ckpt", module, run.best_epoch - 1, run.best_step
-        )
+        checkpoint = checkpoint_of(module, run.best_epoch - 1, run.best_step)
+        run.files.put(BEST, saved_bytes(checkpoint))
         is_exported = reason in ("", "converged") and self._choice.includes(run)
-        return checkpoint, self._export(run, module) if is_exported else None
+        return True, is_exported and self._export(run, module)
 
-    def _export(self, run: Run, module: lightning.LightningModule) -> str | None:
+    def _export(self, run: Run, module: lightning.LightningModule) -> bool:
         began_s, name = time.perf_counter(), self._task.module
-        path, why = try_export(run.folder / "model.pt2", module, self._feature_shape, name)
+        path, why = try_export(run.files.path(MODEL), module, self._feature_shape, name)
         took_s = time.perf_counter() - began_s
         self.say(no_model(name, why) if path is None else self._choice.exported(took_s))
-        return path
+        return path is not None
 
     def _end_for_good(self, run: Run, result: TrialResult, reason: str) -> None:
         """Write the verdict of a trial that will not go on; its resume file goes."""
         is_transient = result.failure is not None and result.failure.is_transient
         if reason == "interrupted" or is_transient or self.keeps_end:
             return
-        write_verdict(run.folder, run.history, result, run.spec)
-        with contextlib.suppress(OSError):
-            (run.folder / RESUME_STATE).unlink()
+        run.files.write_verdict(run.history, result, run.spec)
+        run.files.remove(RESUME_STATE)
 
 
 def no_model(module: str, why: str) -> str:

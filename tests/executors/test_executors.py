@@ -21,7 +21,7 @@ from sweep.executors import make_executor
 from sweep.executors.inline import InlineExecutor
 from sweep.executors.memory import MemoryLimit
 from sweep.executors.process import ProcessExecutor
-from sweep.files.trial_folder import trial_folder
+from sweep.files.trial_folder import TrialFiles
 from sweep.protocols import Executor
 from sweep.search.study import Outcome, search
 from sweep.space import parse_space
@@ -255,7 +255,7 @@ def test_a_hung_worker_does_not_keep_a_stopped_search(tmp_path: Path) -> None:
     executor.kill()
     results = exchange.results()
     assert results[0].outcome == "stopped"
-    assert (trial_folder(tmp_path / "example", 0) / "last.ckpt").is_file()
+    assert (TrialFiles(tmp_path / "example", 0).folder / "last.ckpt").is_file()
     assert results[1].failure is not None
     assert results[1].failure.kind == "killed"
     said = [r.message for r in exchange.reports if isinstance(r, Notice)]

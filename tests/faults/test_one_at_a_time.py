@@ -13,7 +13,7 @@ import pytest
 from harness import Plan, check
 from searches import children_of, start_sweep, sweep
 
-from sweep.files.trial_folder import read_verdict, trial_folder
+from sweep.files.trial_folder import TrialFiles
 from sweep.trial import EpochReport, TrialResult
 
 EPOCHS = 40
@@ -44,7 +44,7 @@ def wait_for_epoch(process: subprocess.Popen[str], number: int, epoch: int) -> s
 
 def ended(folder: Path, number: int) -> tuple[list[EpochReport], TrialResult]:
     """A trial's epochs, as each was trained, and its last word."""
-    verdict = read_verdict(trial_folder(folder / "mlruns/.sweep/s", number))
+    verdict = TrialFiles(folder / "mlruns/.sweep/s", number).verdict()
     assert verdict is not None
     return verdict
 

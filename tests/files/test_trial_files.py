@@ -19,16 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sweep.errors import DiskError
-from sweep.files.trial_folder import (
-    forget_verdict,
-    read_verdict,
-    replace_file,
-    resume_point,
-    spec_digest,
-    starts_again,
-    trial_folder,
-    write_verdict,
-)
+from sweep.files.trial_folder import RESUME_STATE, VERDICT, TrialFiles, replace_file, spec_digest
 from sweep.trial import EpochReport, Failure, TrialResult, TrialSpec
 
 SPEC = TrialSpec(17, {"hidden": (64, 32), "optimizer": "Adam", "lr": 1e-3}, 2**62 + 1)
@@ -36,68 +27,76 @@ REPORTS = [
     EpochReport(17, epoch, {"val_acc": 0.1 * epoch, "epoch_s": 0.25}, 1_700_000_000_000, 4)
     for epoch in (1, 2)
 ]
-RESULT = TrialResult(
-    17, "stopped", 2, 1, "a/best.ckpt", None, None, {"sweep.stop": "pruned", "é": "“"}
-)
+RESULT = TrialResult(17, "stopped", 2, 1, True, False, None, {"sweep.stop": "pruned", "é": "“"})
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return trial_folder(tmp_path, 17)
+def files(tmp_path: Path) -> TrialFiles:
+    return TrialFiles(tmp_path, 17)
 
 
-def test_what_no_resume_state_has_is_counted(folder: Path) -> None:
+def test_what_no_resume_state_has_is_counted(files: TrialFiles) -> None:
     """None at all, one that is older than the last epochs told, and one that has them."""
     again = "trial 17 starts again: it was stopped before its first checkpoint"
-    assert starts_again(folder, 17, [5_000]) == again
-    folder.mkdir(parents=True)
-    (folder / "last.ckpt").touch()
-    os.utime(folder / "last.ckpt", (10, 10))
-    assert starts_again(folder, 17, [5_000, 10_000]) == ""
+    assert files.lost_epochs([5_000]) == again
+    files.folder.mkdir(parents=True)
+    (files.folder / "last.ckpt").touch()
+    os.utime(files.folder / "last.ckpt", (10, 10))
+    assert files.lost_epochs([5_000, 10_000]) == ""
     last = "trial 17 trains its last {} again: its checkpoint is older"
-    assert starts_again(folder, 17, [5_000, 12_000]) == last.format("epoch")
-    assert starts_again(folder, 17, [12_000, 15_000]) == last.format("2 epochs")
-    assert starts_again(folder, 17, [5_000], n_ahead=3) == last.format("3 epochs")
+    assert files.lost_epochs([5_000, 12_000]) == last.format("epoch")
+    assert files.lost_epochs([12_000, 15_000]) == last.format("2 epochs")
+    assert files.lost_epochs([5_000], n_ahead=3) == last.format("3 epochs")
+
+
+def test_files_are_put_whole_and_got_again(files: TrialFiles) -> None:
+    """What a worker leaves travels as bytes; a file that is missing has no content and no size."""
+    assert (files.get("best.ckpt"), files.size("best.ckpt")) == (None, 0)
+    files.put("best.ckpt", b"weights")
+    assert (files.get("best.ckpt"), files.size("best.ckpt")) == (b"weights", 7)
+    for _ in range(2):
+        files.remove("best.ckpt", "model.pt2")
+        assert files.size("best.ckpt") == 0
 
 
 def test_folders_are_named_by_number(tmp_path: Path) -> None:
     """Trial 17 lies in trials/00017, trial 123456 in trials/123456."""
-    assert trial_folder(tmp_path, 17) == tmp_path / "trials" / "00017"
-    assert trial_folder(str(tmp_path), 123456) == tmp_path / "trials" / "123456"
+    assert TrialFiles(tmp_path, 17).folder == tmp_path / "trials" / "00017"
+    assert TrialFiles(str(tmp_path), 123456).folder == tmp_path / "trials" / "123456"
 
 
-def test_a_verdict_is_the_users_own(folder: Path) -> None:
+def test_a_verdict_is_the_users_own(files: TrialFiles) -> None:
     """Nobody else may read it, whatever the umask."""
     before = os.umask(0)
     try:
-        write_verdict(folder, REPORTS, RESULT, SPEC)
+        files.write_verdict(REPORTS, RESULT, SPEC)
     finally:
         os.umask(before)
-    assert (folder / "verdict.json").stat().st_mode & 0o777 == 0o600
+    assert (files.folder / "verdict.json").stat().st_mode & 0o777 == 0o600
 
 
-def test_a_verdict_comes_back_as_it_was(folder: Path) -> None:
+def test_a_verdict_comes_back_as_it_was(files: TrialFiles) -> None:
     """Reports and result are equal to what was written, the failure with its traceback too."""
-    write_verdict(folder, REPORTS, RESULT, SPEC)
-    assert read_verdict(folder, SPEC) == (REPORTS, RESULT)
+    files.write_verdict(REPORTS, RESULT, SPEC)
+    assert files.verdict(SPEC) == (REPORTS, RESULT)
     failed = replace(RESULT, outcome="failed", failure=Failure("nan", "line", "a\nb"))
-    write_verdict(folder, [], failed)
-    assert read_verdict(folder) == ([], failed)
-    assert [file.name for file in folder.iterdir()] == ["verdict.json"]
+    files.write_verdict([], failed)
+    assert files.verdict() == ([], failed)
+    assert [file.name for file in files.folder.iterdir()] == ["verdict.json"]
 
 
-def test_replays_are_kept_as_reports(folder: Path) -> None:
+def test_replays_are_kept_as_reports(files: TrialFiles) -> None:
     """What was told again before is a plain report in the verdict."""
-    write_verdict(folder, [replace(r, is_replay=True) for r in REPORTS], RESULT)
-    assert read_verdict(folder) == (REPORTS, RESULT)
+    files.write_verdict([replace(r, is_replay=True) for r in REPORTS], RESULT)
+    assert files.verdict() == (REPORTS, RESULT)
 
 
 @given(st.dictionaries(st.text(), st.floats(), max_size=5))
 def test_any_float_survives(tmp_path_factory: Any, metrics: dict[str, float]) -> None:
     """NaN and infinities are kept, and the file is still JSON by the book."""
-    folder = trial_folder(tmp_path_factory.mktemp("verdict"), 17)
-    write_verdict(folder, [replace(REPORTS[0], metrics=metrics)], RESULT)
-    found = read_verdict(folder)
+    files = TrialFiles(tmp_path_factory.mktemp("verdict"), 17)
+    files.write_verdict([replace(REPORTS[0], metrics=metrics)], RESULT)
+    found = files.verdict()
     assert found is not None
     for name, value in metrics.items():
         kept = found[0][0].metrics[name]
@@ -106,44 +105,44 @@ def test_any_float_survives(tmp_path_factory: Any, metrics: dict[str, float]) ->
     def refuse(word: str) -> None:
         raise AssertionError(word)
 
-    sealed = json.loads((folder / "verdict.json").read_text(), parse_constant=refuse)
+    sealed = json.loads((files.folder / "verdict.json").read_text(), parse_constant=refuse)
     json.loads(sealed["body"], parse_constant=refuse)
 
 
-def test_a_verdict_of_another_trial_is_none(folder: Path, tmp_path: Path) -> None:
+def test_a_verdict_of_another_trial_is_none(files: TrialFiles, tmp_path: Path) -> None:
     """Neither a copied folder nor a former study's configuration passes for this trial's."""
-    write_verdict(folder, REPORTS, RESULT, SPEC)
-    other = trial_folder(tmp_path, 18)
-    folder.rename(other)
-    assert read_verdict(other) is None
-    other.rename(folder)
-    assert read_verdict(folder, replace(SPEC, seed=5)) is None
-    assert read_verdict(folder, replace(SPEC, hyperparameters={"lr": 1e-3})) is None
-    assert read_verdict(folder, replace(SPEC, start_epoch=3, resume_from="x")) is not None
+    files.write_verdict(REPORTS, RESULT, SPEC)
+    other = TrialFiles(tmp_path, 18)
+    files.folder.rename(other.folder)
+    assert other.verdict() is None
+    other.folder.rename(files.folder)
+    assert files.verdict(replace(SPEC, seed=5)) is None
+    assert files.verdict(replace(SPEC, hyperparameters={"lr": 1e-3})) is None
+    assert files.verdict(replace(SPEC, start_epoch=3, is_resumed=True)) is not None
 
 
-def test_any_damage_is_seen(folder: Path) -> None:
+def test_any_damage_is_seen(files: TrialFiles) -> None:
     """Cut anywhere, or with any byte changed, a verdict counts as missing or is the same."""
-    assert read_verdict(folder) is None
-    write_verdict(folder, REPORTS, RESULT)
-    path = folder / "verdict.json"
+    assert files.verdict() is None
+    files.write_verdict(REPORTS, RESULT)
+    path = files.folder / "verdict.json"
     whole = path.read_bytes()
     for at in range(0, len(whole), 7):
         path.write_bytes(whole[:at])
-        assert read_verdict(folder) is None
+        assert files.verdict() is None
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
-        assert read_verdict(folder) is None
+        assert files.verdict() is None
     for garbage in (b"[]", b"{}", b"null", b'{"body": 1, "checksum": 2}', b"\xff\xfe"):
         path.write_bytes(garbage)
-        assert read_verdict(folder) is None
+        assert files.verdict() is None
 
 
-def test_a_verdict_can_be_forgotten(folder: Path) -> None:
+def test_a_verdict_can_be_forgotten(files: TrialFiles) -> None:
     """Afterwards there is none, and doing it again is harmless."""
-    write_verdict(folder, REPORTS, RESULT)
+    files.write_verdict(REPORTS, RESULT)
     for _ in range(2):
-        forget_verdict(folder)
-        assert read_verdict(folder) is None
+        files.remove(VERDICT)
+        assert files.verdict() is None
 
 
 def test_a_digest_is_the_configurations(tmp_path: Path) -> None:
@@ -160,31 +159,31 @@ def test_a_digest_is_the_configurations(tmp_path: Path) -> None:
     assert len({spec_digest(spec) for spec in [SPEC, *others]}) == 6
 
 
-def test_only_a_whole_file_is_a_resume_point(folder: Path) -> None:
+def test_only_a_whole_file_is_a_resume_point(files: TrialFiles) -> None:
     """A missing, cut or garbled last.ckpt is none."""
-    assert resume_point(folder) is None
-    folder.mkdir(parents=True)
-    path = folder / "last.ckpt"
+    assert files.whole(RESUME_STATE) is None
+    files.folder.mkdir(parents=True)
+    path = files.folder / "last.ckpt"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("archive/data/0", os.urandom(1000))
-    assert resume_point(folder) == path
+    assert files.whole(RESUME_STATE) == path
     whole = path.read_bytes()
     for damaged in (whole[:-10], whole[:500] + b"!" + whole[501:], b"", b"PK"):
         path.write_bytes(damaged)
-        assert resume_point(folder) is None
+        assert files.whole(RESUME_STATE) is None
 
 
-def test_where_memory_is_out_no_file_is_called_damaged(folder: Path) -> None:
+def test_where_memory_is_out_no_file_is_called_damaged(files: TrialFiles) -> None:
     """Whether it is whole cannot be said then: who calls it damaged trains everything again."""
-    folder.mkdir(parents=True)
-    with zipfile.ZipFile(folder / "last.ckpt", "w") as archive:
+    files.folder.mkdir(parents=True)
+    with zipfile.ZipFile(files.folder / "last.ckpt", "w") as archive:
         archive.writestr("archive/data/0", os.urandom(4 << 20))
     code = f"""
         import resource
         from pathlib import Path
-        from sweep.files.trial_folder import resume_point
-        folder = Path({str(folder)!r})
-        assert resume_point(folder) is not None
+        from sweep.files.trial_folder import TrialFiles
+        files = TrialFiles({str(files.folder.parents[1])!r}, 17)
+        assert files.whole("last.ckpt") is not None
         n_pages = int(Path("/proc/self/statm").read_text().split()[0])
         limit = n_pages * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -195,7 +194,7 @@ def test_where_memory_is_out_no_file_is_called_damaged(folder: Path) -> None:
         except MemoryError:
             del taken[-2:]
         try:
-            found = resume_point(folder)
+            found = files.whole("last.ckpt")
         except MemoryError:
             found = "nobody knows"
         taken.clear()
@@ -239,7 +238,7 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     """A file where a folder should be is a DiskError too."""
     (tmp_path / "trials").write_text("")
     with pytest.raises(DiskError, match="cannot be written"):
-        write_verdict(trial_folder(tmp_path, 17), REPORTS, RESULT)
+        TrialFiles(tmp_path, 17).write_verdict(REPORTS, RESULT)
 
 
 def test_the_driver_reads_verdicts_without_torch() -> None:

@@ -14,7 +14,7 @@ from searches import INLINE, Call, mlflow_client, query
 import sweep
 from sweep.config.settings import RunConfig
 from sweep.errors import UndeliveredError
-from sweep.files.trial_folder import folder_bytes, is_whole_checkpoint, trial_folder
+from sweep.files.trial_folder import TrialFiles, folder_bytes, is_whole_checkpoint
 from sweep.ledger.study import open_study
 from sweep.ledger.trials import LedgerTrial
 from sweep.tracking import run_id_of
@@ -45,7 +45,7 @@ class DiskWatch:
     def write(self, records: Sequence[Record]) -> None:
         ended = [r.number for r in records if isinstance(r, TrialFinished)]
         self._closed |= self._told
-        self._told = {trial_folder("", number).name for number in ended}
+        self._told = {TrialFiles("", number).folder.name for number in ended}
         if not ended:
             return
         self.n_looks += 1
@@ -129,7 +129,7 @@ def test_a_dry_run_shows_what_would_go(six: Path, call: Call) -> None:
     *lines, total = out.splitlines()
     worst = best_first()[4:]
     shown = sorted(line.split("MB  ")[1] for line in lines)
-    in_folder = [str(trial_folder("mlruns/.sweep/six", n)) for n in worst if n in here()]
+    in_folder = [str(TrialFiles("mlruns/.sweep/six", n).folder) for n in worst if n in here()]
     assert shown == sorted([*(f"MLflow, trial {n}" for n in worst), *in_folder])
     assert float(total.split()[0]) == pytest.approx(
         sum(float(line.split()[0]) for line in lines), abs=0.01 * len(lines)
@@ -273,7 +273,7 @@ def test_a_search_killed_after_its_last_trial_is_tidied(six: Path) -> None:
 def test_what_a_kill_left_beside_a_verdict_goes(six: Path) -> None:
     """A resume state of a trial that ended and a half-written cursor are gone after the next run,
     also where it has nothing to train; the checkpoint stays."""
-    folder = trial_folder("mlruns/.sweep/six", best_first()[0])
+    folder = TrialFiles("mlruns/.sweep/six", best_first()[0]).folder
     (folder / "last.ckpt").write_bytes(b"of epoch 2")
     aside = Path("mlruns/.sweep/six/.spool.cursor.77")
     aside.write_text("{}")
@@ -288,7 +288,7 @@ def test_what_a_kill_left_beside_a_verdict_goes(six: Path) -> None:
 def test_a_checkpoint_that_mlflow_refuses_is_not_thrown_away(six: Path, call: Call) -> None:
     """Its folder stays however poor the trial is by now, until MLflow has taken it."""
     number = [n for n in best_first() if n in here()][-1]
-    content = (trial_folder("mlruns/.sweep/six", number) / "best.ckpt").read_bytes()
+    content = (TrialFiles("mlruns/.sweep/six", number).folder / "best.ckpt").read_bytes()
     run_id = run_id_of(TRACKING, "six", number)
     client = mlflow_client(six)
     lost = Path(client.get_run(run_id).info.artifact_uri, "checkpoint", "best.ckpt")
@@ -319,5 +319,5 @@ def test_a_pruned_trial_keeps_nothing_under_keep(six: Path, call: Call) -> None:
     assert any(str(t.state) == "PRUNED" for t in trials("pruned"))
     (best,) = here("pruned")
     assert there("pruned") == [best]
-    assert is_whole_checkpoint(trial_folder("mlruns/.sweep/pruned", best) / "best.ckpt")
+    assert is_whole_checkpoint(TrialFiles("mlruns/.sweep/pruned", best).folder / "best.ckpt")
     assert call("doctor", "pruned")[0] == 0

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sweep.config.settings import RunConfig
-from sweep.files.trial_folder import trial_folder
+from sweep.files.trial_folder import TrialFiles
 from sweep.keeping.retention import KeepBest, KeepEverything, TopTrials
 from sweep.testing import example_records
 from sweep.trial import CheckpointDropped, TrialFinished, TrialState
@@ -31,7 +31,7 @@ class Shelf:
         self.dropped: list[int] = []
 
     def folder(self, number: int) -> Path:
-        return trial_folder(self.config.study_dir, number)
+        return TrialFiles(self.config.study_dir, number).folder
 
     def finish(
         self, number: int, value: float | None, state: TrialState = TrialState.COMPLETE,

@@ -14,7 +14,7 @@ from searches import sweep as command
 
 import sweep
 from sweep.config.settings import RunConfig
-from sweep.files.trial_folder import is_whole_checkpoint, trial_folder
+from sweep.files.trial_folder import TrialFiles, is_whole_checkpoint
 from sweep.ledger.study import open_study
 from sweep.ledger.trials import LedgerTrial
 
@@ -43,7 +43,7 @@ def doctor(six: Path, call: Call) -> Any:
 
 
 def folder_of(number: int) -> Path:
-    return trial_folder("mlruns/.sweep/six", number)
+    return TrialFiles("mlruns/.sweep/six", number).folder
 
 
 def trials() -> list[LedgerTrial]:

@@ -14,7 +14,7 @@ import pytest
 from searches import SIX_SPACE, ScriptedStudy, Search, rising, score
 
 from sweep.errors import ConfigError
-from sweep.files.trial_folder import trial_folder, write_verdict
+from sweep.files.trial_folder import TrialFiles
 from sweep.search.driver import MAX_RETRIES
 from sweep.space import canonical_key
 from sweep.testing import DATASET, ScriptedTrainer
@@ -238,9 +238,7 @@ def test_what_is_not_saved_is_counted(study: ScriptedStudy) -> None:
     (spec,) = other.driver.exchange([], 1).start
     other.driver.exchange([EpochReport(spec.number, 1, {"val_acc": 0.1}, 1)], 0)
     other.driver.request_stop("interrupted")
-    folder = trial_folder(other.config.study_dir, spec.number)
-    folder.mkdir(parents=True)
-    (folder / "last.ckpt").touch()
+    TrialFiles(other.config.study_dir, spec.number).put("last.ckpt", b"state")
     other.driver.exchange([TrialResult(spec.number, "stopped", 1)], 1)
     other.leave()
     assert other.driver.unsaved == []
@@ -544,13 +542,13 @@ def test_a_verdict_that_nobody_heard_is_recorded_without_training(study: Scripte
     """A driver that dies at hand-over leaves a trained trial: the next one only records it."""
     first = study.prepare(study.config(trials=2))
     (spec,) = first.driver.exchange([], 1).start
-    folder = trial_folder(first.config.study_dir, spec.number)
+    files = TrialFiles(first.config.study_dir, spec.number)
     reports = [
         EpochReport(spec.number, epoch, {"train_loss": 1.0, "val_acc": acc}, 1_000 + epoch)
         for epoch, acc in enumerate([0.2, 0.7, 0.6], start=1)
     ]
     result = TrialResult(spec.number, "finished", 3, best_epoch=2)
-    write_verdict(folder, reports, result, spec)
+    files.write_verdict(reports, result, spec)
     first.leave()  # the driver is gone; nobody was told
 
     second = study.prepare(study.config(trials=2))
@@ -572,7 +570,7 @@ def test_a_pruned_verdict_is_pruned(study: ScriptedStudy) -> None:
     (spec,) = first.driver.exchange([], 1).start
     result = TrialResult(spec.number, "stopped", 1, best_epoch=1, notes={"sweep.stop": "pruned"})
     report = EpochReport(spec.number, 1, {"train_loss": 1.0, "val_acc": 0.3}, 1_000)
-    write_verdict(trial_folder(first.config.study_dir, spec.number), [report], result, spec)
+    TrialFiles(first.config.study_dir, spec.number).write_verdict([report], result, spec)
     first.leave()
 
     second = study.prepare(study.config(trials=1))
@@ -583,7 +581,7 @@ def test_a_pruned_verdict_is_pruned(study: ScriptedStudy) -> None:
 def test_what_a_killed_worker_was_writing_goes(study: ScriptedStudy) -> None:
     """The next driver removes broken-off writes of other processes, and nothing that is whole."""
     first = study.run(trials=1)
-    folder = trial_folder(first.config.study_dir, 0)
+    folder = TrialFiles(first.config.study_dir, 0).folder
     folder.mkdir(parents=True)
     for name in (".verdict.json.77", ".last.ckpt.77", "best.ckpt"):
         (folder / name).write_bytes(b"half")

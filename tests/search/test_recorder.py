@@ -16,7 +16,7 @@ import pytest
 from searches import ScriptedStudy
 
 from sweep.errors import StoreError
-from sweep.files.trial_folder import trial_folder, write_verdict
+from sweep.files.trial_folder import TrialFiles
 from sweep.ledger.study import open_study
 from sweep.search.recorder import MOST_BEHIND, Recorder, Step
 from sweep.testing import RecordingListener
@@ -140,17 +140,16 @@ def test_a_number_that_was_never_opened_is_given_anew(tmp_path: Path) -> None:
     (first,) = search.driver.exchange([], 1).start
     held = Held(study)
     (lost,) = search.driver.exchange([], 1).start
-    folder = trial_folder(search.config.study_dir, 1)
-    folder.mkdir(parents=True)
+    files = TrialFiles(search.config.study_dir, 1)
     other = dataclasses.replace(lost, hyperparameters={**lost.hyperparameters, "lr": 0.5})
-    write_verdict(folder, [], TrialResult(1, "finished", 3), other)
-    (folder / "last.ckpt").write_bytes(b"of another configuration")
+    files.write_verdict([], TrialResult(1, "finished", 3), other)
+    files.put("last.ckpt", b"of another configuration")
     again = ScriptedStudy(tmp_path / "copy")
     shutil.copytree(tmp_path, again.folder, ignore=shutil.ignore_patterns("copy"))
     second = again.prepare(again.config(trials=2))
     second.driver.recall(second.config.study_dir)
     old, spec = second.driver.exchange([], 2).start
-    assert (old.number, spec.number, spec.resume_from) == (first.number, 1, None)
+    assert (old.number, spec.number, spec.is_resumed) == (first.number, 1, False)
     assert second.states() == ["RUNNING", "RUNNING"]
     second.leave()
     held.let_go()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from sweep.files.trial_folder import resume_point, trial_folder
+from sweep.files.trial_folder import BEST, RESUME_STATE, TrialFiles
 from sweep.testing import ScriptedExchange, example_task
 from sweep.training import make_trainer
 from sweep.trial import Notice, Task, TrialSpec, derive_seed
@@ -59,11 +59,11 @@ def trained(task: Task, engine: str, specs: list[TrialSpec], **stops: Any) -> Sc
 def begun(task: Task, engine: str) -> list[TrialSpec]:
     """All trials, interrupted after their second epoch."""
     trained(task, engine, SPECS, after={spec.number: N_BEGUN for spec in SPECS})
-    kept = [resume_point(trial_folder(task.work_dir, spec.number)) for spec in SPECS]
-    return [
-        dataclasses.replace(spec, resume_from=str(path))
-        for spec, path in zip(SPECS, kept, strict=True)
-    ]
+    return [dataclasses.replace(spec, is_resumed=True) for spec in SPECS]
+
+
+def load(task: Task, number: int, name: str) -> Any:
+    return torch.load(TrialFiles(task.work_dir, number).path(name), weights_only=True)
 
 
 @pytest.mark.parametrize(("was", "now"), [("plain", "fused"), ("fused", "plain")])
@@ -85,8 +85,8 @@ def test_a_trial_goes_on_in_another_engine(tmp_path: Path, was: str, now: str) -
         ours, theirs = rest.results()[number], whole.results()[number]
         assert (ours.outcome, ours.best_epoch) == (theirs.outcome, theirs.best_epoch)
         assert ours.notes["sweep.trainer"] == now
-        right = torch.load(theirs.checkpoint or "", weights_only=True)
-        kept = torch.load(ours.checkpoint or "", weights_only=True)
+        right = load(whole_task, number, BEST)
+        kept = load(task, number, BEST)
         assert kept["global_step"] == right["global_step"]
         for name, value in kept["state_dict"].items():
             # torch keeps NAdam's product of momenta in float32.
@@ -99,8 +99,7 @@ def test_both_engines_write_one_format(tmp_path: Path) -> None:
     files = {}
     for engine in POPULATION:
         task = example_task(tmp_path / engine, epochs=N_EPOCHS, precision="64-true")
-        paths = [spec.resume_from or "" for spec in begun(task, engine)]
-        files[engine] = [torch.load(path, weights_only=True) for path in paths]
+        files[engine] = [load(task, s.number, RESUME_STATE) for s in begun(task, engine)]
     for ours, theirs in zip(files["fused"], files["plain"], strict=True):
         assert_within(ours, theirs, "")
 

@@ -23,7 +23,7 @@ import torch
 from sweep.data.tensors import Split, TensorData, load_search_data
 from sweep.errors import DiskError
 from sweep.executors.process import ProcessExecutor
-from sweep.files.trial_folder import read_verdict, resume_point, trial_folder
+from sweep.files.trial_folder import BEST, RESUME_STATE, TrialFiles
 from sweep.testing import example_task
 from sweep.training.compiled.kernel import SWITCH, load_kernel
 from sweep.training.exports import export_model, prepare_export
@@ -121,13 +121,12 @@ def spec(number: int, **hyperparameters: Any) -> TrialSpec:
 
 def continued(task: Task, given: TrialSpec) -> TrialSpec:
     """The trial from its resume state, as a driver hands it out again."""
-    kept = resume_point(trial_folder(task.work_dir, given.number))
-    assert kept is not None
-    return dataclasses.replace(given, resume_from=str(kept))
+    assert TrialFiles(task.work_dir, given.number).whole(RESUME_STATE) is not None
+    return dataclasses.replace(given, is_resumed=True)
 
 
 def files(task: Task, number: int) -> set[str]:
-    folder = trial_folder(task.work_dir, number)
+    folder = TrialFiles(task.work_dir, number).folder
     return {file.name for file in folder.iterdir()} if folder.is_dir() else set()
 
 
@@ -140,9 +139,10 @@ def a_task(folder: Path, **changes: Any) -> Task:
     return example_task(folder, epochs=N_EPOCHS, population=4, **changes)
 
 
-def weights_of(result: TrialResult) -> dict[str, torch.Tensor]:
-    assert result.checkpoint is not None
-    checkpoint = torch.load(result.checkpoint, weights_only=True)
+def weights_of(task: Task, result: TrialResult) -> dict[str, torch.Tensor]:
+    assert result.has_checkpoint
+    path = TrialFiles(task.work_dir, result.number).path(BEST)
+    checkpoint = torch.load(path, weights_only=True)
     return dict(checkpoint["state_dict"])
 
 
@@ -177,8 +177,8 @@ def assert_goes_on_exactly(
     assert (ours.outcome, ours.n_epochs, ours.best_epoch) == (
         theirs.outcome, theirs.n_epochs, theirs.best_epoch,
     )  # fmt: skip
-    right = weights_of(theirs)
-    assert all(torch.equal(value, right[name]) for name, value in weights_of(ours).items())
+    right, found = weights_of(whole_task, theirs), weights_of(task, ours)
+    assert all(torch.equal(value, right[name]) for name, value in found.items())
     assert [n.message for n in rest.of(Notice)] == [n.message for n in whole.of(Notice)]
 
 
@@ -275,16 +275,6 @@ ALL = [
 ]  # fmt: skip
 
 
-def assert_same(ours: Driver, theirs: Driver, number: int) -> None:
-    assert len(ours.curve(number)) == N_EPOCHS
-    for mine, other in zip(ours.curve(number), theirs.curve(number), strict=True):
-        assert mine == pytest.approx(other, rel=1e-7)
-    assert ours.result(number).best_epoch == theirs.result(number).best_epoch
-    right = weights_of(theirs.result(number))
-    for name, value in weights_of(ours.result(number)).items():
-        torch.testing.assert_close(value, right[name], rtol=1e-7, atol=1e-9)
-
-
 def test_the_fused_path_goes_on_exactly(tmp_path: Path, data: TensorData) -> None:
     """All optimizers x schedules, with dropout and clipping, among other neighbours than before.
 
@@ -303,7 +293,13 @@ def test_the_fused_path_goes_on_exactly(tmp_path: Path, data: TensorData) -> Non
     rest = train(FusedTrainer(task, data), [*again[:7], spec(99, lr=0.1), *again[7:]])
     assert not rest.of(Notice)
     for number, n_done in stops.items():
-        assert_same(rest, whole, number)
+        for mine, other in zip(rest.curve(number), whole.curve(number), strict=True):
+            assert mine == pytest.approx(other, rel=1e-7)
+        ours, theirs = rest.result(number), whole.result(number)
+        assert ours.best_epoch == theirs.best_epoch
+        right = weights_of(whole_task, theirs)
+        for name, value in weights_of(task, ours).items():
+            torch.testing.assert_close(value, right[name], rtol=1e-7, atol=1e-9)
         told = rest.epochs(number)
         assert [r.is_replay for r in told] == [r.epoch <= n_done for r in told]
         assert {r.start_epoch for r in told} == {number % 3}
@@ -334,7 +330,7 @@ def test_resume_state_at_an_interval(tmp_path: Path, data: TensorData, path: str
             def __call__(
                 self, reports: Sequence[Report], n_free: int, task: Task = task, seen: Any = seen
             ) -> Orders:
-                kept = resume_point(trial_folder(task.work_dir, 0))
+                kept = TrialFiles(task.work_dir, 0).whole(RESUME_STATE)
                 if kept is not None:
                     seen.append(torch.load(kept, weights_only=True)["sweep"]["epoch"])
                 return super().__call__(reports, n_free)
@@ -354,13 +350,16 @@ def test_a_trial_whose_epochs_are_all_trained(tmp_path: Path, data: TensorData, 
         shorter = dataclasses.replace(
             task, epochs=n_epochs, work_dir=f"{task.work_dir}/{n_epochs}"
         )
-        again = train(TRAINERS[path](shorter, data), [continued(task, spec(0))])
+        state = TrialFiles(task.work_dir, 0).get(RESUME_STATE)
+        assert state is not None
+        TrialFiles(shorter.work_dir, 0).put(RESUME_STATE, state)
+        again = train(TRAINERS[path](shorter, data), [continued(shorter, spec(0))])
         assert [r.is_replay for r in again.epochs(0)] == [True] * 3
         result = again.result(0)
         assert (result.outcome, result.n_epochs) == ("finished", 3)
         assert result.best_epoch == first.result(0).best_epoch
-        best = weights_of(first.result(0))
-        assert all(torch.equal(v, best[k]) for k, v in weights_of(result).items())
+        best = weights_of(task, first.result(0))
+        assert all(torch.equal(v, best[k]) for k, v in weights_of(shorter, result).items())
 
 
 @both
@@ -437,7 +436,7 @@ def test_a_file_that_cannot_be_used(tmp_path: Path, data: TensorData, path: str,
     given = dataclasses.replace(spec(0), start_epoch=5)
     train(TRAINERS[path](task, data), [given], {0: 1})
     again = continued(task, given)
-    damaged(Path(again.resume_from or ""), how, tmp_path)
+    damaged(TrialFiles(task.work_dir, 0).path(RESUME_STATE), how, tmp_path)
     driver = train(TRAINERS[path](task, data), [again, spec(1)])
     (notice,) = driver.of(Notice)
     assert "trial 0 starts from its beginning" in notice.message
@@ -474,7 +473,7 @@ def test_a_stopped_trial_has_its_verdict(
     """Files first, then the verdict with all reports and the reason, and no resume state."""
     task = a_task(tmp_path, checkpoint_interval_s=0.0)
     driver = train(TRAINERS[path](task, data), [spec(0)], {0: 2}, reason=reason)
-    assert read_verdict(trial_folder(task.work_dir, 0), spec(0)) == (
+    assert TrialFiles(task.work_dir, 0).verdict(spec(0)) == (
         driver.epochs(0),
         driver.result(0),
     )
@@ -489,7 +488,7 @@ def test_ends_of_all_kinds(tmp_path: Path, data: TensorData, path: str) -> None:
     specs = [spec(0), spec(1, lr=1e30, optimizer="SGD"), spec(2, optimizer="Adma"), spec(3)]
     driver = train(TRAINERS[path](task, data), specs, {3: 2})
     for number in (0, 1, 2):
-        found = read_verdict(trial_folder(task.work_dir, number), specs[number])
+        found = TrialFiles(task.work_dir, number).verdict(specs[number])
         assert found == (driver.epochs(number), driver.result(number))
     kinds = [driver.result(n).failure for n in range(4)]
     assert [failure and failure.kind for failure in kinds] == [None, "nan", "exception", None]
@@ -507,7 +506,7 @@ def test_the_verdict_of_a_resumed_trial_is_whole(
     task = a_task(tmp_path)
     first = train(TRAINERS[path](task, data), [spec(0)], {0: 2})
     rest = train(TRAINERS[path](task, data), [continued(task, spec(0))])
-    found = read_verdict(trial_folder(task.work_dir, 0))
+    found = TrialFiles(task.work_dir, 0).verdict()
     assert found is not None
     assert found[0] == [*first.epochs(0), *rest.epochs(0)[2:]]
     assert found[1] == rest.result(0)
@@ -521,7 +520,7 @@ def test_a_trial_that_is_tried_again_forgets(tmp_path: Path, data: TensorData, p
     train(TRAINERS[path](task, data), [spec(0)])
     train(TRAINERS[path](task, data), [spec(1)], {1: 1})
     assert files(task, 0) == ENDED
-    broken_off = trial_folder(task.work_dir, 0) / ".model.pt2.0"
+    broken_off = TrialFiles(task.work_dir, 0).folder / ".model.pt2.0"
     broken_off.write_bytes(b"half")
     broken_off.with_name(".a-folder").mkdir()
     seen = train(TRAINERS[path](task, data), [spec(0), spec(1)], {0: 1, 1: 1}, reason="pruned")
@@ -539,7 +538,7 @@ def test_a_trial_that_is_tried_again_forgets(tmp_path: Path, data: TensorData, p
 def test_resume_state_on_a_full_disk(tmp_path: Path, data: TensorData, path: str) -> None:
     """Training goes on, one line says so once, and the last good state stays readable."""
     task = a_task(tmp_path, checkpoint_interval_s=0.0)
-    folder = trial_folder(task.work_dir, 0)
+    folder = TrialFiles(task.work_dir, 0).folder
     good = folder / "last.ckpt.good"
 
     class FillTheDisk(Driver):
@@ -570,7 +569,7 @@ def test_resume_state_on_a_full_disk(tmp_path: Path, data: TensorData, path: str
 def test_a_full_disk_at_the_end(tmp_path: Path, data: TensorData, path: str, file: str) -> None:
     """What a trial must leave and cannot is a DiskError of one line; its resume state stays."""
     task = a_task(tmp_path, checkpoint_interval_s=0.0)
-    folder = trial_folder(task.work_dir, 0)
+    folder = TrialFiles(task.work_dir, 0).folder
     (folder / file).mkdir(parents=True)  # no file can take its name
     with pytest.raises(DiskError, match=f"{file} cannot be written: Is a directory"):
         train(TRAINERS[path](task, data), [spec(0)])

@@ -28,8 +28,8 @@ from sweep.training.members import Linears, Member
 from sweep.training.mlp import MLPClassifier
 from sweep.training.modules import build_module
 from sweep.training.optimizers import OptimizerRule, learning_rates, make_rule
-from sweep.training.resuming import RESUME_KEY, load_resume_file, unusable
-from sweep.training.run import Run
+from sweep.training.resuming import load_resume_file, unusable
+from sweep.training.run import RESUME_KEY, Run
 from sweep.trial import Report, Task
 
 MOST_LANES = 4
@@ -86,14 +86,14 @@ class FusedEngine:
         out-of-memory errors.
         """
         opened, said = self._new(run), list[Report]()
-        if run.spec.resume_from is not None:
+        if run.spec.is_resumed:
             try:
-                self._restore(run, opened, load_resume_file(run.spec))
+                self._restore(run, opened, load_resume_file(run))
                 said += run.history
             except Exception as error:  # also values that only look like a resume file
                 if classify(error).kind == "oom":
                     raise
-                opened, said = self._new(run), [unusable(run.spec, error)]
+                opened, said = self._new(run), [unusable(run, error)]
         if not run.is_trained:
             is_bound = run.epoch > 0 or run.spec.start_epoch is not None
             wanted = run.start_epoch + run.epoch if is_bound else None

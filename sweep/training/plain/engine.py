@@ -20,7 +20,6 @@ from sweep.training.fluent import FluentCalls
 from sweep.training.modules import build_module, has_own_loaders
 from sweep.training.quiet import quiet_trainer
 from sweep.training.resuming import (
-    RESUME_KEY,
     load_resume_file,
     random_state,
     saved_bytes,
@@ -28,7 +27,7 @@ from sweep.training.resuming import (
     set_random_state,
     unusable,
 )
-from sweep.training.run import Run
+from sweep.training.run import RESUME_KEY, Run
 from sweep.training.slots import Slots
 from sweep.trial import Report, Task, now_ms
 
@@ -63,9 +62,9 @@ class PlainEngine:
 
         Raises whatever the module raises.
         """
-        if run.spec.resume_from is not None:
+        if run.spec.is_resumed:
             try:
-                self._train(run, load_resume_file(run.spec))
+                self._train(run, load_resume_file(run))
                 return
             except BaseException as error:
                 raised_by_user_code(error)
@@ -75,7 +74,7 @@ class PlainEngine:
                 if has_begun or is_drivers or classify(error).kind == "oom":
                     raise
                 run.restart()
-                self._slots.say(unusable(run.spec, error).message)
+                self._slots.say(unusable(run, error).message)
         self._train(run, None)
 
     def keep_best(self, numbers: Sequence[int]) -> None:
@@ -134,7 +133,7 @@ class PlainEngine:
         self._data = self._data.to(fit.trainer.strategy.root_device)
         fit.trainer.fit(
             module,
-            ckpt_path=None if checkpoint is None else spec.resume_from,
+            ckpt_path=None if checkpoint is None else run.files.path(RESUME_STATE),
             weights_only=True,
             **({} if has_own_loaders(module) else self._loaders(run)),
         )

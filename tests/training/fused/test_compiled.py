@@ -222,7 +222,7 @@ def test_too_deep_for_the_kernel(setting):
     deep = {"hidden": (6,) * 9, "optimizer": "Adam", "lr": 1e-2}
     members = [member(k, given) for k, given in enumerate((deep, MIX[0]))]
     assert [is_for_kernel(each, setting.data, BATCH) for each in members] == [False, True]
-    curves, population = train_fused(setting, {0: deep, 1: MIX[0]})
+    curves, _ = train_fused(setting, {0: deep, 1: MIX[0]})
     for number, given in ((0, deep), (1, MIX[0])):
         rows, _ = train_plain(setting, number, given, torch.float64)
         assert distance(curves[number], rows) < 1e-7

@@ -11,6 +11,7 @@ import torch
 
 from sweep.data.tensors import Split, TensorData, load_search_data
 from sweep.errors import ConfigError
+from sweep.files.trial_folder import BEST, MODEL, TrialFiles
 from sweep.hyperparameters import DEFAULT_MODULE
 from sweep.training.choice import why_plain
 from sweep.training.compiled.kernel import SWITCH
@@ -158,10 +159,14 @@ def test_equals_lightning_in_float64(task, data, kernel, monkeypatch):
         assert fused.curve(number) == pytest.approx(plain.curve(number), rel=1e-7)
         assert fused.results[number].outcome == plain.results[number].outcome
         assert fused.results[number].best_epoch == plain.results[number].best_epoch
-        ours = torch.load(fused.results[number].checkpoint, weights_only=True)["state_dict"]
-        theirs = torch.load(plain.results[number].checkpoint, weights_only=True)["state_dict"]
+        ours = load(task, number)["state_dict"]
+        theirs = load(plain_task, number)["state_dict"]
         for name in theirs:
             torch.testing.assert_close(ours[name], theirs[name], rtol=1e-7, atol=1e-10)
+
+
+def load(task, number):
+    return torch.load(TrialFiles(task.work_dir, number).path(BEST), weights_only=True)
 
 
 def test_slots_are_filled_at_once(task, data):
@@ -171,8 +176,8 @@ def test_slots_are_filled_at_once(task, data):
     assert driver.most_running == 3
     assert driver.results[0].outcome == "stopped"
     assert driver.results[0].n_epochs == 1
-    assert driver.results[0].checkpoint
-    assert driver.results[0].model_file is None
+    assert driver.results[0].has_checkpoint
+    assert not driver.results[0].has_model
     assert driver.reports[3][0].start_epoch == 1
     assert driver.results[3].notes["sweep.start_epoch"] == "1"
 
@@ -194,14 +199,15 @@ def test_checkpoint_is_an_ordinary_one(task, data):
     driver = train(FusedTrainer(task, data), SPECS)
     for result in driver.results.values():
         assert result.outcome == "finished"
-        model = MLPClassifier.load_from_checkpoint(result.checkpoint).eval()
+        files = TrialFiles(task.work_dir, result.number)
+        model = MLPClassifier.load_from_checkpoint(files.path(BEST)).eval()
         best = max(driver.reports[result.number], key=lambda r: r.metrics["val_acc"])
         assert result.best_epoch == best.epoch
         with torch.no_grad():
             logits = model(data.val.x)
         accuracy = (logits.argmax(1) == data.val.y).float().mean().item()
         assert accuracy == pytest.approx(best.metrics["val_acc"])
-        loaded = torch.export.load(result.model_file).module()
+        loaded = torch.export.load(files.path(MODEL)).module()
         for n in (1, 7, 100):
             torch.testing.assert_close(loaded(data.val.x[:n]), logits[:n], rtol=1e-4, atol=1e-5)
 

@@ -12,6 +12,7 @@ import torch
 import user_code
 
 from sweep.data.tensors import load_search_data
+from sweep.files.trial_folder import BEST, MODEL, TrialFiles
 from sweep.testing import ScriptedExchange, TrainerContract, example_task
 from sweep.training.mlp import MLPClassifier
 from sweep.training.modules import build_module
@@ -60,7 +61,7 @@ def test_the_checkpoint_is_the_best_epochs(curve: tuple[Task, ScriptedExchange])
     assert best + 1 != len(accuracies), "choose a configuration whose last epoch is not its best"
     assert result.best_epoch == best + 1
     model = MLPClassifier.load_from_checkpoint(
-        result.checkpoint, map_location="cpu", weights_only=True
+        TrialFiles(task.work_dir, 0).path(BEST), map_location="cpu", weights_only=True
     ).eval()
     val = load_search_data("digits", None, task.seed).val
     with torch.no_grad():
@@ -75,14 +76,13 @@ def test_the_exported_model_predicts_as_the_checkpoint(
     curve: tuple[Task, ScriptedExchange],
 ) -> None:
     """The .pt2 archive needs no code of ours and gives the same logits."""
-    task, exchange = curve
-    result = exchange.results()[0]
+    task, _ = curve
     model = MLPClassifier.load_from_checkpoint(
-        result.checkpoint, map_location="cpu", weights_only=True
+        TrialFiles(task.work_dir, 0).path(BEST), map_location="cpu", weights_only=True
     ).eval()
     x = load_search_data("digits", None, task.seed).val.x[:5]
     with torch.no_grad():
-        exported = torch.export.load(result.model_file).module()(x)
+        exported = torch.export.load(TrialFiles(task.work_dir, 0).path(MODEL)).module()(x)
         assert torch.allclose(exported, model(x), atol=1e-6)
 
 
@@ -152,10 +152,11 @@ def test_a_stopped_trial_keeps_its_best_weights(tmp_path: Path) -> None:
     task = example_task(tmp_path, epochs=4)
     pruned = trained(task, GOOD, stop_after={0: 2}, reason="pruned").results()[0]
     assert (pruned.outcome, pruned.n_epochs) == ("stopped", 2)
-    assert Path(pruned.checkpoint or "").is_file()
-    assert pruned.model_file is None
+    assert pruned.has_checkpoint
+    assert not pruned.has_model
     converged = trained(task, GOOD, stop_after={0: 2}, reason="converged").results()[0]
-    assert Path(converged.model_file or "").is_file()
+    assert converged.has_model
+    assert TrialFiles(task.work_dir, 0).whole(MODEL)
 
 
 def test_a_minimized_metric_keeps_its_smallest(tmp_path: Path) -> None:
@@ -181,7 +182,9 @@ def test_a_module_of_the_users_own(tmp_path: Path) -> None:
     results = exchange.results()
     scores = exchange.curve(0, "val_f1")
     assert results[0].best_epoch == scores.index(max(scores)) + 1
-    model = user_code.Model.load_from_checkpoint(results[0].checkpoint, weights_only=True)
+    model = user_code.Model.load_from_checkpoint(
+        TrialFiles(task.work_dir, 0).path(BEST), weights_only=True
+    )
     assert model.hparams == {"mode": "fine", "width": 8}
     failure = results[1].failure
     assert failure is not None

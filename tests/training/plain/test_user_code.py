@@ -18,6 +18,7 @@ import torch
 import user_code
 
 from sweep.errors import ConfigError, DataError, Interruption
+from sweep.files.trial_folder import MODEL, TrialFiles
 from sweep.testing import ScriptedExchange, example_task
 from sweep.training import make_trainer
 from sweep.training.modules import argument_faults
@@ -85,7 +86,7 @@ def test_a_model_that_cannot_be_exported_is_no_failure(tmp_path: Path) -> None:
     """`sys.exit` in the export costs the exported models alone; one line says so, and why."""
     exchange = trained(tmp_path, "Leaving", {"where": "export"}, {"where": "export"}, epochs=1)
     for result in exchange.results().values():
-        assert (result.outcome, result.model_file) == ("finished", None)
+        assert (result.outcome, result.has_model) == ("finished", False)
     (said,) = [report.message for report in exchange.reports if isinstance(report, Notice)]
     assert "no logged model: SystemExit: left in export (" in said
 
@@ -93,9 +94,8 @@ def test_a_model_that_cannot_be_exported_is_no_failure(tmp_path: Path) -> None:
 def test_a_module_with_loaders_of_its_own_is_exported_for_its_samples(tmp_path: Path) -> None:
     """The graph takes samples as they come out of its validation loader."""
     exchange = trained(tmp_path, "Bringing", {}, epochs=1)
-    path = exchange.results()[0].model_file
-    assert path is not None
-    model = torch.export.load(path).module()
+    assert exchange.results()[0].has_model
+    model = torch.export.load(TrialFiles(tmp_path / "example", 0).path(MODEL)).module()
     assert model(torch.rand(5, 12)).shape == (5, 10)
 
 
