@@ -1,4 +1,4 @@
-"""How trials are trained. Importing this package loads nothing heavy."""
+"""Training of trials. Importing this package loads neither torch nor Lightning."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ __all__ = ["make_trainer", "why_plain"]
 
 
 def make_trainer(task: Task) -> Trainer:
-    """The trainer for `task`: fused where it can be, else plain. Loads torch and Lightning.
+    """The trainer for `task`: fused if possible, else plain. Loads torch and Lightning.
 
-    A population of 1 asks for the plain path, unless it is what is left of a larger one. A plain
-    trainer that was not asked for says why. Raises what `sweep.data.tensors.load_search_data`
-    lists.
+    A population of 1 selects the plain path, unless it was halved from a larger one. A plain
+    trainer selected for another reason reports it to the user. Raises the errors of
+    `sweep.data.tensors.load_search_data`.
     """
     with ThreadPoolExecutor(2, thread_name_prefix="beside") as beside:
-        # Unpacking MNIST takes 0.4 s, in which Python's lock is mostly free for the imports.
-        # Data of the user's own are a program, which runs in the main thread.
+        # Decompressing MNIST takes 0.4 s and mostly releases the GIL, so the imports run beside
+        # it. A user's data function is arbitrary code: it runs in the main thread.
         data = None if is_custom(task.data) else beside.submit(_load, task).result
         if path_of(task) == "fused" and task.accelerator in ("auto", "cpu"):
             beside.submit(_compile, task)
@@ -45,7 +45,7 @@ def make_trainer(task: Task) -> Trainer:
 
 
 def _compile(task: Task) -> None:
-    """Have the kernel ready, which takes a second where the user's cache does not have it."""
+    """Load the kernel ahead of time: compiling it for an empty cache takes a second."""
     from sweep.training.compiled.kernel import load_kernel
 
     load_kernel(8 if precision_of(task) == "64-true" else 4)

@@ -1,4 +1,4 @@
-"""What a trial leaves behind to be trained on: an ordinary Lightning checkpoint."""
+"""A trained module as an ordinary Lightning checkpoint."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from sweep.training.resuming import saved_bytes
 def checkpoint_of(
     model: lightning.LightningModule, epoch: int, global_step: int
 ) -> dict[str, Any]:
-    """`model` as a checkpoint that `type(model).load_from_checkpoint` opens.
+    """`model` as a checkpoint for `type(model).load_from_checkpoint`.
 
-    Plain values and tensors only, on the CPU, so that it loads with `weights_only=True`. `epoch`
-    counts from 0, like Lightning's.
+    Holds plain values and CPU tensors only, to load with `weights_only=True`. `epoch` counts from
+    0, like Lightning's.
     """
     return {
         "epoch": epoch,
@@ -38,7 +38,7 @@ def write_checkpoint(
 ) -> str:
     """Write `checkpoint_of(...)`; returns the path. Raises DiskError.
 
-    Written aside, flushed and renamed: a file of that name is always whole.
+    The write is atomic: a temporary file is flushed and renamed to `path`.
     """
     replace_file(Path(path), saved_bytes(checkpoint_of(model, epoch, global_step)))
     return str(path)

@@ -1,4 +1,4 @@
-"""Which path trains a task's trials, and how many at once: the driver asks, too, so no torch."""
+"""Choice of the training path (fused or plain). Free of torch: the driver imports it, too."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from sweep.hyperparameters import DEFAULT_MODULE
 from sweep.trial import Task
 
 FUSED_PRECISIONS = ("32-true", "64-true")
-"""Precisions that the hand-written backward pass knows."""
+"""Precisions supported by the fused trainer."""
 MOST_SLOTS = 32
-"""A judgement, not a measurement: more proposals at a time teach a sampler too little, and past
-16 slots a model-step gets no cheaper (benchmarks/NOTES.md)."""
+"""Most trials in a population. A judgement, not a measurement: a sampler learns too little from
+more proposals at a time, and past 16 slots a model-step gets no cheaper (benchmarks/NOTES.md)."""
 
 
 def path_of(task: Task) -> Literal["plain", "fused"]:
-    """The path in which a worker trains new trials."""
+    """The training path for a worker's new trials."""
     is_asked_for = task.population == 1 and not task.was_larger
     return "plain" if is_asked_for or why_plain(task) else "fused"
 
 
 def why_plain(task: Task) -> str | None:
-    """Why no trial of `task` can be fused, in a few words; None: they can."""
+    """The reason against fused training of `task`, in a few words; None: there is none."""
     if task.module != DEFAULT_MODULE:
         return f"{task.module} is not {DEFAULT_MODULE}"
     if precision_of(task) not in FUSED_PRECISIONS:
@@ -32,7 +32,7 @@ def why_plain(task: Task) -> str | None:
 
 
 def precision_of(task: Task) -> str:
-    """The precision in Lightning's longer words.
+    """The precision under its longer name in Lightning.
 
     >>> from sweep.testing import example_task
     >>> from pathlib import Path

@@ -1,4 +1,4 @@
-"""Which device a worker trains on, and what it says of it."""
+"""A worker's device: its index, its name, and the first report."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def lightning_devices(text: str) -> int | list[int]:
 
 
 def device_name(task: Task) -> str:
-    """As torch names it, e.g. "cpu, 2 threads" or "cuda NVIDIA H100"."""
+    """The device's name in torch, e.g. "cpu, 2 threads" or "cuda NVIDIA H100"."""
     wanted = task.accelerator
     if wanted in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         chosen = lightning_devices(task.devices)

@@ -1,7 +1,7 @@
-"""A trained model as a torch.export archive (.pt2): no class of ours is needed to load it.
+"""Trained models as torch.export archives (.pt2), loadable without sweep.
 
-Tracing a network takes 60-70 ms, saving it 9 ms. Networks of one structure have the same graph but
-for their widths and input statistics, so one of them is traced and serves them all (`_Traced`).
+Tracing a network takes 60-70 ms, saving it 9 ms. The graphs of networks of one structure differ
+only in widths and input statistics, so one trace serves all of them (`_Traced`).
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from sweep.training.modules import sample_shape
 from sweep.training.resuming import saved_bytes
 
 AXES, MOST = ("batch", "values"), 2**31 - 1
-"""Of what an exported graph takes: axes, and the largest size of each."""
+"""Names of the axes of an exported graph's input, and the largest size of an axis."""
 STATISTICS = (0.30719, 0.48611)
-"""Mean and standard deviation that a structure is traced with: numbers that are nothing else."""
+"""Placeholder mean and standard deviation for tracing: no other constant has these values."""
 STRUCTURE = ("in_features", "n_classes", "activation")
-"""What decides an MLP's graph, beside its layers: what they are, not how wide they are."""
+"""Hyperparameters with an effect on an MLP's graph, beside the number of layers and dropout."""
 
 
 def export_model(path: str | Path, model: nn.Module, feature_shape: tuple[int, ...]) -> str:
-    """Write `model` as a torch.export archive (.pt2) that takes any number of samples.
+    """Write `model` as a torch.export archive (.pt2) for any number of samples.
 
-    `torch.export.load(path).module()(x)` gives what the model in evaluation mode gives for x
-    (B, *feature_shape), of any float type; also for flat rows (B, F), unless a module of the
-    user's cannot be traced that way. Leaves the model in evaluation mode. Returns the path.
+    `torch.export.load(path).module()(x)` equals the model in evaluation mode for x
+    (B, *feature_shape) of any float type. It also accepts flat rows (B, F), unless tracing a
+    user's module with a reshape fails. Leaves the model in evaluation mode. Returns the path.
     Raises DiskError.
     """
     model.eval()
@@ -54,8 +54,8 @@ def try_export(
 ) -> tuple[str | None, str]:
     """`export_model` for samples of the module's own loaders or of shape `of_data`.
 
-    Returns (path, ""), or (None, one line) for a module of the user's, called `name`, which
-    `torch.export` cannot take. Raises DiskError, and whatever the built-in module raises.
+    Returns (path, ""), or (None, one line) if `torch.export` fails for the user's module `name`.
+    Raises DiskError, and any error of the built-in module.
     """
     try:
         return export_model(path, module, sample_shape(module, of_data)), ""
@@ -69,12 +69,12 @@ def try_export(
 
 
 def prepare_export(model: MLPClassifier, feature_shape: tuple[int, ...]) -> None:
-    """Do now what the first `export_model` of a model like this one would take long for."""
+    """Trace the structure of `model` now, so its first `export_model` is quick."""
     _traced_structure(model, feature_shape)
 
 
 class _Traced:
-    """The graph of one structure of MLPClassifier, traced once; not for several threads."""
+    """The graph of one structure of MLPClassifier, traced once. Not thread-safe."""
 
     def __init__(
         self, given: Mapping[str, Any], n_hidden: int, feature_shape: tuple[int, ...],
@@ -106,7 +106,7 @@ def _statistics(model: MLPClassifier) -> tuple[float, float]:
 
 
 def _resized(value: Tensor, sizes: Mapping[int, int]) -> Tensor:
-    """A tensor of the graph, without data, in the sizes of another network."""
+    """A fake tensor of the graph, resized to another network's layers."""
     shape, stride = (
         [sizes.get(n, n) if isinstance(n, int) else n for n in numbers]
         for numbers in (value.shape, value.stride())
@@ -121,7 +121,7 @@ _structures: dict[Hashable, _Traced] = {}
 
 def _traced_structure(model: MLPClassifier, feature_shape: tuple[int, ...]) -> _Traced:
     given = {name: model.hparams[name] for name in STRUCTURE}
-    # Dropout does nothing here, whatever its probability, but its layers count in others' names.
+    # Dropout is inactive in evaluation mode, but its layers shift the indices in weights' names.
     given["dropout"] = 0.5 if model.hparams["dropout"] > 0.0 else 0.0
     dtype = next(model.parameters()).dtype
     key = (len(model.hidden), *given.values(), feature_shape, dtype)
@@ -131,7 +131,7 @@ def _traced_structure(model: MLPClassifier, feature_shape: tuple[int, ...]) -> _
 
 
 def unmistakable(n: int, others: Collection[int]) -> Sequence[int]:
-    """`n` primes above 100 that are none of `others`, nor a product of them, as strides are."""
+    """`n` primes above 100, not among `others`, nor a product of sizes, as strides are."""
     found: list[int] = []
     number = 100
     while len(found) < n:
@@ -143,16 +143,16 @@ def unmistakable(n: int, others: Collection[int]) -> Sequence[int]:
 
 
 def _export(model: nn.Module, feature_shape: tuple[int, ...]) -> ExportedProgram:
-    """The forward pass as a graph for any number of samples; for flat rows, too, if `model` can be
-    traced that way."""
+    """The forward pass as a graph for any number of samples; for flat rows, too, if tracing with
+    a reshape succeeds."""
     try:
-        # Neither 0 nor 1 rows, nor 1 value: torch would take those sizes for fixed ones.
+        # 3 rows and at least 3 values: torch.export would take sizes 0 and 1 for constants.
         sizes = {k: torch.export.Dim(name, min=1, max=MOST) for k, name in enumerate(AXES)}
         return _traced(_AnyShape(model, feature_shape), (3, 2 + math.prod(feature_shape)), sizes)
     except Exception:
         if isinstance(model, MLPClassifier):
             raise
-        # A user's module may decide by the number of samples, which is not known there.
+        # A user's module may branch on the number of samples, unknown to _AnyShape's trace.
         sizes = {0: torch.export.Dim(AXES[0], min=1)}
         return _traced(_Inference(model), (2, *feature_shape), sizes)
 
@@ -163,13 +163,13 @@ def _traced(inference: nn.Module, shape: tuple[int, ...], sizes: Any) -> Exporte
 
 
 class _Inference(nn.Module):
-    """Only the forward pass: a LightningModule brings its trainer and metrics along.
+    """The forward pass alone, without a LightningModule's trainer and metrics.
 
     The graph casts x to the type of the weights.
     """
 
     MODEL = "model"
-    """The name under which weights are found."""
+    """Prefix of the weights' names."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -184,10 +184,10 @@ class _Inference(nn.Module):
 
 
 class _AnyShape(_Inference):
-    """Also reshapes x to (B, *feature_shape): its first axis counts samples.
+    """Also reshapes x (B, ...) to (B, *feature_shape).
 
-    A graph has a fixed number of axes unless sizes come from the data: `masked_select` yields
-    such a size, so that neither x.reshape nor x.shape constrains the input.
+    A graph has a fixed number of axes unless sizes are data-dependent: `masked_select` yields
+    such a size, so neither x.reshape nor x.shape constrains the input.
     """
 
     def __init__(self, model: nn.Module, feature_shape: tuple[int, ...]) -> None:
@@ -195,7 +195,7 @@ class _AnyShape(_Inference):
         self._feature_shape = feature_shape
 
     def forward(self, x: Tensor) -> Tensor:
-        """The model's output for x (B, ...) with as many values each as feature_shape has."""
+        """The model's output for x (B, ...) with prod(feature_shape) values per sample."""
         values = x.masked_select(torch.ones_like(x, dtype=torch.bool))
         rows = torch.arange(x.shape[0])
         n_rows = rows.masked_select(rows >= 0).shape[0]

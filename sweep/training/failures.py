@@ -1,4 +1,4 @@
-"""What kind of failure an exception is."""
+"""Classifies exceptions as failures of a trial."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from sweep.trial import Failure, FailureKind
 
 
 def classify(error: BaseException, module: str = "") -> Failure:
-    """The failure that `error` stands for: oom, nan or exception, with its traceback.
+    """The failure for `error`: its kind (oom, killed or exception), message and traceback.
 
-    The message ends with file and line of the user's own code, if it was there; `module` is the
-    user's. Credentials are left out here already: many places keep what it says.
+    For an error in the user's `module` the message ends with its file and line. Credentials are
+    redacted here, before the text is stored in several places.
     """
     text = redacted("".join(traceback.format_exception(error)))
     return Failure(_kind(error), one_line(error, module), text)
 
 
 def not_finite(epoch: int, metric: str, value: float) -> Failure:
-    """The failure of a trial whose `metric` is NaN or infinite after `epoch`."""
+    """The failure of a trial with a NaN or infinite `metric` after `epoch`."""
     return Failure("nan", f"{metric} is {value} after epoch {epoch}")
 
 
@@ -36,5 +36,5 @@ def _kind(error: BaseException) -> FailureKind:
     if "alloc" in str(error).lower() and "DefaultCPUAllocator" in str(error):
         return "oom"
     if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid"):
-        return "killed"  # by a signal to all processes, or for want of memory
+        return "killed"  # by a signal to all processes, or for lack of memory
     return "exception"

@@ -1,9 +1,9 @@
 """MLflow's fluent calls in user code: their metrics go into the trial's own run.
 
-The driver is the only writer of the study's store, so while user code runs MLflow's default store
-is a small SQLite file of this process. What a trial logged there is read at the end of each epoch
-and reported with the epoch. Autologging is off: it would log again what the driver records.
-Nothing here imports MLflow: a module that does without it does not pay for it.
+Only the driver writes the study's store, so during user code MLflow's default store is a private
+SQLite file of this process. Its metrics are read at the end of each epoch and reported with the
+epoch. Autologging is off: it would duplicate the driver's records. Nothing here imports MLflow,
+so modules without it do not pay for the import.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from sweep.trial import Notice
 VARIABLES = (
     "MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME",
 )  # fmt: skip
-"""Name a store, or a run or an experiment in it."""
+"""Environment variables for the store, its run and its experiment."""
 
 
 class FluentCalls:
-    """What user code of this process logs by `mlflow.log_metric` and the like.
+    """Captures metrics logged by user code with `mlflow.log_metric` and the like.
 
     Args:
-        folder: Where the private store may lie.
+        folder: Folder for the private store.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -41,14 +41,14 @@ class FluentCalls:
 
     @contextlib.contextmanager
     def caught(self) -> Iterator[None]:
-        """Within, MLflow's default store is the private one; afterwards no run is left in it."""
+        """Make the private store MLflow's default within the block; delete its runs at the end."""
         mlflow = sys.modules.get("mlflow")
         address = None
         if mlflow is not None and mlflow.is_tracking_uri_set():
             address = mlflow.get_tracking_uri()
         before = {name: os.environ.pop(name, None) for name in VARIABLES}
         if address == before["MLFLOW_TRACKING_URI"]:
-            address = None  # the variable says it
+            address = None  # set by the variable alone
         os.environ["MLFLOW_TRACKING_URI"] = self._uri
         self._is_catching = True
         try:
@@ -61,7 +61,7 @@ class FluentCalls:
             self._is_catching = False
             mlflow = sys.modules.get("mlflow")
             if mlflow is not None:
-                # Not compared before: MLflow asks for the current folder, which may be gone.
+                # Set unconditionally: reading it needs the current folder, possibly deleted.
                 mlflow.set_tracking_uri(address)
             for name, value in before.items():  # last, as MLflow sets the variable, too
                 os.environ.pop(name, None)
@@ -69,9 +69,9 @@ class FluentCalls:
                     os.environ[name] = value
 
     def metrics(self, now_ms: int) -> tuple[dict[str, float], list[Notice]]:
-        """The latest value of each metric that this trial logged, and what there is to say.
+        """The latest value of each metric logged by this trial, and new notices for the user.
 
-        Nothing outside of `caught`: sweep's own network makes no such calls.
+        Empty outside of `caught`: sweep's own network makes no such calls.
         """
         if not self._is_catching:
             return {}, []
@@ -100,12 +100,12 @@ class FluentCalls:
             part.unlink(missing_ok=True)
 
     def _take_over(self, mlflow: ModuleType, stack: contextlib.ExitStack) -> None:
-        """Addresses and runs that were set by calls go before those of the environment."""
+        """Replace an address and a run set by calls: they override environment variables."""
         if (utils := sys.modules.get("mlflow.utils.autologging_utils")) is not None:
             stack.enter_context(utils.disable_autologging())
         if mlflow.get_tracking_uri() != self._uri:
             mlflow.set_tracking_uri(self._uri)
-        if mlflow.active_run() is not None:  # of the program that called `sweep.run`
+        if mlflow.active_run() is not None:  # opened by the caller of `sweep.run`
             mlflow.start_run(nested=True)
 
     def _forget_runs(self) -> None:
@@ -116,7 +116,7 @@ class FluentCalls:
             self._client().delete_run(run_id)
 
     def _runs(self) -> list[Any]:
-        """Of this trial, the oldest first; none as long as nothing was logged."""
+        """The trial's MLflow runs, oldest first; none if nothing was logged yet."""
         if "mlflow" not in sys.modules or not self._file.exists():
             return []
         client = self._client()
@@ -129,7 +129,7 @@ class FluentCalls:
 
 @contextlib.contextmanager
 def nothing_logged(folder: str | Path) -> Iterator[None]:
-    """Within, MLflow's fluent calls (of a data function) lead nowhere."""
+    """Discard MLflow's fluent calls (of a data function) within the block."""
     calls = FluentCalls(folder)
     try:
         with calls.caught():
@@ -139,7 +139,7 @@ def nothing_logged(folder: str | Path) -> Iterator[None]:
 
 
 def _remove_old(folder: Path) -> None:
-    """Remove what processes left that were killed."""
+    """Remove the private stores of killed processes."""
     for part in folder.glob(".mlflow.*"):
         pid = part.name.split(".")[2]
         if pid.isdigit() and not _is_alive(int(pid)):

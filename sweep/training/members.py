@@ -1,4 +1,4 @@
-"""A trial as a population knows it, the jobs of an epoch, and their scores.
+"""Members of a population (one per trial), the jobs of an epoch, and their scores.
 
 Axes: H units of a layer.
 """
@@ -18,12 +18,13 @@ from sweep.trial import derive_seed
 Linears = list[tuple[Tensor, Tensor]]
 """(weight (H_out, H_in), bias (H_out)) of each layer."""
 COST_OF_A_TRIAL = 10_000
-"""Of a trial's step, in weights, which cost about the same in all layers (benchmarks/NOTES.md)."""
+"""Fixed cost of a trial's step, in weights: one costs about the same in all layers
+(benchmarks/NOTES.md)."""
 
 
 @dataclass(slots=True, eq=False)
 class Member:
-    """A trial in a population: how it trains, and the tensors it joins with."""
+    """A trial in a population: its training settings, and the tensors it joins with."""
 
     number: int
     hidden: tuple[int, ...]
@@ -67,10 +68,10 @@ class Scores:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Some trials' epoch, for one thread."""
+    """One epoch of some trials, for one thread."""
 
     cost: int
-    """About its time, in weights."""
+    """Estimated time, in the unit of `cost_of`."""
     run: Callable[[], dict[int, Scores]]
     """Trains and validates; scores by trial number."""
 
@@ -85,8 +86,8 @@ def lanes_of(
 ) -> list[list[Member]]:
     """Divides trials into at most `n` lanes of about the same cost.
 
-    The longest trial first, each to the shortest lane: at most 4/3 of the best division (Graham,
-    1969, "Bounds on Multiprocessing Timing Anomalies").
+    Longest processing time first, each trial to the shortest lane: at most 4/3 of the optimal
+    makespan (Graham, 1969, "Bounds on Multiprocessing Timing Anomalies").
     """
     lanes: list[list[Member]] = [[] for _ in range(n)]
     lengths = [0] * n

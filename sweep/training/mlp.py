@@ -1,4 +1,4 @@
-"""MLPClassifier: the Lightning module that a search trains unless it is told otherwise.
+"""MLPClassifier, the default LightningModule of a search.
 
 Axes: B samples of a minibatch, F input features, H units of a layer, C classes.
 """
@@ -21,11 +21,11 @@ from sweep.trial import derive_seed
 
 
 class SeededDropout(nn.Module):
-    """Dropout whose masks depend on (seed, epoch, step) and on nothing else in the process.
+    """Dropout whose masks depend on (seed, epoch, step) only.
 
-    `torch.nn.Dropout` draws from the global generator, so a trial's masks would depend on
-    which trials ran before it; this one can be trained again alone and sees the same masks.
-    Masks are drawn as (H, B), the layout of the fused trainer, then transposed.
+    `torch.nn.Dropout` draws from the global generator, so a trial's masks would depend on earlier
+    trials; here a trial trained again alone gets the same masks. Masks are drawn as (H, B), the
+    layout of the fused trainer, then transposed.
     """
 
     def __init__(self, p: float, seed: int) -> None:
@@ -39,7 +39,7 @@ class SeededDropout(nn.Module):
         self._generator.manual_seed(derive_seed(self.seed, "dropout", epoch))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Drop units of `x` (B, H) with probability p while training; scale by 1/(1-p)."""
+        """In training mode, zero units of `x` (B, H) with probability p, scale by 1/(1-p)."""
         if not self.training or self.p == 0.0:
             return x
         if self._generator is None or self._generator.device != x.device:
@@ -51,8 +51,8 @@ class SeededDropout(nn.Module):
 class MLPClassifier(lightning.LightningModule):
     """Multi-layer perceptron for classification: flatten, standardise, hidden layers, logits.
 
-    Pixels go in as they are stored (0 to 1); standardisation with `input_mean` and `input_std`
-    is part of the model, so that a checkpoint needs nothing beside it.
+    Takes pixels as stored (0 to 1); standardisation with `input_mean` and `input_std` is part of
+    the model, so a checkpoint is self-contained.
 
     Args:
         in_features: F, the product of one sample's shape.
@@ -66,12 +66,12 @@ class MLPClassifier(lightning.LightningModule):
         clip_norm: Largest gradient 2-norm over all parameters; None: no clipping.
         input_mean: Mean of the training pixels.
         input_std: Standard deviation of the training pixels.
-        seed: Initial weights and dropout masks depend on it alone.
-        **optimizer_arguments: What the optimizer takes beside `lr`, under the names of
+        seed: Seed of initial weights and dropout masks.
+        **optimizer_arguments: Further arguments of the optimizer, under the names of
             `sweep.hyperparameters.OPTIMIZERS`; None means torch's default.
 
     Raises:
-        ValueError: An unknown name, or an argument that the optimizer does not take.
+        ValueError: An unknown name, an argument unknown to the optimizer, or an eps of 0.
     """
 
     def __init__(
@@ -132,7 +132,7 @@ class MLPClassifier(lightning.LightningModule):
         return self(x).softmax(1)  # type: ignore[no-any-return]
 
     def configure_optimizers(self) -> Any:
-        """The torch optimizer, with its schedule unless that is constant."""
+        """The torch optimizer, with a scheduler unless the schedule is constant."""
         optimizer = self.make_optimizer()
         if self.schedule == "constant":
             return optimizer
@@ -148,8 +148,8 @@ class MLPClassifier(lightning.LightningModule):
     def make_scheduler(
         self, optimizer: torch.optim.Optimizer, n_epochs: int, n_steps: int
     ) -> dict[str, Any] | None:
-        """The schedule of a training of `n_epochs` epochs and `n_steps` steps in all, as Lightning
-        takes it; None for a constant learning rate."""
+        """Lightning's scheduler configuration for a training of `n_epochs` epochs and `n_steps`
+        steps in all; None for a constant learning rate."""
         schedulers = torch.optim.lr_scheduler
         if self.schedule == "constant":
             return None
@@ -169,7 +169,7 @@ class MLPClassifier(lightning.LightningModule):
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
     ) -> None:
-        """Clip to `clip_norm` where it is set, else whatever the Trainer was told."""
+        """Clip to `clip_norm` if set, else as configured in the Trainer."""
         if self.clip_norm is not None:
             gradient_clip_val, gradient_clip_algorithm = self.clip_norm, "norm"
         self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)

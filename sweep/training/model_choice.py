@@ -1,4 +1,4 @@
-"""Which completed trials of a worker get a model: `--log-models`."""
+"""Selects the completed trials with a logged model: `--log-models`."""
 
 from __future__ import annotations
 
@@ -9,18 +9,17 @@ from sweep.training.run import Run
 from sweep.trial import Task
 
 QUICK_S = 0.05
-"""An export that takes no longer costs less than a trial's records do."""
+"""Up to this time an export costs less than a trial's records."""
 N_BEST = 10
-"""Trials that are likely to be looked at."""
+"""Trials with a model if exports are slow: the ones a user is likely to inspect."""
 
 
 class ModelChoice:
-    """Says for each trial, as it ends, whether its model is exported.
+    """Decides for each trial, as it ends, whether to export its model.
 
-    The best are the best that this worker ended: with several workers there may be more of them.
-    `auto` is all for the built-in network, whose exports share a traced program (12 ms); for a
-    module of the user's it is what the second export takes, because torch loads its exporter at
-    the first.
+    `best:K` ranks the trials ended by this worker: several workers may export more than K. `auto`
+    means all for the built-in network, whose exports share a traced program (12 ms); for a user's
+    module it depends on the time of the second export, as torch loads its exporter in the first.
     """
 
     def __init__(self, task: Task) -> None:
@@ -29,11 +28,11 @@ class ModelChoice:
         if task.log_models.startswith("best:"):
             self._limit = int(task.log_models.partition(":")[2])
         self._goodness: list[float] = []
-        """Of the trials so far, worst first."""
+        """Goodness of the trials so far, worst first."""
         self._n_exported = 0
 
     def includes(self, run: Run) -> bool:
-        """Whether the trial, which ended just now, gets a model."""
+        """Whether to export the model of the trial just ended."""
         goodness = run.objective.goodness(run.best_value)
         bisect.insort(self._goodness, goodness)
         if self._how == "none":
@@ -41,7 +40,7 @@ class ModelChoice:
         return self._limit is None or goodness >= self._goodness[-self._limit :][0]
 
     def exported(self, took_s: float) -> str:
-        """Take note of an export; what the user should know of the choice, or ""."""
+        """Record an export of `took_s` seconds; returns a notice for the user, or ""."""
         self._n_exported += 1
         if self._how != "auto" or self._module == DEFAULT_MODULE or self._n_exported != 2:
             return ""

@@ -1,4 +1,4 @@
-"""From hyperparameters to a LightningModule, for the shipped MLP and for the user's own."""
+"""Builds LightningModules from hyperparameters: the built-in MLP or a user's class."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from sweep.trial import DatasetInfo
 def build_module(
     module: str, hyperparameters: Mapping[str, Any], data: DatasetInfo, seed: int
 ) -> lightning.LightningModule:
-    """A new module with weights that depend on (hyperparameters, seed) only.
+    """A new module whose weights depend on (hyperparameters, seed) only.
 
-    MLPClassifier is also told the data's shape, classes, mean and standard deviation; a user's
-    class gets the hyperparameters as keyword arguments, less those that are the trainer's.
-    Raises whatever the class raises for arguments it does not take.
+    MLPClassifier also gets the data's shape, classes, mean and standard deviation. A user's class
+    gets the hyperparameters as keyword arguments, without the trainer's `TRAINING_ARGUMENTS`.
+    Raises TypeError if the result is no LightningModule, and any error of the class.
     """
     arguments = {k: v for k, v in hyperparameters.items() if k not in options.TRAINING_ARGUMENTS}
     if module == DEFAULT_MODULE:
@@ -47,14 +47,14 @@ def build_module(
 
 
 def has_own_loaders(module: lightning.LightningModule) -> bool:
-    """Whether the module trains on loaders of its own instead of the study's data."""
+    """Whether the module defines `train_dataloader`, and so ignores the study's data."""
     return is_overridden("train_dataloader", module)
 
 
 def sample_shape(module: lightning.LightningModule, of_data: tuple[int, ...]) -> tuple[int, ...]:
     """Shape of a sample in the module's own validation (or training) loader, else `of_data`.
 
-    Raises whatever the loader raises, also for batches that do not start with a tensor.
+    Raises TypeError for batches without a leading tensor, and any error of the loader.
     """
     if not has_own_loaders(module):
         return of_data
@@ -68,12 +68,12 @@ def sample_shape(module: lightning.LightningModule, of_data: tuple[int, ...]) ->
 
 
 def argument_faults(module: str, made_by: Any, names: Collection[str]) -> list[str]:
-    """One sentence for each hyperparameter that a user's module does not take, or lacks.
+    """One sentence for each hyperparameter unknown to a user's module or missing for it.
 
     Args:
         module: Its name, `package.module:name`.
-        made_by: A class, or a function that returns a module.
-        names: What the search space may give.
+        made_by: The class, or a function returning a module.
+        names: Hyperparameters of the search space.
     """
     if inspect.isclass(made_by) and not issubclass(made_by, lightning.LightningModule):
         return [f"{module} must be a LightningModule of the package lightning, but is none"]

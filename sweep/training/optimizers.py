@@ -1,9 +1,9 @@
-"""Optimizers, schedules and clipping of many trials at once.
+"""Optimizers, schedules and gradient clipping for many trials at once.
 
-A rule's `update` is one step of n trials whose optimizers are of one kind: parameters, gradients
-and states are (n, ...) each, what differs between trials is a coefficient (n, 1, 1). Each rule
-equals the optimizer of the same name in `torch.optim` to rounding; zero parameters with zero
-gradients stay exactly zero, which padding relies on.
+A rule's `update` takes one step of n trials with optimizers of one kind: parameters, gradients and
+states are (n, ...) each, settings of single trials are coefficients (n, 1, 1). Each rule equals
+the optimizer of the same name in `torch.optim` up to rounding. Padding relies on one property:
+zero parameters with zero gradients stay exactly zero.
 """
 
 from __future__ import annotations
@@ -24,36 +24,36 @@ Values = np.ndarray[Any, np.dtype[np.float64]]
 At = Mapping[str, Tensor]
 """Coefficients by name, (n, 1, 1) each."""
 MOMENTUM_DECAY = 4e-3
-"""Of NAdam, torch's default."""
+"""torch's default for NAdam."""
 
 
 class OptimizerRule(ABC):
     """An optimizer with its arguments."""
 
     name: str
-    """As `sweep.hyperparameters.OPTIMIZERS` has it."""
+    """Key in `sweep.hyperparameters.OPTIMIZERS`."""
 
     @property
     @abstractmethod
     def state_names(self) -> tuple[str, ...]:
-        """Its tensors of state per parameter, as `torch.optim` calls them."""
+        """Names of the state tensors of a parameter, as in `torch.optim`."""
 
     @property
     def n_states(self) -> int:
-        """Tensors of state per parameter."""
+        """State tensors per parameter."""
         return len(self.state_names)
 
     @property
     def kind(self) -> Hashable:
-        """Rules of one kind take their steps together."""
+        """Rules of equal kind are stepped together."""
         return self.name, self.state_names
 
     @abstractmethod
     def coefficients(self, n_taken: int, rates: Values) -> dict[str, Values | float]:
-        """What `update` needs in each of the next steps: (n_steps,) or one number for all.
+        """Coefficients for `update` in the next steps: (n_steps,) each, or one number for all.
 
         Args:
-            n_taken: Steps that the trial has taken.
+            n_taken: Steps taken by the trial so far.
             rates: Learning rates of the next steps (n_steps,).
         """
 
@@ -61,7 +61,7 @@ class OptimizerRule(ABC):
         self, params: Sequence[Tensor], grads: Sequence[Tensor],
         states: Sequence[Sequence[Tensor]], at: Mapping[str, Tensor],
     ) -> None:  # fmt: skip
-        """Take one step in place; `at` has the `coefficients` of each trial."""
+        """Take one step in place; `at` holds the `coefficients` of all trials, (n, 1, 1) each."""
         for k, (param, grad) in enumerate(zip(params, grads, strict=True)):
             self.step(param, grad, [state[k] for state in states], at)
 
@@ -70,12 +70,12 @@ class OptimizerRule(ABC):
         """Take one step of one parameter (n, ...) in place."""
 
     def kernel_fields(self, n_steps: int) -> Mapping[str, Any] | None:
-        """The fields of a kernel's trial that it decides, after `n_steps` steps; None: kernel.c
-        has no formula for it."""
+        """The rule's fields of a kernel `Trial` after `n_steps` steps; None: kernel.c does not
+        implement the rule."""
         return None
 
     def torch_scalars(self, n_steps: int) -> dict[str, float]:
-        """The numbers that torch keeps with each parameter after `n_steps` steps."""
+        """Scalars in torch's state of each parameter after `n_steps` steps."""
         return {"step": float(n_steps)}
 
 
@@ -143,7 +143,7 @@ class _OfMoments(OptimizerRule):
                 "weight_decay": self.weight_decay}  # fmt: skip
 
     def _coefficients(self, n_taken: int, rates: Values) -> dict[str, Values | float]:
-        """Without the step's size."""
+        """Coefficients except the step size."""
         return {
             "beta2": self.betas[1], "rest1": 1.0 - self.betas[0], "rest2": 1.0 - self.betas[1],
             "eps": self.eps, "weight_decay": self.weight_decay,
@@ -152,7 +152,7 @@ class _OfMoments(OptimizerRule):
 
     @staticmethod
     def _scale(means: Tensor, squares: Tensor, grad: Tensor, at: At) -> Tensor:
-        """Take `grad` into both moments; what a step is divided by."""
+        """Update both moments with `grad`; returns the denominator of the step."""
         means.add_(at["rest1"] * (grad - means))
         squares.mul_(at["beta2"]).add_(at["rest2"] * grad * grad)
         return (squares / at["correction2"]).sqrt_().add_(at["eps"])
@@ -161,7 +161,7 @@ class _OfMoments(OptimizerRule):
 @final
 @dataclass(frozen=True)
 class Adam(_OfMoments):
-    """`torch.optim.Adam`, or `AdamW` where the decay is decoupled."""
+    """`torch.optim.Adam`, or `AdamW` if the decay is decoupled."""
 
     is_decoupled: bool = False
 
@@ -196,7 +196,7 @@ class NAdam(_OfMoments):
     name = "NAdam"
 
     def momentum(self, step: Any) -> Any:
-        """The momentum of a step, from 1."""
+        """The momentum of step `step`, counted from 1."""
         return self.betas[0] * (1.0 - 0.5 * 0.96 ** (step * MOMENTUM_DECAY))
 
     def coefficients(self, n_taken: int, rates: Values) -> dict[str, Values | float]:
@@ -280,10 +280,9 @@ class RMSprop(OptimizerRule):
 
 
 def make_rule(optimizer: str, arguments: Mapping[str, Any]) -> OptimizerRule:
-    """The rule for `torch.optim.<optimizer>(**arguments)`; `lr` among them is ignored.
+    """The rule for `torch.optim.<optimizer>(**arguments)`; ignores `lr`.
 
-    Raises KeyError for an optimizer without a rule, TypeError for an argument that it does not
-    take.
+    Raises KeyError for an optimizer without a rule, TypeError for an unknown argument.
     """
     given = {**OPTIMIZERS[optimizer].defaults, **arguments}
     given.pop("lr", None)
@@ -294,8 +293,8 @@ def make_rule(optimizer: str, arguments: Mapping[str, Any]) -> OptimizerRule:
 
 
 def clip_scales(grads: Sequence[Tensor], max_norms: Tensor) -> Tensor:
-    """What each of n trials' gradients (n, ...) are multiplied by, (n, 1, 1), so that their joint
-    2-norm is at most `max_norms` (n, 1, 1): the formula of `torch.nn.utils.clip_grad_norm_`."""
+    """Factors (n, 1, 1) for the gradients (n, ...) of n trials, to limit each trial's joint
+    2-norm to `max_norms` (n, 1, 1): the formula of `torch.nn.utils.clip_grad_norm_`."""
     norms = torch.stack([grad.square().sum((1, 2), keepdim=True) for grad in grads]).sum(0).sqrt()
     return (max_norms / (norms + 1e-6)).clamp(max=1.0)
 
@@ -310,8 +309,8 @@ def learning_rates(
 ) -> list[float]:
     """Learning rate of each of the `n_steps` steps of a trial's epoch `epoch` (from 0).
 
-    What `MLPClassifier` gets from CosineAnnealingLR, StepLR and OneCycleLR of
-    `torch.optim.lr_scheduler` over `n_epochs` epochs (their closed forms).
+    Closed forms of CosineAnnealingLR, StepLR and OneCycleLR in `torch.optim.lr_scheduler`, as
+    configured by `MLPClassifier` for `n_epochs` epochs.
     """
     if schedule == "cosine":
         return [lr * (1.0 + math.cos(math.pi * epoch / n_epochs)) / 2.0] * n_steps
@@ -325,7 +324,8 @@ def learning_rates(
 
 
 def _one_cycle(max_lr: float, step: int, total: int) -> float:
-    """OneCycleLR's defaults: 30 % up from max/25, then down to max/250000, both as cosines."""
+    """OneCycleLR's defaults: a cosine from max/25 up to max in the first 30 % of the steps, then
+    a cosine down to max/250000."""
     peak, last = 0.3 * total - 1.0, total - 1.0
     low = max_lr / 25.0
     if step <= peak:

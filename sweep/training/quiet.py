@@ -1,4 +1,4 @@
-"""Lightning without banners: tips, hardware lines and warnings go to the log, not the user."""
+"""Lightning without banners, tips, hardware lines and warnings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NOISY_LOGGERS = ("lightning", "lightning.pytorch", "lightning.fabric", "lightnin
 
 
 def hush_lightning() -> None:
-    """Keep Lightning's messages from the terminal, in this process, from now on."""
+    """Suppress Lightning's messages in this process from now on."""
     for name in NOISY_LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"lightning\..*")
@@ -23,25 +23,25 @@ def hush_lightning() -> None:
 
 
 class QuietTrainer(lightning.Trainer):
-    """A Trainer that leaves signals alone. Its name has no PL_TRAINER_* variables, either."""
+    """A Trainer without SIGTERM handling. Its class name also disables PL_TRAINER_* variables."""
 
     @property
     def received_sigterm(self) -> bool:
-        """Never: Lightning's handler passes SIGTERM on to ours, which decides."""
+        """False: Lightning's handler forwards SIGTERM to ours, which decides."""
         return False
 
 
 def quiet_trainer(default_root_dir: str | Path, **arguments: Any) -> lightning.Trainer:
-    """A Trainer that prints nothing, writes no file by itself, and is the only process.
+    """A silent single-process Trainer without logger and checkpoints of its own.
 
-    Each Trainer is made here: one process, whatever batch systems and launchers left in the
-    environment (see `sweep.environment.surroundings`).
+    All Trainers are made here, to stay one process under batch systems and launchers, too (see
+    `sweep.environment.surroundings`).
     """
     alone = LightningEnvironment()
-    alone.set_global_rank(0)  # Lightning took it from RANK, SLURM_PROCID, ... when it was imported
+    alone.set_global_rank(0)  # at its import Lightning read it from RANK, SLURM_PROCID, ...
     settings: dict[str, Any] = {
         "logger": False,
-        # Only for a Checkpoint of ours: without one Lightning would add its own.
+        # False unless a Checkpoint is given: Lightning would add one of its own.
         "enable_checkpointing": any(
             isinstance(callback, Checkpoint) for callback in arguments.get("callbacks", ())
         ),

@@ -1,8 +1,8 @@
-"""Resume files: when they are due, what makes one usable, and how randomness goes on.
+"""Resume files: when to write them, how to validate them, and states of random generators.
 
-A resume file is a Lightning checkpoint, with torch's optimizer state, whichever engine wrote it;
-any engine can go on from it. One more key, `RESUME_KEY`, has the trial's record (`Run.state`).
-Plain values and tensors only, so that it loads with `weights_only=True`.
+A resume file is a Lightning checkpoint with torch's optimizer state, the same format for all
+engines. An additional key, `RESUME_KEY`, holds the trial's record (`Run.state`). Files contain
+plain values and tensors only, to load with `weights_only=True`.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ from sweep.training.run import RESUME_KEY, Run
 from sweep.trial import Notice, Report, now_ms
 
 MOST_SHARE = 0.02
-"""Of a worker's time that writing resume state may take: a slow disk stretches the interval."""
+"""Largest share of a worker's time for resume files: a slow disk stretches the interval."""
 
 
 class UnusableError(Exception):
-    """A resume file that cannot be gone on from; the message says why."""
+    """A resume file cannot be used; the message gives the reason."""
 
 
 def saved_bytes(value: Any, save: Callable[[Any, Any], object] = torch.save) -> bytearray:
-    """What `save` writes. Into memory first: torch hides a full disk behind a RuntimeError.
+    """The output of `save`, in memory: in a file, torch would report a full disk as RuntimeError.
 
-    Raises MemoryError where it does not fit.
+    Raises MemoryError if it does not fit.
     """
     buffer = _Buffer()
     save(value, buffer)
@@ -52,25 +52,24 @@ def saved_bytes(value: Any, save: Callable[[Any, Any], object] = torch.save) -> 
 
 
 class _Buffer(io.RawIOBase):
-    """Does not raise: torch writes the end of an archive in a destructor, where that is abort."""
+    """Never raises: torch writes an archive's end in a destructor, so an exception would abort."""
 
     def __init__(self) -> None:
         self.content, self.is_full = bytearray(), False
 
     def writable(self) -> bool:
-        """Yes."""
         return True
 
     def seekable(self) -> bool:
-        """As far as torch.export asks for: it goes to the beginning when it is done."""
+        """True for torch.export: it seeks to the beginning, but only after its last write."""
         return True
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        """Nothing to do."""
+        """Does nothing."""
         return offset
 
     def write(self, data: Any) -> int:
-        """Take `data`; where memory runs out, only note that it did."""
+        """Append `data`; out of memory, drop the content and set `is_full`."""
         try:
             if not self.is_full:
                 self.content += data
@@ -80,11 +79,11 @@ class _Buffer(io.RawIOBase):
 
 
 class Keeper:
-    """Decides when resume state is due, and says once where it cannot be written.
+    """Schedules the writing of resume files; reports the first failure.
 
     Args:
-        interval_s: Resume state is written at most this often, in seconds; and so rarely that
-            writing takes at most `MOST_SHARE` of the time.
+        interval_s: Least time between two writes, in seconds; stretched to keep writing below
+            `MOST_SHARE` of the time.
     """
 
     def __init__(self, interval_s: float) -> None:
@@ -98,7 +97,7 @@ class Keeper:
         return time.monotonic() - self._last_s >= self._pause_s
 
     def keep(self, writes: Sequence[Callable[[], None]]) -> list[Report]:
-        """Write resume state. Where that fails training goes on; the notice comes once."""
+        """Write resume files. Training continues after a failure; only the first is reported."""
         began_s = time.monotonic()
         said: list[Report] = []
         for write in writes:
@@ -126,7 +125,8 @@ def _not_kept(error: BaseException) -> Notice:
 
 
 def forget_earlier_try(run: Run) -> None:
-    """Remove files of an earlier try that do not count for this one."""
+    """Delete the verdict and temporary files of an earlier try; for a new start also its
+    checkpoints and model."""
     files = run.files
     files.remove(VERDICT)
     for part in files.folder.glob(".*"):
@@ -138,7 +138,7 @@ def forget_earlier_try(run: Run) -> None:
 
 
 def load_resume_file(run: Run) -> dict[str, Any]:
-    """The checkpoint that a trial is to go on from.
+    """The checkpoint in a trial's resume file.
 
     Raises UnusableError for a bad file. Out-of-memory errors pass through unchanged: the file
     itself may be fine.
@@ -172,7 +172,7 @@ def unusable(run: Run, why: object) -> Notice:
 
 
 def random_state() -> dict[str, Any]:
-    """Of the global generators of torch, numpy and Python, as plain values."""
+    """State of the global generators of torch, numpy and Python, as plain values."""
     name, keys, *rest = np.random.get_state()
     version, internal, gauss = random.getstate()
     return {
@@ -184,7 +184,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: Mapping[str, Any]) -> None:
-    """Undo all that was drawn since `random_state`."""
+    """Reset the global generators to a `random_state`."""
     torch.set_rng_state(state["torch"])
     if state["cuda"] and torch.cuda.device_count() == len(state["cuda"]):
         torch.cuda.set_rng_state_all(state["cuda"])
@@ -195,7 +195,7 @@ def set_random_state(state: Mapping[str, Any]) -> None:
 
 
 def seed_everything(seed: int) -> None:
-    """Set the global generators of torch, numpy and Python."""
+    """Seed the global generators of torch, numpy and Python."""
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)

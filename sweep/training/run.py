@@ -1,4 +1,4 @@
-"""One trial while it trains: its curve, its best epoch, and what its resume file says of it."""
+"""One trial while it trains: its curve, its best epoch, and its record in a resume file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Run:
 
     Args:
         spec: The configuration to train.
-        task: What all trials share.
+        task: Settings of the study.
     """
 
     def __init__(self, spec: TrialSpec, task: Task) -> None:
@@ -50,13 +50,13 @@ class Run:
 
     @property
     def is_over(self) -> bool:
-        """Whether it trains no more epochs."""
+        """Whether it is fully trained, stopped or failed."""
         return self.is_trained or self.stop is not None or self.failure is not None
 
     def resume(self, checkpoint: Mapping[str, Any]) -> None:
-        """Take over the record in a resume file; its reports become replays.
+        """Restore the record of a resume file; its reports become replays.
 
-        Raises what malformed values raise, and changes nothing then.
+        Errors of malformed values pass through, before any change.
         """
         state = checkpoint[RESUME_KEY]
         start_epoch, epoch = int(state["start_epoch"]), int(state["epoch"])
@@ -96,7 +96,7 @@ class Run:
     def take(self, metrics: Mapping[str, float]) -> bool:
         """Count an epoch with its metrics. Returns whether it is the best so far.
 
-        A loss or an objective that is not finite makes it a failed trial.
+        A NaN or infinite training loss or objective fails the trial.
         """
         self.epoch += 1
         for name in ("train_loss", self.task.metric):
@@ -110,7 +110,7 @@ class Run:
         return True
 
     def report(self, metrics: Mapping[str, float], epoch_s: float) -> EpochReport:
-        """The report of the epoch just taken; `epoch_s` is the trial's share of its seconds."""
+        """The report of the last epoch; `epoch_s` is the trial's share of its time, in seconds."""
         said = EpochReport(
             self.spec.number, self.epoch, {**metrics, "epoch_s": epoch_s}, now_ms(),
             self.start_epoch,
@@ -119,6 +119,7 @@ class Run:
         return said
 
     def as_it_was_kept(self) -> TrialSpec:
-        """The trial from its last resume file, else from its beginning, in the same data order."""
+        """The spec to continue from the last resume file, else to start again in the same data
+        order."""
         is_resumed = self.files.size(RESUME_STATE) > 0
         return dataclasses.replace(self.spec, start_epoch=self.start_epoch, is_resumed=is_resumed)

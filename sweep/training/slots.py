@@ -1,4 +1,4 @@
-"""The slot loop: what all engines share. It knows trials, an engine knows arithmetic.
+"""The slot loop shared by all engines: it manages trials, an engine does the arithmetic.
 
 begin ── engine trains an epoch ── end_epoch ── turn_over ─┐
                 ▲                                          │
@@ -33,20 +33,20 @@ IDLE_S = 0.01
 
 
 class Engine(Protocol):
-    """How the open trials of a worker are computed.
+    """Trains the open trials of a worker.
 
-    Whatever drives the engine calls `Slots.end_epoch` with the metrics of each epoch.
+    The training loop around it calls `Slots.end_epoch` with the metrics of each epoch.
     """
 
     name: str
-    """Noted with each trial."""
+    """Tag of each trial."""
 
     def open(self, run: Run) -> Sequence[Report]:
-        """Make room for a trial, at its resume file where it has one; reports to hand over."""
+        """Add a trial, restored from its resume file if it has one; returns reports to send."""
         ...
 
     def keep_best(self, numbers: Sequence[int]) -> None:
-        """Keep the weights that these trials have now as their best."""
+        """Keep the current weights of these trials as their best."""
         ...
 
     def state(self, run: Run) -> dict[str, Any] | None:
@@ -58,7 +58,7 @@ class Engine(Protocol):
         ...
 
     def close(self, number: int) -> None:
-        """Give the trial's room back."""
+        """Remove the trial and free its memory."""
         ...
 
 
@@ -66,9 +66,9 @@ class Slots:
     """The trials of a worker: takes orders, opens and closes trials, keeps files, reports.
 
     Args:
-        task: What all trials share.
+        task: Settings of the study.
         exchange: The driver's end of the seam.
-        keeps_end: Trials keep the state after their last epoch, and nothing else (`sweep train`).
+        keeps_end: Write each trial's state after its last epoch, nothing else (`sweep train`).
     """
 
     def __init__(self, task: Task, exchange: Exchange, *, keeps_end: bool = False) -> None:
@@ -78,21 +78,20 @@ class Slots:
         self._engine: Any = None
         self._backlog: collections.deque[TrialSpec] = collections.deque()
         self._reports: list[Report] = []
-        """Not handed over yet."""
+        """Reports not sent yet."""
         self._said: set[str] = set()
         self._is_last = False
         self.running: dict[int, Run] = {}
         self.ended: tuple[Run, lightning.LightningModule | None] | None = None
-        """The last trial and its module after its last epoch (None: it failed), where
-        `keeps_end`."""
+        """With `keeps_end`: the last trial, and its module after its last epoch (None: failed)."""
         self.n_slots = 0
         self.driver_error: BaseException | None = None
-        """What `exchange` raised in this process: no fault of a trial."""
+        """Error raised by `exchange` in this process: no fault of a trial."""
 
     def begin(
         self, engine: Engine, feature_shape: tuple[int, ...], first: Sequence[Report] = ()
     ) -> None:
-        """Train with `engine` from now on; say `first` and open trials."""
+        """Train with `engine` from now on; send `first` and open trials."""
         self._engine, self._feature_shape = engine, feature_shape
         self._reports = [*first, *self._reports]
         self.turn_over()
@@ -105,7 +104,7 @@ class Slots:
                 self._reports.append(Notice(now_ms(), text))
 
     def end_epoch(self, metrics: Mapping[int, Mapping[str, float]], epoch_s: float) -> None:
-        """Take an epoch's metrics of trials, by number, which took `epoch_s` seconds together."""
+        """Record an epoch's metrics by trial number; `epoch_s` is the time of all, in seconds."""
         runs = {number: self.running[number] for number in metrics}
         self._engine.keep_best([n for n, run in runs.items() if run.take(metrics[n])])
         for number, run in runs.items():
@@ -113,19 +112,19 @@ class Slots:
                 self._reports.append(run.report(metrics[number], epoch_s / len(metrics)))
 
     def keep_if_due(self) -> None:
-        """Write resume files once the interval has passed: at one boundary, so that trials which
-        are resumed together share the order of the data again."""
+        """Write resume files if the interval has passed: all at one epoch boundary, so trials
+        resumed together share the data order again."""
         if self.running and self._keeper.is_due:
             self.keep(self.running.values())
 
     def keep(self, runs: Iterable[Run]) -> None:
-        """Write resume files now; a disk that refuses them is said once."""
+        """Write resume files now; a failing disk is reported once."""
         self._reports += self._keeper.keep([partial(self._write_state, run) for run in runs])
 
     def tell(self, *reports: Report, refill: bool = True) -> None:
-        """Hand reports over; note the trials that are to stop and those that are to start.
+        """Send reports and receive orders: mark trials to stop, queue trials to start.
 
-        With `refill=False` no trials are asked for in free slots.
+        With `refill=False` no trials are requested for free slots.
         """
         said = (*self._reports, *reports)
         n_free = self.n_slots - len(self.running) - len(self._backlog)
@@ -143,10 +142,10 @@ class Slots:
                 run.stop = stop
 
     def conclude_ended(self) -> None:
-        """Conclude all trials that train no more. Raises DiskError.
+        """Conclude all ended trials. Raises DiskError.
 
-        Each is handed over at once: the driver records it while the next one is exported. New
-        trials are asked for when all results are known.
+        Each result is sent at once: the driver records it while the next trial is exported. New
+        trials are requested after the last result.
         """
         ended = [run for run in self.running.values() if run.is_over]
         for run in ended:
@@ -155,7 +154,7 @@ class Slots:
                 self.tell(refill=False)
 
     def turn_over(self) -> None:
-        """Exchange until no order is left to answer: ended trials go, ordered ones come."""
+        """Conclude ended trials and open ordered ones, until the driver has no more orders."""
         while True:
             self.conclude_ended()
             self.tell()
@@ -172,9 +171,9 @@ class Slots:
                 time.sleep(IDLE_S)
 
     def halve(self, failure: Failure) -> None:
-        """Out of memory: half as many slots. Running trials go back to their resume files; one
-        that had the memory for itself fails."""
-        self._engine = None  # its memory is what the next one needs
+        """Out of memory: halve the slots and queue running trials again from their resume files;
+        a trial alone in memory fails."""
+        self._engine = None  # frees its memory for the next one
         runs, before = list(self.running.values()), self.n_slots
         self.running = {}
         self.n_slots = max(1, before // 2)
@@ -188,7 +187,7 @@ class Slots:
         self._reports.append(Notice(now_ms(), said))
 
     def fail(self, run: Run, error: BaseException) -> None:
-        """Make what a trial raised its failure, with the traceback in the study's log.
+        """Fail the trial with `error`; write the traceback to the study's log.
 
         Raises the driver's own errors, DiskError and the user's second Ctrl-C.
         """
@@ -203,8 +202,8 @@ class Slots:
             )
 
     def conclude(self, run: Run) -> None:
-        """Write what an ended trial leaves, report its result, free its slot. Raises DiskError,
-        and out-of-memory errors where fewer trials would fit."""
+        """Write an ended trial's files, report its result, free its slot. Raises DiskError, and
+        out-of-memory errors if fewer trials might fit."""
         number = run.spec.number
         reason = run.stop.reason if run.stop is not None and run.failure is None else ""
         if reason == "interrupted" or (self.keeps_end and run.failure is None):
@@ -231,7 +230,7 @@ class Slots:
         self._reports.append(result)
         if self.keeps_end:
             self.ended = run, None if run.failure else self._engine.module(run, "last")
-        del self.running[number]  # not before: a trial is not lost where memory runs out
+        del self.running[number]  # only now: an out-of-memory error above must not lose the trial
         self._engine.close(number)
 
     def _open(self, spec: TrialSpec) -> None:
@@ -239,7 +238,7 @@ class Slots:
         forget_earlier_try(run)
         try:
             self._reports += self._engine.open(run)
-        except Exception as error:  # whatever a configuration breaks is its own failure
+        except Exception as error:  # a bad configuration fails its own trial only
             if spec.is_resumed and self._may_fit_later(error):
                 self._backlog.appendleft(spec)  # it fitted before
                 raise
@@ -274,7 +273,7 @@ class Slots:
         return path is not None
 
     def _end_for_good(self, run: Run, result: TrialResult, reason: str) -> None:
-        """Write the verdict of a trial that will not go on; its resume file goes."""
+        """Write the verdict and delete the resume file, unless the trial may be resumed."""
         is_transient = result.failure is not None and result.failure.is_transient
         if reason == "interrupted" or is_transient or self.keeps_end:
             return
@@ -283,5 +282,5 @@ class Slots:
 
 
 def no_model(module: str, why: str) -> str:
-    """A sentence for a user whose module `torch.export` cannot take."""
+    """Notice for a user's module not exportable by `torch.export`."""
     return f"{module} cannot be exported, so MLflow gets checkpoints but no logged model: {why}"

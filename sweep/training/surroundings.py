@@ -1,8 +1,8 @@
-"""Process-wide settings that user code may change in one trial and the next must not see.
+"""Restores process-wide settings changed by user code in one trial before the next.
 
-Not put back, because nothing tells how: `torch.set_flush_denormal` and the number of torch's
-inter-op threads (no way to read or to change them), limits of the system, generators and caches
-that a module keeps in variables of its own, threads that go on, and patches of libraries.
+Not restorable: `torch.set_flush_denormal` and the number of torch's inter-op threads (no way to
+read or to change them), system limits, generators and caches in a module's own variables, threads
+left running, and patches of libraries.
 """
 
 from __future__ import annotations
@@ -46,16 +46,16 @@ _SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], object]], ...] = (
     (lambda: list(sys.argv), lambda argv: sys.argv.__setitem__(slice(None), argv)),
     (lambda: dict(os.environ), lambda before: _set_environment(before)),
 )
-"""How to read a setting and how to set it."""
+"""(getter, setter) of each setting."""
 
 
 @contextlib.contextmanager
 def undisturbed(folder: str | None = None) -> Iterator[None]:
-    """Put back afterwards what the block changed: see `_SETTINGS`; also the current folder,
-    random generators, warning filters, signal handlers, timers and standard streams.
+    """Restore at the end of the block: `_SETTINGS`, the current folder, random generators, warning
+    filters, signal handlers, timers and standard streams.
 
     Args:
-        folder: Where to go first if the current folder does not exist any more.
+        folder: Folder to change to first if the current one no longer exists.
     """
     here = current_folder()
     if here is None and folder is not None:
@@ -95,7 +95,7 @@ def _set_environment(before: dict[str, str]) -> None:
 
 
 def _signals() -> dict[int, Any] | None:
-    """Handlers by signal; None in a thread, which cannot set any."""
+    """Handlers by signal; None outside the main thread, as only it can set handlers."""
     if threading.current_thread() is not threading.main_thread():
         return None
     return {number: signal.getsignal(number) for number in signal.valid_signals()}
@@ -111,6 +111,6 @@ def _set_signals(before: dict[int, Any] | None) -> None:
 
 
 def _set_alarm(due_s: float) -> None:
-    """One that a trial set would end a later one; one that was set before still comes."""
+    """Cancel an alarm set by the trial, so it ends no later one; restart one set before."""
     if abs(signal.getitimer(signal.ITIMER_REAL)[0] - due_s) > 0.5:
         signal.setitimer(signal.ITIMER_REAL, due_s)
