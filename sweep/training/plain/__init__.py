@@ -1,1 +1,1 @@
-"""One Lightning Trainer a trial: any module of the user's."""
+"""One Lightning Trainer per trial, for any LightningModule."""

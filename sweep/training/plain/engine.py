@@ -36,11 +36,11 @@ class PlainEngine:
     """Trains a trial from its first to its last epoch in one `Trainer.fit`.
 
     Args:
-        task: What all trials share.
+        task: Settings of the study.
         data: For modules without loaders of their own.
-        slots: Whom to tell of epochs.
-        calls: What the module logs by MLflow's own calls.
-        given: The first trial's module, with its initial weights; None: it is made.
+        slots: Receives the metrics of each epoch.
+        calls: Captures metrics from the module's own MLflow calls.
+        given: The first trial's module, with its initial weights; None: build one.
     """
 
     name = "plain"
@@ -54,13 +54,13 @@ class PlainEngine:
         self._fit: _Fit | None = None
 
     def open(self, run: Run) -> Sequence[Report]:
-        """Nothing yet: user code is called within `fit`."""
+        """Does nothing: user code runs in `fit` only."""
         return ()
 
     def fit(self, run: Run) -> None:
-        """Train the trial until its end, from its resume file where that can be used.
+        """Train the trial to its end, from its resume file if that is usable.
 
-        Raises whatever the module raises.
+        Raises any error of the module.
         """
         if run.spec.is_resumed:
             try:
@@ -68,7 +68,7 @@ class PlainEngine:
                 return
             except BaseException as error:
                 raised_by_user_code(error)
-                # What breaks before the first step is the file's fault, not the trial's.
+                # An error before the first step is the file's fault, not the trial's.
                 has_begun = self._fit is not None and self._fit.has_begun
                 is_drivers = self._slots.driver_error is not None
                 if has_begun or is_drivers or classify(error).kind == "oom":
@@ -78,13 +78,13 @@ class PlainEngine:
         self._train(run, None)
 
     def keep_best(self, numbers: Sequence[int]) -> None:
-        """Copy the weights that the module has now."""
+        """Copy the module's current weights."""
         if numbers and self._fit is not None:
             weights = self._fit.module.state_dict()
             self._fit.best = {name: value.detach().clone() for name, value in weights.items()}
 
     def state(self, run: Run) -> dict[str, Any] | None:
-        """The Trainer's checkpoint, with the global generators' state; None unless an epoch was
+        """The Trainer's checkpoint, with the global generators' state; None if no epoch was
         trained since the last one."""
         fit = self._fit
         if fit is None or not fit.has_news:
@@ -94,18 +94,18 @@ class PlainEngine:
         checkpoint = fit.io.taken
         progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]
         for counts in (progress["total"], progress["current"]):
-            counts["ready"] = counts["processed"]  # the epoch that starts now is not part of it
+            counts["ready"] = counts["processed"]  # not counting the epoch starting now
         return checkpoint | {RESUME_KEY: run.state(fit.best) | {"random": random_state()}}
 
     def module(self, run: Run, which: Literal["best", "last"]) -> lightning.LightningModule:
-        """The trial's module."""
+        """The trial's module; "best" loads the best weights into it."""
         assert self._fit is not None
         if which == "best":
             self._fit.module.load_state_dict(self._fit.best)
         return self._fit.module
 
     def close(self, number: int) -> None:
-        """Let module and Trainer go."""
+        """Release module and Trainer."""
         self._fit = None
 
     def _train(self, run: Run, checkpoint: Mapping[str, Any] | None) -> None:
@@ -146,11 +146,11 @@ class PlainEngine:
 
 
 class _Fit(lightning.pytorch.callbacks.Checkpoint):
-    """The slot loop's ear in a Trainer.
+    """Callback between a Trainer and the slot loop.
 
-    A Checkpoint, because Lightning calls those last: the module has logged by then. Resume files
-    are written as an epoch starts, not as one ends: Lightning steps schedulers that watch a metric
-    (ReduceLROnPlateau) only after the hooks of an epoch's end.
+    A Checkpoint, because Lightning calls those last, after the module has logged. Resume files are
+    written at the start of an epoch, not at its end: Lightning steps metric-based schedulers
+    (ReduceLROnPlateau) only after the end-of-epoch hooks.
     """
 
     trainer: lightning.Trainer
@@ -165,9 +165,9 @@ class _Fit(lightning.pytorch.callbacks.Checkpoint):
         if state.get("best") is not None:
             self.best = dict(state["best"]["weights"])
         self.has_begun = False
-        """Whether the Trainer has everything in place: what breaks now is the trial's own."""
+        """Whether the Trainer is set up: errors from now on are the trial's own."""
         self.has_news = False
-        """Whether an epoch was trained that no resume file has."""
+        """Whether an epoch was trained since the last resume file."""
         self._run, self._slots, self._calls = run, slots, calls
         self._random_state = state.get("random")
         self._is_resumed = checkpoint is not None
@@ -176,7 +176,7 @@ class _Fit(lightning.pytorch.callbacks.Checkpoint):
     def on_train_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
     ) -> None:
-        """Tell again what was told before the interruption."""
+        """Report the epochs before the interruption again."""
         self.has_begun = True
         if self._run.history:
             self._tell(*self._run.history)
@@ -184,12 +184,13 @@ class _Fit(lightning.pytorch.callbacks.Checkpoint):
     def on_train_epoch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
     ) -> None:
-        """Start the epoch's clock; keep what the last one left."""
+        """Start the epoch's clock; write a resume file if due. After a resume, restore random
+        generators instead."""
         if self._is_resumed:
             self._is_resumed = False
             if self._random_state is not None:
                 set_random_state(self._random_state)
-            # Lightning drew the order of a user's DataLoader before; let it draw again.
+            # Lightning drew the order of a user's DataLoader before this: make it draw again.
             trainer.fit_loop._resuming_from_checkpoint = False
         else:
             self._slots.keep_if_due()
@@ -198,21 +199,21 @@ class _Fit(lightning.pytorch.callbacks.Checkpoint):
     def on_train_epoch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
     ) -> None:
-        """Report the epoch and obey the orders that come back."""
+        """Report the epoch and apply the driver's orders."""
         run, slots, self.has_news = self._run, self._slots, True
         metrics, notices = self._calls.metrics(now_ms())
         metrics |= {k: float(v) for k, v in trainer.callback_metrics.items()}
         slots.say(*[notice.message for notice in notices])
         run.n_steps = trainer.global_step
         slots.end_epoch({run.spec.number: metrics}, time.perf_counter() - self._epoch_began)
-        if not run.is_over:  # the last epoch goes with the result
+        if not run.is_over:  # the last epoch is sent with the result
             self._tell()
         trainer.should_stop |= run.is_over
 
     def on_train_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
     ) -> None:
-        """Keep what the trial needs to go on."""
+        """Write the resume file of an interrupted trial, or the final state (`keeps_end`)."""
         run = self._run
         is_interrupted = run.stop is not None and run.stop.reason == "interrupted"
         if run.failure is None and (is_interrupted or self._slots.keeps_end):
@@ -224,14 +225,14 @@ class _Fit(lightning.pytorch.callbacks.Checkpoint):
 
 
 class _CheckpointIO(TorchCheckpointIO):
-    """Takes a resume checkpoint as values, writes others whole; loads plain values only."""
+    """Captures resume checkpoints in memory, writes others atomically; loads plain values only."""
 
     taken: dict[str, Any]
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
-        """Keep what is saved as `RESUME_STATE`; write a user's own. Raises DiskError."""
+        """Capture a checkpoint named `RESUME_STATE`; write any other. Raises DiskError."""
         if str(path) == RESUME_STATE:
             self.taken = checkpoint
         else:
@@ -240,5 +241,5 @@ class _CheckpointIO(TorchCheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read a checkpoint onto the CPU; what is not a plain value is refused."""
+        """Load a checkpoint onto the CPU, with `weights_only=True`."""
         return dict(torch.load(path, map_location="cpu", weights_only=True))

@@ -1,6 +1,6 @@
 """The plain trainer: one trial at a time, each in a lightning.Trainer of its own.
 
-For any LightningModule, and the reference that the fused trainer is tested against.
+Accepts any LightningModule, and is the reference in tests of the fused trainer.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ from sweep.training.surroundings import current_folder, undisturbed
 from sweep.trial import Task
 
 SMALL_FEATURES = 256
-"""A built-in network with no more features than this trains on one thread: its products are too
+"""Most features of a built-in network for training on one thread: its matrix products are too
 small to share (digits: 2.5 s of work on one thread, 3.1 on two)."""
 
 
 class PlainTrainer:
-    """Trains what is ordered, one trial after the other; implements `sweep.protocols.Trainer`.
+    """Trains the ordered trials one after the other; implements `sweep.protocols.Trainer`.
 
     Args:
-        task: What all trials share.
-        data: The data, or a function that loads it; None: what the task names.
-        notice: A line for the user, said at the start.
+        task: Settings of the study.
+        data: The data, or a function to load it; None: load the task's data.
+        notice: A line for the user, sent at the start.
 
     Raises:
-        ConfigError: A module that does not take what the search space gives.
+        ConfigError: The module does not accept the hyperparameters of the search space.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class PlainTrainer:
             torch.set_num_threads(task.n_threads)
         self._calls = FluentCalls(task.work_dir)
         self._is_users = task.module != DEFAULT_MODULE or is_custom(task.data)
-        # A wrong name is said before the first trial.
+        # Reports a wrong name before the first trial.
         with self._caught():
             made_by = import_object(task.module, "--module")
         is_checked = task.module != DEFAULT_MODULE and task.names is not None
@@ -70,7 +70,7 @@ class PlainTrainer:
             self._data = given or load_search_data(task.data, task.data_dir, task.seed)
 
     def train(self, exchange: Exchange) -> None:
-        """Train what `exchange` orders, until it says is_last and nothing is left."""
+        """Train the trials ordered by `exchange`, until is_last is set and none is left."""
         slots = Slots(self._task, exchange)
         slots.say(self._notice)
         try:
@@ -105,7 +105,7 @@ def train_one_by_one(
 
 
 def _train(engine: PlainEngine, run: Run, slots: Slots, task: Task) -> None:
-    """A user's bug fails the trial, not the search."""
+    """Train one trial: a user's bug fails the trial, not the search."""
     try:
         engine.fit(run)
         if not slots.keeps_end and has_own_loaders(engine.module(run, "last")):
@@ -113,13 +113,13 @@ def _train(engine: PlainEngine, run: Run, slots: Slots, task: Task) -> None:
                 f"{task.module} trains on loaders of its own: what is named after --data "
                 f"{task.data} (the study, MLflow's data set) is not what it saw"
             )
-    except BaseException as error:  # noqa: BLE001 - what is not a trial's comes out of `fail`
+    except BaseException as error:  # noqa: BLE001 - `fail` re-raises the driver's errors
         slots.fail(run, error)
     slots.conclude(run)
 
 
 def _where_names_are_from(space: str) -> list[str]:
-    """A line about a shipped space, which the user of a module may not have named."""
+    """A hint about a shipped search space: a module's user may have got it by default."""
     if not space or Path(space).suffix:
         return []
     return [
