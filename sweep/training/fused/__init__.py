@@ -1,1 +1,1 @@
-"""Many trials in one worker: lanes of populations."""
+"""Many MLPs at once in one worker, divided into populations."""

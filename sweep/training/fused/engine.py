@@ -1,8 +1,8 @@
-"""The engine of many MLPs at once: each open trial is a member of a population.
+"""The engine for many MLPs at once: each open trial is a member of a population.
 
-Populations train an epoch as jobs of one thread each: two threads inside every operation wait for
-each other hundreds of times a step, and jobs do not. Between epochs trials join and leave. A
-trial's module stays on the CPU and carries its weights into checkpoints.
+An epoch is divided into single-threaded jobs: threads inside every operation would synchronise
+hundreds of times a step. Trials join and leave between epochs. A trial's module stays on the CPU
+and serves to write checkpoints.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from sweep.training.run import RESUME_KEY, Run
 from sweep.trial import Report, Task
 
 MOST_LANES = 4
-"""Of stacked trials, a judgement: past it, threads would wait for Python's lock rather than for
-each other. The compiled kernel does without that lock."""
+"""Most lanes of stacked trials, a judgement: further threads would wait for the GIL. The compiled
+kernel releases it."""
 DTYPES = dict(zip(FUSED_PRECISIONS, (torch.float32, torch.float64), strict=True))
 
 
 @dataclass
 class _Open:
-    """A trial in a slot: its module, and its place in a population (None: it is trained)."""
+    """A trial in a slot: its module, and its population (None: it is fully trained)."""
 
     run: Run
     model: MLPClassifier
@@ -49,7 +49,7 @@ class _Open:
 
     @property
     def home(self) -> Population | None:
-        """The population that has its weights; None: the member has them still."""
+        """The population with the trial's weights; None: they are still in the module."""
         population = self.population
         return population if population and population.has(self.run.spec.number) else None
 
@@ -58,11 +58,11 @@ class FusedEngine:
     """Trains MLPClassifiers in populations.
 
     Args:
-        task: What all trials share.
-        data: On the device that trains.
-        kernel: The compiled kernel, where the device is a CPU that has it.
-        n_threads: CPU threads that may train; 1 for another device.
-        metrics: What is reported of each epoch.
+        task: Settings of the study.
+        data: On the training device.
+        kernel: The compiled kernel; None on other devices than CPUs or if unavailable.
+        n_threads: CPU threads for training; 1 on another device.
+        metrics: Names of the metrics to report of each epoch.
     """
 
     name = "fused"
@@ -80,9 +80,9 @@ class FusedEngine:
         self._pool = ThreadPoolExecutor(self._n_lanes, "lane")
 
     def open(self, run: Run) -> Sequence[Report]:
-        """Give a trial its place, from its next epoch on.
+        """Add a trial to a population, from the next epoch on.
 
-        Raises ValueError or TypeError for hyperparameters that MLPClassifier does not take, and
+        Raises ValueError or TypeError for hyperparameters unknown to MLPClassifier, and
         out-of-memory errors.
         """
         opened, said = self._new(run), list[Report]()
@@ -90,7 +90,7 @@ class FusedEngine:
             try:
                 self._restore(run, opened, load_resume_file(run))
                 said += run.history
-            except Exception as error:  # also values that only look like a resume file
+            except Exception as error:  # also from malformed values in a resume file
                 if classify(error).kind == "oom":
                     raise
                 opened, said = self._new(run), [unusable(run, error)]
@@ -104,7 +104,7 @@ class FusedEngine:
         return said
 
     def train_epoch(self) -> dict[int, dict[str, float]]:
-        """Train and validate an epoch of every trial; metrics by trial number."""
+        """Train and validate one epoch of every trial; metrics by trial number."""
         self._populations = [p for p in self._populations if not p.is_empty]
         jobs = [job for population in self._populations for job in population.start_epoch()]
         metrics = {}
@@ -116,14 +116,14 @@ class FusedEngine:
         return metrics
 
     def keep_best(self, numbers: Sequence[int]) -> None:
-        """Remember the weights that these trials have now."""
+        """Keep the current weights of these trials as their best."""
         for number in numbers:
             if (population := self._open[number].population) is not None:
                 population.keep_best(number)
 
     def state(self, run: Run) -> dict[str, Any] | None:
-        """A checkpoint as Lightning would write it after the same epochs; None for a trial that
-        has not trained since it was opened."""
+        """A checkpoint as Lightning would write it after the same epochs; None for a trial not
+        trained since it was opened."""
         opened, number = self._open[run.spec.number], run.spec.number
         if (home := opened.home) is None:
             return None
@@ -139,7 +139,7 @@ class FusedEngine:
         }
 
     def module(self, run: Run, which: Literal["best", "last"]) -> MLPClassifier:
-        """The trial's module; its weights stay until the next call for the same trial."""
+        """The trial's module; the next call for the same trial overwrites its weights."""
         opened, number = self._open[run.spec.number], run.spec.number
         if (home := opened.home) is not None:
             found = home.best_weights if which == "best" else home.weights
@@ -149,7 +149,7 @@ class FusedEngine:
         return opened.model
 
     def close(self, number: int) -> None:
-        """Give the trial's place back."""
+        """Remove the trial from its population."""
         opened = self._open.pop(number, None)
         if opened is not None and opened.population is not None:
             opened.population.leave(number)
@@ -180,7 +180,7 @@ class FusedEngine:
         return _Open(run, model, member)
 
     def _restore(self, run: Run, opened: _Open, checkpoint: Mapping[str, Any]) -> None:
-        """Go on from a resume file. Raises for values that do not fit."""
+        """Restore a trial from a resume file. Raises for mismatched values."""
         model, member, state = opened.model, opened.member, checkpoint[RESUME_KEY]
         model.load_state_dict(checkpoint["state_dict"])
         member.states = _rule_states(
@@ -224,17 +224,18 @@ class FusedEngine:
         return {**optimizer.state_dict(), "state": state}, schedulers
 
     def _prepare_exports(self) -> None:
-        """Trace what will be exported while others train: torch takes long for the first."""
+        """Trace graphs for export while other threads train: torch's first trace is slow."""
         for opened in self._open.values():
-            with contextlib.suppress(Exception):  # what is wrong comes up when it is exported
+            with contextlib.suppress(Exception):  # the export itself will raise it
                 prepare_export(opened.model, self._data.info.feature_shape)
 
     def _n_steps(self, run: Run) -> int:
-        """Steps of an epoch."""
+        """Steps per epoch."""
         return -(-len(self._data.train) // _batch_size(run))
 
     def _population(self, batch_size: int, epoch: int | None) -> Population:
-        """The population of that minibatch size at population epoch `epoch` (None: any)."""
+        """A population with this minibatch size at population epoch `epoch` (None: any), made if
+        there is none."""
         for population in self._populations:
             if population.batch_size == batch_size and epoch in (None, population.epoch):
                 return population
@@ -254,7 +255,7 @@ def _batch_size(run: Run) -> int:
 
 
 def _progress(n_epochs: int, n_steps: int) -> dict[str, Any]:
-    """What Lightning's fit loop says after `n_epochs` epochs of `n_steps` steps each."""
+    """State of Lightning's fit loop after `n_epochs` epochs of `n_steps` steps each."""
 
     def counts(n: int, *names: str) -> dict[str, int]:
         return dict.fromkeys(("ready", "completed", *names), n)
@@ -275,12 +276,13 @@ def _progress(n_epochs: int, n_steps: int) -> dict[str, Any]:
 def _rule_states(
     rule: OptimizerRule, state: Mapping[int, Mapping[str, Any]], like: Linears
 ) -> list[Linears]:
-    """A rule's tensors out of the state of torch's optimizer. Raises for what does not fit."""
+    """A rule's state tensors from torch's optimizer state. Raises KeyError if one is missing,
+    ValueError for another shape."""
     found: list[Linears] = []
     for k, name in enumerate(rule.state_names):
         flat = []
         for index, tensor in enumerate(t for pair in like for t in pair):
-            # Only the first is in every state: torch makes others where an argument asks for them.
+            # torch always creates the first one, others depending on the optimizer's arguments.
             given = state[index][name] if k == 0 else state[index].get(name)
             flat.append(torch.zeros_like(tensor) if given is None else _like(given, tensor))
         found.append(list(zip(flat[::2], flat[1::2], strict=True)))
@@ -316,7 +318,7 @@ def _named(model: MLPClassifier, linears: Linears) -> dict[str, Tensor]:
 
 
 def _own(tensor: Tensor) -> Tensor:
-    """A copy on the CPU: a view would be saved with all of the population's buffer."""
+    """A copy on the CPU: saving a view would save the population's whole buffer."""
     return tensor.cpu().clone()
 
 

@@ -1,7 +1,7 @@
-"""A population: trials that see the same minibatches.
+"""A population: trials with the same minibatches.
 
-On a CPU the compiled kernel trains them where there is one and it has all formulas that they need
-(`compiled`); the others are stacked (`stacked`).
+On a CPU the compiled kernel, if available, trains the trials it supports (`compiled`); the others
+are stacked (`stacked`).
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from sweep.training.stacked.trials import StackedTrials
 
 
 class Population:
-    """Trials that see the same minibatches of `batch_size`.
+    """Trials with the same minibatches of `batch_size` samples.
 
     Args:
         data: Training and validation samples; their device is the population's.
         batch_size: B; the last minibatch of an epoch may be smaller.
-        n_epochs: Epochs of a whole trial, what schedules run over.
+        n_epochs: Epochs of a whole trial, the length of schedules.
         epoch: Population epoch to start with.
         dtype: Of weights and activations.
-        kernel: Trains what it knows; None: everything is stacked.
-        n_lanes: Jobs that an epoch is divided into, where there are as many trials.
+        kernel: Trains the trials it supports; None: all trials are stacked.
+        n_lanes: Lanes to divide the trials of an epoch into.
     """
 
     def __init__(
@@ -50,20 +50,20 @@ class Population:
 
     @property
     def is_empty(self) -> bool:
-        """Whether it has no trial, and none that joins."""
+        """Whether it has no trials, joining ones included."""
         return not self._joining and not self._part_of.keys() - self._leaving
 
     def join(self, member: Member) -> None:
-        """Let a trial join when the next epoch begins."""
+        """Add a trial when the next epoch begins."""
         self._joining[member.number] = member
 
     def leave(self, number: int) -> None:
-        """Let a trial go when the next epoch begins, or forget one that has not joined yet."""
+        """Remove a trial when the next epoch begins, or at once if it has not joined yet."""
         if self._joining.pop(number, None) is None and number in self._part_of:
             self._leaving.add(number)
 
     def start_epoch(self) -> list[Job]:
-        """The jobs of an epoch of every trial, for one thread each."""
+        """Single-threaded jobs for the next epoch of every trial."""
         self.change(self._leaving, list(self._joining.values()))
         self._leaving, self._joining = set(), {}
         order = self._data.order(self.epoch).to(self._data.train.x.device)
@@ -71,11 +71,11 @@ class Population:
         return [job for part in self._parts for job in part.start_epoch(order)]
 
     def train_epoch(self) -> dict[int, Scores]:
-        """Train and validate an epoch of every trial in this thread; scores by trial number."""
+        """Train and validate one epoch of every trial in this thread; scores by trial number."""
         return {n: scores for job in self.start_epoch() for n, scores in job.run().items()}
 
     def change(self, leaving: Collection[int] = (), joining: Sequence[Member] = ()) -> None:
-        """Let trials leave (by number) and join now; the others keep their exact state."""
+        """Remove trials (by number) and add others now; the rest keep their exact state."""
         if not leaving and not joining:
             return
         if not self._parts:
@@ -87,19 +87,19 @@ class Population:
         self._part_of = {m.number: part for part in self._parts for m in part.members}
 
     def keep_best(self, number: int) -> None:
-        """Remember the weights that the trial has now."""
+        """Keep the trial's current weights as its best."""
         self._part_of[number].keep_best(number)
 
     def has(self, number: int) -> bool:
-        """Whether the trial's weights are here (those of one that joins are not yet)."""
+        """Whether the population has the trial's weights: it has joined and is not leaving."""
         return number in self._part_of and number not in self._leaving
 
     def weights(self, number: int) -> Linears:
-        """Views of a trial's weights, which the next epoch overwrites."""
+        """Views of a trial's weights; the next epoch overwrites them."""
         return self._part_of[number].weights(number)
 
     def best_weights(self, number: int) -> Linears:
-        """Views of what `keep_best` kept last (zeros before)."""
+        """Views of the weights at the last `keep_best` (zeros before)."""
         return self._part_of[number].best_weights(number)
 
     def states(self, number: int) -> list[Linears]:
@@ -114,23 +114,23 @@ def run_jobs(
     jobs: Sequence[Job], pool: Executor, n_lanes: int, n_threads: int,
     meanwhile: Callable[[], None] = lambda: None,
 ) -> dict[int, Scores]:  # fmt: skip
-    """Run jobs side by side, the longest first; scores by trial number.
+    """Run jobs in parallel, the longest first; scores by trial number.
 
-    Divides torch's threads among them, also those of the calling thread, which the caller must
-    restore.
+    Divides torch's threads among the jobs. Also changes torch's thread count in the calling
+    thread; the caller must restore it.
 
     Args:
-        jobs: Of one epoch.
+        jobs: Jobs of one epoch.
         pool: `n_lanes` threads.
         n_lanes: Jobs to run at a time.
-        n_threads: Threads of the machine for all of them.
+        n_threads: CPU threads for all jobs together.
         meanwhile: Called once while several jobs run.
 
-    Raises what a job raises, when all have ended.
+    Raises a job's error after all jobs have ended.
     """
     n_each = max(1, n_threads // max(1, min(len(jobs), n_lanes)))
     if n_lanes > 1:
-        # Work between epochs is small: a second thread that helped with it would spin afterwards.
+        # Work between epochs is small: a second thread helping with it would spin afterwards.
         torch.set_num_threads(n_each)
     if n_lanes == 1 or len(jobs) == 1:
         return {n: scores for job in jobs for n, scores in job.run().items()}

@@ -1,8 +1,8 @@
-"""The fused trainer: one Lightning Trainer for a worker's life, trials flow through it.
+"""The fused trainer: one Lightning Trainer for a worker's life; trials come and go in it.
 
-Lightning is given one step per epoch (1.7 ms of its overhead a minibatch would cost more than
-the arithmetic); inside it the engine runs the minibatches on data that stays on the device.
-Device, precision and their plug-ins are Lightning's as usual.
+Lightning sees one step per epoch, because its overhead of 1.7 ms a step exceeds the arithmetic of
+a minibatch; inside that step the engine runs the minibatches on data resident on the device.
+Lightning handles device, precision and their plug-ins as usual.
 """
 
 from __future__ import annotations
@@ -31,17 +31,18 @@ from sweep.training.slots import Slots
 from sweep.trial import Task
 
 MEMORY_SHARE = 0.5
-"""Of the free memory: layouts are copied when trials change, and others use the device too."""
+"""Share of free memory to use: buffers are copied when trials change, and other processes use the
+device, too."""
 UNKNOWN_MEMORY = 4 << 30
-"""Bytes taken to be free where the system does not say (not Linux, not CUDA)."""
+"""Free memory assumed if the system does not report it (neither Linux nor CUDA), in bytes."""
 SLOWER = "torch trains instead of the compiled kernel, in two to three times the time"
 
 
 def population_size(task: Task, data: TensorData, device: torch.device) -> int:
-    """How many trials to train at a time on `device`.
+    """Number of trials to train at a time on `device`.
 
-    What the task says, else what fits into half of the memory that is free now, at most
-    `MOST_SLOTS`. A trial is counted at three hidden layers of 512 units: parameters, best
+    The task's `population`, else as many as fit into half of the memory free now, at most
+    `MOST_SLOTS`. A trial is estimated with three hidden layers of 512 units: parameters, best
     epoch's, gradients and three optimizer states, and 6 activations per unit and sample.
     """
     if task.population is not None:
@@ -57,11 +58,11 @@ class FusedTrainer:
     """Trains trials of one task side by side; implements `sweep.protocols.Trainer`.
 
     Args:
-        task: What all trials share.
-        data: The data, or a function that loads it; None: what the task names.
+        task: Settings of the study.
+        data: The data, or a function to load it; None: load the task's data.
 
     Raises:
-        ConfigError: The task's metric or precision is not one that this trainer knows.
+        ConfigError: The trainer does not support the task's metric or precision.
     """
 
     def __init__(
@@ -80,10 +81,10 @@ class FusedTrainer:
         self._data = data
 
     def train(self, exchange: Exchange) -> None:
-        """Train what `exchange` orders, until it says is_last and nothing is left.
+        """Train the trials ordered by `exchange`, until is_last is set and none is left.
 
-        Where memory runs out, half as many trials go on at a time, each from its last
-        checkpoint (or its beginning); a trial for which there is no room alone fails.
+        Out of memory, training continues with half as many trials at a time, each from its last
+        checkpoint (or its beginning); a trial too large to run alone fails.
         """
         data = self._data() if callable(self._data) else self._data
         train_side_by_side(self._task, data, Slots(self._task, exchange), MLP_METRICS)
@@ -92,7 +93,7 @@ class FusedTrainer:
 def train_side_by_side(
     task: Task, data: TensorData, slots: Slots, metrics: tuple[str, ...]
 ) -> None:
-    """Train the trials of `slots` in populations; report `metrics` of each epoch."""
+    """Train the trials of `slots` in populations; report `metrics` after each epoch."""
     hush_lightning()
     n_threads = torch.get_num_threads()
     try:
@@ -125,7 +126,7 @@ def _fit(epochs: _Epochs, task: Task) -> None:
 
 
 class _Epochs(lightning.LightningModule):
-    """What Lightning trains: an epoch of all trials is one step."""
+    """The module for Lightning: its training step is one epoch of all trials."""
 
     def __init__(
         self, task: Task, data: TensorData, slots: Slots, metrics: tuple[str, ...]
@@ -136,11 +137,11 @@ class _Epochs(lightning.LightningModule):
         self._epoch: tuple[dict[int, dict[str, float]], float] = ({}, 0.0)
 
     def configure_optimizers(self) -> list[Any]:
-        """None: each trial has its own inside the populations."""
+        """None: the populations have one for each trial."""
         return []
 
     def on_fit_start(self) -> None:
-        """Put the data on the device and ask for the first trials."""
+        """Move the data to the device and request the first trials."""
         task, slots = self._task, self._slots
         data = self._data.to(self.device)
         first = []
@@ -168,7 +169,7 @@ class _Epochs(lightning.LightningModule):
 
     @torch.no_grad()
     def on_train_epoch_end(self) -> None:
-        """Report the epoch, then do as ordered."""
+        """Report the epoch, then apply the driver's orders."""
         slots = self._slots
         slots.end_epoch(*self._epoch)
         slots.conclude_ended()
@@ -181,7 +182,7 @@ class _Epochs(lightning.LightningModule):
 
 
 class _OneStepEpochs:
-    """What Lightning takes for a training set: one minibatch, the epoch itself."""
+    """A training set of one dummy minibatch: an epoch is a single step."""
 
     def __len__(self) -> int:
         return 1
@@ -191,7 +192,7 @@ class _OneStepEpochs:
 
 
 def _free_memory(device: torch.device) -> int:
-    """Bytes free on `device` now."""
+    """Free memory of `device`, in bytes."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     try:
