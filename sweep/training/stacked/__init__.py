@@ -1,1 +1,1 @@
-"""Many MLPs in tensors of one more axis, for a GPU and for what the compiled kernel lacks."""
+"""Many MLPs in tensors with a trial axis, for GPUs and trials unsupported by the kernel."""

@@ -1,9 +1,9 @@
 """Trials of a population in padded stacks of tensors, differentiated by autograd.
 
 Axes: N trials of one depth, B samples of a minibatch, F input features, H units, C classes.
-Narrower trials are padded with zeros: a padded unit is 0 behind every activation and gets no
-gradient, so it stays 0. Nothing here reads a value back from the device inside an epoch;
-`evaluate` does, once a stack.
+Narrower trials are padded with zeros: a padded unit is 0 after every activation and gets no
+gradient, so it stays 0. No training step copies values back from the device; `_evaluate` does,
+once a stack.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ Buffer = list[Tensor]
 
 @final
 class StackedTrials:
-    """All stacked trials of a population; methods as `compiled.trials.CompiledTrials` has them.
+    """All stacked trials of a population; same methods as `compiled.trials.CompiledTrials`.
 
     Args:
         data: Training and validation samples; their device is the trials'.
         batch_size: B; the last minibatch of an epoch may be smaller.
-        n_epochs: Epochs of a whole trial, what schedules run over.
+        n_epochs: Epochs of a whole trial, the length of schedules.
         dtype: Of weights and activations.
-        n_lanes: Threads that share the trials, with stacks of their own each.
+        n_lanes: Threads to divide the trials among, each with its own stacks.
     """
 
     def __init__(
@@ -51,11 +51,11 @@ class StackedTrials:
 
     @property
     def members(self) -> list[Member]:
-        """All of them."""
+        """All members."""
         return [member for lane in self._lanes for stack in lane for member in stack.members]
 
     def change(self, leaving: set[int], joining: Sequence[Member]) -> None:
-        """Let trials leave (by number) and join; the others keep their exact state."""
+        """Remove trials (by number) and add others; the rest keep their exact state."""
         staying = [member for member in self.members if member.number not in leaving]
         new = {member.number for member in joining}
         before = {frozenset(s.positions): s for lane in self._lanes for s in lane}
@@ -74,7 +74,7 @@ class StackedTrials:
         self._stack_of = {n: s for lane in self._lanes for s in lane for n in s.positions}
 
     def start_epoch(self, order: Tensor) -> list[Job]:
-        """The jobs of an epoch over the samples in `order` (n_train,): one for each lane."""
+        """Jobs of an epoch over the samples in `order` (n_train,), one per lane."""
         return [
             Job(
                 sum(self._cost(member) for stack in stacks for member in stack.members),
@@ -115,15 +115,15 @@ class StackedTrials:
         return scores
 
     def keep_best(self, number: int) -> None:
-        """Remember the weights that the trial has now."""
+        """Keep the trial's current weights as its best."""
         _copy(self.weights(number), self.best_weights(number))
 
     def weights(self, number: int) -> Linears:
-        """Views of a trial's weights, which the next epoch overwrites."""
+        """Views of a trial's weights; the next epoch overwrites them."""
         return self._stack_of[number].linears(0, number)
 
     def best_weights(self, number: int) -> Linears:
-        """Views of what `keep_best` kept last (zeros before)."""
+        """Views of the weights at the last `keep_best` (zeros before)."""
         return self._stack_of[number].linears(1, number)
 
     def states(self, number: int) -> list[Linears]:
@@ -136,15 +136,15 @@ class StackedTrials:
         return cost_of(self._data.widths(member.hidden))
 
     def _standardised(self, x: Tensor) -> Tensor:
-        """(F, B)."""
+        """Standardised samples (F, B)."""
         info = self._data.info
         return ((x.flatten(1).to(self._dtype) - info.mean) / info.std).t()
 
 
 class _Stack:
-    """Trials of one depth. `positions`: trial number -> its place along N.
+    """Trials of one depth. `positions`: trial number -> index along N.
 
-    Trials of one kind of optimizer, and among them those of one activation, lie side by side.
+    Trials are sorted by kind of optimizer, then by activation.
     """
 
     def __init__(
@@ -176,7 +176,8 @@ class _Stack:
         self.loss_sum = torch.zeros(len(self.members), dtype=dtype, device=self._device)
 
     def linears(self, which: int, number: int) -> Linears:
-        """A trial's part of a buffer: 0 is weights, 1 the best epoch's, then optimizer states."""
+        """Views of a trial's part of a buffer: 0 is weights, 1 the best epoch's, then optimizer
+        states."""
         k, buffer = self.positions[number], self._buffers[which]
         return [
             (weight.detach()[k, :n_out, :n_in], bias.detach()[k, :n_out, 0])
@@ -186,7 +187,7 @@ class _Stack:
         ]
 
     def start_epoch(self, n_epochs: int, n_steps: int) -> None:
-        """Work out all coefficients of the epoch: one copy to the device for each."""
+        """Compute all optimizer coefficients of the epoch: one copy to the device for each."""
         self._tables = []
         for rule, own in self._rules:
             found: dict[str, list[Any]] = {}
@@ -242,7 +243,7 @@ class _Stack:
         return a
 
     def _mask(self, index: int, like: Tensor) -> Tensor:
-        """Masks of a hidden layer (N, H, B), as SeededDropout draws them for each trial."""
+        """Dropout masks of a hidden layer (N, H, B), drawn as by each trial's SeededDropout."""
         mask = torch.ones_like(like)
         for k in self._masked:
             p, n_units = self.members[k].dropout, self._widths[k][index + 1]
@@ -261,7 +262,7 @@ class _Stack:
         return values
 
     def _fill(self, member: Member, source: _Stack | None) -> None:
-        """What a trial has in `source`, or has brought along."""
+        """Copy a trial's tensors from `source`; None: from the member."""
         number, n = member.number, 2 + member.rule.n_states
         given = [member.weights, member.best, *member.states]
         if source is not None:
@@ -285,7 +286,7 @@ def _losses(logits: Tensor, y: Tensor) -> Tensor:
 def _runs(
     members: Sequence[Member], key: Callable[[Member], Any], value: Callable[[Member], Any]
 ) -> list[tuple[Any, slice]]:
-    """(value of the first, range) of each run of neighbours with the same key."""
+    """(value of the first member, slice) of each run of neighbours with the same key."""
     runs, start = [], 0
     for _, run in itertools.groupby(members, key):
         alike = list(run)
