@@ -1,1 +1,1 @@
-"""Trials in C on a CPU: one call a minibatch."""
+"""Training of MLPs in C, on CPUs."""

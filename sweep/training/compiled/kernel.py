@@ -1,7 +1,7 @@
-"""`kernel.c` as machine code for this processor: compiled once a user, loaded, checked, called.
+"""`kernel.c` as machine code for this processor: compiled once per user, then loaded and checked.
 
-Needs the C compiler of the machine, like torch.compile; without one `load_kernel` says so, and
-trials are trained by torch. No torch in here: a worker compiles while it loads it.
+Needs a C compiler on the machine, like torch.compile; without one `load_kernel` gives the reason,
+and torch trains the trials. Free of torch: a worker compiles while it imports torch.
 """
 
 from __future__ import annotations
@@ -28,27 +28,26 @@ from sweep.files.cache import cache_file, keep, kept
 from sweep.hyperparameters import OPTIMIZERS
 
 SWITCH = "SWEEP_KERNEL"
-"""The environment variable that turns it off, with "off"."""
+"""Environment variable; "off" disables the kernel."""
 MOST_LAYERS = 8
-"""Of a network, the one of the logits included; as in kernel.c, here and below."""
+"""Most layers of a network, output layer included; must match kernel.c."""
 KINDS = {"uint8": 0, "float32": 1, "float64": 2}
-"""Types of inputs."""
+"""Codes of input types; must match kernel.c."""
 COMPILERS = ("cc", "gcc", "clang")
 FLAGS = ("-std=gnu11", "-O3", "-fno-math-errno", "-shared", "-fPIC")
 PROCESSOR_FLAGS = ("-march=native", "-mcpu=native", None)
-"""What compilers call this very processor; the first that one takes is used."""
+"""Flags to compile for this processor; the first one accepted by the compiler is used."""
 TYPES = {4: ("float", "int32_t"), 8: ("double", "int64_t")}
-"""Bytes of a value -> its type, and an integer's of its size, as kernel.c has them."""
+"""Bytes of a value -> its C type, and the integer type of the same size."""
 COMPILING_S = 120.0
-"""It takes one or two seconds of a processor, which many others may want; longer than this, a
-compiler is stuck."""
+"""Timeout for the compiler: it takes one or two seconds of CPU time, longer on a busy machine."""
 _SOURCE = Path(__file__).with_name("kernel.c")
 _DONE = 0
 _pointer, _int, _double = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
 
 
 class Trial(ctypes.Structure):
-    """`trial` of kernel.c, which says what the fields are."""
+    """`trial` of kernel.c; its comments describe the fields."""
 
     _fields_ = (
         ("widths", _pointer), ("params", _pointer), ("states", _pointer * 3),
@@ -73,7 +72,7 @@ class CBatches(ctypes.Structure):
 
 
 class Kernel:
-    """The functions of kernel.c for float32 or float64. Other threads run meanwhile."""
+    """The functions of kernel.c for float32 or float64. Calls release the GIL."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._train, self._evaluate = library.sweep_train, library.sweep_evaluate
@@ -81,9 +80,9 @@ class Kernel:
         self._evaluate.argtypes = (_pointer, _int, _pointer, _int, _int)
 
     def train(self, trials: ctypes.Array[Trial], data: CBatches, first: int, n_steps: int) -> None:
-        """Train `n_steps` minibatches from number `first` on; losses and hits are added up.
+        """Train `n_steps` minibatches from number `first` on; adds up losses and correct samples.
 
-        Raises MemoryError, with nothing done.
+        Raises MemoryError before any change.
         """
         if self._train(trials, len(trials), ctypes.byref(data), first, n_steps) != _DONE:
             raise MemoryError("no memory for a minibatch's activations")
@@ -91,28 +90,30 @@ class Kernel:
     def evaluate(
         self, trials: ctypes.Array[Trial], data: CBatches, first: int, n_samples: int
     ) -> None:
-        """Add the losses and hits of `n_samples` from number `first` on up. Raises MemoryError,
-        with nothing done."""
+        """Add up losses and correct samples of `n_samples` samples from number `first` on.
+
+        Raises MemoryError before any change.
+        """
         if self._evaluate(trials, len(trials), ctypes.byref(data), first, n_samples) != _DONE:
             raise MemoryError("no memory for a minibatch's activations")
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A kernel, or why there is none."""
+    """A kernel, or the reason for its absence."""
 
     kernel: Kernel | None
     why_not: str = ""
-    """In a few words; empty where nobody wants one."""
+    """In a few words; empty if the kernel is disabled."""
 
 
 def stride(n: int) -> int:
-    """Values from one row of `n` weights to the next."""
+    """Distance between rows of `n` weights, in values."""
     return -(-n // 16) * 16
 
 
 def load_kernel(value_bytes: int) -> Loaded:
-    """The kernel for values of 4 or 8 bytes; compiles it where the user's cache has none yet."""
+    """The kernel for values of 4 or 8 bytes; compiles it if the user's cache has none."""
     if os.environ.get(SWITCH, "").lower() in ("off", "0", "no", "false"):
         return Loaded(None)
     return _load(value_bytes)
@@ -138,11 +139,11 @@ def _load(value_bytes: int) -> Loaded:
 
 
 class _NoKernelError(Exception):
-    """There will be none, for the reason it gives."""
+    """No kernel can be made; the message gives the reason."""
 
 
 def _compiler() -> list[str]:
-    """The command that compiles C here: $CC, or the first that is installed."""
+    """The command of the C compiler: the first installed one of $CC and COMPILERS."""
     given = os.environ.get("CC", "")
     try:
         commands = [shlex.split(given), *([name] for name in COMPILERS)]
@@ -155,7 +156,7 @@ def _compiler() -> list[str]:
 
 
 def _version(command: str) -> tuple[int, int]:
-    """What changes when the compiler does; to ask it would take longer."""
+    """Size and modification time of the compiler: quicker than calling it for its version."""
     status = os.stat(os.path.realpath(shutil.which(command) or command))  # noqa: PTH116
     return status.st_size, status.st_mtime_ns
 
@@ -176,7 +177,7 @@ def _compile(compiler: list[str], real: str, index: str, limit_s: float = COMPIL
 
 
 def _call(command: list[str], limit_s: float) -> tuple[int, str]:
-    """Exit code and standard error of a program, which is ended with all that it started."""
+    """Exit code and standard error of a program. On a timeout, kills its whole process group."""
     with subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
         text=True, errors="replace", start_new_session=True,
@@ -194,7 +195,7 @@ def _call(command: list[str], limit_s: float) -> tuple[int, str]:
 
 
 def _sound(code: bytes, value_bytes: int) -> Kernel | None:
-    """The kernel that `code` is; None where it cannot be loaded or computes something else."""
+    """The kernel in `code`; None if it cannot be loaded or computes wrong results."""
     try:
         kernel = Kernel(_library(code))
     except (OSError, AttributeError):
@@ -203,9 +204,9 @@ def _sound(code: bytes, value_bytes: int) -> Kernel | None:
 
 
 def _library(code: bytes) -> ctypes.CDLL:
-    """Load the very bytes that were checked, from memory where the system lets us."""
+    """Load exactly these bytes: from memory if the system can, else from a temporary file."""
     with contextlib.suppress(OSError, AttributeError):
-        # Never closed: two libraries of one name are one library to the loader.
+        # Never closed: for a path used before, the loader would return the earlier library.
         file = os.memfd_create("sweep-kernel")
         with os.fdopen(os.dup(file), "wb") as out:
             out.write(code)
@@ -217,7 +218,7 @@ def _library(code: bytes) -> ctypes.CDLL:
 
 
 def _processor() -> str:
-    """What machine code for this processor depends on; else this machine's name."""
+    """Cache key of the processor: its features and libc, or the host name if they are unknown."""
     described = ""
     with contextlib.suppress(OSError):
         described = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
@@ -226,9 +227,9 @@ def _processor() -> str:
 
 
 def _is_sound(kernel: Kernel, value_bytes: int) -> bool:
-    """Whether it trains and judges a small network as numpy does, by the textbook's formulas.
+    """Whether the kernel trains and evaluates a small network like textbook formulas in numpy.
 
-    Of sizes that need whole and part tiles, panels and squares of any width of vectors.
+    The sizes cover full and partial tiles, panels and transposed squares at any vector width.
     """
     dtype: Any = {4: np.float32, 8: np.float64}[value_bytes]
     n_samples, batch_size, widths = 91, 85, np.array([37, 23, 5], np.int64)

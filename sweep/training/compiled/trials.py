@@ -1,7 +1,7 @@
-"""Trials of a population that the compiled kernel trains, each on its own core and memory.
+"""Trials of a population trained by the compiled kernel, each in memory of its own.
 
-Nothing is stacked or padded: a trial's curve does not depend on who is trained beside it, to
-the last bit. Axes: N trials, F input features, H units, C classes.
+Nothing is stacked or padded: to the last bit, a trial's curve is independent of other trials.
+Axes: F input features, H units, C classes.
 """
 
 from __future__ import annotations
@@ -24,21 +24,22 @@ from sweep.training.members import Job, Linears, Member, Scores, cost_of, lanes_
 from sweep.training.optimizers import learning_rates
 
 GROUP_BYTES = 4_000_000
-"""Weights and optimizer states of trials that take turns within a minibatch: they find each
-other's inputs ready, and their own weights in the last cache (benchmarks/NOTES.md)."""
+"""Most bytes of weights and optimizer states in a group. Trials of a group take turns within a
+minibatch: they share its inputs, and their weights stay in the last-level cache
+(benchmarks/NOTES.md)."""
 WORK_A_CALL = 2e10
-"""Floating-point operations between two looks at what else goes on: 0.1 s."""
+"""Floating-point operations per kernel call, 0.1 s: then Python regains control."""
 LEAST_SAMPLES = 16
-"""Of a minibatch, as far as its work is concerned: with fewer, most of it is the optimizer's, and
-that sees all weights at each step."""
+"""Smallest minibatch in estimates of work: below it the optimizer dominates, and its work does not
+depend on the minibatch."""
 WORK_A_STEP = 2e9
-"""Of one trial's minibatch, 10 ms: from there on torch with its threads is as fast."""
+"""Most operations in one trial's minibatch, 10 ms: beyond it torch with its threads is as fast."""
 DRAWS_A_CALL = 4_000_000
-"""Random numbers that dropout may have ready, for one trial."""
+"""Most random numbers drawn ahead for one trial's dropout."""
 
 
 def is_for_kernel(member: Member, data: TensorData, batch_size: int) -> bool:
-    """Whether the kernel has all formulas that the trial needs, and is the faster engine."""
+    """Whether the kernel supports the trial and is the faster engine for it."""
     widths = data.widths(member.hidden)
     work = 6.0 * batch_size * sum(n_in * n_out for n_in, n_out in itertools.pairwise(widths))
     fields = member.rule.kernel_fields(0) or {}
@@ -51,18 +52,18 @@ def is_for_kernel(member: Member, data: TensorData, batch_size: int) -> bool:
 
 @final
 class CompiledTrials:
-    """All trials of a population that the kernel trains; methods as `StackedTrials` has them.
+    """All trials of a population trained by the kernel; same methods as `StackedTrials`.
 
     Args:
         kernel: For values of `dtype`.
         data: Training and validation samples, on the CPU.
         batch_size: B; the last minibatch of an epoch may be smaller.
-        n_epochs: Epochs of a whole trial, what schedules run over.
+        n_epochs: Epochs of a whole trial, the length of schedules.
         dtype: Of weights and activations.
-        n_lanes: Threads that share the trials.
+        n_lanes: Threads to divide the trials among.
 
-    `work_a_call` and `draws_a_call` bound what one call of the kernel does; no result depends on
-    them. Raises IndexError for a class that is not among the `n_classes`.
+    `work_a_call` and `draws_a_call` bound the work of one kernel call; results do not depend on
+    them. Raises IndexError for a class outside 0 to n_classes - 1.
     """
 
     def __init__(
@@ -82,11 +83,11 @@ class CompiledTrials:
 
     @property
     def members(self) -> list[Member]:
-        """All of them."""
+        """All members."""
         return [own.member for own in self._own.values()]
 
     def change(self, leaving: set[int], joining: Sequence[Member]) -> None:
-        """Let trials leave (by number) and join; the others are not touched."""
+        """Remove trials (by number) and add others; the rest are not touched."""
         for number in leaving & self._own.keys():
             del self._own[number]
         for member in joining:
@@ -97,7 +98,7 @@ class CompiledTrials:
         ]
 
     def start_epoch(self, order: Tensor) -> list[Job]:
-        """The jobs of an epoch over the samples in `order` (n_train,): one for each group."""
+        """Jobs of an epoch over the samples in `order` (n_train,), one per group."""
         order = order.long().contiguous()
         return [
             Job(sum(self._cost(own.member) for own in group), partial(self._epoch, group, order))
@@ -118,7 +119,7 @@ class CompiledTrials:
         return scores
 
     def _train_group(self, group: Sequence[_Own], order: Tensor) -> list[float]:
-        """Train an epoch; the training losses."""
+        """Train one epoch; returns the training losses."""
         batches, n_at_once = self._batches(self._train, order), self._n_steps_a_call(group)
         trials = (Trial * len(group))(*[own.fields(self._n_steps) for own in group])
         rates = [own.rates(self._n_epochs, self._n_steps) for own in group]
@@ -142,17 +143,17 @@ class CompiledTrials:
         return [trial.loss / len(order) for trial in trials]
 
     def keep_best(self, number: int) -> None:
-        """Remember the weights that the trial has now."""
+        """Keep the trial's current weights as its best."""
         own = self._own[number]
         own.best.copy_(own.params)
 
     def weights(self, number: int) -> Linears:
-        """Views of a trial's weights, which the next epoch overwrites."""
+        """Views of a trial's weights; the next epoch overwrites them."""
         own = self._own[number]
         return own.linears(own.params)
 
     def best_weights(self, number: int) -> Linears:
-        """Views of what `keep_best` kept last (zeros before)."""
+        """Views of the weights at the last `keep_best` (zeros before)."""
         own = self._own[number]
         return own.linears(own.best)
 
@@ -180,7 +181,7 @@ class CompiledTrials:
 
 
 class _Own:
-    """One trial's parameters and optimizer states, laid out as kernel.c says."""
+    """One trial's parameters and optimizer states, in the layout of kernel.c."""
 
     def __init__(self, member: Member, widths: tuple[int, ...], dtype: torch.dtype) -> None:
         self.member = member
@@ -202,7 +203,7 @@ class _Own:
 
     @property
     def n_bytes(self) -> int:
-        """What a step reads and writes again in the next."""
+        """Bytes of weights and optimizer states, used in every step."""
         return self.params.nbytes * (1 + len(self.states))
 
     def linears(self, values: Tensor) -> Linears:
@@ -226,7 +227,7 @@ class _Own:
         )
 
     def streams(self) -> list[torch.Generator]:
-        """A generator for each hidden layer's dropout in the next epoch; none without dropout."""
+        """Dropout generators of the hidden layers for the next epoch; none without dropout."""
         n_hidden = len(self.member.hidden) if self.n_draws else 0
         return [self.member.dropout_stream(index) for index in range(n_hidden)]
 
@@ -235,8 +236,8 @@ class _Own:
     ) -> list[Tensor]:
         """Kept units (bool) of each hidden layer in the next `n_samples` samples, flat.
 
-        Drawn call by call as SeededDropout draws them, (H, B) a minibatch, in torch's default
-        type, which Lightning sets with the precision.
+        Drawn as by SeededDropout, (H, B) per minibatch, in torch's default dtype (Lightning sets
+        it with the precision).
         """
         n_whole, n_last = divmod(n_samples, batch_size)
         p, drawn = self.member.dropout, []
@@ -247,7 +248,7 @@ class _Own:
         return drawn
 
     def fields(self, n_steps: int) -> Trial:
-        """The kernel's record of the trial after whole epochs of `n_steps` steps."""
+        """The trial as a kernel `Trial`; an epoch has `n_steps` steps."""
         member, n_taken = self.member, self.member.epoch * n_steps
         return Trial(
             widths=self._widths_array.ctypes.data,
@@ -263,7 +264,7 @@ class _Own:
 
 
 def _groups(trials: Sequence[_Own]) -> list[list[_Own]]:
-    """Trials that take turns: of about the same number of bytes, in the order they came."""
+    """Divides trials, in order, into groups of at most GROUP_BYTES (or one larger trial)."""
     groups: list[list[_Own]] = []
     room = 0
     for own in trials:
@@ -276,14 +277,14 @@ def _groups(trials: Sequence[_Own]) -> list[list[_Own]]:
 
 
 def _readable(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """(n, F) of a type that the kernel reads."""
+    """Samples (n, F) in an input type of the kernel."""
     flat = x.flatten(1)
     is_known = str(x.dtype).removeprefix("torch.") in KINDS
     return (flat if is_known else flat.to(dtype)).contiguous()
 
 
 def _checked(y: Tensor, n_classes: int) -> Tensor:
-    """Labels that the kernel may use as indices; IndexError for others, as torch would raise."""
+    """Labels, valid as indices in the kernel. Raises IndexError for others, like torch."""
     for found in (int(y.min()), int(y.max())) if len(y) else ():
         if not 0 <= found < n_classes:
             raise IndexError(f"classes must be 0 to {n_classes - 1}, but y holds {found}")
