@@ -186,7 +186,6 @@ def _search(
     tracker = MlflowTracker(
         anchored.tracking_uri,
         anchored.study_dir / "sweep.log",
-        log_model=config.log_models != "none",
         on_stored=retention.stored,
     )
     upkeep = _Upkeep(anchored, listeners, tracker, retention)
@@ -216,12 +215,12 @@ class _Upkeep:
 
     def deliver(self, ledger: Ledger) -> None:
         """Bring MLflow up to a study without trials left to run. Raises UndeliveredError."""
-        from sweep.keeping import gc as housekeeping
-
         n_finished = sum(trial.state.is_finished for trial in ledger.trials())
         if n_finished < self._config.trials or ledger.is_settled:
             return
         bring_up(self._config, ledger)
+        from sweep.keeping import gc as housekeeping  # loads MLflow
+
         housekeeping.tidy(self._config, ledger.trials())
         ledger.settle(True)
 
@@ -237,8 +236,8 @@ class _Upkeep:
             lines = _refused(self._config, ledger, is_live=True)
             self._is_delivered = not lines
         if self._is_delivered:
-            tidied = housekeeping.tidy(self._config, ledger.trials())
-            stored, lines = tidied.stored, [tidied.kept] if tidied.kept else []
+            stored, kept = housekeeping.tidy(self._config, ledger.trials())
+            lines = [kept] if kept else []
         for listener in self._listeners if lines else ():
             listener.write([Notice(now_ms(), line) for line in lines])
         self._retention.recall(trials, stored, is_delivered=self._is_delivered)
@@ -263,11 +262,11 @@ def bring_up(config: RunConfig, ledger: Ledger) -> None:
 
 def _refused(config: RunConfig, ledger: Ledger, *, is_live: bool = False) -> list[str]:
     """Bring MLflow up; returns one sentence for each trial refused by MLflow."""
-    from sweep.repair.recollection import Recollections
-    from sweep.tracking import reconcile_runs
+    from sweep.repair.reconcile import reconcile_runs
+    from sweep.repair.records import StudyRecords
 
     found = reconcile_runs(
-        config.tracking_uri, Recollections(config, ledger), fix=True, is_live=is_live,
+        config.tracking_uri, StudyRecords(config, ledger), fix=True, is_live=is_live,
         is_deep=False, log_file=config.study_dir / "sweep.log",
     )  # fmt: skip
     return [one.sentence for one in found if one.is_refused]

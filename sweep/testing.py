@@ -27,7 +27,6 @@ from typing import Any, TypeVar
 from sweep.files.trial_folder import BEST, TrialFiles
 from sweep.protocols import Exchange, Executor, Listener, Trainer
 from sweep.trial import (
-    CheckpointDropped,
     DatasetInfo,
     EpochReport,
     Failure,
@@ -395,4 +394,4 @@ def example_records() -> list[list[Record]]:
             [TrialFinished(number, state, now_ms(), value, 1, best, 1, failure=failure)]
         )
     last = StudyFinished(now_ms(), {str(s): 1 for s in ends}, 0, 0.5, 0.5, "interrupted")
-    return [*written, [CheckpointDropped(1, now_ms()), Notice(now_ms(), "one line"), last]]
+    return [*written, [Notice(now_ms(), "one line"), last]]

@@ -211,15 +211,8 @@ class TrialHistory:
     """Its epochs, oldest first."""
     finished: TrialFinished | None = None
     """None: it runs."""
-
-
-@dataclass(frozen=True, slots=True)
-class Recollection:
-    """The record of a finished trial, as far as ledger and files know it."""
-
-    history: TrialHistory
-    lost: Sequence[str]
-    """Lost parts of its run, e.g. "its checkpoint"."""
+    lost: Sequence[str] = ()
+    """Parts that neither ledger nor files have any more, e.g. "its checkpoint"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,15 +224,6 @@ class Ranked:
     """Readable run name."""
     value: float
     """The objective."""
-
-
-@dataclass(frozen=True, slots=True)
-class CheckpointDropped:
-    """Record: checkpoint and model of a finished trial are not wanted any more (`--keep`)."""
-
-    number: int
-    time_ms: int
-    """Unix time in milliseconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,15 +318,7 @@ class Notice:
 
 
 Report = WorkerReady | Notice | EpochReport | TrialResult
-Record = (
-    WorkerReady
-    | TrialStarted
-    | EpochReport
-    | TrialFinished
-    | CheckpointDropped
-    | StudyFinished
-    | Notice
-)
+Record = WorkerReady | TrialStarted | EpochReport | TrialFinished | StudyFinished | Notice
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,10 +85,10 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file with MLflow's tables and no study, made once: its migrations take seconds."""
     folder = tmp_path_factory.mktemp("store")
     with contextlib.chdir(folder), quiet():
-        from sweep.tracking.store import connect, silence
+        from sweep.tracking.store import opened
 
-        silence()
-        connect("sqlite:///mlflow.db")
+        with opened("sqlite:///mlflow.db"):
+            pass
         sqlite.settle("sqlite:///mlflow.db")
     return folder / "mlflow.db"
 

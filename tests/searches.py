@@ -212,3 +212,10 @@ def mlflow_client(folder: Path) -> Any:
         import mlflow
 
         return mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")
+
+
+def stored_bytes(tracking_uri: str, study: str) -> dict[int, int]:
+    """Bytes of each trial's files in MLflow."""
+    from sweep.tracking import artifacts
+
+    return {n: one.n_bytes for n, one in artifacts.stored_files(tracking_uri, study).items()}

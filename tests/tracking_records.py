@@ -142,42 +142,34 @@ def study_finished(**changes: Any) -> StudyFinished:
     return StudyFinished(**{**values, **changes})
 
 
-@dataclass(frozen=True)
-class Known:
-    """One trial as a memory has it."""
-
-    history: TrialHistory
-    lost: Sequence[str] = ()
-
-
 class Remembered:
     """What ledger and files would know of a study that wrote `written`."""
 
     def __init__(self, study: StudyInfo, written: Sequence[Record]) -> None:
         self._study = study
-        self._known: dict[int, Known] = {}
+        self._known: dict[int, TrialHistory] = {}
         self._end = study_finished(time_ms=study.time_ms)
         for record in written:
             if isinstance(record, TrialStarted):
-                self._known[record.number] = Known(TrialHistory(record))
+                self._known[record.number] = TrialHistory(record)
             elif isinstance(record, EpochReport):
-                before = self._known[record.number].history
+                before = self._known[record.number]
                 reports = (*before.reports, record)
-                self._known[record.number] = Known(replace(before, reports=reports))
+                self._known[record.number] = replace(before, reports=reports)
             elif isinstance(record, TrialFinished):
-                before = self._known[record.number].history
-                self._known[record.number] = Known(replace(before, finished=record))
+                before = self._known[record.number]
+                self._known[record.number] = replace(before, finished=record)
             elif isinstance(record, StudyFinished):
                 self._end = record
 
     def states(self) -> dict[int, TrialState]:
-        ends = {number: known.history.finished for number, known in self._known.items()}
+        ends = {number: known.finished for number, known in self._known.items()}
         return {n: end.state if end else TrialState.RUNNING for n, end in ends.items()}
 
     def study(self) -> StudyInfo:
         return self._study
 
-    def trial(self, number: int) -> Known:
+    def trial(self, number: int) -> TrialHistory:
         return self._known[number]
 
     def end(self) -> StudyFinished:

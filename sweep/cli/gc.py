@@ -30,6 +30,7 @@ def gc(study: str | None, keep: int, dry_run: bool, **flags: Any) -> None:
     from sweep.keeping import gc as housekeeping
     from sweep.ledger.locks import owned_study
     from sweep.reuse.best import opened
+    from sweep.tracking import artifacts
 
     with (
         opened(study, where(flags)) as (ledger, config),
@@ -38,16 +39,15 @@ def gc(study: str | None, keep: int, dry_run: bool, **flags: Any) -> None:
         if not dry_run and not ledger.is_settled:  # MLflow may still need the files
             bring_up(config, ledger)
         trials = ledger.trials()
-        kept = housekeeping.ranked(trials, config.resolved_direction)[:keep]
-        removals = housekeeping.in_work_dir(config, trials, kept, orphans=True)
-        removals += housekeeping.in_mlflow(config, housekeeping.stored(config), trials, kept)
+        stored = artifacts.stored_files(config.tracking_uri, config.study_name)
+        removals = housekeeping.to_remove(config, trials, stored, keep, orphans=True)
         for removal in removals:
             if removal.kept_by:
                 click.echo(f"trial {removal.number} stays: {removal.kept_by}")
             else:
                 click.echo(f"{removal.n_bytes / 1e6:8.2f} MB  {removal.where}")
         if not dry_run:
-            housekeeping.remove(config, removals)
+            housekeeping.remove(removals)
     removals = [removal for removal in removals if not removal.kept_by]
     total = sum(removal.n_bytes for removal in removals) / 1e6
     click.echo(f"{total:8.2f} MB {'would be freed' if dry_run else 'freed'}")

@@ -1,81 +1,98 @@
-"""Which trials keep their files while a search runs: decided as each trial ends, in O(log n).
+"""Which checkpoints stay: one rule, and a running search that keeps to it as its trials end.
 
-Ranks only ever fall: a trial that is not among the best K now never will be. So each is decided
-once and nothing is scanned. One that does not make it among the best K of `--keep` hands MLflow
-no checkpoint at all; one that another pushes out has its own dropped by a record that comes
-behind its own on the way to MLflow (`CheckpointDropped`). `--disk-limit` counts a trial's files
-from its end on, not once MLflow has them: what is to stay fits it, however far MLflow is behind.
-
-A trial's folder goes when nothing can need it any more: the ledger has its final state (else a
-kill would need its verdict), MLflow has its files or will not get any, and it is not among the
-few whose files stay. So the disk holds the files of trials that are kept, that run, and that the
-ledger or MLflow have not taken yet.
+Two places hold a trial's files: the study's work folder, which keeps those of the best few, and
+MLflow, where each trial keeps its checkpoint and model unless `--keep` or `--disk-limit` says
+otherwise. Parameters and metrics are never deleted.
 """
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import dataclasses
-import heapq
 import math
 import shutil
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 from sweep.config.settings import RunConfig
 from sweep.files.trial_folder import TrialFiles, folder_bytes
 from sweep.ledger.trials import LedgerTrial
 from sweep.objective import Objective
-from sweep.tracking.disposal import DROPPED_TAG
-from sweep.trial import CheckpointDropped, Direction, Record, TrialFinished, TrialState, now_ms
+from sweep.tracking.keys import DROPPED_TAG
+from sweep.trial import TrialFinished, TrialState
 
 KEPT_IN_WORK_DIR = 5
 """Best trials whose files stay in the work folder; MLflow has copies of the others."""
 
 
-class Retention(Protocol):
-    """What the driver asks as trials end."""
+def which_go(
+    worst_first: Sequence[int], here: Mapping[int, int], stored: Mapping[int, int],
+    keep: int | None, limit: float = math.inf,
+) -> tuple[set[int], set[int]]:  # fmt: skip
+    """Trials whose files go from the work folder, and those whose files go from MLflow.
 
-    def finish(self, record: TrialFinished) -> tuple[TrialFinished, list[Record]]:
-        """The record as it is to be told, and records that have to follow it."""
-        ...
+    Args:
+        worst_first: Numbers of completed trials with a score; all others are worse.
+        here: Trial -> bytes of its files in the work folder.
+        stored: Trial -> bytes of its files in MLflow.
+        keep: `--keep`: best trials with files in MLflow; None: all trials.
+        limit: `--disk-limit`: most bytes of both places. The best trial stays whatever the limit.
+    """
+    top = {*worst_first[-min(KEPT_IN_WORK_DIR, keep or KEPT_IN_WORK_DIR) :]}
+    left_here = {number: size for number, size in here.items() if number in top}
+    left = dict(stored)
+    if keep is not None:
+        left = {number: stored[number] for number in worst_first[-keep:] if number in stored}
+    excess = sum(left_here.values()) + sum(left.values()) - limit
+    if excess > 0:
+        ranked = {*worst_first}
+        for number in [*(n for n in stored if n not in ranked), *worst_first[:-1]]:
+            if excess <= 0:
+                break
+            excess -= left_here.pop(number, 0) + left.pop(number, 0)
+    return here.keys() - left_here.keys(), stored.keys() - left.keys()
 
-    def closed(self, number: int) -> None:
-        """The ledger has the trial's final state. Called by the driver's recorder."""
-        ...
+
+def goodness_of(config: RunConfig, trial: LedgerTrial | TrialFinished) -> tuple[float, int] | None:
+    """A larger pair for a better trial, the earlier of equals; None for one without a score."""
+    goodness = Objective("", config.resolved_direction).goodness(trial.value)
+    if trial.state is not TrialState.COMPLETE or goodness == -math.inf:
+        return None
+    return goodness, -trial.number
 
 
-class KeepEverything:
-    """The null Retention."""
-
-    def finish(self, record: TrialFinished) -> tuple[TrialFinished, list[Record]]:
-        """The record as it is."""
-        return record, []
-
-    def closed(self, number: int) -> None:
-        """Nothing goes."""
+def limit_of(config: RunConfig) -> float:
+    """`--disk-limit` in bytes."""
+    return math.inf if config.disk_limit_gb is None else config.disk_limit_gb * 1e9
 
 
 class KeepBest:
-    """Keeps what `--keep` and `--disk-limit` say, and few files in the work folder.
+    """Keeps what `which_go` says as trials end, and removes folders that nobody needs.
+
+    A trial outside the best K of `--keep` hands MLflow no checkpoint at all; what one that is
+    outdone later has there is dropped once MLflow has it (see `stored`). `--disk-limit` counts a
+    trial's files from its end on, however far MLflow is behind.
 
     Three threads call: the driver's `finish`, the ledger's `closed`, the tracker's `stored`. The
     last two remove folders, so that training never waits for that.
     """
 
     def __init__(self, config: RunConfig) -> None:
-        self._direction = config.resolved_direction
-        self._is_bounded = config.keep is not None
+        self._config, self._limit = config, limit_of(config)
+        self._is_bounded = config.keep is not None or self._limit < math.inf
         self._lock = threading.Lock()
-        self._here = TopTrials(min(KEPT_IN_WORK_DIR, config.keep or KEPT_IN_WORK_DIR))
-        self._wanted = TopTrials(config.keep)
-        self._folders = _Folders(config.study_dir)
-        limit = math.inf if config.disk_limit_gb is None else config.disk_limit_gb * 1e9
-        self._budget = _Budget(limit)
-        self._goodness: dict[int, float | None] = {}
-        self._dropped: set[int] = set()
+        self._scores: list[tuple[float, int]] = []
+        self._worst_first: list[int] = []
+        """The trials of `_scores`, less those whose files are gone for good: ranks only fall."""
+        self._here: dict[int, int] = {}
+        self._stored: dict[int, int] = {}
+        self._needed_by: dict[int, set[str]] = {}
+        """Trial -> who still needs its folder: a kill would need its verdict, MLflow its files."""
+        self._leaving: set[int] = set()
+        self._to_drop: set[int] = set()
 
     def recall(
         self, trials: Sequence[LedgerTrial], stored: Mapping[int, int], *, is_delivered: bool
@@ -88,237 +105,93 @@ class KeepBest:
             is_delivered: Whether MLflow has the files of all of them.
         """
         with self._lock:
-            finished = [t for t in trials if t.state.is_finished]
-            for trial in finished:
-                goodness = goodness_of(trial.state, trial.value, self._direction)
-                self._wanted.add(goodness, trial.number)
-                self._here.add(goodness, trial.number)
-                if trial.number in stored:
-                    self._budget.add(goodness, trial.number, stored[trial.number])
-            for number in self._here.numbers:
-                self._budget.add_here(number, self._folders.n_bytes(number))
-            if is_delivered:
-                return
-            for trial in finished:
-                goodness = goodness_of(trial.state, trial.value, self._direction)
-                self._goodness[trial.number] = goodness
-                self._folders.hold(trial.number, "MLflow")
-                if trial.number not in self._here.numbers:
-                    self._folders.leave(trial.number)
+            for trial in trials:
+                if not trial.state.is_finished:
+                    continue
+                self._rank(trial)
+                self._here[trial.number] = self._folder_bytes(trial.number)
+                if not is_delivered:
+                    self._needed_by[trial.number] = {"MLflow"}
+            if self._is_bounded:
+                self._stored = dict(stored) if is_delivered else {**self._here, **stored}
+            self._let_go()
 
-    def finish(self, record: TrialFinished) -> tuple[TrialFinished, list[Record]]:
-        """The record, without files where they are not wanted, and what has to go for it."""
-        number, drops = record.number, list[Record]()
+    def finish(self, record: TrialFinished) -> TrialFinished:
+        """The record, without files where they are not wanted."""
+        number = record.number
         if not record.state.is_finished:
-            return record, drops
-        sizes = self._sizes(record) if self._budget.is_bounded else (0, 0)
+            return record
+        n_here = self._folder_bytes(number) if self._limit < math.inf else 0
+        has_files = record.checkpoint is not None or record.model_file is not None
         with self._lock:
-            goodness = goodness_of(record.state, record.value, self._direction)
-            self._folders.hold(number, "ledger")
-            outdone = self._wanted.add(goodness, number)
-            if outdone == number and self._is_bounded:
-                record = self._without_files(record)
-            elif outdone is not None and outdone != number:
-                drops += self._drop(outdone)
-            if (outdone := self._here.add(goodness, number)) is not None:
-                self._leave(outdone)
-            self._count(record, goodness, *sizes)
-            for excess in self._budget.excess():
-                if excess == number:
-                    record = self._without_files(record)
-                else:
-                    drops += self._drop(excess)
-                self._leave(excess)
-            if has_files(record):
-                self._folders.hold(number, "MLflow")
-                self._goodness[number] = goodness
-        return record, drops
+            self._rank(record)
+            self._here[number], self._needed_by[number] = n_here, {"ledger"}
+            if self._is_bounded and has_files:
+                self._stored[number] = self._bytes_to_store(record)
+            gone = self._let_go()
+            if number in gone:
+                tags = {**record.tags, DROPPED_TAG: "true"}
+                record = dataclasses.replace(record, checkpoint=None, model_file=None, tags=tags)
+            elif has_files:
+                self._needed_by[number].add("MLflow")
+            self._to_drop |= gone - {number}
+        return record
 
     def closed(self, number: int) -> None:
         """The ledger has the trial's final state: its folder may go."""
-        with self._lock:
-            self._folders.release(number, "ledger")
-            if number in self._here.numbers:
-                self._budget.add_here(number, self._folders.n_bytes(number))
-        self._remove_due()
+        self._release(number, "ledger")
 
-    def stored(self, number: int, n_bytes: int) -> None:
-        """MLflow has the trial's files, so many bytes: its folder may go."""
-        with self._lock:
-            self._folders.release(number, "MLflow")
-            goodness = self._goodness.pop(number, None)
-            if number not in self._dropped:
-                self._budget.add(goodness, number, n_bytes)
-        self._remove_due()
+    def stored(self, number: int) -> list[int]:
+        """MLflow has the trial's files: its folder may go.
 
-    def _sizes(self, record: TrialFinished) -> tuple[int, int]:
-        """Bytes that MLflow will take, but for what it adds of its own, and of the folder."""
+        Returns the trials whose files MLflow is to drop now: they were outdone.
+        """
+        self._release(number, "MLflow")
+        with self._lock:
+            needed = {n for n in self._to_drop if "MLflow" in self._needed_by.get(n, ())}
+            due, self._to_drop = self._to_drop - needed, needed
+        return sorted(due)
+
+    def _rank(self, trial: LedgerTrial | TrialFinished) -> None:
+        score = goodness_of(self._config, trial)
+        if score is not None:
+            at = bisect.bisect(self._scores, score)
+            self._scores.insert(at, score)
+            self._worst_first.insert(at, trial.number)
+
+    def _let_go(self) -> set[int]:
+        """Let files go; returns the trials whose files go from MLflow."""
+        gone_here, gone = which_go(
+            self._worst_first, self._here, self._stored, self._config.keep, self._limit
+        )
+        for number in gone_here:
+            del self._here[number]
+        self._leaving |= gone_here
+        for number in gone:
+            del self._stored[number]
+            if number in self._worst_first:
+                at = self._worst_first.index(number)
+                del self._worst_first[at], self._scores[at]
+        return gone
+
+    def _release(self, number: int, who: Literal["ledger", "MLflow"]) -> None:
+        with self._lock:
+            self._needed_by.get(number, set()).discard(who)
+            if not self._needed_by.get(number):
+                self._needed_by.pop(number, None)
+            due = [n for n in self._leaving if n not in self._needed_by]
+            self._leaving.difference_update(due)
+        for number in due:
+            shutil.rmtree(TrialFiles(self._config.study_dir, number).folder, ignore_errors=True)
+
+    def _folder_bytes(self, number: int) -> int:
+        return folder_bytes(TrialFiles(self._config.study_dir, number).folder)
+
+    def _bytes_to_store(self, record: TrialFinished) -> int:
+        """Bytes that MLflow will take, but for some kilobytes that it adds to a model."""
         is_logged = record.state is TrialState.COMPLETE
-        files = [record.checkpoint, record.model_file if is_logged else None]
-        return sum(map(_size, files)), self._folders.n_bytes(record.number)
-
-    def _count(
-        self, record: TrialFinished, goodness: float | None, n_stored: int, n_here: int
-    ) -> None:
-        """Trials may end faster than MLflow takes their files."""
-        if has_files(record):
-            self._budget.add(goodness, record.number, n_stored)
-        if record.number in self._here.numbers:
-            self._budget.add_here(record.number, n_here)
-
-    def _without_files(self, record: TrialFinished) -> TrialFinished:
-        if not has_files(record):
-            return record
-        self._dropped.add(record.number)
-        self._budget.remove(record.number)
-        tags = {**record.tags, DROPPED_TAG: "true"}
-        return dataclasses.replace(record, checkpoint=None, model_file=None, tags=tags)
-
-    def _drop(self, number: int) -> list[Record]:
-        if number in self._dropped:
-            return []
-        self._dropped.add(number)
-        self._budget.remove(number)
-        return [CheckpointDropped(number, now_ms())]
-
-    def _leave(self, number: int) -> None:
-        self._here.discard(number)
-        self._budget.add_here(number, 0)
-        self._folders.leave(number)
-
-    def _remove_due(self) -> None:
-        with self._lock:
-            due = self._folders.take_due()
-        for folder in due:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def goodness_of(state: TrialState, value: float | None, direction: Direction) -> float | None:
-    """A number that is larger for a better trial; None: no candidate, its files go first."""
-    if state is not TrialState.COMPLETE:
-        return None
-    goodness = Objective("", direction).goodness(value)
-    return goodness if math.isfinite(goodness) else None
-
-
-def _size(file: str | None) -> int:
-    """Bytes of a file; 0 where there is none."""
-    with contextlib.suppress(OSError):
-        return Path(file).stat().st_size if file is not None else 0
-    return 0
-
-
-def has_files(record: TrialFinished) -> bool:
-    """Whether the tracker has files to store for it."""
-    return record.checkpoint is not None or record.model_file is not None
-
-
-class TopTrials:
-    """The best `n` trials of those added (None: all of them)."""
-
-    def __init__(self, n: int | None) -> None:
-        self._n = n
-        self._heap: list[tuple[float, int]] = []
-        self.numbers: set[int] = set()
-
-    def add(self, goodness: float | None, number: int) -> int | None:
-        """Take in a trial; returns the one that is not among the best any more, or None.
-
-        Of equals the earlier number is the better one; no goodness is never among the best.
-        """
-        if goodness is None:
-            return number
-        heapq.heappush(self._heap, (goodness, -number))
-        self.numbers.add(number)
-        if self._n is None or len(self._heap) <= self._n:
-            return None
-        outdone = -heapq.heappop(self._heap)[1]
-        self.numbers.discard(outdone)
-        return outdone
-
-    def discard(self, number: int) -> None:
-        """Forget a trial. Costs as much as there are."""
-        if number in self.numbers:
-            self.numbers.discard(number)
-            self._heap = [entry for entry in self._heap if entry[1] != -number]
-            heapq.heapify(self._heap)
-
-
-class _Folders:
-    """Trials' folders on their way out: each goes once nobody needs it any more."""
-
-    def __init__(self, study_dir: Path) -> None:
-        self._study_dir = study_dir
-        self._needed_by: dict[int, set[str]] = {}
-        self._leaving: set[int] = set()
-        self._due: list[Path] = []
-
-    def n_bytes(self, number: int) -> int:
-        """What the folder holds now."""
-        return folder_bytes(TrialFiles(self._study_dir, number).folder)
-
-    def hold(self, number: int, who: Literal["ledger", "MLflow"]) -> None:
-        """It must not go before `who` has what it needs."""
-        self._needed_by.setdefault(number, set()).add(who)
-
-    def release(self, number: int, who: Literal["ledger", "MLflow"]) -> None:
-        """`who` has what it needs."""
-        left = self._needed_by.get(number, set())
-        left.discard(who)
-        if not left:
-            self._needed_by.pop(number, None)
-            if number in self._leaving:
-                self.leave(number)
-
-    def leave(self, number: int) -> None:
-        """It is not wanted any more."""
-        if number in self._needed_by:
-            self._leaving.add(number)
-            return
-        self._leaving.discard(number)
-        self._due.append(TrialFiles(self._study_dir, number).folder)
-
-    def take_due(self) -> list[Path]:
-        """Folders that may go now."""
-        due, self._due = self._due, []
-        return due
-
-
-class _Budget:
-    """Bytes that trials' files take, and which are too many."""
-
-    def __init__(self, limit: float) -> None:
-        self._limit = limit
-        self.is_bounded = limit < math.inf
-        self._stored: dict[int, int] = {}
-        self._here: dict[int, int] = {}
-        self._n_bytes = 0
-        self._worst_first: list[tuple[float, int]] = []
-
-    def add(self, goodness: float | None, number: int, n_bytes: int) -> None:
-        """MLflow holds so many bytes of a trial, or soon will."""
-        if number not in self._stored:
-            rank = -math.inf if goodness is None else goodness
-            heapq.heappush(self._worst_first, (rank, -number))
-        self._n_bytes += n_bytes - self._stored.get(number, 0)
-        self._stored[number] = n_bytes
-
-    def add_here(self, number: int, n_bytes: int) -> None:
-        """The work folder holds so many bytes of a trial that stays there."""
-        self._n_bytes += n_bytes - self._here.pop(number, 0)
-        if n_bytes:
-            self._here[number] = n_bytes
-
-    def remove(self, number: int) -> None:
-        """MLflow holds nothing of a trial any more."""
-        self._n_bytes -= self._stored.pop(number, 0)
-
-    def excess(self) -> Iterator[int]:
-        """Trials that have to go, worst first, while there are too many bytes; never the best.
-
-        Whoever asks takes each off the account before the next one.
-        """
-        while self._n_bytes > self._limit and len(self._stored) > 1:
-            number = -heapq.heappop(self._worst_first)[1]
-            if number in self._stored:
-                yield number
+        n_bytes = 0
+        for file in (record.checkpoint, record.model_file if is_logged else None):
+            with contextlib.suppress(OSError):
+                n_bytes += Path(file).stat().st_size if file is not None else 0
+        return n_bytes

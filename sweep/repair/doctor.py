@@ -12,9 +12,9 @@ from sweep.errors import SweepError
 from sweep.files.trial_folder import BEST, RESUME_STATE, VERDICT, TrialFiles, is_whole_checkpoint
 from sweep.ledger.study import Ledger
 from sweep.ledger.trials import LedgerTrial
-from sweep.repair.recollection import Recollections, spec_of
-from sweep.tracking.reconcile import Disagreement
-from sweep.tracking.uri import quiet
+from sweep.repair.reconcile import Disagreement, reconcile_addresses, reconcile_runs
+from sweep.repair.records import StudyRecords, spec_of
+from sweep.tracking import artifacts
 from sweep.trial import TrialState
 
 
@@ -24,24 +24,13 @@ def examine(config: RunConfig, ledger: Ledger, *, fix: bool) -> list[Disagreemen
     `config` is the study's own. Parameters and metrics are never deleted. Raises StoreError if a
     store cannot be read.
     """
-    from sweep.tracking import reconcile_runs
-
-    found = list(_check_addresses(config, fix=fix))
+    found = reconcile_addresses(config.tracking_uri, config.study_name, fix=fix)
     if not all(disagreement.is_fixed for disagreement in found):
         return found  # what MLflow's runs say of their files is of another folder
     trials = ledger.trials()
     found += _check_files(config, trials, fix=fix)
     found += _check_states(config, ledger, trials, fix=fix)
-    return found + reconcile_runs(config.tracking_uri, Recollections(config, ledger), fix=fix)
-
-
-def _check_addresses(config: RunConfig, *, fix: bool) -> Iterable[Disagreement]:
-    """MLflow's artifacts are in the folder of its store, or in one named by the user."""
-    with quiet():
-        from sweep.tracking.addresses import examine as examine_addresses
-
-    if (said := examine_addresses(config.tracking_uri, config.study_name, fix=fix)) is not None:
-        yield Disagreement(*said)
+    return found + reconcile_runs(config.tracking_uri, StudyRecords(config, ledger), fix=fix)
 
 
 def _check_states(
@@ -105,14 +94,14 @@ def _removed(path: Path, what: str, *, fix: bool) -> Disagreement:
 
 def _restore(config: RunConfig, number: int, path: Path) -> bool:
     """Put MLflow's copy of a checkpoint in place of a torn one."""
-    from sweep.tracking import artifact_of, run_id_of
-
-    run_id = run_id_of(config.tracking_uri, config.study_name, number)
+    run_id = artifacts.run_id_of(config.tracking_uri, config.study_name, number)
     if run_id is None:
         return False
     with tempfile.TemporaryDirectory() as scratch:
         try:
-            kept = artifact_of(config.tracking_uri, run_id, "checkpoint/best.ckpt", Path(scratch))
+            kept = artifacts.artifact_of(
+                config.tracking_uri, run_id, "checkpoint/best.ckpt", Path(scratch)
+            )
         except SweepError:
             return False
         if not is_whole_checkpoint(kept):

@@ -57,17 +57,17 @@ class Best:
         run_id = self.run_id
         if run_id is None:
             raise NotFoundError(f"the checkpoint of trial {self.trial} is gone: {kept}")
-        from sweep.tracking import artifact_of
+        from sweep.tracking import artifacts
 
         uri = self._where.tracking_uri
-        return artifact_of(uri, run_id, "checkpoint/best.ckpt", kept.parent)
+        return artifacts.artifact_of(uri, run_id, "checkpoint/best.ckpt", kept.parent)
 
     @property
     def run_id(self) -> str | None:
         """The id of the trial's MLflow run, or None if MLflow has none."""
-        from sweep.tracking import run_id_of
+        from sweep.tracking import artifacts
 
-        return run_id_of(self._where.tracking_uri, self.study, self.trial)
+        return artifacts.run_id_of(self._where.tracking_uri, self.study, self.trial)
 
     @property
     def model_uri(self) -> str | None:
@@ -75,10 +75,10 @@ class Best:
 
         `mlflow.pytorch.load_model` and `mlflow.pyfunc.load_model` take it. Raises StoreError.
         """
-        from sweep.tracking import model_uri_of
+        from sweep.tracking import artifacts
 
         run_id = self.run_id
-        return None if run_id is None else model_uri_of(self._where.tracking_uri, run_id)
+        return None if run_id is None else artifacts.model_uri_of(self._where.tracking_uri, run_id)
 
     def log_model(self) -> str:
         """Log the trial's model to its MLflow run, unless it has one; returns its `model_uri`.
@@ -184,10 +184,10 @@ def checkpoint_place(trial: LedgerTrial, where: RunConfig) -> str | None:
         return str(files.path(BEST))
     if trial.result.get("best_epoch") is None:
         return None
-    from sweep.tracking import artifact_place, run_id_of
+    from sweep.tracking import artifacts
 
-    run_id = run_id_of(where.tracking_uri, where.study_name, trial.number)
-    return run_id and artifact_place(where.tracking_uri, run_id, "checkpoint/best.ckpt")
+    run_id = artifacts.run_id_of(where.tracking_uri, where.study_name, trial.number)
+    return run_id and artifacts.artifact_place(where.tracking_uri, run_id, "checkpoint/best.ckpt")
 
 
 def only_study(where: RunConfig) -> str:

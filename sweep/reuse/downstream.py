@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -35,7 +35,6 @@ from sweep.files.trial_folder import RESUME_STATE, TrialFiles, replace_file, spe
 from sweep.hyperparameters import DEFAULT_MODULE
 from sweep.loading import one_line, raised_by_user_code
 from sweep.reuse.recipe import Recipe
-from sweep.tracking import TrainingInfo, TrainingOutcome, TrainingRun
 from sweep.training.checkpoints import write_checkpoint
 from sweep.training.choice import why_plain
 from sweep.training.devices import lightning_devices
@@ -55,11 +54,16 @@ from sweep.trial import (
     Orders,
     Report,
     Stop,
+    TrialFinished,
     TrialSpec,
+    TrialStarted,
     TrialState,
     derive_seed,
     now_ms,
 )
+
+if TYPE_CHECKING:
+    from sweep.tracking.training import TrainingRun
 
 EpochHook = Callable[[int, Mapping[str, float]], None]
 NoticeHook = Callable[[str], object]
@@ -105,7 +109,7 @@ def train(
         parts = output.with_name(f"{output.name}.parts")
         spec = _spec(recipe, parts)
         say = on_notice or (lambda message: None)
-        log = _Log(TrainingRun(config.tracking_uri), spec, parts, on_epoch, say)
+        log = _Log(spec, parts, on_epoch, say)
         seed_everything(spec.seed)
         with _explained(recipe.module):
             module = build_module(recipe.module, recipe.model, data.info, spec.seed)
@@ -115,7 +119,10 @@ def train(
                 f"train + validation of {recipe.data}"
             )
         with log.pausing(), stopping(log.stop):
-            log.open(_info(recipe, data, module))
+            started = _started(recipe, module)
+            from sweep.tracking import training  # loads MLflow
+
+            log.open(training.TrainingRun(config.tracking_uri, started, data.info, recipe.module))
             trained = _train(recipe, config, output, (module, data), log)
         shutil.rmtree(parts, ignore_errors=True)
         return trained
@@ -158,9 +165,7 @@ def _train(
                 log.say(no_model(recipe.module, why))
     finally:
         calls.remove()
-    log.finish(
-        TrainingOutcome(now_ms(), run.epoch, metrics, TrialState.COMPLETE, str(output), archive)
-    )
+    log.finish(metrics, str(output), archive)
     return Trained(metrics, output, log.run_id, run.epoch)
 
 
@@ -221,41 +226,37 @@ def _spec(recipe: Recipe, parts: Path) -> TrialSpec:
     )  # fmt: skip
 
 
-def _info(recipe: Recipe, data: TensorData, module: lightning.LightningModule) -> TrainingInfo:
+def _started(recipe: Recipe, module: lightning.LightningModule) -> TrialStarted:
     training: dict[str, Any] = {
         "epochs": recipe.epochs, "batch_size": recipe.batch_size, "seed": recipe.seed,
         "data": recipe.data,
     }  # fmt: skip
     origin = f" of t{recipe.trial:03d}" if recipe.trial is not None else ""
     source = "its own loaders" if has_own_loaders(module) else "train+val"
-    return TrainingInfo(
-        experiment=recipe.study or f"{recipe.data}-train",
-        name=f"train{origin} on {source}",
-        params={**recipe.model, **training},
-        time_ms=now_ms(),
-        from_trial=recipe.trial,
-        from_run=recipe.run_id,
-        dataset=data.info,
-        module=recipe.module,
-        tags=provenance(),
-    )
+    tags = {"sweep.study": recipe.study or f"{recipe.data}-train", "sweep.role": "train"}
+    if recipe.trial is not None:
+        tags["sweep.from_trial"] = str(recipe.trial)
+    if recipe.run_id is not None:
+        tags["sweep.from_run"] = recipe.run_id
+    return TrialStarted(
+        recipe.trial or 0, f"train{origin} on {source}", {**recipe.model, **training}, {},
+        now_ms(), {**provenance(), **tags},
+    )  # fmt: skip
 
 
 class _Log:
     """Takes the reports of a training: to MLflow, when it answers, and to the caller."""
 
     def __init__(
-        self, run: TrainingRun, spec: TrialSpec, parts: Path, on_epoch: EpochHook | None,
-        on_notice: NoticeHook,
-    ) -> None:  # fmt: skip
-        self._run, self.spec, self.parts = run, spec, parts
+        self, spec: TrialSpec, parts: Path, on_epoch: EpochHook | None, on_notice: NoticeHook
+    ) -> None:
+        self.spec, self.parts = spec, parts
+        self._run: TrainingRun | None = None
         self._on_epoch, self.say = on_epoch, on_notice
         self._is_stopping = False
         self._to_start: tuple[TrialSpec, ...] = (spec,)
-        self._behind: list[EpochReport] = []
-        """Epochs that MLflow does not have."""
+        self._reports: list[EpochReport] = []
         self._next_try_s = 0.0
-        self._n_epochs = 0
         self._told_ms: list[int] = []
         self.run_id = ""
 
@@ -264,14 +265,15 @@ class _Log:
         """Whether the resume state lacks reported epochs."""
         return bool(TrialFiles(self.parts, self.spec.number).lost_epochs(self._told_ms))
 
-    def open(self, info: TrainingInfo) -> None:
+    def open(self, run: TrainingRun) -> None:
         """Make the MLflow run, or go on with that of the same training. Raises StoreError."""
         digest, file = spec_digest(self.spec), self.parts / "run.json"
         known: dict[str, str] = {}
         with contextlib.suppress(OSError, ValueError):
             known = json.loads(file.read_text())
         same = known.get("run_id") if known.get("training") == digest else None
-        self.run_id = self._run.open(info, same)
+        self.run_id = run.open(same)
+        self._run = run
         note = json.dumps({"training": digest, "run_id": self.run_id})
         replace_file(file, note.encode())
 
@@ -287,10 +289,9 @@ class _Log:
                 self.say(report.message)
             elif isinstance(report, EpochReport) and not report.is_replay and self._on_epoch:
                 self._on_epoch(report.epoch, report.metrics)
-        self._behind += epochs
-        self._n_epochs += len(epochs)
+        self._reports += epochs
         self._told_ms += [report.time_ms for report in epochs if not report.is_replay]
-        if self._behind and time.monotonic() >= self._next_try_s:
+        if epochs and time.monotonic() >= self._next_try_s:
             self._deliver()
         is_stopped = self._is_stopping and epochs
         start, self._to_start = self._to_start, ()
@@ -299,23 +300,36 @@ class _Log:
 
     def _deliver(self) -> None:
         try:
-            self._run.log_epochs(self._behind)
-            self._behind = []
+            self._sync()
         except StoreError as error:
             if self._next_try_s == 0.0:
                 self.say(f"{error}: the training goes on, MLflow is told later")
             self._next_try_s = time.monotonic() + TRY_AGAIN_S
 
-    def finish(self, outcome: TrainingOutcome) -> None:
+    def finish(self, metrics: Mapping[str, float], checkpoint: str, archive: str | None) -> None:
         """Log the missing epochs and the end. Raises UndeliveredError."""
         try:
-            self._run.log_epochs(self._behind)
-            self._run.finish(outcome)
+            self._sync(TrialState.COMPLETE, metrics, checkpoint, archive)
         except StoreError as error:
             raise UndeliveredError(
-                f"trained, and {outcome.checkpoint} is written, but MLflow does not have it yet "
+                f"trained, and {checkpoint} is written, but MLflow does not have it yet "
                 f"({error}): the same command delivers it"
             ) from error
+
+    def _sync(
+        self, state: TrialState | None = None, metrics: Mapping[str, float] | None = None,
+        checkpoint: str | None = None, archive: str | None = None,
+    ) -> None:  # fmt: skip
+        """Bring the MLflow run up to the training; `state` None: it goes on."""
+        if self._run is None:
+            return
+        finished = None
+        if state is not None:
+            finished = TrialFinished(
+                self.spec.number, state, now_ms(), None, None, metrics or {},
+                len(self._reports), checkpoint, archive,
+            )  # fmt: skip
+        self._run.sync(self._reports, finished)
 
     @contextlib.contextmanager
     def pausing(self) -> Iterator[None]:
@@ -323,12 +337,8 @@ class _Log:
         try:
             yield
         except BaseException as error:
-            is_failed = isinstance(error, StudyFailedError)
-            with contextlib.suppress(SweepError, RuntimeError):
-                if isinstance(error, SweepError | KeyboardInterrupt) and not is_failed:
-                    self._run.log_epochs(self._behind)
-                    self._run.pause()
-                else:
-                    end = TrainingOutcome(now_ms(), self._n_epochs, {}, TrialState.FAIL)
-                    self._run.finish(end)
+            is_paused = isinstance(error, SweepError | KeyboardInterrupt)
+            is_paused = is_paused and not isinstance(error, StudyFailedError)
+            with contextlib.suppress(SweepError):
+                self._sync(TrialState.WAITING if is_paused else TrialState.FAIL)
             raise

@@ -10,9 +10,9 @@ import lightning
 
 from sweep.config.settings import RunConfig
 from sweep.errors import ConfigError
-from sweep.repair.recollection import Recollections
+from sweep.repair.records import StudyRecords
 from sweep.reuse.best import opened
-from sweep.tracking import bring_up
+from sweep.tracking import mirror
 from sweep.training.exports import try_export
 
 
@@ -24,12 +24,14 @@ def log_model(
     Raises ConfigError for a module that cannot be exported, StoreError.
     """
     with opened(study, where) as (ledger, config), tempfile.TemporaryDirectory() as folder:
-        known = Recollections(config, ledger)
-        info, history = known.study(), known.trial(number).history
+        known = StudyRecords(config, ledger)
+        info, history = known.study(), known.trial(number)
         assert history.finished is not None
         shape = info.dataset.feature_shape if info.dataset else ()
         file, why = try_export(Path(folder) / "model.pt2", module, shape, config.module)
         if file is None:
             raise ConfigError(f"{config.module} cannot be exported: {why}")
         finished = dataclasses.replace(history.finished, model_file=file)
-        bring_up(config.tracking_uri, info, dataclasses.replace(history, finished=finished))
+        mirror.sync_trial(
+            config.tracking_uri, info, dataclasses.replace(history, finished=finished)
+        )

@@ -23,7 +23,7 @@ from sweep.files.trial_folder import (
     TrialFiles,
     remove_broken_off_writes,
 )
-from sweep.keeping.retention import KeepEverything, Retention
+from sweep.keeping.retention import KeepBest
 from sweep.ledger.study import Ledger
 from sweep.ledger.trials import LedgerTrial
 from sweep.protocols import Listener
@@ -63,10 +63,10 @@ class Driver:
 
     def __init__(
         self, config: RunConfig, ledger: Ledger, proposals: Proposals, listener: Listener,
-        retention: Retention | None = None,
+        retention: KeepBest | None = None,
     ) -> None:  # fmt: skip
         self._config, self._ledger, self._proposals = config, ledger, proposals
-        self._listener, self._retention = listener, retention or KeepEverything()
+        self._listener, self._retention = listener, retention or KeepBest(config)
         self._is_better = config.objective.better
         self._running: dict[int, Running] = {}
         self._planned: collections.deque[Planned] = collections.deque()
@@ -311,7 +311,7 @@ class Driver:
         best = trial.reports.get(best_epoch or 0)
         best_metrics = best.metrics if best else {}
         value = best_metrics.get(self._config.metric)
-        record, drops = self._retention.finish(
+        record = self._retention.finish(
             TrialFinished(
                 number, state, now_ms(), value, best_epoch, best_metrics, result.n_epochs,
                 str(files.path(BEST)) if result.has_checkpoint else None,
@@ -328,7 +328,7 @@ class Driver:
                 self._config.metric, summary_of(record, trial.name, trial.metrics), attrs,
             )
         )  # fmt: skip
-        records += [record, *drops]
+        records.append(record)
         if state.is_finished:
             self._n_finished += 1
             self._count_failure(failure)

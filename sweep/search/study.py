@@ -18,7 +18,7 @@ from sweep.environment.signals import stopping
 from sweep.errors import ConfigError, StudyFailedError, SweepError
 from sweep.executors import begin_loading, make_task
 from sweep.hyperparameters import DEFAULT_MODULE
-from sweep.keeping.retention import KeepEverything, Retention
+from sweep.keeping.retention import KeepBest
 from sweep.ledger.locks import lock_folder, owned_study, presence, store_lock
 from sweep.ledger.ranking import ranking_of, study_end
 from sweep.ledger.study import Ledger, create_study
@@ -102,7 +102,7 @@ class Extras:
     """Trials of an older study that teach the sampler (see `sweep.search.warmstart`)."""
     again: Sequence[int] = ()
     """Numbers of failed trials whose configurations are to be tried again."""
-    retention: Retention = KeepEverything()
+    retention: KeepBest | None = None
     """Says whose checkpoints stay."""
     executor: Executor | None = None
     """Whose workers load already (see `sweep.executors.begin_loading`)."""

@@ -13,6 +13,9 @@ from typing import Any
 
 from sweep.trial import HyperValue
 
+DROPPED_TAG = "sweep.checkpoint_dropped"
+"""On the run of a trial whose checkpoint and model are not kept."""
+
 MAX_KEY, MAX_NAME = 250, 250
 MAX_PARAM, MAX_TAG = 6000, 5000
 """Longest values in characters: MLflow 3 takes tags of 8000, older servers 5000."""
@@ -35,40 +38,30 @@ def plain_key(name: str) -> str:
     return "/".join(parts)[:MAX_KEY].rstrip("/") or "_"
 
 
-class Keys:
-    """One key for each name of a trial, stable while names are added.
+def distinct(names: Iterable[str], taken: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Name -> key, for `names` beside those of `taken`, which keep theirs.
 
     A name that is a key already gets that key before a name that has to be changed; of two names
     with one key, the later one gets a number: `recall_5`, `recall_5_2`.
     """
-
-    def __init__(self, reserved: Mapping[str, str] | None = None) -> None:
-        self._keys = dict(reserved or {})
-
-    def add(self, names: Iterable[str]) -> None:
-        """Give keys to `names`, those that a trial reported together."""
-        new = {name for name in names if name not in self._keys}
-        for name in sorted(new, key=lambda name: (plain_key(name) != name, name)):
-            used = set(self._keys.values())
-            key, n = plain_key(name), 1
-            unique = key
-            while unique in used:
-                n += 1
-                unique = f"{key[: MAX_KEY - len(str(n)) - 1]}_{n}"
-            self._keys[name] = unique
-
-    def __getitem__(self, name: str) -> str:
-        if name not in self._keys:
-            self.add([name])
-        return self._keys[name]
+    keys = dict(taken or {})
+    used = set(keys.values())
+    new = {name for name in names if name not in keys}
+    for name in sorted(new, key=lambda name: (plain_key(name) != name, name)):
+        key, n = plain_key(name), 1
+        unique = key
+        while unique in used:
+            n += 1
+            unique = f"{key[: MAX_KEY - len(str(n)) - 1]}_{n}"
+        keys[name] = unique
+        used.add(unique)
+    return keys
 
 
-def metric_keys(metric: str) -> Keys:
-    """Keys for a trial's metrics; the key of its objective's best value is taken already."""
-    keys = Keys({"epoch_s": f"{SYSTEM}epoch_s"})
-    keys.add([metric])
-    best = best_key(metric)
-    return Keys({"epoch_s": f"{SYSTEM}epoch_s", metric: keys[metric], f"\0{best}": best})
+def metric_keys(metric: str) -> dict[str, str]:
+    """Keys taken for a trial's metrics: its objective, and that one's best value."""
+    keys = distinct([metric], {"epoch_s": f"{SYSTEM}epoch_s"})
+    return {**keys, "\0best": best_key(metric)}
 
 
 def best_key(metric: str) -> str:
@@ -86,8 +79,7 @@ def flat_params(*tables: Mapping[str, Any]) -> dict[str, str]:
     for table in tables:
         for name, value in _leaves(table):
             flat.setdefault(name, shown(value))
-    keys = Keys()
-    keys.add(flat)
+    keys = distinct(flat)
     return {keys[name]: clean(value)[:MAX_PARAM] for name, value in flat.items()}
 
 
@@ -120,8 +112,7 @@ def _is_part(name: str, lists: set[str]) -> bool:
 
 def tags(values: Mapping[str, Any]) -> dict[str, str]:
     """Tags with keys and values that MLflow takes; keys that only `.` tells apart stay apart."""
-    keys = Keys()
-    keys.add(values)
+    keys = distinct(values)
     return {keys[name]: clean(str(value))[:MAX_TAG] for name, value in values.items()}
 
 

@@ -5,60 +5,34 @@ and writes what the run lacks; a run that lacks nothing is left alone. A live se
 was away, a refused record, `sweep doctor --fix` and the start after a kill are that function,
 called at different times.
 
-Order within a run: tags (with the run itself), parameters and curves, files, model, summary, and
-the final status last. So a run with a final status lacks nothing.
-
-Imports mlflow: only the driver may load this module.
+Loads mlflow, as it is imported.
 """
 
 from __future__ import annotations
 
 import logging
 import tempfile
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import yaml
-from mlflow.entities import LifecycleStage, LoggedModelOutput, Metric, Run
+from mlflow.entities import LifecycleStage, LoggedModelOutput, ViewType
 
+from sweep.errors import StoreError
 from sweep.hyperparameters import DEFAULT_MODULE
-from sweep.redact import redacted
-from sweep.tracking import keys, overview
-from sweep.tracking.disposal import DROPPED_TAG, drop_files
-from sweep.tracking.model import ModelFolders, ModelLabel, log_model
-from sweep.tracking.run import (
-    STATUS,
-    NewRun,
-    RunLog,
-    curve_points,
-    dataset_inputs,
-    dataset_name,
-    make_run,
-)
-from sweep.tracking.store import Store, find_or_make_experiment, search_runs, source_tags
-from sweep.trial import (
-    DEVICE_TAG,
-    DatasetInfo,
-    Ranked,
-    StudyFinished,
-    StudyInfo,
-    TrialFinished,
-    TrialHistory,
-    TrialStarted,
-    TrialState,
-)
+from sweep.tracking import keys
+from sweep.tracking.addresses import check_home
+from sweep.tracking.artifacts import drop_files
+from sweep.tracking.keys import DROPPED_TAG
+from sweep.tracking.model import ModelFolders
+from sweep.tracking.picture import CHECKPOINT, describe, picture_of_trial, show
+from sweep.tracking.run import RunLog, make_run
+from sweep.tracking.store import Store, find_or_make_experiment, opened, search_runs
+from sweep.trial import Ranked, StudyFinished, StudyInfo, TrialHistory, TrialStarted
 
-CHECKPOINT, TRACEBACK = "checkpoint/best.ckpt", "traceback.txt"
-LOST_TAG = "sweep.checkpoint_lost"
-"""On the run of a completed trial: no copy of its checkpoint is left."""
-STATE_TAG, RANK_TAG = "sweep.state", "sweep.rank"
-
-_FIXED = ("data", "epochs", "batch_size")
-"""Settings that each trial shows beside its hyperparameters."""
-_MAX_MESSAGE = 500
-"""Longest failure message that is kept as a tag; all of it is in traceback.txt."""
+RANK_TAG = "sweep.rank"
 
 _log = logging.getLogger("sweep.tracking")
 
@@ -66,288 +40,193 @@ _log = logging.getLogger("sweep.tracking")
 class Mirror:
     """A study's runs in MLflow: an experiment, a parent run, and a child run a trial.
 
+    Only `make` and what follows it write.
+
     Args:
         store: The open store.
         study: As its driver opened it.
-        log_models: Whether completed trials get a logged model.
     """
 
-    def __init__(self, store: Store, study: StudyInfo, *, log_models: bool) -> None:
-        self._store, self._study, self._log_models = store, study, log_models
+    def __init__(self, store: Store, study: StudyInfo) -> None:
+        self.store, self.study = store, study
         self.lost: list[str] = []
         """Sentences about files that were gone before MLflow had them."""
-        experiment, is_new = find_or_make_experiment(store, study.name)
-        self.experiment_id: str = experiment.experiment_id
-        self._dataset: DatasetInfo | None = None
+        self.runs: dict[int, list[RunLog]] = {}
+        """Trial -> its runs; the first one is kept, others are `sweep doctor`'s."""
+        self.parents: list[RunLog] = []
+        self.unnumbered: list[RunLog] = []
+        """Runs of trials without a number: somebody wrote into their tags."""
+        self.deleted: set[int] = set()
+        """Trials whose runs the user deleted."""
+        self._let_go: set[int] = set()
+        """Those of them that were deleted since the mirror was made."""
         self._folders: ModelFolders | None = None
-        self.read(study.dataset)
-        self._runs: dict[int, RunLog] = {}
-        self._unsure: set[int] = set()
-        """Trials that may have a run: a call that could have made one failed."""
-        self._keys: dict[int, keys.Keys] = {}
-        self._ranks: dict[int, int] = {}
-        self._is_described = False
-        """Whether the parent has the study's files; an older search may have died over them."""
-        parent = None if is_new else self._load()
-        self.parent = parent or self._make_parent()
+        self._described: Mapping[str, Any] | None = None
+        """The settings that the parent's files have; an older search may have died over them."""
+        self.experiment = store.client.get_experiment_by_name(study.name)
+        if self.experiment is not None:
+            check_home(store.uri, self.experiment)
+            self.read()
 
-    # runs
+    @property
+    def is_hidden(self) -> bool:
+        """Whether the user deleted the experiment."""
+        stage = self.experiment.lifecycle_stage if self.experiment is not None else ""
+        return bool(stage == LifecycleStage.DELETED)
 
-    def _load(self) -> RunLog | None:
-        """Find the study's runs; returns its parent run."""
-        parent: RunLog | None = None
-        for run in search_runs(self._store, self.experiment_id, {"sweep.study": self._study.name}):
-            role, number = run.data.tags.get("sweep.role"), keys.trial_number(run.data.tags)
-            if role == "study":
-                parent = RunLog(self._store, run, is_new=False)
+    def make(self) -> None:
+        """Make experiment and parent run where they are missing, or restore them."""
+        if self.experiment is None or self.is_hidden:
+            self.experiment = find_or_make_experiment(self.store, self.study.name)
+            self.read()
+        if not self.parents:
+            tags = keys.tags(_study_tags(self.study))
+            self.parents = [self._make_run(self.study.name, self.study.time_ms, tags)]
+
+    def read(self) -> None:
+        """Read the study's runs: at the beginning, and after a call that failed."""
+        assert self.experiment is not None
+        known = {run.run_id for runs in self.runs.values() for run in runs}
+        runs: dict[int, list[RunLog]] = defaultdict(list)
+        parents, unnumbered = list[RunLog](), list[RunLog]()
+        where, tags = [self.experiment.experiment_id], {"sweep.study": self.study.name}
+        for found in search_runs(self.store, where, tags, ViewType.ALL):
+            role, number = found.data.tags.get("sweep.role"), keys.trial_number(found.data.tags)
+            is_deleted = found.info.lifecycle_stage == "deleted" and not self.is_hidden
+            run = RunLog(self.store, found)
+            if role == "study" and not is_deleted:
+                parents.append(run)
+            elif role == "trial" and number is None and not is_deleted:
+                unnumbered.append(run)
+            elif role == "trial" and number is not None and is_deleted:
+                self.deleted.add(number)
+                self._let_go |= {number} if run.run_id in known else set()
             elif role == "trial" and number is not None:
-                self._take(number, RunLog(self._store, run, is_new=False))
-        return parent
+                runs[number].append(run)
+        self.parents, self.unnumbered = parents, unnumbered
+        # The one to keep: the one that ended, else the one with most in it, else the oldest.
+        self.runs = {number: sorted(of_one, key=_in_order) for number, of_one in runs.items()}
 
-    def _take(self, number: int, run: RunLog) -> None:
-        """Of two runs of one trial, the one that went further counts (doctor names the other)."""
-        if number not in self._runs or self._runs[number].status not in ("FINISHED", "FAILED"):
-            self._runs[number] = run
-        if (rank := run.tags.get(RANK_TAG, "")).isdigit():
-            self._ranks[number] = int(rank)
-
-    def _make_parent(self) -> RunLog:
-        study = self._study
-        tags = keys.tags({**_study_tags(study), **source_tags()})
-        return make_run(self._store, NewRun(self.experiment_id, study.name, study.time_ms, tags))
+    @property
+    def parent(self) -> RunLog:
+        """The study's own run, the oldest of several. Only after `make`."""
+        return self.parents[-1]
 
     def run_of(self, number: int) -> RunLog | None:
-        """The run of a trial, where there is one."""
-        if number not in self._runs and number in self._unsure:
-            tags = {"sweep.study": self._study.name, "sweep.trial": str(number)}
-            for run in search_runs(self._store, self.experiment_id, tags):
-                if run.data.tags.get("sweep.role") == "trial":
-                    self._take(number, RunLog(self._store, run, is_new=False))
-            self._unsure.discard(number)
-        return self._runs.get(number)
-
-    def _ranked_run(self, number: int) -> RunLog | None:
         """The run of a finished trial, which a repair may have made since the runs were read."""
-        if number not in self._runs:
-            self._unsure.add(number)
-        return self.run_of(number)
-
-    def forget(self, number: int) -> None:
-        """A call for this trial failed: ask the store what it has before the next one."""
-        self._runs.pop(number, None)
-        self._keys.pop(number, None)
-        self._unsure.add(number)
-
-    def _run_for(self, started: TrialStarted) -> RunLog:
-        run = self.run_of(started.number)
-        if run is None:
-            self._unsure.add(started.number)
-            run = self._runs[started.number] = self._make_run(started)
-            self._unsure.discard(started.number)
-        return run
-
-    def _make_run(self, started: TrialStarted) -> RunLog:
-        tags = {
-            **started.tags,
-            **_tags(self._study, "trial"),
-            **source_tags(),
-            "sweep.trial": str(started.number),
-            STATE_TAG: str(TrialState.RUNNING),
-            "mlflow.parentRunId": self.parent.run_id,
-        }
-        new = NewRun(self.experiment_id, started.name, started.time_ms, keys.tags(tags))
-        return make_run(self._store, new)
-
-    def is_deleted(self, number: int) -> bool:
-        """Whether the user deleted the trial's run in MLflow, and not the whole experiment."""
-        run = self._runs.get(number)
-        return run is not None and self._is_active() and self._is_gone(run)
-
-    def _is_active(self) -> bool:
-        stage = self._store.client.get_experiment(self.experiment_id).lifecycle_stage
-        return bool(stage == LifecycleStage.ACTIVE)
-
-    def _is_gone(self, run: RunLog) -> bool:
-        info = self._store.client.get_run(run.run_id).info
-        return bool(info.lifecycle_stage == LifecycleStage.DELETED)
-
-    def ping(self) -> None:
-        """Ask the store for the experiment. Raises whatever it raises."""
-        self._store.client.get_experiment(self.experiment_id)
+        if number not in self.runs:
+            self.read()
+        return self.runs[number][0] if number in self.runs else None
 
     def answers(self) -> bool:
-        """Whether the store takes a write for the study's own run just now.
+        """Whether the store takes a write just now. The study's runs are read again.
 
-        If the user deleted that run, the study gets a new one.
+        If the user deleted the study's own run, it gets a new one.
         """
         try:
-            if self._is_active() and self._is_gone(self.parent):
-                self.parent = self._make_parent()
-            self._store.client.set_tag(self.parent.run_id, "sweep.role", "study")
+            assert self.experiment is not None
+            client, where = self.store.client, self.experiment.experiment_id
+            if client.get_experiment(where).lifecycle_stage == LifecycleStage.DELETED:
+                raise StoreError(f"MLflow's experiment {self.study.name!r} is deleted")
+            self.read()
+            self.make()
+            client.set_tag(self.parent.run_id, "sweep.role", "study")
         except Exception:  # noqa: BLE001 - whatever it is, that is no answer
             return False
         return True
 
     # trials
 
-    def begin(self, started: TrialStarted) -> int:
-        """Show that a trial runs, its parameters not yet: a call for them alone costs 10 ms.
+    def begin(self, started: TrialStarted) -> None:
+        """Show that a trial runs, its parameters not yet: a call for them alone costs 10 ms."""
+        if started.number not in self._let_go:
+            run = self._run_for(TrialHistory(started))
+            run.log_datasets(self.study.dataset)
+            run.set_status("RUNNING")
 
-        Returns the bytes of its files: none.
+    def sync(self, history: TrialHistory) -> None:
+        """Bring the run of a trial up to `history`. Raises whatever MLflow raises.
+
+        A run that the user deleted meanwhile is let go.
         """
-        run = self._run_for(started)
-        run.reopen()
-        run.log_datasets(self._inputs)
-        return 0
+        number = history.started.number
+        if number not in self._let_go:
+            self._show(self._run_for(history), history)
 
-    def sync(self, history: TrialHistory) -> int:
-        """Bring the run of a trial up to `history`; returns the bytes of the files it has then.
-
-        Only what is missing is written, so a second call costs no write, and a call that was
-        broken off at any point is completed by the next one. Raises whatever MLflow raises.
-        """
-        run, finished = self._run_for(history.started), history.finished
-        is_final = finished is not None and finished.state.is_finished
-        if finished is None:
-            run.reopen()
-        params = params_of(self._study, history)
-        names = self._keys.setdefault(history.started.number, metric_keys(self._study))
-        points = curve_points(history.reports, names)
-        run.log_datasets(self._inputs)
-        own_tags = dict(keys.tags(history.started.tags))
-        if not is_final:
-            state = TrialState.RUNNING if finished is None else TrialState.WAITING
-            run.log(points, params, {**own_tags, STATE_TAG: str(state)})
-            if finished is not None:
-                run.pause()
-            return 0
-        assert finished is not None
-        n_bytes, is_lost = self._store_files(run, finished)
-        link, model_bytes = self._store_model(run, finished, params)
-        tags = {**own_tags, **outcome_tags(finished)} | ({LOST_TAG: "true"} if is_lost else {})
-        run.log([*points, *_summary(self._study, finished, link)], params, tags)
-        run.end(STATUS[finished.state], finished.time_ms)
-        self._keys.pop(finished.number, None)
-        run.forget()
-        return n_bytes + model_bytes
-
-    def replace_run(self, history: TrialHistory, old: Run) -> None:
+    def replace_run(self, history: TrialHistory, old: RunLog) -> None:
         """Give a finished trial a new run in place of `old`; checkpoint and model come along."""
-        before, finished = RunLog(self._store, old, is_new=False), history.finished
+        finished = history.finished
         assert finished is not None
-        run = self._runs[finished.number] = self._make_run(history.started)
+        self.runs[finished.number] = []
+        run = self._run_for(history)
         with tempfile.TemporaryDirectory() as scratch:
-            if finished.checkpoint is None and CHECKPOINT in before.files("checkpoint"):
-                finished = replace(finished, checkpoint=before.fetch(CHECKPOINT, scratch))
-            outputs = old.outputs.model_outputs if old.outputs else []
-            if outputs and finished.model_file is None:
-                self._store.client.log_outputs(run.run_id, outputs)
-            self.sync(replace(history, finished=finished))
-
-    def _store_files(self, run: RunLog, finished: TrialFinished) -> tuple[int, bool]:
-        """Store checkpoint and traceback; returns the checkpoint's bytes, and if it is lost."""
-        run.remove_broken_off_uploads()
-        if finished.failure and finished.failure.traceback:
-            run.log_text(redacted(finished.failure.traceback), TRACEBACK)
-        if finished.checkpoint is None or DROPPED_TAG in run.tags:
-            return 0, False
-        if not Path(finished.checkpoint).is_file():
-            if run.may_have_model and CHECKPOINT in run.files("checkpoint"):
-                return 0, False
-            self._note_lost(finished.number, finished.checkpoint)
-            return 0, finished.state is TrialState.COMPLETE
-        run.log_file(finished.checkpoint, CHECKPOINT)
-        return Path(finished.checkpoint).stat().st_size, False
-
-    def _store_model(
-        self, run: RunLog, finished: TrialFinished, params: Mapping[str, str]
-    ) -> tuple[dict[str, Any], int]:
-        """Log the trial's model; returns what ties a metric to it, and its bytes."""
-        is_wanted = self._folders is not None and finished.state is TrialState.COMPLETE
-        if not is_wanted or finished.model_file is None or DROPPED_TAG in run.tags:
-            return {}, 0
-        archive = Path(finished.model_file)
-        if not archive.is_file():
-            if not run.may_have_model:
-                self._note_lost(finished.number, finished.model_file)
-            return {}, 0
-        assert self._folders is not None
-        assert self._dataset is not None
-        label = ModelLabel(
-            name="model",
-            step=finished.best_epoch or finished.n_epochs,
-            params=params,
-            tags={"sweep.study": self._study.name[: keys.MAX_TAG],
-                  "sweep.trial": str(finished.number)},
-        )  # fmt: skip
-        model_id = log_model(self._store, run, self._folders, archive, label)
-        name = dataset_name(self._dataset, "val")
-        data = {"dataset_name": name, "dataset_digest": self._dataset.digest}
-        n_bytes = archive.stat().st_size + self._folders.n_bytes
-        return {"model_id": model_id, "run_id": run.run_id, **data}, n_bytes
-
-    def _note_lost(self, number: int, file: str) -> None:
-        sentence = f"{file} of trial {number} was gone before MLflow had it"
-        if sentence not in self.lost:
-            self.lost.append(sentence)
-            _log.error("%s", sentence)
+            if finished.checkpoint is None and old.size_of(CHECKPOINT) is not None:
+                finished = replace(finished, checkpoint=old.fetch(CHECKPOINT, scratch))
+            if old.model_ids and finished.model_file is None:
+                outputs = [LoggedModelOutput(model_id, 0) for model_id in old.model_ids]
+                self.store.client.log_outputs(run.run_id, outputs)
+            self._show(run, replace(history, finished=finished))
 
     def drop_files(self, number: int) -> None:
         """Delete a finished trial's checkpoint and model in MLflow."""
-        run = self._ranked_run(number)
+        run = self.run_of(number)
         if run is None:
             return
-        if keeper := drop_files(self._store, run.place):
+        if keeper := drop_files(self.store, run.run_id):
             _log.warning("trial %d stays: %s", number, keeper)
         else:
             run.tags[DROPPED_TAG] = "true"
 
+    def _run_for(self, history: TrialHistory) -> RunLog:
+        number = history.started.number
+        if not self.runs.get(number):
+            picture = picture_of_trial(self.study, history)
+            tags = {**picture.tags, "mlflow.parentRunId": self.parent.run_id}
+            self.runs[number] = [self._make_run(picture.name, picture.start_ms, tags)]
+        return self.runs[number][0]
+
+    def _make_run(self, name: str, time_ms: int, tags: Mapping[str, str]) -> RunLog:
+        assert self.experiment is not None
+        return make_run(self.store, self.experiment.experiment_id, name, time_ms, tags)
+
+    def _show(self, run: RunLog, history: TrialHistory) -> None:
+        study = self.study
+        if self._folders is None and study.dataset is not None:
+            module = str(study.config.get("module", DEFAULT_MODULE))
+            self._folders = ModelFolders(study.dataset, module)
+        for file in show(run, picture_of_trial(study, history), study.dataset, self._folders):
+            number = history.started.number
+            self.lost.append(f"{file} of trial {number} was gone before MLflow had it")
+            _log.error("%s", self.lost[-1])
+
     # the study
 
-    def read(self, dataset: DatasetInfo | None) -> None:
-        """Name the data that trials read; None: not known yet."""
-        if dataset == self._dataset and dataset is not None:
-            return
-        self._dataset = dataset
-        self._inputs = dataset_inputs(dataset)
-        if dataset is not None and self._log_models:
-            module = str(self._study.config.get("module", DEFAULT_MODULE))
-            self._folders = ModelFolders(dataset, module)
-
     def sync_study(
-        self,
-        study: StudyInfo,
-        end: StudyFinished | None = None,
-        ranking: Sequence[Ranked] = (),
-        device: str | None = None,
+        self, study: StudyInfo, end: StudyFinished | None = None, ranking: Sequence[Ranked] = ()
     ) -> None:
         """Bring experiment and parent run up to the study: settings, description, ranks, end."""
-        is_new_text = study.config != self._study.config or not self._is_described
-        self._study = study
-        self.read(study.dataset or self._dataset)
-        if end is None:
-            self.parent.reopen()
-        text = overview.describe(study, end, ranking)
-        tags = keys.tags({**_study_tags(study), "mlflow.note.content": text})
-        if device is not None:
-            tags[DEVICE_TAG] = device
-        self.parent.log_datasets(self._inputs)
-        if is_new_text:
+        self.study, client = study, self.store.client
+        text = describe(study, end, ranking)
+        self.parent.log_datasets(study.dataset)
+        if study.config != self._described:
             self.parent.remove_broken_off_uploads()
             config = yaml.safe_dump(_plain(study.config), sort_keys=False)
             self.parent.log_text(config, "config.yaml")
             self.parent.log_text(study.space_text, "space.yaml")
-            self._is_described = True
-        self._rank(ranking, is_baseline=end is not None and end.baseline_value is not None)
+            self._described = study.config
+        self._rank(ranking)
+        tags = keys.tags({**_study_tags(study), "mlflow.note.content": text})
         if end is not None:
             tags |= self._end_tags(end)
             self._link_best(end)
         self.parent.log(tags=tags)
-        client = self._store.client
-        client.set_experiment_tag(self.experiment_id, "mlflow.note.content", text)
-        if end is not None:
+        assert self.experiment is not None
+        client.set_experiment_tag(self.experiment.experiment_id, "mlflow.note.content", text)
+        if end is None:
+            self.parent.set_status("RUNNING")
+        else:
             status = {"interrupted": "KILLED", "failed": "FAILED"}.get(end.reason, "FINISHED")
-            self.parent.end(status, end.time_ms)
+            self.parent.set_status(status, end.time_ms)
 
     def _link_best(self, end: StudyFinished) -> None:
         """Make the best trial's model an output of the parent.
@@ -355,89 +234,62 @@ class Mirror:
         MLflow's page files a run without a model under "Evaluation runs" unless it is switched to
         model training.
         """
-        run = self._ranked_run(end.best_number) if end.best_number is not None else None
-        if run is None:
-            return
-        client, of_run = self._store.client, f"source_run_id = '{run.run_id}'"
-        models = client.search_logged_models([self.experiment_id], of_run, max_results=1)
-        outputs = client.get_run(self.parent.run_id).outputs
-        linked = {output.model_id for output in outputs.model_outputs} if outputs else set()
-        new = [LoggedModelOutput(m.model_id, 0) for m in models if m.model_id not in linked]
+        best = self.run_of(end.best_number) if end.best_number is not None else None
+        new = [m for m in best.model_ids if m not in self.parent.model_ids] if best else []
         if new:
-            client.log_outputs(self.parent.run_id, new)
+            outputs = [LoggedModelOutput(model_id, 0) for model_id in new]
+            self.store.client.log_outputs(self.parent.run_id, outputs)
+            self.parent.model_ids += new
 
     def _end_tags(self, end: StudyFinished) -> dict[str, str]:
         tags = {"sweep.reason": str(end.reason)}
         tags |= {f"sweep.n_{name.lower()}": str(n) for name, n in end.n_by_state.items()}
         if end.best_number is not None:
-            run = self._ranked_run(end.best_number)
+            run = self.run_of(end.best_number)
             tags["sweep.best_trial"] = str(end.best_number)
             tags["sweep.best_run"] = run.run_id if run else ""
         if end.best_value is not None:
             tags["sweep.best_value"] = repr(end.best_value)
         if end.baseline_value is not None:
             tags["sweep.baseline_value"] = repr(end.baseline_value)
+            if (baseline := self.run_of(0)) is not None:
+                baseline.log(tags={"sweep.baseline": "true"})
         return tags
 
-    def _rank(self, ranking: Sequence[Ranked], *, is_baseline: bool) -> None:
+    def _rank(self, ranking: Sequence[Ranked]) -> None:
         """Number the best trials; those that fell out of the ranking lose their tag."""
-        ranks = {ranked.number: rank for rank, ranked in enumerate(ranking, 1)}
-        for number in sorted(self._ranks.keys() - ranks.keys()):
-            if (run := self.run_of(number)) is not None:
-                self._store.client.delete_tag(run.run_id, RANK_TAG)
-                run.tags.pop(RANK_TAG, None)
-            del self._ranks[number]
-        for number, rank in ranks.items():
-            run = self._ranked_run(number)
-            if run is None:
-                continue
-            tags = {RANK_TAG: str(rank)}
-            if rank == 1 or "sweep.best" in run.tags:
-                tags["sweep.best"] = "true" if rank == 1 else "false"
-            run.log(tags=tags)
-            self._ranks[number] = rank
-        if is_baseline and (run := self._ranked_run(0)) is not None:
-            run.log(tags={"sweep.baseline": "true"})
+        ranks = {ranked.number: str(rank) for rank, ranked in enumerate(ranking, 1)}
+        if not ranks.keys() <= self.runs.keys():
+            self.read()
+        for number, (run, *_) in self.runs.items():
+            rank = ranks.get(number)
+            if rank is None and RANK_TAG in run.tags:
+                self.store.client.delete_tag(run.run_id, RANK_TAG)
+                del run.tags[RANK_TAG]
+            elif rank is not None:
+                tags = {RANK_TAG: rank}
+                if rank == "1" or "sweep.best" in run.tags:
+                    tags["sweep.best"] = "true" if rank == "1" else "false"
+                run.log(tags=tags)
 
 
-def params_of(study: StudyInfo, history: TrialHistory) -> dict[str, str]:
-    """The parameters that a trial's run shows."""
-    started, config = history.started, history.started.settings or study.config
-    fixed = {name: config[name] for name in _FIXED if config.get(name) is not None}
-    return keys.trial_params(started.hyperparameters, started.params, fixed)
+def sync_trial(tracking_uri: str, study: StudyInfo, history: TrialHistory) -> None:
+    """Write whatever a trial's run lacks of `history`, now. Raises StoreError."""
+    with opened(tracking_uri) as store:
+        mirror = Mirror(store, study)
+        mirror.make()
+        mirror.sync(history)
 
 
-def points_of(study: StudyInfo, history: TrialHistory) -> dict[str, dict[int, float]]:
-    """All points that the run of a finished trial shows: metric key -> step -> value."""
-    points = curve_points(history.reports, metric_keys(study))
-    points += _summary(study, history.finished, {}) if history.finished else []
-    curves: dict[str, dict[int, float]] = {}
-    for point in points:
-        curves.setdefault(point.key, {}).setdefault(point.step, point.value)
-    return curves
-
-
-def metric_keys(study: StudyInfo) -> keys.Keys:
-    """Keys for the metrics of one trial of `study`."""
-    return keys.metric_keys(study.metric)
-
-
-def _summary(study: StudyInfo, finished: TrialFinished, link: Mapping[str, Any]) -> list[Metric]:
-    """The objective at the best epoch, linked to the model and the validation data."""
-    if finished.value is None:
-        return []
-    step, name = finished.best_epoch or finished.n_epochs, keys.best_key(study.metric)
-    return [Metric(name, float(finished.value), finished.time_ms, step, **link)]
-
-
-def _tags(study: StudyInfo, role: str) -> dict[str, str]:
-    return {"sweep.study": study.name, "sweep.role": role}
+def _in_order(run: RunLog) -> tuple[bool, int, int, str]:
+    return run.status not in ("FINISHED", "FAILED"), -run.n_metrics, run.start_time, run.run_id
 
 
 def _study_tags(study: StudyInfo) -> dict[str, str]:
     tags = {
         **study.tags,
-        **_tags(study, "study"),
+        "sweep.study": study.name,
+        "sweep.role": "study",
         "sweep.space": study.space_name,
         "sweep.metric": study.metric,
         "sweep.direction": study.direction,
@@ -446,21 +298,6 @@ def _study_tags(study: StudyInfo) -> dict[str, str]:
     if commit := study.tags.get("git_commit", study.tags.get("git.commit")):
         tags["mlflow.source.git.commit"] = commit
     return tags
-
-
-def outcome_tags(finished: TrialFinished) -> dict[str, str]:
-    """The tags of a finished trial's run."""
-    tags = {
-        **finished.tags,
-        STATE_TAG: str(finished.state),
-        "sweep.n_epochs": str(finished.n_epochs),
-    }
-    if finished.best_epoch is not None:
-        tags["sweep.best_epoch"] = str(finished.best_epoch)
-    if finished.failure:
-        tags["sweep.failure"] = finished.failure.kind
-        tags["sweep.failure_message"] = redacted(finished.failure.message)[:_MAX_MESSAGE]
-    return keys.tags(tags)
 
 
 def _plain(value: Any) -> Any:

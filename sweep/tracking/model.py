@@ -4,7 +4,7 @@
 that `mlflow.pytorch.save_model(serialization_format="pt2")` writes is put together from the
 worker's archive in a few milliseconds. A test compares it with what save_model writes.
 
-Imports mlflow: only the driver may load this module.
+Loads mlflow, as it is imported.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import runpy
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,14 +25,12 @@ from typing import Any
 import numpy as np
 from mlflow.entities import LoggedModel, LoggedModelOutput
 from mlflow.models import Model, ModelSignature
-from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from mlflow.types.schema import Schema, TensorSpec
 
 from sweep.data.catalog import is_custom
 from sweep.hyperparameters import DEFAULT_MODULE
+from sweep.tracking.artifacts import files_of, folder_of
 from sweep.tracking.run import RunLog
-from sweep.tracking.store import Store
 from sweep.trial import DatasetInfo
 
 PINNED = ("torch", "mlflow", "numpy")
@@ -62,6 +59,8 @@ dependencies:
 
 
 NOTE_TAG = "mlflow.note.content"
+_RUNS_TAGS = ("sweep.study", "sweep.role", "sweep.trial", "sweep.from_trial", "sweep.from_run")
+"""What a model says of its run."""
 OWN = (
     "artifact_path", "model_id", "model_size_bytes", "model_uuid", "run_id", "utc_time_created",
 )  # fmt: skip
@@ -94,8 +93,6 @@ class ModelFolders:
             "input_example.json": json.dumps(rows),
             "serving_input_example.json": json.dumps({"inputs": rows}),
         }
-        self.n_bytes = sum(map(len, self._files.values()))
-        """What a model takes beside its archive, but for its MLmodel file of some 2 kB."""
         # Once: putting it together and writing it as YAML takes as long as storing the archive.
         self._description = self._describe()
 
@@ -116,7 +113,7 @@ class ModelFolders:
         values = {
             **ids,
             "utc_time_created": str(datetime.now(UTC).replace(tzinfo=None)),
-            "model_size_bytes": archive.stat().st_size + self.n_bytes,
+            "model_size_bytes": archive.stat().st_size + sum(map(len, self._files.values())),
         }
         text = self._description
         for key in OWN:
@@ -148,73 +145,49 @@ class ModelFolders:
         return str(model.to_yaml())
 
 
-@dataclass(frozen=True, slots=True)
-class ModelLabel:
-    """What a logged model is called and where it comes from."""
-
-    name: str
-    step: int
-    """Epoch of the weights."""
-    params: Mapping[str, str]
-    tags: Mapping[str, str]
-
-
 def log_model(
-    store: Store, run: RunLog, folders: ModelFolders, archive: Path, label: ModelLabel
+    run: RunLog, folders: ModelFolders, archive: str, step: int, params: Mapping[str, str]
 ) -> str:
-    """Store the model of `archive` as the output of `run`; returns its id.
+    """Store the model of `archive` (.pt2), of epoch `step`, as the output of `run`.
 
-    A run that has a model already keeps it: one is made once, however often this is asked.
+    Returns its id. A run that has a model already keeps it: one is made once, however often this
+    is asked.
     """
-    model, is_linked = _find_or_make(store, run, folders, label)
+    client, found = run.store.client, list[LoggedModel]()
+    if not run.is_new:
+        of_run = f"source_run_id = '{run.run_id}'"
+        found = client.search_logged_models([run.experiment_id], of_run, max_results=1)
+    own_tags = {key: run.tags[key] for key in _RUNS_TAGS if key in run.tags}
+    model = found[0] if found else client.create_logged_model(
+        experiment_id=run.experiment_id,
+        name="model",
+        source_run_id=run.run_id,
+        tags=own_tags | ({NOTE_TAG: folders.note} if folders.note else {}),
+        params=dict(params),
+    )  # fmt: skip
     model_id = str(model.model_id)
     if str(model.status) != "READY":
-        _upload(store, run, folders, archive, model)
-        store.client.finalize_logged_model(model_id, "READY")
-    if not is_linked:
-        store.client.log_outputs(run.run_id, [LoggedModelOutput(model_id, label.step)])
+        _upload(run, folders, Path(archive), model)
+        client.finalize_logged_model(model_id, "READY")
+    if model_id not in run.model_ids:
+        client.log_outputs(run.run_id, [LoggedModelOutput(model_id, step)])
+        run.model_ids.append(model_id)
     return model_id
 
 
-def _find_or_make(
-    store: Store, run: RunLog, folders: ModelFolders, label: ModelLabel
-) -> tuple[LoggedModel, bool]:
-    """The run's model, and whether the run already names it as its output."""
-    if run.may_have_model:
-        of_run = f"source_run_id = '{run.run_id}'"
-        found = store.client.search_logged_models([run.experiment_id], of_run, max_results=1)
-        if found:
-            outputs = store.client.get_run(run.run_id).outputs
-            linked = {output.model_id for output in outputs.model_outputs} if outputs else set()
-            return found[0], found[0].model_id in linked
-    run.may_have_model = True
-    note = {NOTE_TAG: folders.note} if folders.note else {}
-    made = store.client.create_logged_model(
-        experiment_id=run.experiment_id,
-        name=label.name,
-        source_run_id=run.run_id,
-        tags={**label.tags, **note},
-        params=dict(label.params),
-    )
-    return made, False
-
-
-def _upload(
-    store: Store, run: RunLog, folders: ModelFolders, archive: Path, model: LoggedModel
-) -> None:
+def _upload(run: RunLog, folders: ModelFolders, archive: Path, model: LoggedModel) -> None:
     ids = {
         "artifact_path": model.artifact_location,
         "model_uuid": model.model_id,
         "model_id": model.model_id,
         "run_id": run.run_id,
     }
-    artifacts = get_artifact_repository(model.artifact_location, tracking_uri=store.uri)
-    if isinstance(artifacts, LocalArtifactRepository):
-        folders.write(Path(artifacts.artifact_dir), archive, ids)
-        return
+    artifacts = files_of(run.store, model.artifact_location)
     with tempfile.TemporaryDirectory() as scratch:
-        folders.write(Path(scratch), archive, ids)
-        artifacts.log_artifacts(scratch)  # type: ignore[no-untyped-call]
+        folder = folder_of(artifacts)
+        folders.write(folder or Path(scratch), archive, ids)
+        if folder is None:
+            artifacts.log_artifacts(scratch)
 
 
 def _note(dataset: DatasetInfo) -> str:

@@ -1,6 +1,6 @@
 """One MLflow run: written by the client's public methods, in as few calls as its limits allow.
 
-Imports mlflow: only the driver may load this module.
+Loads mlflow, as it is imported.
 """
 
 from __future__ import annotations
@@ -9,19 +9,16 @@ import functools
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
-from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from sweep.tracking import keys
-from sweep.tracking.disposal import Place
-from sweep.tracking.store import Store
-from sweep.trial import DatasetInfo, EpochReport, TrialState
+from sweep.tracking.artifacts import files_of, folder_of, listed
+from sweep.tracking.store import Store, source_tags
+from sweep.trial import DatasetInfo, TrialState
 
 STATUS = {
     TrialState.COMPLETE: "FINISHED",
@@ -37,43 +34,29 @@ UPLOADING = ".artifact.uploading."
 """How the names of files begin that MLflow writes aside in a run's folder."""
 
 
-@dataclass(frozen=True, slots=True)
-class NewRun:
-    """A run that begins."""
-
-    experiment_id: str
-    name: str
-    time_ms: int
-    """Unix time in milliseconds."""
-    tags: Mapping[str, str]
-
-
 class RunLog:
-    """Writes to one run what it lacks: whatever is logged twice, MLflow has once."""
+    """One run: what it has, and what it lacks. Whatever is logged twice, MLflow has once."""
 
-    def __init__(self, store: Store, run: Run, *, is_new: bool) -> None:
-        self._store = store
+    def __init__(self, store: Store, run: Run, *, is_new: bool = False) -> None:
+        self.store, self.is_new = store, is_new
         self.run_id: str = run.info.run_id
         self.experiment_id: str = run.info.experiment_id
-        self.place = Place.of(run)
+        self.artifact_uri: str = run.info.artifact_uri
         self.status: str = run.info.status
+        self.start_time: int = run.info.start_time
         self.end_time: int | None = run.info.end_time
         self.params: Mapping[str, str] = dict(run.data.params)
         self.tags: dict[str, str] = dict(run.data.tags)
-        self.may_have_model = not is_new
-        self._is_new = is_new
+        self.n_metrics = len(run.data.metrics)
+        outputs = run.outputs.model_outputs if run.outputs else []
+        self.model_ids = [str(output.model_id) for output in outputs]
         self._has_inputs = bool(run.inputs and run.inputs.dataset_inputs)
         self._steps: dict[str, set[int]] = {}
         """Metric -> steps that the run has a point at, where that was asked for."""
 
     @functools.cached_property
     def _artifacts(self) -> Any:
-        uri = self.place.artifact_uri
-        return get_artifact_repository(uri, tracking_uri=self._store.uri)
-
-    def forget(self) -> None:
-        """Params and points are not asked for any more: a kilobyte a trial."""
-        self.params, self._steps, self._is_new = {}, {}, False
+        return files_of(self.store, self.artifact_uri)
 
     def log(
         self,
@@ -89,10 +72,10 @@ class RunLog:
         new_tags = {k: v for k, v in (tags or {}).items() if self.tags.get(k) != v}
         if len(new_tags) == 1 and not points and not new_params:
             (tag,) = new_tags.items()
-            self._store.client.set_tag(self.run_id, *tag)  # 60 % of what a batch takes
+            self.store.client.set_tag(self.run_id, *tag)  # 60 % of what a batch takes
         else:  # in as many batches as MLflow's limits ask for
             pairs = [Param(*p) for p in new_params.items()], [RunTag(*t) for t in new_tags.items()]
-            self._store.client.log_batch(self.run_id, points, *pairs)
+            self.store.client.log_batch(self.run_id, points, *pairs)
         for metric in points:
             self._steps_of(metric.key).add(metric.step)
         self.params = {**self.params, **new_params}
@@ -100,106 +83,88 @@ class RunLog:
 
     def history(self, key: str) -> list[Metric]:
         """All points of one metric."""
-        return list(self._store.client.get_metric_history(self.run_id, key))
+        return list(self.store.client.get_metric_history(self.run_id, key))
 
     def _steps_of(self, key: str) -> set[int]:
         if key not in self._steps:
-            found = [] if self._is_new else self.history(key)
+            found = [] if self.is_new else self.history(key)
             self._steps[key] = {point.step for point in found}
         return self._steps[key]
 
-    def log_datasets(self, inputs: Sequence[DatasetInput]) -> None:
+    def log_datasets(self, info: DatasetInfo | None) -> None:
         """Name the data that the run reads, once."""
-        if inputs and not self._has_inputs:
-            self._store.client.log_inputs(self.run_id, list(inputs))
+        if info is not None and not self._has_inputs:
+            self.store.client.log_inputs(self.run_id, _inputs(info))
             self._has_inputs = True
 
     def log_file(self, file: str | Path, artifact: str) -> None:
         """Store a copy of `file` under the run-relative path `artifact`, if it is not there."""
+        n_bytes = Path(file).stat().st_size  # a copy that was broken off is shorter
+        if not self.is_new and self.size_of(artifact) == n_bytes:
+            return
         folder, _, name = artifact.rpartition("/")
-        if not self._is_new and self._has_file(artifact, Path(file).stat().st_size):
-            return
-        if Path(file).name == name:
-            self._artifacts.log_artifact(str(file), folder or None)
-            return
         with tempfile.TemporaryDirectory() as scratch:
-            renamed = Path(scratch, name)
-            shutil.copyfile(file, renamed)
-            self._artifacts.log_artifact(str(renamed), folder or None)
+            named = Path(file)
+            if named.name != name:
+                named = Path(shutil.copyfile(file, Path(scratch, name)))
+            self._artifacts.log_artifact(str(named), folder or None)
 
     def log_text(self, text: str, artifact: str) -> None:
         """Store `text` under the run-relative path `artifact`; what is there is replaced."""
-        self._store.client.log_text(self.run_id, keys.clean(text), artifact)
+        self.store.client.log_text(self.run_id, keys.clean(text), artifact)
 
     def remove_broken_off_uploads(self) -> None:
         """Remove files that a killed process was storing for this run, where they lie on disk."""
-        if not self._is_new and isinstance(self._artifacts, LocalArtifactRepository):
-            for part in Path(self._artifacts.artifact_dir).rglob(f"{UPLOADING}*"):
-                part.unlink(missing_ok=True)
+        folder = None if self.is_new else folder_of(self._artifacts)
+        for part in folder.rglob(f"{UPLOADING}*") if folder is not None else ():
+            part.unlink(missing_ok=True)
 
-    def files(self, folder: str) -> dict[str, int]:
-        """Artifacts in `folder`: run-relative path -> bytes."""
-        found = self._artifacts.list_artifacts(folder)
-        return {entry.path: int(entry.file_size or 0) for entry in found if not entry.is_dir}
+    def size_of(self, artifact: str) -> int | None:
+        """Bytes of an artifact; None where the run has none."""
+        return listed(self._artifacts, artifact.rpartition("/")[0]).get(artifact)
 
     def fetch(self, artifact: str, folder: str) -> str:
         """A local copy of an artifact, in `folder`."""
         return str(self._artifacts.download_artifacts(artifact, folder))
 
-    def _has_file(self, artifact: str, n_bytes: int) -> bool:
-        """A copy that was broken off is shorter."""
-        return self.files(artifact.rpartition("/")[0]).get(artifact) == n_bytes
+    def set_status(self, status: str, end_ms: int | None = None) -> None:
+        """Give the run its status, if it has another: a final one with its end.
 
-    def reopen(self) -> None:
-        """Back to RUNNING, if it is not."""
-        if self.status != "RUNNING":
-            self._store.client.update_run(self.run_id, status="RUNNING")
-            self.status = "RUNNING"
-
-    def pause(self) -> None:
-        """An interrupted trial: it is to go on, so its run is SCHEDULED and has no end."""
-        if self.status != "SCHEDULED":
-            self._store.client.update_run(self.run_id, status="SCHEDULED")
-            self.status = "SCHEDULED"
-
-    def end(self, status: str, time_ms: int) -> None:
-        """Give the run its final status: the last thing that is written of a trial."""
-        if (self.status, self.end_time) != (status, time_ms):
-            self._store.client.set_terminated(self.run_id, status, time_ms)
-            self.status, self.end_time = status, time_ms
+        A final status is the last thing that is written of a trial. Params and points are not
+        asked for any more then: a kilobyte a trial.
+        """
+        if end_ms is not None:
+            if (self.status, self.end_time) != (status, end_ms):
+                self.store.client.set_terminated(self.run_id, status, end_ms)
+            self.params, self._steps, self.is_new = {}, {}, False
+        elif self.status != status:
+            self.store.client.update_run(self.run_id, status=status)
+        self.status, self.end_time = status, end_ms
 
 
-def make_run(store: Store, new: NewRun) -> RunLog:
+def make_run(
+    store: Store, experiment_id: str, name: str, time_ms: int, tags: Mapping[str, str]
+) -> RunLog:
     """A new run. Its tags are there from the first moment on: nobody finds a run without them."""
-    run = store.client.create_run(
-        new.experiment_id, new.time_ms, dict(new.tags), keys.clean(new.name)[: keys.MAX_NAME]
-    )
+    all_tags = {**tags, **source_tags()}
+    shown = keys.clean(name)[: keys.MAX_NAME]
+    run = store.client.create_run(experiment_id, time_ms, all_tags, shown)
     return RunLog(store, run, is_new=True)
 
 
-def same_value(a: float, b: float) -> bool:
-    """Whether MLflow shows `a` where `b` was logged; it has the largest floats for infinities."""
-    if a != a or b != b:
-        return a != a and b != b
-    largest = 1.7976931348623157e308
-    return max(-largest, min(largest, a)) == max(-largest, min(largest, b))
+def dataset_name(info: DatasetInfo, part: str) -> str:
+    """MLflow tells data sets apart by name and digest, so each part needs its own name."""
+    return f"{info.name[:400]}-{part}"
 
 
-def dataset_inputs(info: DatasetInfo | None) -> list[DatasetInput]:
+def _inputs(info: DatasetInfo) -> list[DatasetInput]:
     """MLflow's inputs for the training and the validation part of `info`."""
-    if info is None:
-        return []
     parts = (("train", "training", info.n_train), ("val", "validation", info.n_val))
     return [
         DatasetInput(_dataset(info, part, n), [InputTag("mlflow.data.context", context)])
         for part, context, n in parts
         if n > 0
     ]
-
-
-def dataset_name(info: DatasetInfo, part: str) -> str:
-    """MLflow tells data sets apart by name and digest, so each part needs its own name."""
-    return f"{info.name[:400]}-{part}"
 
 
 def _dataset(info: DatasetInfo, part: str, n: int) -> Dataset:
@@ -221,15 +186,3 @@ def _dataset(info: DatasetInfo, part: str, n: int) -> Dataset:
 
 def _spec(dtype: str, shape: tuple[int, ...]) -> dict[str, Any]:
     return {"dtype": dtype, "shape": [-1, *shape]}
-
-
-def curve_points(reports: Iterable[EpochReport], names: keys.Keys) -> list[Metric]:
-    """One point a metric and epoch."""
-    points = []
-    for report in reports:
-        names.add(report.metrics)
-        points += [
-            Metric(names[name], float(value), report.time_ms, report.epoch)
-            for name, value in report.metrics.items()
-        ]
-    return points

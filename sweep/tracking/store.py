@@ -1,6 +1,6 @@
 """The connection to one MLflow store: made, checked, silenced, its errors in one line.
 
-Imports mlflow: only the driver may load this module, within `uri.quiet()`.
+Loads mlflow, as it is imported.
 """
 
 from __future__ import annotations
@@ -11,24 +11,25 @@ import functools
 import getpass
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import mlflow
-import requests
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from mlflow import MlflowClient
 from mlflow.entities import Experiment, LifecycleStage, Run, ViewType
 from mlflow.exceptions import MlflowException
+from mlflow.store.entities import PagedList
 from sqlalchemy.exc import OperationalError
 
 from sweep.databases import postgres, sqlite
 from sweep.errors import DiskError, StoreError, SweepError
 from sweep.redact import redacted
-from sweep.tracking.addresses import check_home, home_tags, mark_home, new_location
-from sweep.tracking.uri import one_line, resolve, without_credentials
+from sweep.tracking.addresses import HOME_TAG, check_home, home_of, new_location
+from sweep.tracking.uri import one_line, quiet, resolve, without_credentials
 
 _LOGGERS = (
     "mlflow", "alembic", "sweep.tracking", "urllib3.connectionpool", "sqlalchemy", "psycopg",
@@ -36,18 +37,7 @@ _LOGGERS = (
 
 _HTTP_RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 
-_LASTING = frozenset(
-    {
-        "BAD_REQUEST",
-        "INVALID_PARAMETER_VALUE",
-        "INVALID_STATE",
-        "PERMISSION_DENIED",
-        "RESOURCE_ALREADY_EXISTS",
-        "RESOURCE_DOES_NOT_EXIST",
-        "UNAUTHENTICATED",
-    }
-)
-"""MLflow's error codes that asking again does not cure."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +67,7 @@ def connect(uri: str) -> Store:
         DiskError: Its folder cannot be made or written.
     """
     uri = resolve(uri)
-    with in_one_line(f"MLflow at {redacted(uri)}"):
+    with quiet(), in_one_line(f"MLflow at {redacted(uri)}"):
         sqlite.check(uri)
         if sqlite.has_tables(uri, "experiments", "an MLflow store"):
             _refuse_other_version(uri)
@@ -120,11 +110,10 @@ def in_one_line(what: str) -> Iterator[None]:
         raise StoreError(f"{what}: {one_line(error)}. pip install 'sweep[postgres]'") from error
     except OSError as error:
         without_credentials(error)
-        if sqlite.disk_fault(error):
-            raise DiskError(f"{what}: {one_line(error)}. {sqlite.MAKE_ROOM}") from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            raise DiskError(f"{what}: {one_line(error)}") from error
-        raise StoreError(f"{what}: {one_line(error)}") from error
+        hint = f". {sqlite.MAKE_ROOM}" if sqlite.disk_fault(error) else ""
+        is_disk = hint or error.errno in (errno.EACCES, errno.EROFS, errno.EPERM)
+        kind = DiskError if is_disk else StoreError
+        raise kind(f"{what}: {one_line(error)}{hint}") from error
     except Exception as error:
         without_credentials(error)
         if reason := sqlite.disk_fault(error):
@@ -136,71 +125,87 @@ def in_one_line(what: str) -> Iterator[None]:
         raise StoreError(f"{what}: {one_line(error)}") from error
 
 
-def is_lasting(error: Exception) -> bool:
+def is_lasting(error: BaseException | None) -> bool:
     """Whether asking the store again cannot help."""
-    if isinstance(error, MlflowException):
-        return error.error_code in _LASTING and "database is locked" not in str(error)
-    if isinstance(error, OperationalError):
-        return False
-    if isinstance(error, requests.HTTPError) and error.response is not None:
-        status = error.response.status_code
+    if isinstance(error, MlflowException) and "database is locked" not in str(error):
+        status = int(error.get_http_status_code())  # type: ignore[no-untyped-call]
         return 400 <= status < 500 and status not in (408, 425, 429)
-    return isinstance(error, FileNotFoundError) or not isinstance(error, OSError)
+    return not isinstance(error, MlflowException | OperationalError | OSError)
 
 
 @contextlib.contextmanager
-def asked_once() -> Iterator[None]:
-    """Within, MLflow's HTTP client does not repeat a request by itself.
+def routed(log_file: Path | None) -> Iterator[None]:
+    """Within, MLflow's messages go to `log_file`, and it repeats no request by itself.
 
     It would also repeat one whose answer was lost, and make a second run. Who asks again within
     has to look first what is there.
     """
     before = os.environ.get(_HTTP_RETRIES)
     os.environ[_HTTP_RETRIES] = "0"
+    route_logs(log_file)
     try:
         yield
     finally:
-        if before is None:
-            del os.environ[_HTTP_RETRIES]
-        else:
+        route_logs(None)
+        del os.environ[_HTTP_RETRIES]
+        if before is not None:
             os.environ[_HTTP_RETRIES] = before
 
 
-def find_or_make_experiment(store: Store, name: str) -> tuple[Experiment, bool]:
-    """The experiment `name`, and whether it is new. A deleted one is brought back.
+@contextlib.contextmanager
+def opened(uri: str) -> Iterator[Store]:
+    """The store of `uri`; within the block its errors are StoreErrors of one line."""
+    handlers = logging.getLogger("mlflow").handlers
+    if not any(isinstance(h, logging.FileHandler | logging.NullHandler) for h in handlers):
+        route_logs(None)
+    store = connect(uri)
+    with in_one_line(f"MLflow at {store.shown}"):
+        yield store
+
+
+def find_or_make_experiment(store: Store, name: str) -> Experiment:
+    """The experiment `name`, made where there is none. A deleted one is brought back.
 
     Raises StoreError where the store's folder was moved or copied (see `addresses`).
     """
     found = store.client.get_experiment_by_name(name)
+    home = home_of(store.uri)
     if found is not None:
-        check_home(store, found)
-        mark_home(store, found)
+        check_home(store.uri, found)
+        if home and HOME_TAG not in found.tags:  # an experiment of the user's
+            store.client.set_experiment_tag(found.experiment_id, HOME_TAG, home)
         if found.lifecycle_stage == LifecycleStage.DELETED:
             store.client.restore_experiment(found.experiment_id)
-        return found, False
-    # The tag keeps MLflow's page from asking what kind of experiment this is.
-    tags = {"mlflow.experimentKind": "custom_model_development", **home_tags(store.uri)}
+        return store.client.get_experiment(found.experiment_id)
+    # The first tag keeps MLflow's page from asking what kind of experiment this is.
+    tags = {"mlflow.experimentKind": "custom_model_development"} | (
+        {HOME_TAG: home} if home else {}
+    )
     made = store.client.create_experiment(name, new_location(store.uri, name), tags)
-    return store.client.get_experiment(made), True
+    return store.client.get_experiment(made)
+
+
+def every(page_of: Callable[[str | None], PagedList[T]]) -> Iterator[T]:
+    """The items of all pages; `page_of` asks for the one of a token."""
+    token: str | None = None
+    while token != "":
+        page = page_of(token)
+        yield from page
+        token = page.token or ""
 
 
 def search_runs(
-    store: Store,
-    experiment_id: str,
-    tags: Mapping[str, str],
+    store: Store, experiments: Sequence[str], wanted: Mapping[str, str] | str,
     view: int = ViewType.ACTIVE_ONLY,
-) -> Iterator[Run]:
-    """All undeleted runs of an experiment that carry `tags`, in pages of 1000."""
-    wanted = " and ".join(f"tags.`{key}` = {_quoted(value)}" for key, value in tags.items())
-    token = None
-    while True:
-        page = store.client.search_runs(
-            [experiment_id], wanted, view, max_results=1000, page_token=token
+) -> Iterator[Run]:  # fmt: skip
+    """All undeleted runs of these experiments with the tags `wanted`, or a filter, by pages."""
+    if not isinstance(wanted, str):
+        wanted = " and ".join(f"tags.`{k}` = {_quoted(value)}" for k, value in wanted.items())
+    return every(
+        lambda token: store.client.search_runs(
+            list(experiments), wanted, view, max_results=1000, page_token=token
         )
-        yield from page
-        token = page.token
-        if not token:
-            return
+    )
 
 
 def _quoted(text: str) -> str:
@@ -215,16 +220,15 @@ def source_tags() -> dict[str, str]:
     return tags
 
 
-class _Redacting(logging.Formatter):
-    """MLflow's messages and tracebacks name addresses, passwords and all."""
+class _LogFile(logging.FileHandler):
+    """A log file without credentials; where its disk is full, nothing stops and nothing is said.
+
+    MLflow's messages and tracebacks name addresses, passwords and all.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         """The message, without credentials."""
         return redacted(super().format(record))
-
-
-class _LogFile(logging.FileHandler):
-    """A log is no reason to stop, or to fill a terminal, where its disk is full."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a message. The file is opened here, where logging catches no error."""
@@ -246,7 +250,7 @@ def route_logs(log_file: Path | None) -> None:
     if log_file is not None:
         log_file.parent.mkdir(parents=True, exist_ok=True)
         handler = _LogFile(log_file, encoding="utf-8", delay=True)
-        handler.setFormatter(_Redacting("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     for name in _LOGGERS:
         logger = logging.getLogger(name)
         for old in logger.handlers[:]:
@@ -255,13 +259,6 @@ def route_logs(log_file: Path | None) -> None:
                 old.close()
         logger.addHandler(handler)
         logger.propagate = False
-
-
-def silence() -> None:
-    """Keep MLflow's log messages off the terminal, unless they have a place already."""
-    handlers = logging.getLogger("mlflow").handlers
-    if not any(isinstance(h, logging.FileHandler | logging.NullHandler) for h in handlers):
-        route_logs(None)
 
 
 def _refuse_other_version(uri: str) -> None:

@@ -12,20 +12,19 @@ import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sweep.databases import sqlite
-from sweep.databases.sqlite import is_disk_full
 from sweep.errors import StoreError, UndeliveredError
 from sweep.objective import Objective
-from sweep.tracking.disposal import DROPPED_TAG
-from sweep.tracking.pending import Pace, Pending, named
-from sweep.tracking.uri import one_line, quiet, shown, without_credentials
+from sweep.redact import redacted
+from sweep.tracking.uri import one_line, quiet, without_credentials
 from sweep.trial import (
+    DEVICE_TAG,
     MAX_RANKED,
-    CheckpointDropped,
     EpochReport,
     Ranked,
     Record,
@@ -54,16 +53,60 @@ search or `sweep doctor --fix`."""
 _log = logging.getLogger("sweep.tracking")
 
 
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How often the store is asked, in seconds."""
+
+    flush_s: float = 5.0
+    """The curves of running trials are gathered for at least this long."""
+    first_retry_s: float = 0.5
+    """A store that did not answer is asked again after this long, then after twice this, ..."""
+    retry_s: float = 5.0
+    """... and at least this often."""
+    grace_s: float = 10.0
+    """At the end a store that does not answer is asked for this long."""
+
+
+@dataclass
+class Pending:
+    """A run that may lack something: a trial's, or the study's own."""
+
+    started: TrialStarted | None = None
+    """None: the study's own run."""
+    reports: list[EpochReport] = field(default_factory=list)
+    finished: TrialFinished | None = None
+    n_new: int = 0
+    """Counts what came in since its run was in step."""
+    is_urgent: bool = True
+    """Its run begins or ends: not only new points, which can wait for a flush."""
+    n_tries: int = 0
+    retry_at: float = 0.0
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether its run lacks something."""
+        return self.n_new > 0
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether MLflow may still take it."""
+        return self.is_behind and self.n_tries < TRIES
+
+    @property
+    def is_final(self) -> bool:
+        """Whether nothing more will come of it."""
+        return self.finished is not None and self.finished.state.is_finished
+
+
 class MlflowTracker:
     """Keeps a study in MLflow: see `sweep.tracking.mirror` for what is written.
 
     Args:
         tracking_uri: sqlite:///FILE, another database, or the http address of a server.
         log_file: Where MLflow's own messages go; None: nowhere.
-        log_model: Whether completed trials get an MLflow logged model.
         pace: How often and how long a store is asked.
-        on_stored: Told a finished trial's number, and the bytes of its files, once MLflow has
-            them; by a thread of the tracker's.
+        on_stored: Told a finished trial's number once MLflow has its files, by a thread of the
+            tracker's; answers with trials whose files MLflow is to drop.
     """
 
     def __init__(
@@ -71,27 +114,24 @@ class MlflowTracker:
         tracking_uri: str,
         log_file: Path | None = None,
         *,
-        log_model: bool = True,
         pace: Pace | None = None,
-        on_stored: Callable[[int, int], None] | None = None,
+        on_stored: Callable[[int], Sequence[int]] | None = None,
     ) -> None:
-        self._uri, self._log_file, self._log_model = tracking_uri, log_file, log_model
-        self._on_stored = on_stored or (lambda number, n_bytes: None)
+        self._uri, self._log_file = tracking_uri, log_file
+        self._on_stored = on_stored or (lambda number: ())
         self._pace = pace or Pace()
         self._mirror: Mirror | None = None
         self._study: StudyInfo | None = None
         self._end: StudyFinished | None = None
-        self._device: str | None = None
         self._ranking: list[Ranked] = []
         self._lock = threading.Lock()
         self._trials: dict[int, Pending] = {}
         self._dropped: list[int] = []
-        self._study_changes, self._study_synced, self._study_tries = 0, 0, 0
-        self._study_retry_at = 0.0
+        self._own = Pending()
+        """The study's own run."""
         self._error: Exception | None = None
-        self._refusal: Exception | None = None
+        """Why the store does not answer, or what it refused last."""
         self._flush_at = self._describe_at = self._retry_at = self._away_since = 0.0
-        self._next_retry_s = self._pace.first_retry_s
         self._alive_at = 0.0
         self._is_storing_files = self._is_closing = False
         self._wake = threading.Event()
@@ -108,24 +148,23 @@ class MlflowTracker:
             StoreError: The store cannot be reached or written (DiskError: for want of space or
                 rights).
         """
+        with quiet():
+            from sweep.tracking.store import is_lasting, routed
+
         self._study, self._ranking = study, list(study.ranking)
         with contextlib.ExitStack() as stack:
             stack.enter_context(routed(self._log_file))
-            self._connect_now(may_wait=study.is_known)
+            try:
+                self._connect()
+            except StoreError as error:
+                if not study.is_known or is_lasting(error.__cause__):
+                    raise
+                self._away(error)
             self._opened = stack.pop_all()
-        self._study_changes = 1
+        self._own.n_new = 1
         self._alive_at = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="sweep-tracking", daemon=True)
         self._thread.start()
-
-    @property
-    def parent_run_id(self) -> str:
-        """The study's parent run. Only after open(). Raises StoreError while it is not known."""
-        if self._study is None:
-            raise RuntimeError("open() comes first")
-        if self._mirror is None:
-            raise StoreError(f"MLflow at {shown(self._uri)} did not answer yet")
-        return self._mirror.parent.run_id
 
     @property
     def is_offline(self) -> bool:
@@ -138,7 +177,7 @@ class MlflowTracker:
         if not self.is_offline:
             return None
         return (
-            f"MLflow at {shown(self._uri)} does not answer: the search goes on, its trials are "
+            f"MLflow at {redacted(self._uri)} does not answer: the search goes on, its trials are "
             "kept in the Optuna storage and brought to MLflow once it does"
         )
 
@@ -152,47 +191,37 @@ class MlflowTracker:
         self._wake.set()
 
     def _note(self, record: Record) -> None:
-        if isinstance(record, TrialStarted):
-            begun = self._trials.setdefault(record.number, Pending(record))
-            begun.started, begun.finished, begun.is_urgent = record, None, True
-            begun.n_changes += 1
-        elif isinstance(record, EpochReport):
-            if (pending := self._trials.get(record.number)) is not None:
-                pending.reports.append(record)
-                pending.n_changes += 1
-        elif isinstance(record, TrialFinished):
-            if (pending := self._trials.get(record.number)) is not None:
-                pending.finished, pending.is_urgent = record, True
-                pending.n_changes += 1
-                self._note_score(record, pending.started.name)
-        elif isinstance(record, CheckpointDropped):
-            self._note_drop(record.number)
-        elif isinstance(record, WorkerReady):
-            self._device = record.device
-            if self._study is not None:
-                self._study = dataclasses.replace(self._study, dataset=record.dataset)
-            self._study_changes += 1
+        assert self._study is not None
+        if isinstance(record, WorkerReady):
+            tags = {**self._study.tags, DEVICE_TAG: record.device}
+            self._study = dataclasses.replace(self._study, dataset=record.dataset, tags=tags)
+            self._own.n_new += 1
         elif isinstance(record, StudyFinished):
             self._end, self._ranking = record, list(record.ranking)
-            self._study_changes += 1
+            self._own.n_new += 1
+        elif isinstance(record, TrialStarted):
+            begun = self._trials.setdefault(record.number, Pending())
+            begun.started, begun.finished, begun.is_urgent = record, None, True
+            begun.n_new += 1
+        elif isinstance(record, EpochReport | TrialFinished) and record.number in self._trials:
+            pending = self._trials[record.number]
+            pending.n_new += 1
+            if isinstance(record, EpochReport):
+                pending.reports.append(record)
+            else:
+                pending.finished, pending.is_urgent = record, True
+                self._note_score(record)
 
-    def _note_score(self, record: TrialFinished, name: str) -> None:
-        if record.state is not TrialState.COMPLETE or record.value is None or self._study is None:
+    def _note_score(self, record: TrialFinished) -> None:
+        started = self._trials[record.number].started
+        assert started is not None
+        assert self._study is not None
+        if record.state is not TrialState.COMPLETE or record.value is None:
             return
         objective = Objective(self._study.metric, self._study.direction)
-        self._ranking.append(Ranked(record.number, name, record.value))
+        self._ranking.append(Ranked(record.number, started.name, record.value))
         self._ranking.sort(key=lambda r: (-objective.goodness(r.value), r.number))
         del self._ranking[MAX_RANKED:]
-
-    def _note_drop(self, number: int) -> None:
-        pending = self._trials.get(number)
-        if pending is not None and pending.finished is not None:
-            tags = {**pending.finished.tags, DROPPED_TAG: "true"}
-            pending.finished = dataclasses.replace(
-                pending.finished, checkpoint=None, model_file=None, tags=tags
-            )
-            pending.n_changes += 1
-        self._dropped.append(number)
 
     def close(self) -> None:
         """Bring MLflow up to the last record. Does nothing when it never opened, or again.
@@ -221,23 +250,19 @@ class MlflowTracker:
     def _raise_if_behind(self) -> None:
         with self._lock:
             behind = sorted(n for n, pending in self._trials.items() if pending.is_behind)
-            is_study_behind = self._study_synced < self._study_changes
         what = [named(behind)] if behind else []
-        what += ["the study itself"] if is_study_behind else []
-        lost = list(self._mirror.lost) if self._mirror else []
-        if not what and not lost:
-            return
-        error = self._error or self._refusal
-        said = lost
+        what += ["the study itself"] if self._own.is_behind else []
+        said = list(self._mirror.lost) if self._mirror else []
         if what:
             name = self._study.name if self._study else "STUDY"
-            why = f" ({one_line(error)})" if error else ""
-            said = [
+            why = f" ({one_line(self._error)})" if self._error else ""
+            lacks = (
                 f"MLflow lacks records of {' and '.join(what)}{why}: the same command, or `sweep "
-                f"doctor {name} --fix`, brings them once MLflow takes them; Optuna has them all",
-                *said,
-            ]
-        raise UndeliveredError("; ".join(said)) from error
+                f"doctor {name} --fix`, brings them once MLflow takes them; Optuna has them all"
+            )
+            said.insert(0, lacks)
+        if said:
+            raise UndeliveredError("; ".join(said)) from self._error
 
     # the thread
 
@@ -251,7 +276,7 @@ class MlflowTracker:
             # A store that answers is not left alone: a trial that it refuses is tried TRIES times.
             if self._away_since and time.monotonic() >= deadline:
                 break
-            if self._error is not None and is_disk_full(self._error):
+            if self._error is not None and sqlite.is_disk_full(self._error):
                 break  # waiting makes no room
             left_s = deadline - time.monotonic()
             time.sleep(max(0.02, min(self._pace.first_retry_s, left_s)))
@@ -260,7 +285,7 @@ class MlflowTracker:
         """Until records come, or the next flush, try or description is due."""
         now = time.monotonic()
         with self._lock:
-            waiting = [p for p in self._trials.values() if p.is_behind]
+            waiting = [pending for pending in self._trials.values() if pending.is_wanted]
             due = [p.retry_at if p.n_tries else self._flush_at for p in waiting]
         due += [self._describe_at] if self._mirror else []
         at = self._retry_at if self._away_since else min(due, default=now + DESCRIBED_EVERY_S)
@@ -274,32 +299,25 @@ class MlflowTracker:
             return False
         try:
             mirror = self._connect()
-            if self._study is not None and self._study.dataset is not None:
-                mirror.read(self._study.dataset)
             is_flush = is_last or now >= self._flush_at
             for number in self._due(is_flush=is_flush, is_last=is_last):
-                self._sync_trial(mirror, number)
+                self._sync(mirror, self._trials[number], number)
             if is_flush:
                 # With many trials a round takes long (5 ms each): then it comes less often.
                 took_s = time.monotonic() - now
                 self._flush_at = now + max(self._pace.flush_s, took_s / MAX_SHARE)
-            self._sync_study(mirror, is_last=is_last)
-            self._drop_files(mirror)
-        except _AwayError as away:
-            self._away(away.error)
-            return False
+            if self._is_description_due(is_last=is_last):
+                self._describe_at = now + DESCRIBED_EVERY_S
+                self._sync(mirror, self._own)
+            while self._dropped:
+                mirror.drop_files(self._dropped[0])
+                del self._dropped[0]
         except Exception as error:  # noqa: BLE001 - the thread must live: the store is asked again
             self._away(error)
             return False
         self._back()
         with self._lock:
-            is_behind = self._is_behind()
-            is_study_behind = self._study_synced < self._study_changes
-        return not is_behind and not (is_study_behind and self._study_tries < TRIES)
-
-    def _is_behind(self) -> bool:
-        """Whether a trial's run lacks something that MLflow may still take."""
-        return any(p.is_behind and p.n_tries < TRIES for p in self._trials.values())
+            return not any(p.is_wanted for p in (*self._trials.values(), self._own))
 
     def _due(self, *, is_flush: bool, is_last: bool) -> list[int]:
         """Trials to sync now, those that begin or end first."""
@@ -308,122 +326,75 @@ class MlflowTracker:
             due = [
                 (not pending.is_urgent, number)
                 for number, pending in self._trials.items()
-                if pending.is_behind
+                if pending.is_wanted
                 and (pending.is_urgent or is_flush)
-                and (pending.n_tries < TRIES and (now >= pending.retry_at or is_last))
+                and (now >= pending.retry_at or is_last)
             ]
         return [number for _, number in sorted(due)]
 
-    def _sync_trial(self, mirror: Mirror, number: int) -> None:
+    def _is_description_due(self, *, is_last: bool) -> bool:
+        now, own = time.monotonic(), self._own
         with self._lock:
-            pending = self._trials[number]
-            history, n_changes = pending.history(), pending.n_changes
+            # The end names the best run and its model, which come first.
+            if self._end is not None and any(p.is_wanted for p in self._trials.values()):
+                return False
+        has_news = own.is_behind or now >= self._describe_at
+        return has_news and own.n_tries < TRIES and (now >= own.retry_at or is_last)
+
+    def _sync(self, mirror: Mirror, pending: Pending, number: int = -1) -> None:
+        """Bring one run up to what is known. Raises where the store does not answer."""
+        with self._lock:
+            n_new, started = pending.n_new, pending.started
+            assert self._study is not None
+            study, end, ranking = self._study, self._end, tuple(self._ranking)
+            told = tuple(pending.reports), pending.finished
+            history = TrialHistory(started, *told) if started is not None else None
             self._is_storing_files = pending.is_final
             is_begun = pending.is_urgent and pending.finished is None and not self._is_closing
         try:
-            n_bytes = mirror.begin(history.started) if is_begun else mirror.sync(history)
-        except Exception as error:  # noqa: BLE001 - kept, and raised by close()
+            mirror.study = study
+            if pending is self._own:
+                mirror.sync_study(study, end, ranking)
+            elif history is not None and is_begun:
+                mirror.begin(history.started)
+            elif history is not None:
+                mirror.sync(history)
+        except Exception as error:
             without_credentials(error)
-            self._refused(mirror, pending, error)
+            if not mirror.answers():
+                raise
+            self._error = error
+            pending.n_tries += 1
+            pending.retry_at = time.monotonic() + self._pace.first_retry_s * 2**pending.n_tries
+            _log.warning("MLflow refuses trial %d", number, exc_info=error)
             return
         finally:
             self._alive_at, self._is_storing_files = time.monotonic(), False
         with self._lock:
+            pending.n_tries = 0
             if is_begun:  # its parameters come with the next flush, or with its end
-                pending.is_urgent, pending.n_tries = pending.finished is not None, 0
+                pending.is_urgent = pending.finished is not None
                 return
-            pending.n_synced, pending.n_tries = n_changes, 0
-            pending.is_urgent = pending.is_urgent and n_changes < pending.n_changes
+            pending.n_new -= n_new
+            pending.is_urgent = pending.is_urgent and pending.is_behind
             is_done = pending.is_final and not pending.is_behind
             if is_done:
                 del self._trials[number]
         if is_done:
-            self._on_stored(number, n_bytes)
-
-    def _refused(self, mirror: Mirror, pending: Pending, error: Exception) -> None:
-        """Tell a trial that is refused from a store that is away. Raises _AwayError."""
-        number = pending.started.number
-        run_is_deleted = False
-        with contextlib.suppress(Exception):
-            run_is_deleted = mirror.is_deleted(number)
-        mirror.forget(number)
-        if run_is_deleted:
-            self._let_go(pending)
-            return
-        if not mirror.answers():
-            raise _AwayError(error)
-        self._refusal = error
-        pending.n_tries += 1
-        pending.retry_at = time.monotonic() + self._pace.first_retry_s * 2**pending.n_tries
-        _log.warning("MLflow refuses trial %d", number, exc_info=error)
-
-    def _let_go(self, pending: Pending) -> None:
-        """The user deleted this run in MLflow: that is respected. `sweep doctor` sees a restored
-        one."""
-        pending.is_let_go = True
-
-    def _sync_study(self, mirror: Mirror, *, is_last: bool) -> None:
-        now = time.monotonic()
-        with self._lock:
-            study, end, ranking = self._study, self._end, tuple(self._ranking)
-            n_changes = self._study_changes
-            has_news = self._study_synced < n_changes or now >= self._describe_at
-            # The end names the best run and its model, which come first.
-            if end is not None and self._is_behind():
-                return
-        is_waiting = self._study_tries > 0 and now < self._study_retry_at and not is_last
-        if study is None or not has_news or is_waiting or self._study_tries >= TRIES:
-            return
-        self._describe_at = now + DESCRIBED_EVERY_S
-        try:
-            mirror.sync_study(study, end, ranking, self._device)
-        except Exception as error:
-            without_credentials(error)
-            if not self._takes_trials(mirror):
-                raise
-            self._refusal = error
-            self._study_tries += 1
-            self._study_retry_at = now + self._pace.first_retry_s * 2**self._study_tries
-            return
-        self._study_synced, self._study_tries = n_changes, 0
-
-    def _takes_trials(self, mirror: Mirror) -> bool:
-        """Whether the store answers though it refuses the study's own run."""
-        try:
-            mirror.ping()
-        except Exception:  # noqa: BLE001 - whatever it is, that is no answer
-            return False
-        return True
-
-    def _drop_files(self, mirror: Mirror) -> None:
-        with self._lock:
-            due = [n for n in self._dropped if n not in self._trials]
-            self._dropped = [n for n in self._dropped if n in self._trials]
-        for at, number in enumerate(due):
-            try:
-                mirror.drop_files(number)
-            except Exception:
-                with self._lock:
-                    self._dropped += due[at:]
-                raise
+            self._dropped += self._on_stored(number)
 
     def _connect(self) -> Mirror:
+        """The mirror of the study, opened at the first call that the store answers."""
         if self._mirror is None:
             assert self._study is not None
-            self._mirror = open_mirror(self._uri, self._study, log_models=self._log_model)
+            with quiet():
+                from sweep.tracking.mirror import Mirror
+                from sweep.tracking.store import opened
+            with opened(self._uri) as store:
+                mirror = Mirror(store, self._study)
+                mirror.make()
+            self._mirror = mirror
         return self._mirror
-
-    def _connect_now(self, *, may_wait: bool) -> None:
-        with quiet():
-            from sweep.tracking import store as stores
-
-        try:
-            self._connect()
-        except StoreError as error:
-            cause = error.__cause__
-            if not may_wait or not isinstance(cause, Exception) or stores.is_lasting(cause):
-                raise
-            self._away(error)
 
     def _away(self, error: Exception) -> None:
         """The store did not answer: ask again later, less and less often."""
@@ -433,54 +404,23 @@ class MlflowTracker:
             self._away_since = now
             _log.warning("MLflow does not answer, trials wait", exc_info=error)
         self._error = error
-        self._retry_at = now + self._next_retry_s
-        self._next_retry_s = min(2 * self._next_retry_s, self._pace.retry_s)
+        away_s = now - self._away_since
+        self._retry_at = now + min(max(away_s, self._pace.first_retry_s), self._pace.retry_s)
 
     def _back(self) -> None:
         self._retry_at = 0.0
         if self._away_since:
             _log.warning("MLflow answers again after %.0f s", time.monotonic() - self._away_since)
-            self._away_since = 0.0
-            self._next_retry_s = self._pace.first_retry_s
-        self._error = None
+            self._away_since, self._error = 0.0, None
 
 
-class _AwayError(Exception):
-    """The store took neither a trial nor a word about the study."""
+def named(numbers: Sequence[int]) -> str:
+    """At most five numbers, and how many more there are.
 
-    def __init__(self, error: Exception) -> None:
-        self.error = error
-
-
-def open_mirror(tracking_uri: str, study: StudyInfo, *, log_models: bool) -> Mirror:
-    """The mirror of `study` in the store of that address. Raises StoreError."""
-    with quiet():
-        from sweep.tracking import store as stores
-        from sweep.tracking.mirror import Mirror
-
-        store = stores.connect(tracking_uri)
-    with stores.in_one_line(f"MLflow at {store.shown}"):
-        return Mirror(store, study, log_models=log_models)
-
-
-def bring_up(tracking_uri: str, study: StudyInfo, history: TrialHistory) -> None:
-    """Write whatever a trial's run lacks of `history`, now. Raises StoreError."""
-    mirror = open_mirror(tracking_uri, study, log_models=True)
-    with quiet():
-        from sweep.tracking.store import in_one_line
-    with in_one_line(f"MLflow at {shown(tracking_uri)}"):
-        mirror.sync(history)
-
-
-@contextlib.contextmanager
-def routed(log_file: Path | None) -> Iterator[None]:
-    """Within, MLflow's messages go to `log_file`, and it repeats no request by itself."""
-    with quiet():
-        from sweep.tracking.store import asked_once, route_logs
-
-    route_logs(log_file)
-    try:
-        with asked_once():
-            yield
-    finally:
-        route_logs(None)
+    >>> named([3]), named([1, 2, 3, 4, 5, 6, 7])
+    ('trial 3', 'trials 1, 2, 3, 4, 5 (and 2 more)')
+    """
+    if len(numbers) == 1:
+        return f"trial {numbers[0]}"
+    more = f" (and {len(numbers) - 5} more)" if len(numbers) > 5 else ""
+    return f"trials {', '.join(map(str, numbers[:5]))}{more}"

@@ -50,14 +50,6 @@ def resolve(uri: str) -> str:
     return sqlite.url_of(path, uri.partition("?")[2])
 
 
-def shown(tracking_uri: str) -> str:
-    """The address of a store as it may be written down."""
-    try:
-        return redacted(resolve(tracking_uri))
-    except (ConfigError, StoreError):
-        return redacted(tracking_uri)
-
-
 def one_line(error: object) -> str:
     """The first line of what `error` says, without credentials, at most 300 characters.
 

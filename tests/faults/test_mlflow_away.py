@@ -26,16 +26,10 @@ from mlflow_proxy import Answer, Proxy, error, proxy_of, refusing
 from searches import TESTS, Call, sweep
 
 from sweep.errors import StoreError, UndeliveredError
-from sweep.tracking import (
-    MlflowTracker,
-    Pace,
-    artifact_of,
-    model_uri_of,
-    reconcile_runs,
-    run_id_of,
-)
+from sweep.repair.reconcile import reconcile_runs
+from sweep.tracking import MlflowTracker, Pace
+from sweep.tracking.artifacts import artifact_of, model_uri_of, run_id_of
 from sweep.trial import (
-    CheckpointDropped,
     Failure,
     Record,
     StudyInfo,
@@ -403,8 +397,7 @@ def test_a_trial_that_is_refused_again_and_again_holds_up_no_other(
     wait_until(lambda: statuses(server, name).get("0") == "FINISHED")
     wait_until(lambda: proxy.n_refused == 5)
     assert not tracker.is_offline
-    ended = [records.finished(1, TrialState.PRUNED), CheckpointDropped(1, records.START_MS)]
-    later = [*records.epochs(1, 2), *ended, *a_trial(2)]
+    later = [*records.epochs(1, 2), records.finished(1, TrialState.PRUNED), *a_trial(2)]
     tracker.write(later)
     with pytest.raises(UndeliveredError) as caught:
         tracker.close()
@@ -429,7 +422,7 @@ def test_the_studys_own_run_may_be_refused(server: Server, proxy: Proxy, tmp_pat
     study = "parent-refused"
     tracker = MlflowTracker(proxy.address, pace=FAST)
     tracker.open(records.study_info(study))
-    parent = tracker.parent_run_id
+    parent = runs_of(store_uri(server), study)["parent"].info.run_id
     proxy.rule = lambda call, body: (500, "") if parent in body and "runs/log" in call else None
     ready = WorkerReady(records.DATASET, "cpu", 4, records.START_MS)
     tracker.write([ready, *a_trial(0), records.study_finished()])

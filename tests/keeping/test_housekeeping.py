@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from searches import INLINE, Call, mlflow_client, query
+from searches import INLINE, Call, mlflow_client, query, stored_bytes
 
 import sweep
 from sweep.config.settings import RunConfig
@@ -17,8 +17,7 @@ from sweep.errors import UndeliveredError
 from sweep.files.trial_folder import TrialFiles, folder_bytes, is_whole_checkpoint
 from sweep.ledger.study import open_study
 from sweep.ledger.trials import LedgerTrial
-from sweep.tracking import run_id_of
-from sweep.tracking.disposal import stored_bytes
+from sweep.tracking.artifacts import run_id_of
 from sweep.trial import Record, StudyInfo, TrialFinished
 
 TRACKING = "sqlite:///mlflow.db"

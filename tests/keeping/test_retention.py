@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,8 @@ from hypothesis import strategies as st
 
 from sweep.config.settings import RunConfig
 from sweep.files.trial_folder import TrialFiles
-from sweep.keeping.retention import KeepBest, KeepEverything, TopTrials
-from sweep.testing import example_records
-from sweep.trial import CheckpointDropped, TrialFinished, TrialState
+from sweep.keeping.retention import KEPT_IN_WORK_DIR, KeepBest, which_go
+from sweep.trial import TrialFinished, TrialState
 
 DROPPED = "sweep.checkpoint_dropped"
 
@@ -42,31 +40,47 @@ class Shelf:
         checkpoint = self.folder(number) / "best.ckpt"
         checkpoint.write_bytes(b"x" * n_bytes)
         ended = TrialFinished(number, state, 1, value, 1, {}, 1, str(checkpoint), None)
-        record, more = self.retention.finish(ended)
-        self.dropped += [m.number for m in more if isinstance(m, CheckpointDropped)]
-        return record
+        return self.retention.finish(ended)
+
+    def stored(self, number: int) -> None:
+        """MLflow has the trial's files, and drops what it is to drop."""
+        self.dropped += self.retention.stored(number)
 
     def done(self, number: int, value: float, n_bytes: int = 1000, **more: Any) -> TrialFinished:
         """The trial ends, is closed, and delivered where it has files."""
         record = self.finish(number, value, n_bytes=n_bytes, **more)
         self.retention.closed(number)
         if record.checkpoint is not None:
-            self.retention.stored(number, n_bytes)
+            self.stored(number)
         return record
 
     def here(self) -> list[int]:
         return sorted(int(path.name) for path in self.folder(0).parent.iterdir())
 
 
-@given(st.lists(st.floats(0, 1), max_size=40), st.integers(1, 5))
-def test_the_best_k_are_those_of_sorting(values: list[float], k: int) -> None:
-    """Whatever comes in whatever order; of equals the earlier number."""
-    best, out = TopTrials(k), []
-    for number, value in enumerate(values):
-        out.append(best.add(value, number))
-    ranked = sorted(range(len(values)), key=lambda n: (-values[n], n))
-    assert best.numbers == set(ranked[:k])
-    assert {n for n in out if n is not None} == set(ranked[k:])
+@given(
+    st.lists(st.integers(1, 9), max_size=30), st.none() | st.integers(1, 7), st.integers(0, 200)
+)
+def test_the_rule_drops_the_worst_and_fits_the_limit(
+    sizes: list[int], keep: int | None, limit: int
+) -> None:
+    """Whatever files there are: the best stay, in one unbroken row from the best one, those
+    without a score go first, and all that stays fits, but for the best one alone."""
+    worst_first = [number for number in range(len(sizes)) if number % 4]
+    stored = dict(enumerate(sizes))
+    gone_here, gone = which_go(worst_first, stored, stored, keep, limit)
+    left_here, left = stored.keys() - gone_here, stored.keys() - gone
+    assert left_here <= {*worst_first[-min(KEPT_IN_WORK_DIR, keep or KEPT_IN_WORK_DIR) :]}
+    ranked = left & {*worst_first}
+    assert ranked == {*worst_first[len(worst_first) - len(ranked) :]}
+    assert keep is None or len(left) <= keep
+    if ranked < {*worst_first} and keep is None:
+        assert left == ranked, "those without a score go first"
+    n_bytes = sum(stored[n] for n in left_here) + sum(stored[n] for n in left)
+    assert n_bytes <= limit or left == {*worst_first[-1:]}
+    assert which_go(worst_first, stored, stored, None) == (
+        stored.keys() - {*worst_first[-KEPT_IN_WORK_DIR:]}, set(),
+    )  # fmt: skip
 
 
 def test_a_trial_outside_the_best_hands_over_no_checkpoint(tmp_path: Path) -> None:
@@ -113,7 +127,7 @@ def test_a_folder_goes_when_nobody_needs_it(tmp_path: Path, order: tuple[str, ..
         if step == "closed":
             shelf.retention.closed(0)
         elif step == "stored":
-            shelf.retention.stored(0, 1000)
+            shelf.retention.stored(0)
         else:
             for number in range(1, 6):
                 shelf.finish(number, 0.9)
@@ -142,7 +156,7 @@ def test_a_limit_counts_what_is_on_its_way(tmp_path: Path) -> None:
         shelf.finish(number, number / 10)
     for number in range(8):
         shelf.retention.closed(number)
-        shelf.retention.stored(number, 1000)
+        shelf.stored(number)
     left = set(range(8)) - set(shelf.dropped)
     assert left == {6, 7}
     assert shelf.here() == [6, 7]
@@ -156,7 +170,7 @@ def test_a_model_counts_where_there_is_one(tmp_path: Path, has_model: bool, n_ke
     files = [tmp_path / name for name in ("best.ckpt", "model.pt2")]
     for file in files:
         file.write_bytes(b"x" * 1000)
-    dropped = 0
+    dropped: list[int] = []
     for number in range(5):
         ended = TrialFinished(
             number,
@@ -169,8 +183,9 @@ def test_a_model_counts_where_there_is_one(tmp_path: Path, has_model: bool, n_ke
             str(files[0]),
             str(files[1]) if has_model else None,
         )
-        dropped += len(retention.finish(ended)[1])
-    assert 5 - dropped == n_kept
+        retention.finish(ended)
+        dropped += retention.stored(number)
+    assert 5 - len(dropped) == n_kept
 
 
 def test_pruned_trials_go_first_where_there_is_a_limit(tmp_path: Path) -> None:
@@ -199,7 +214,7 @@ def test_folders_of_an_earlier_run_wait_for_its_records(tmp_path: Path) -> None:
         shelf.done(number, 2.0)
     assert set(range(7)) <= set(shelf.here())
     for number in range(7):
-        shelf.retention.stored(number, 0)
+        shelf.retention.stored(number)
     assert shelf.here() == list(range(7, 12))
 
 
@@ -216,7 +231,7 @@ def test_a_trial_of_an_earlier_run_keeps_its_rank(tmp_path: Path) -> None:
         (shelf.folder(trial.number) / "best.ckpt").write_bytes(b"x" * 500)
     shelf.retention.recall(trials, {}, is_delivered=False)
     for trial in trials:
-        shelf.retention.stored(trial.number, 1000)
+        shelf.retention.stored(trial.number)
     shelf.done(3, (best.value or 0.0) - 1e-6)
     assert shelf.dropped
     assert best.number not in shelf.dropped
@@ -255,22 +270,9 @@ def test_a_decision_looks_at_few_other_trials(
             number, TrialState.COMPLETE, 1, Counted(score), 1, {}, 1, "best.ckpt"
         )
         before = Counted.n_comparisons
-        told, _ = retention.finish(ended)
+        told = retention.finish(ended)
         assert Counted.n_comparisons - before < 200
         retention.closed(number)
         if told.checkpoint is not None:
-            retention.stored(number, 1000)
+            retention.stored(number)
     assert Counted.n_comparisons > first + 10_000  # they are counted
-
-
-def test_the_null_retention_keeps_everything() -> None:
-    """Records pass as they are."""
-    keep = KeepEverything()
-    for record in _finished():
-        assert keep.finish(record) == (record, [])
-        keep.closed(record.number)
-
-
-def _finished() -> Iterator[TrialFinished]:
-    for records in example_records():
-        yield from (r for r in records if isinstance(r, TrialFinished))

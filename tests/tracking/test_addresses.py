@@ -13,7 +13,7 @@ import sweep
 from sweep.databases import sqlite
 from sweep.errors import ConfigError, StoreError
 from sweep.ledger.study import open_study
-from sweep.tracking import artifact_of, run_id_of
+from sweep.tracking.artifacts import artifact_of, run_id_of
 
 ODD = "run%20a 50%? {x} #'ü"
 TRACKING = "sqlite:///mlflow.db"
@@ -204,17 +204,6 @@ def test_a_link_to_the_folder_is_no_move(original: Path, call: Call) -> None:
     os.chdir(link)
     named = ("--tracking-uri", tracking, "--storage", storage)
     assert call("doctor", "six", *named)[:2] == (0, "six: 0 disagreements, 0 left\n")
-
-
-def test_a_copy_of_an_older_sweeps_folder_is_known_by_its_layout(
-    original: Path, call: Call
-) -> None:
-    """Without a note of where it was made, addresses of the default layout tell."""
-    query(original / "mlflow.db", "DELETE FROM experiment_tags WHERE key = 'sweep.home'")
-    copied(original)
-    assert "was moved or copied" in call("doctor", "six")[1]
-    assert call("doctor", "six", "--fix")[0] == 0
-    assert call("doctor", "six")[0] == 0
 
 
 def test_the_checkpoint_of_a_copy_is_its_own(original: Path, call: Call) -> None:

@@ -8,11 +8,11 @@ from typing import Any
 
 import mlflow
 import pytest
-from searches import INLINE, Call, mlflow_client
+from searches import INLINE, Call, mlflow_client, stored_bytes
 
 import sweep
 from sweep.ledger.study import open_study
-from sweep.tracking.disposal import drop_files, stored_bytes
+from sweep.tracking.artifacts import drop_files
 
 TRACKING = "sqlite:///mlflow.db"
 
@@ -154,13 +154,12 @@ def test_nothing_is_deleted_while_a_registry_does_not_answer(
 
 def test_a_trial_that_is_dropped_by_a_running_search_may_stay(six: Path) -> None:
     """`drop_files`, by which `--keep` works trial by trial, returns what keeps a run's files."""
-    from sweep.tracking.disposal import Place as Files
     from sweep.tracking.store import connect
 
     place, store = Place(six), connect(f"sqlite:///{six}/mlflow.db")
     first, second = place.poor[:2]
     kept = place.register(first)
-    assert drop_files(store, Files.of(place.runs[first])) == kept
-    assert drop_files(store, Files.of(place.runs[second])) == ""
+    assert drop_files(store, place.runs[first].info.run_id) == kept
+    assert drop_files(store, place.runs[second].info.run_id) == ""
     assert {*stored_bytes(TRACKING, "six")} == {*place.runs} - {second}
     sweep.run(study="six", trials=7, **INLINE)

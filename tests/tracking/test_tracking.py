@@ -22,35 +22,30 @@ import tracking_records as records
 import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run
-from searches import TESTS
+from searches import TESTS, stored_bytes
 
 from sweep.databases import sqlite
 from sweep.errors import DiskError, NotFoundError, StoreError, UndeliveredError
-from sweep.tracking import (
-    MlflowTracker,
-    Pace,
-    TrainingInfo,
-    TrainingOutcome,
-    TrainingRun,
+from sweep.repair.reconcile import reconcile_runs
+from sweep.tracking import MlflowTracker, Pace, default_tracking_uri, one_line
+from sweep.tracking.artifacts import (
     artifact_of,
-    default_tracking_uri,
-    find_run,
+    drop,
     model_uri_of,
-    one_line,
-    parent_run_id_of,
-    reconcile_runs,
     run_id_of,
+    stored_files,
 )
-from sweep.tracking.disposal import drop_checkpoints, stored_bytes
 from sweep.tracking.store import route_logs
+from sweep.tracking.training import TrainingRun
 from sweep.training.mlp import MLPClassifier
 from sweep.trial import (
-    CheckpointDropped,
     EpochReport,
     Notice,
     Ranked,
     Record,
     StudyFinished,
+    TrialFinished,
+    TrialStarted,
     TrialState,
     WorkerReady,
 )
@@ -613,10 +608,11 @@ def test_the_end_comes_after_the_trials_that_it_names(uri: str, model: records.T
     late = [*records.epochs(0), records.finished(0, TrialState.COMPLETE, model)]
     is_stored = threading.Event()
 
-    def on_stored(number: int, _: int) -> None:
+    def on_stored(number: int) -> list[int]:
         if number == 1:
             tracker.write([*late, ranked_end()])
             is_stored.set()
+        return []
 
     tracker = MlflowTracker(uri, on_stored=on_stored)
     tracker.open(records.study_info())
@@ -712,28 +708,27 @@ def test_a_dropped_checkpoint_is_gone_and_all_else_stays(
     where: str, request: pytest.FixtureRequest, model: records.Trained
 ) -> None:
     """Files and model go from an SQLite store's folder and through a server; params, curves and
-    status stay, the other trial keeps its own, and the sizes that are told add up."""
+    status stay, and the other trial keeps its own."""
     address = request.getfixturevalue("uri" if where == "file" else "server")
-    study, told = f"dropped-{where}", dict[int, int]()
-    tracker = MlflowTracker(address, on_stored=told.__setitem__)
+    study, sizes, told = f"dropped-{where}", dict[int, int](), list[int]()
+
+    def on_stored(number: int) -> list[int]:
+        told.append(number)
+        sizes.update(stored_bytes(address, study))
+        return [0, 0, 7] if number == 3 else []
+
+    tracker = MlflowTracker(address, on_stored=on_stored)
     tracker.open(records.study_info(study))
     tracker.write(records.search(model)[:-1])
     tracker.close()
-    before = runs_of(address, study)
-    sizes = stored_bytes(address, study)
     files = [Path(file).stat().st_size for file in (model.checkpoint, model.model_file)]
-    assert told.keys() == {0, 1, 2, 3}
-    assert told[1] == told[2] == 0
+    assert sorted(told) == [0, 1, 2, 3]
     assert sizes.keys() == {0, 3}
-    assert sum(files) < told[0] < sizes[0] < told[0] + 5000
-    tracker = MlflowTracker(address)
-    tracker.open(records.study_info(study))
-    tracker.write([CheckpointDropped(0, 1), CheckpointDropped(0, 2), CheckpointDropped(7, 3)])
-    tracker.close()
+    assert sum(files) < sizes[0] < sum(files) + 9000
     assert stored_bytes(address, study).keys() == {3}
     after = runs_of(address, study)
-    assert after["0"].data.params == before["0"].data.params
-    assert after["0"].data.metrics == before["0"].data.metrics
+    assert after["0"].data.params == after["3"].data.params
+    assert after["0"].data.metrics.keys() == after["3"].data.metrics.keys()
     assert after["0"].info.status == "FINISHED"
     assert after["0"].data.tags["sweep.checkpoint_dropped"] == "true"
     with pytest.raises(NotFoundError):
@@ -752,54 +747,48 @@ def test_a_drop_that_broke_off_is_finished_by_the_next(uri: str, model: records.
     shutil.rmtree(of_0.artifact_location)
     shutil.rmtree(Path(runs_of(uri)["0"].info.artifact_uri) / "checkpoint")
     assert stored_bytes(uri, "toy-study")[0] == 0
-    drop_checkpoints(uri, "toy-study", [0])
+    drop(stored_files(uri, "toy-study")[0])
     assert stored_bytes(uri, "toy-study").keys() == {3}
     (left,) = MlflowClient(uri).search_logged_models(experiment)
     assert left.source_run_id == runs_of(uri)["3"].info.run_id
 
 
 def test_runs_are_found_again(uri: str) -> None:
-    """Study and number lead to a run and back; what is not there raises NotFoundError."""
+    """Study and number lead to a run; what is not there is None, or raises NotFoundError."""
     track(uri, [records.started(17)])
     run_id = run_id_of(uri, "toy-study", 17)
     assert run_id is not None
-    assert find_run(uri, run_id) == ("toy-study", 17)
-    parent = parent_run_id_of(uri, "toy-study")
-    assert parent is not None
     assert run_id_of(uri, "toy-study", 18) is None
     assert run_id_of(uri, "no-study", 0) is None
     assert model_uri_of(uri, run_id) is None
-    with pytest.raises(NotFoundError, match="is no trial"):
-        find_run(uri, parent)
     with pytest.raises(NotFoundError, match="no MLflow run"):
-        find_run(uri, "0" * 32)
+        model_uri_of(uri, "0" * 32)
 
 
 def test_a_training_is_a_run_that_names_its_trial(uri: str, model: records.Trained) -> None:
     """sweep train's run has its curve, test metrics, checkpoint, model and origin."""
-    training = TrainingRun(uri)
-    run_id = training.open(
-        TrainingInfo(
-            "toy-study", "best of toy-study", {"lr": 0.1, "hidden": (8, 4)}, records.START_MS,
-            from_trial=17, from_run="f" * 32, dataset=records.DATASET,
-        )
+    tags = {"sweep.study": "toy-study", "sweep.role": "train", "sweep.from_trial": "17"}
+    started = TrialStarted(
+        17, "best of toy-study", {"lr": 0.1, "hidden": (8, 4)}, {}, records.START_MS, tags
+    )
+    training = TrainingRun(uri, started, records.DATASET)
+    run_id = training.open()
+    reports = [
+        EpochReport(17, epoch, {"train_loss": 1 / epoch}, records.START_MS + epoch)
+        for epoch in (1, 2)
+    ]
+    training.sync(reports[:1])
+    end = TrialFinished(
+        17, TrialState.COMPLETE, records.START_MS + 10, None, None, {"test_acc": 0.9}, 2,
+        model.checkpoint, model.model_file,
     )  # fmt: skip
-    for epoch in (1, 2):
-        report = EpochReport(17, epoch, {"train_loss": 1 / epoch}, records.START_MS + epoch)
-        training.log_epochs([report])
-    outcome = TrainingOutcome(
-        records.START_MS + 10, 2, {"test_acc": 0.9},
-        checkpoint=model.checkpoint, model_file=model.model_file,
-    )  # fmt: skip
-    model_id = training.finish(outcome)
+    training.sync(reports, end)
     run = MlflowClient(uri).get_run(run_id)
     assert run.info.status == "FINISHED"
     assert run.data.params == {"lr": "0.1", "hidden": "8-4"}
     assert run.data.metrics == {"train_loss": 0.5, "test_acc": 0.9}
-    tags = run.data.tags
-    assert tags["sweep.role"], tags["sweep.from_trial"] == ("train", "17")
-    assert tags["sweep.from_run"] == "f" * 32
-    assert model_uri_of(uri, run_id) == f"models:/{model_id}"
+    assert run.data.tags.items() >= tags.items()
+    assert model_uri_of(uri, run_id) == f"models:/{run.outputs.model_outputs[0].model_id}"
     assert artifact_of(uri, run_id, "checkpoint/best.ckpt", Path("none")).is_file()
 
 

@@ -1,7 +1,4 @@
-"""A study's records, made again from the ledger and the trials' files for runs lost in MLflow.
-
-Parts of a record kept in neither of them are listed as lost.
-"""
+"""A study's records, made again from the ledger and the trials' files for runs lost in MLflow."""
 
 from __future__ import annotations
 
@@ -19,7 +16,6 @@ from sweep.space import run_name
 from sweep.trial import (
     EndReason,
     Failure,
-    Recollection,
     StudyFinished,
     StudyInfo,
     TrialFinished,
@@ -38,7 +34,7 @@ _SUMMARY = (
 """Entries of a result in the ledger beside its tags (`sweep.search.endings.summary_of`)."""
 
 
-class Recollections:
+class StudyRecords:
     """The records of a study, from its ledger and files."""
 
     def __init__(self, config: RunConfig, ledger: Ledger) -> None:
@@ -50,10 +46,6 @@ class Recollections:
     def states(self) -> dict[int, TrialState]:
         """The state of each trial, by number."""
         return {number: trial.state for number, trial in self._trials.items()}
-
-    def checkpoint(self, number: int) -> Path | None:
-        """The kept checkpoint of a trial in the work folder; None if missing or damaged."""
-        return TrialFiles(self._config.study_dir, number).whole(BEST)
 
     def study(self) -> StudyInfo:
         """The study as its driver opened it last."""
@@ -81,7 +73,7 @@ class Recollections:
         reason: EndReason = "done" if n_finished >= self._config.trials else "interrupted"
         return study_end(self._config, trials, reason, time_ms)
 
-    def trial(self, number: int) -> Recollection:
+    def trial(self, number: int) -> TrialHistory:
         """The record of a finished trial: from the ledger and the files in its folder."""
         trial, config = self._trials[number], self._config
         spec, files = spec_of(config, trial), TrialFiles(config.study_dir, number)
@@ -104,7 +96,7 @@ class Recollections:
             trial.hyperparameters, trial.params, _ms(trial.frozen.datetime_start) or time_ms,
             {"sweep.seed": str(spec.seed)}, trial.settings,
         )  # fmt: skip
-        return Recollection(TrialHistory(started, reports, finished), self._lost(finished))
+        return TrialHistory(started, reports, finished, self._lost(finished))
 
     def _lost(self, finished: TrialFinished) -> list[str]:
         lost = []

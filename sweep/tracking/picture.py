@@ -1,0 +1,254 @@
+"""What runs are to show, and the one function that brings a run up to it.
+
+A trial of a search and a downstream training are pictures of the same kind. Order within a run:
+tags (with the run itself), files, model, parameters and curves, and the status last. So a run with
+a final status lacks nothing.
+
+Loads mlflow, as it is imported.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from mlflow.entities import Metric
+
+from sweep.objective import Objective
+from sweep.redact import redacted
+from sweep.tracking import keys
+from sweep.tracking.keys import DROPPED_TAG
+from sweep.tracking.model import ModelFolders, log_model
+from sweep.tracking.run import STATUS, RunLog, dataset_name
+from sweep.trial import (
+    DatasetInfo,
+    EpochReport,
+    Ranked,
+    StudyFinished,
+    StudyInfo,
+    TrialFinished,
+    TrialHistory,
+    TrialState,
+)
+
+CHECKPOINT, TRACEBACK = "checkpoint/best.ckpt", "traceback.txt"
+LOST_TAG = "sweep.checkpoint_lost"
+"""On the run of a completed trial: no copy of its checkpoint is left."""
+STATE_TAG = "sweep.state"
+
+_FIXED = ("data", "epochs", "batch_size")
+"""Settings that each trial shows beside its hyperparameters."""
+_MAX_MESSAGE = 500
+"""Longest failure message that is kept as a tag; all of it is in traceback.txt."""
+
+
+N_SHOWN = 5
+"""Trials in the description; MLflow's table has all of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """What a run is to show, in the form that MLflow takes."""
+
+    name: str
+    start_ms: int
+    """Unix time in milliseconds."""
+    tags: Mapping[str, str]
+    params: Mapping[str, str]
+    points: Sequence[Metric] = ()
+    summary: Sequence[Metric] = ()
+    """Points at the kept epoch, to be linked to the model."""
+    status: str = "RUNNING"
+    end_ms: int | None = None
+    """Set for a final status."""
+    checkpoint: str | None = None
+    model_file: str | None = None
+    """torch.export archive (.pt2)."""
+    step: int = 0
+    """Epoch of checkpoint and model."""
+    traceback: str = ""
+
+
+def picture_of_trial(study: StudyInfo, history: TrialHistory) -> Picture:
+    """What the run of a trial is to show."""
+    started, finished = history.started, history.finished
+    config = started.settings or study.config
+    fixed = {name: config[name] for name in _FIXED if config.get(name) is not None}
+    tags = {
+        **started.tags,
+        "sweep.study": study.name,
+        "sweep.role": "trial",
+        "sweep.trial": str(started.number),
+        STATE_TAG: str(finished.state if finished else TrialState.RUNNING),
+    }
+    summary = []
+    if finished is not None and finished.state.is_finished:
+        tags |= _outcome_tags(finished)
+    if finished is not None and finished.value is not None:
+        point = keys.best_key(study.metric), float(finished.value), finished.time_ms
+        data = study.dataset
+        link = (dataset_name(data, "val"), data.digest) if data else (None, None)
+        summary = [Metric(*point, finished.best_epoch or finished.n_epochs, None, *link)]
+    params = keys.trial_params(started.hyperparameters, started.params, fixed)
+    return _picture(history, study.metric, keys.tags(tags), params, summary)
+
+
+def picture_of_training(history: TrialHistory) -> Picture:
+    """What the run of a downstream training is to show; its final metrics are `best_metrics`."""
+    started, finished = history.started, history.finished
+    summary = []
+    if finished is not None:
+        taken = keys.distinct(finished.best_metrics, keys.metric_keys("train_loss"))
+        summary = [
+            Metric(taken[name], float(value), finished.time_ms, finished.n_epochs)
+            for name, value in finished.best_metrics.items()
+        ]
+    params = keys.flat_params(started.hyperparameters)
+    return _picture(history, "train_loss", keys.tags(started.tags), params, summary)
+
+
+def _picture(
+    history: TrialHistory, metric: str, tags: Mapping[str, str], params: Mapping[str, str],
+    summary: Sequence[Metric],
+) -> Picture:  # fmt: skip
+    started, finished = history.started, history.finished
+    points = _curve_points(history.reports, keys.metric_keys(metric))
+    picture = Picture(started.name, started.time_ms, tags, params, points)
+    if finished is None:
+        return picture
+    if not finished.state.is_finished:
+        return replace(picture, status=STATUS[finished.state])
+    is_complete = finished.state is TrialState.COMPLETE
+    return replace(
+        picture,
+        summary=summary,
+        status=STATUS[finished.state],
+        end_ms=finished.time_ms,
+        checkpoint=finished.checkpoint,
+        model_file=finished.model_file if is_complete else None,
+        step=finished.best_epoch or finished.n_epochs,
+        traceback=finished.failure.traceback if finished.failure else "",
+    )
+
+
+def _curve_points(reports: Sequence[EpochReport], taken: Mapping[str, str]) -> list[Metric]:
+    """One point a metric and epoch."""
+    points, names = [], dict(taken)
+    for report in reports:
+        names = keys.distinct(report.metrics, names)
+        points += [
+            Metric(names[name], float(value), report.time_ms, report.epoch)
+            for name, value in report.metrics.items()
+        ]
+    return points
+
+
+def _outcome_tags(finished: TrialFinished) -> dict[str, str]:
+    tags = {**finished.tags, "sweep.n_epochs": str(finished.n_epochs)}
+    if finished.best_epoch is not None:
+        tags["sweep.best_epoch"] = str(finished.best_epoch)
+    if finished.failure:
+        tags["sweep.failure"] = finished.failure.kind
+        tags["sweep.failure_message"] = redacted(finished.failure.message)[:_MAX_MESSAGE]
+    return tags
+
+
+def show(
+    run: RunLog, picture: Picture, dataset: DatasetInfo | None, folders: ModelFolders | None
+) -> list[str]:
+    """Bring a run up to its picture; returns files that were gone before MLflow had them.
+
+    Only what is missing is written: a second call costs no write, and a call that was broken off
+    at any point is completed by the next one. Raises whatever MLflow raises.
+    """
+    run.log_datasets(dataset)
+    tags, points, lost = dict(picture.tags), list(picture.points), []
+    if picture.end_ms is not None:
+        run.remove_broken_off_uploads()
+        if picture.traceback:
+            run.log_text(redacted(picture.traceback), TRACEBACK)
+        if _is_checkpoint_lost(run, picture):
+            lost.append(str(picture.checkpoint))
+            tags |= {LOST_TAG: "true"} if picture.status == "FINISHED" else {}
+        model_id = None
+        archive = picture.model_file if folders and DROPPED_TAG not in run.tags else None
+        if archive and folders and Path(archive).is_file():
+            model_id = log_model(run, folders, archive, picture.step, picture.params)
+        elif archive and run.is_new:
+            lost.append(archive)
+        points += [_linked(point, model_id, run.run_id) for point in picture.summary]
+    run.log(points, picture.params, tags)
+    run.set_status(picture.status, picture.end_ms)
+    return lost
+
+
+def _is_checkpoint_lost(run: RunLog, picture: Picture) -> bool:
+    """Store the checkpoint; returns whether it is gone from the disk, and MLflow has none."""
+    file = picture.checkpoint
+    if file is None or DROPPED_TAG in run.tags:
+        return False
+    if Path(file).is_file():
+        run.log_file(file, CHECKPOINT)
+        return False
+    return run.is_new or run.size_of(CHECKPOINT) is None
+
+
+def _linked(point: Metric, model_id: str | None, run_id: str) -> Metric:
+    if model_id is None:
+        return Metric(point.key, point.value, point.timestamp, point.step)
+    return Metric(
+        point.key, point.value, point.timestamp, point.step, model_id,
+        point.dataset_name, point.dataset_digest, run_id,
+    )  # fmt: skip
+
+
+# the study's description, in Markdown: verdict, best five, next commands
+
+
+def describe(study: StudyInfo, end: StudyFinished | None, ranking: Sequence[Ranked]) -> str:
+    """The description of `study`; `ranking` are its best trials so far, best first."""
+    parts = [_verdict(study, end, ranking)]
+    if ranking:
+        rows = [
+            f"| {rank} | {_cell(ranked.name)} | {ranked.value:.6g} |"
+            for rank, ranked in enumerate(ranking[:N_SHOWN], 1)
+        ]
+        parts.append("\n".join(["| rank | trial | " + _cell(study.metric) + " |",
+                                "| ---: | --- | ---: |", *rows]))  # fmt: skip
+    parts.append('"Expand rows" above the table of runs shows the trials and their charts.')
+    parts.append(_next(study, has_best=bool(ranking)))
+    return "\n\n".join(parts)
+
+
+def _verdict(study: StudyInfo, end: StudyFinished | None, ranking: Sequence[Ranked]) -> str:
+    which = Objective(study.metric, study.direction).extreme
+    if not ranking:
+        best = f"No trial is complete yet; the search looks for the {which} `{study.metric}`."
+    else:
+        best = f"**{which.capitalize()} {study.metric}: {ranking[0].value:.6g}** "
+        best += f"({_cell(ranking[0].name)})"
+    if end is None:
+        return (
+            f"{best}\n\nThe search runs: {study.n_trials} trials of at most {study.epochs} epochs."
+        )
+    counts = ", ".join(f"{n} {name.lower()}" for name, n in end.n_by_state.items() if n)
+    text = f"{best}\n\n{sum(end.n_by_state.values())} trials: {counts}."
+    if end.baseline_value is not None:
+        text += f" The reference network has {end.baseline_value:.6g}."
+    if end.reason not in ("done", "exhausted"):
+        text += f" The search ended early ({end.reason})."
+    return text
+
+
+def _next(study: StudyInfo, *, has_best: bool) -> str:
+    name = shlex.quote(study.name)
+    commands = [f"sweep best {name} > best.yaml", "sweep train --config best.yaml"]
+    commands = [*(commands if has_best else []), f"sweep trials {name}"]
+    return "\n".join(["```", *commands, "```"])
+
+
+def _cell(text: str) -> str:
+    """`text` within a table of Markdown."""
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")
