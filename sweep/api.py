@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sweep.config.settings import Resolved, RunConfig, resolve, vocabulary
+from sweep.config.settings import PLACES, Resolved, RunConfig, resolve
 from sweep.databases import sqlite
 from sweep.environment.surroundings import foreign_set_aside
 from sweep.errors import ConfigError, NotFoundError, UndeliveredError, UsageError, must_be_one_of
@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from sweep.reuse import Best
     from sweep.search.study import Extras, Outcome
     from sweep.tracking import MlflowTracker
-
-PLACES = ("storage", "tracking_uri", "work_dir")
-"""Settings that locate a study."""
 
 
 def run(
@@ -83,7 +80,7 @@ def prepare(flags: Mapping[str, Any], config_file: Path | None) -> tuple[Resolve
 def _faults_of_space(config: RunConfig) -> Sequence[str]:
     """Faults of the search space, to be told with those of the settings."""
     try:
-        load_space(config.space, vocabulary(config))
+        load_space(config.space, is_mlp=config.is_mlp)
     except UsageError as error:
         return error.faults
     return ()
@@ -92,10 +89,9 @@ def _faults_of_space(config: RunConfig) -> Sequence[str]:
 def _space_of(resolved: Resolved, kept: str) -> Space:
     """The space in flags, environment or file, else the one stored with the study."""
     config = resolved.config
-    words = vocabulary(config)
     if kept and resolved.origins["space"] in ("study", "default"):
-        return parse_space(kept, Path(config.space).stem, vocabulary=words)
-    return load_space(config.space, words)
+        return parse_space(kept, Path(config.space).stem, is_mlp=config.is_mlp)
+    return load_space(config.space, is_mlp=config.is_mlp)
 
 
 def fork(

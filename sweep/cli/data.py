@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import click
 
 from sweep.cli.options import config_options, format_option, print_rows
+from sweep.reporting.tables import Format
 
 
 @click.command(short_help="Data sets: what is cached, fetch now.")
@@ -14,9 +15,7 @@ from sweep.cli.options import config_options, format_option, print_rows
 @click.option("--fetch", is_flag=True, help="Fetch what is missing (of NAME, or of all).")
 @config_options(("data_dir",))
 @format_option
-def data(
-    names: tuple[str, ...], fetch: bool, fmt: Literal["table", "json", "csv"], **flags: Any
-) -> None:
+def data(names: tuple[str, ...], fetch: bool, fmt: Format, **flags: Any) -> None:
     """Show which data sets are on this machine, and fetch them.
 
     \b

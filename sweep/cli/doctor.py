@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
 from sweep.cli.options import config_options, study_argument, where, where_options
+from sweep.trial import FailureKind
 
-FAILURES = ("oom", "nan", "exception", "killed", "timeout")
+FAILURES = get_args(FailureKind)
 
 
 @click.command(short_help="Do Optuna, MLflow and the files agree?")

@@ -20,6 +20,7 @@ from sweep.environment.signals import interrupting
 from sweep.environment.surroundings import fill_standard_streams, foreign_set_aside, import_path
 from sweep.errors import DiskError, SweepError, os_error_text
 from sweep.redact import redacted
+from sweep.reporting.formats import ENCODING_ERRORS
 
 COMMANDS = {
     "run": "sweep.cli.run:run",
@@ -105,8 +106,10 @@ def _open_streams() -> None:
             setattr(sys, name, open(number, "w", closefd=False))  # noqa: SIM115
         elif _is_device(stream, number):
             terminal = io.BufferedWriter(_Terminal(number, "w", closefd=False))
-            again = io.TextIOWrapper(terminal, stream.encoding, stream.errors, line_buffering=True)
+            again = io.TextIOWrapper(terminal, stream.encoding, line_buffering=True)
             setattr(sys, name, again)
+        with contextlib.suppress(AttributeError):  # a notebook's streams are of another kind
+            getattr(sys, name).reconfigure(errors=ENCODING_ERRORS)
 
 
 def _is_device(stream: Any, number: int) -> bool:
@@ -143,7 +146,7 @@ def _leaving_on_errors(is_debug: bool) -> Iterator[None]:
     try:
         yield
     except SweepError as error:
-        _leave(str(error) + _what_to_free(error), error.exit_code, is_debug)
+        _leave(str(error) + _remedy(str(error)), error.exit_code, is_debug)
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -157,22 +160,22 @@ def _leaving_on_errors(is_debug: bool) -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except OSError as error:
-        hints = {errno.ENOSPC: "free some space, then ", errno.EIO: "see to that disk, then "}
-        hint = hints.get(error.errno or 0, "")
-        message = f"{os_error_text(error)}: {hint}run the same command again"
-        _leave(message, DiskError.exit_code, is_debug)
+        message = os_error_text(error)
+        remedy = _remedy(message) or ": run the same command again"
+        _leave(message + remedy, DiskError.exit_code, is_debug)
     except Exception as error:  # noqa: BLE001 - the last wall before the user
         message = f"{type(error).__name__}: {' '.join(str(error).split())}"
         _leave(f"{message} (a bug in sweep: run again with --debug)", 1, is_debug)
 
 
-def _what_to_free(error: SweepError) -> str:
-    said, again = str(error), "then run the same command again"
-    if again in said:
+def _remedy(message: str) -> str:
+    """What to do about a disk that is full or broken; "" if the message has it already."""
+    again = "then run the same command again"
+    if again in message:
         return ""
-    if any(words in said for words in ("No space left", "disk is full")):
+    if any(words in message for words in ("No space left", "disk is full")):
         return f": free some space, {again}"
-    return f": see to that disk, {again}" if os.strerror(errno.EIO) in said else ""
+    return f": see to that disk, {again}" if os.strerror(errno.EIO) in message else ""
 
 
 def _leave(message: str, code: int, is_debug: bool) -> None:

@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 import click
 
 from sweep.config import parsers
-from sweep.config.settings import Resolved, RunConfig, flag_name, public_name, resolve
+from sweep.config.settings import PLACES, Resolved, RunConfig, flag_name, public_name, resolve
+from sweep.reporting.tables import FORMATS, render_rows
 
 F = TypeVar("F", bound=Callable[..., Any])
-WHERE = ("storage", "tracking_uri", "work_dir")
 GROUPS = {
     "search": (
         "study", "data", "data_dir", "space", "module", "sampler", "history", "pruner", "metric",
@@ -77,15 +77,13 @@ def _option(field: dataclasses.Field[Any]) -> Callable[[F], F]:
         return click.option(
             f"{flag}/--no-{flag[2:]}", field.name, default=None, help=f"{text} [default: {state}]"
         )
-    shown = "" if field.default is None else f" [default: {_shown(field)}]"
+    default = field.default
+    shown = f"{default:g}" if isinstance(default, float) else str(default)
     return click.option(
-        flag, field.name, metavar=meta["metavar"], help=f"{text}{shown}",
+        flag, field.name, metavar=meta["metavar"],
+        help=text if default is None else f"{text} [default: {shown}]",
         shell_complete=_completer(meta["choices"]),
     )  # fmt: skip
-
-
-def _shown(field: dataclasses.Field[Any]) -> str:
-    return f"{field.default:g}" if isinstance(field.default, float) else str(field.default)
 
 
 def _completer(choices: Sequence[str]) -> Callable[..., list[str]]:
@@ -95,17 +93,14 @@ def _completer(choices: Sequence[str]) -> Callable[..., list[str]]:
     return complete
 
 
-def where_options(function: F) -> F:
-    """--storage, --tracking-uri and --work-dir."""
-    return config_options(WHERE)(function)
+where_options = config_options(PLACES)
+"""--storage, --tracking-uri and --work-dir."""
 
-
-def format_option(function: F) -> F:
-    """--format table|json|csv."""
-    return click.option(
-        "--format", "fmt", type=click.Choice(["table", "json", "csv"]), default="table",
-        help="How rows are printed. [default: table]",
-    )(function)  # fmt: skip
+format_option = click.option(
+    "--format", "fmt", type=click.Choice(FORMATS), default="table",
+    help="How rows are printed. [default: table]",
+)  # fmt: skip
+"""--format table|json|csv."""
 
 
 def print_rows(
@@ -113,19 +108,18 @@ def print_rows(
     least_first: Sequence[str] = (),
 ) -> None:  # fmt: skip
     """Print a table for this terminal, JSON or CSV (see `tables.render_rows`)."""
-    from sweep.reporting.display import for_stream, width_and_color
-    from sweep.reporting.tables import render_rows
+    from sweep.reporting.display import width_and_color
 
     width, is_colored = width_and_color(sys.stdout)
     text = render_rows(
         rows, columns, fmt, width=width, is_colored=is_colored, least_first=least_first
     )
-    click.echo(for_stream(text, sys.stdout), nl=False)
+    click.echo(text, nl=False, file=sys.stdout)  # click takes its own for ASCII
 
 
-def where(flags: dict[str, Any], config_file: Path | None = None) -> RunConfig:
+def where(flags: Mapping[str, Any]) -> RunConfig:
     """A RunConfig with the addresses of the stores, from flags and environment."""
-    return resolve({k: v for k, v in flags.items() if k in WHERE}, file=config_file).config
+    return resolve({k: v for k, v in flags.items() if k in PLACES}).config
 
 
 def print_config(resolved: Resolved) -> None:
@@ -143,17 +137,16 @@ def print_config(resolved: Resolved) -> None:
         click.echo(f"{line:<48}  # {resolved.origins[field.name]}")
 
 
-def study_argument(function: F) -> F:
-    """The optional STUDY argument."""
-    return click.argument("study", required=False, shell_complete=_complete_study)(function)
-
-
 def _complete_study(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     from sweep.errors import SweepError
     from sweep.ledger.study import list_studies
 
     try:
-        config = where({k: v for k, v in ctx.params.items() if k in WHERE})
-        return [s.name for s in list_studies(config.storage) if s.name.startswith(incomplete)]
+        studies = list_studies(where(ctx.params).storage)
+        return [s.name for s in studies if s.name.startswith(incomplete)]
     except SweepError:
         return []
+
+
+study_argument = click.argument("study", required=False, shell_complete=_complete_study)
+"""The optional STUDY argument."""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import sys
-from typing import Any, Literal
+from typing import Any
 
 import click
 
 from sweep.cli.options import format_option, print_rows, study_argument, where, where_options
-
-Format = Literal["table", "json", "csv"]
+from sweep.reporting.tables import Format
 
 
 @click.command("list", short_help="Studies, one a line.")
@@ -32,7 +31,7 @@ def list_command(columns: str | None, fmt: Format, **flags: Any) -> None:
     if not rows and fmt == "table":
         click.echo("no studies here yet: try `sweep run`")
         return
-    shown = STUDY_COLUMNS if columns is None else chosen(STUDY_COLUMNS, columns)
+    shown = [*STUDY_COLUMNS] if columns is None else chosen([*STUDY_COLUMNS], columns)
     print_rows(rows, shown, fmt, LEAST_OF_A_STUDY)
 
 
@@ -107,7 +106,7 @@ def show(what: str | None, trial: int | None, fmt: Format, **flags: Any) -> None
       sweep show 17
     """
     from sweep.errors import NotFoundError
-    from sweep.reporting.display import for_stream, width_and_color
+    from sweep.reporting.display import width_and_color
     from sweep.reporting.rows import in_words, study_fields, trial_fields
     from sweep.reporting.tables import render_fields
     from sweep.reuse.best import opened
@@ -132,7 +131,7 @@ def show(what: str | None, trial: int | None, fmt: Format, **flags: Any) -> None
     text = render_fields(fields, fmt, is_colored=width_and_color(sys.stdout)[1])
     if traceback and fmt == "table":
         text += f"\n{traceback.rstrip()}\n"
-    click.echo(for_stream(text, sys.stdout), nl=False)
+    click.echo(text, nl=False, file=sys.stdout)
 
 
 def _checkpoint(trial: Any, config: Any) -> str | None:

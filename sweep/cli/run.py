@@ -19,9 +19,6 @@ from sweep.redact import redacted
 EXIT_CODES = {"interrupted": StudyInterrupted.exit_code, "timeout": OUT_OF_TIME}
 UNFINISHED = ("interrupted", "timeout", "failed")
 """Ends of a search with trials left to train."""
-NEXT_IF_DONE = (
-    "study {name} already has {n} finished trials: nothing to do for --trials {total}. {hint}"
-)
 
 
 @click.command(cls=GroupedCommand, short_help="Search: run or continue a study.")
@@ -88,49 +85,13 @@ def announce(name: str) -> None:
 
 def finish(config: Any, outcome: Any) -> int:
     """Print the summary of a search; returns the exit code."""
-    from sweep.reporting.display import for_stream, width_and_color
+    from sweep.reporting.display import width_and_color
     from sweep.reporting.summary import end_summary
 
-    n_done = outcome.study.n_done
-    if outcome.n_new == 0 and n_done >= config.trials:
-        hint = f"Ask for more, e.g. with --trials {n_done + 50}."
-        if outcome.n_to_retry:
-            hint += f" Try failed trials again with `sweep retry {config.study_name}`."
-        click.echo(
-            NEXT_IF_DONE.format(name=config.study_name, n=n_done, total=config.trials, hint=hint)
-        )
-    best_name = str(outcome.best.result.get("name", "")) if outcome.best else ""
-    places = {
-        "MLflow": redacted(config.tracking_uri),
-        "Optuna": redacted(config.storage),
-        "checkpoints": str(config.study_dir),
-    }
-    lines = end_summary(
-        outcome.study, outcome.end, best_name=best_name, places=places,
-        commands=_commands(config, outcome), unsaved=outcome.unsaved,
-        width=width_and_color(sys.stdout)[0],
-    )  # fmt: skip
-    click.echo(for_stream("\n".join(lines), sys.stdout))
+    going_on = _going_on(config) if outcome.end.reason in UNFINISHED else None
+    lines = end_summary(config, outcome, going_on, width_and_color(sys.stdout)[0])
+    click.echo("\n".join(lines), file=sys.stdout)
     return EXIT_CODES.get(outcome.end.reason, 0)
-
-
-def _commands(config: Any, outcome: Any) -> list[tuple[str, str]]:
-    from sweep.config.settings import RunConfig
-    from sweep.hyperparameters import DEFAULT_MODULE
-    from sweep.reporting.summary import next_commands
-
-    return next_commands(
-        config.study_name,
-        config.data if config.module == DEFAULT_MODULE else None,
-        data_dir=config.data_dir,
-        storage=_unknown(config, "storage"),
-        tracking_uri=_unknown(config, "tracking_uri"),
-        is_default_store=config.tracking_uri == RunConfig().tracking_uri,
-        has_best=outcome.best is not None,
-        has_failed=outcome.end.n_by_state.get("FAIL", 0) > 0,
-        n_to_retry=outcome.n_to_retry,
-        going_on=_going_on(config) if outcome.end.reason in UNFINISHED else None,
-    )
 
 
 def _going_on(config: Any) -> str:
@@ -140,16 +101,20 @@ def _going_on(config: Any) -> str:
     """
     from sweep.search.study import VOLATILE, stored_config
 
-    flags = {"storage": _unknown(config, "storage")}
-    if resolve({}).config.study_name != config.study_name:
-        flags["study"] = config.study_name
+    flags: dict[str, Any] = {}
+    known = resolve({}).config
+    for name in ("storage", "study_name"):
+        if getattr(config, name) != getattr(known, name):
+            flags[name.removesuffix("_name")] = getattr(config, name)
     known = resolve(flags, stored=stored_config(config)).config
     if config.resolved_direction == known.resolved_direction:
         config = dataclasses.replace(config, direction=known.direction)  # the study keeps it
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if field.name not in VOLATILE and value != getattr(known, field.name):
-            flags[field.name] = value
+    flags |= {
+        field.name: value
+        for field in dataclasses.fields(config)
+        if (value := getattr(config, field.name)) != getattr(known, field.name)
+        and field.name not in VOLATILE
+    }
     words = ["sweep", "run"]
     for name, value in sorted(flags.items(), key=lambda item: item[0] != "study"):
         flag = flag_name(name)
@@ -158,12 +123,6 @@ def _going_on(config: Any) -> str:
         elif value is not None:
             words += [flag, redacted(str(value).removesuffix(".0"))]
     return shlex.join(words)
-
-
-def _unknown(config: Any, field: str) -> str | None:
-    """A setting, or None if other commands in this shell have it without a flag."""
-    value = getattr(config, field)
-    return None if getattr(resolve({}).config, field) == value else str(value)
 
 
 def _dry_run(config: Any, space: Any) -> int:

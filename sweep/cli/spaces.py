@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import click
 
 from sweep.cli.options import config_options, format_option, print_rows
+from sweep.reporting.tables import Format
 
 
 @click.command(short_help="Search spaces that come with sweep.")
 @format_option
-def spaces(fmt: Literal["table", "json", "csv"]) -> None:
+def spaces(fmt: Format) -> None:
     """List the search spaces that --space knows by name, and when to use each.
 
     \b
     Example:
       sweep spaces
     """
-    from sweep.space import list_spaces
+    from sweep.space import shipped_spaces, when_to_use
 
-    rows = [{"space": s.name, "when_to_use": s.when_to_use} for s in list_spaces()]
+    rows = [
+        {"space": name, "when_to_use": when_to_use(path)}
+        for name, path in shipped_spaces().items()
+    ]
     print_rows(rows, ["space", "when_to_use"], fmt)
 
 
@@ -40,35 +44,27 @@ def validate(file: str, samples: int, **flags: Any) -> None:
       sweep validate mlp
       sweep validate my_space.yaml --module my_package.models:MyModule
     """
-    from sweep.config.settings import resolve, vocabulary
-    from sweep.space import load_space, run_name, sample
+    from sweep.config.settings import resolve
+    from sweep.space import load_space, run_name, sample, short
 
     config = resolve(flags).config
-    space = load_space(file if not Path(file).exists() else Path(file), vocabulary(config))
-    _check_module(config.module, space)
+    space = load_space(Path(file) if Path(file).exists() else file, is_mlp=config.is_mlp)
+    if not config.is_mlp:  # else its names were checked with the space
+        _check_module(config.module, space)
     n = space.n_configurations()
     size = "endless" if n is None else f"{n:,}"
     click.echo(f"{file}: valid, {len(space.parameters)} parameters, {size} configurations")
     for number, configuration in enumerate(sample(space, samples, config.seed)):
-        values = " ".join(f"{k}={_short(v)}" for k, v in configuration.items())
+        values = " ".join(f"{k}={short(v)}" for k, v in configuration.items())
         click.echo(f"  {run_name(number, configuration)}: {values}")
 
 
 def _check_module(module: str, space: Any) -> None:
     from sweep.errors import ConfigError
-    from sweep.hyperparameters import DEFAULT_MODULE
     from sweep.loading import import_object
 
-    if module == DEFAULT_MODULE:
-        return  # its names were the vocabulary
     made_by = import_object(module, "--module")
     from sweep.training.modules import argument_faults
 
     if faults := argument_faults(module, made_by, space.names):
         raise ConfigError(faults)
-
-
-def _short(value: Any) -> str:
-    from sweep.space import short
-
-    return short(value)

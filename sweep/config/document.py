@@ -26,17 +26,6 @@ _MAX_DEPTH = 20
 _MAX_SENTENCE = 400
 MAX_FILE_BYTES = 1_000_000
 """Reading YAML takes about 1 s per 100 kB; no file of settings or of a space is so large."""
-_SCALARS: tuple[tuple[str, str, str], ...] = (
-    ("null", r"~|null|Null|NULL|", "~nN\0"),
-    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
-    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
-    (
-        "float",
-        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"
-        r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
-        "-+.0123456789",
-    ),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +58,10 @@ class Faults:
         short = f"{sentence[: _MAX_SENTENCE - 3]}..." if is_long else sentence
         self._found.append((line, short))
 
-    def holds(self, node: Node, kind: type, rule: str) -> bool:
-        """Whether the value is of `kind`; else notes `rule, but got VALUE`, unless BROKEN."""
-        is_fine = isinstance(node.value, kind)
-        if not is_fine and node.value is not BROKEN:
-            self.add(node.line, f"{rule}, but got {show(node)}")
+    def expect(self, node: Node, is_fine: bool, rule: str, got: object = None) -> bool:
+        """Returns `is_fine`; if not, notes `rule, but got VALUE`, unless the node is BROKEN."""
+        if not is_fine and plain(node) is not BROKEN:
+            self.add(node.line, f"{rule}, but got {show(node if got is None else got)}")
         return is_fine
 
     def raise_if_any(self) -> None:
@@ -111,10 +99,35 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
-for _name, _pattern, _first in _SCALARS:
+def _is_true(text: str) -> bool:
+    return {"true": True, "false": False, "": False}[text.lower()]
+
+
+def _int(text: str) -> int:
+    return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
+
+
+def _float(text: str) -> float:
+    return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+
+
+_SCALARS: Mapping[str, tuple[str, str, Callable[[str], Any]]] = {
+    "null": (r"~|null|Null|NULL|", "~nN\0", lambda text: None),
+    "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF", _is_true),
+    "int": (r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789", _int),
+    "float": (
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"
+        r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        "-+.0123456789",
+        _float,
+    ),
+}
+"""Kind -> (its pattern, the letters it may begin with, its reader); all others are text."""
+
+for _kind, (_pattern, _first, _) in _SCALARS.items():
     for _class in (_Loader, _Dumper):
         _class.add_implicit_resolver(
-            _TAG + _name, re.compile(f"^(?:{_pattern})$"), ["" if c == "\0" else c for c in _first]
+            _TAG + _kind, re.compile(f"^(?:{_pattern})$"), ["" if c == "\0" else c for c in _first]
         )
 
 
@@ -215,15 +228,17 @@ def _mapping(node: yaml.MappingNode, faults: Faults, depth: int) -> dict[str, No
 def _scalar(node: yaml.Node, faults: Faults) -> Any:
     """The plain value of a scalar node, or BROKEN."""
     line, kind = node.start_mark.line + 1, node.tag.removeprefix(_TAG)
-    if not isinstance(node, yaml.ScalarNode) or kind not in _READ:
+    if not isinstance(node, yaml.ScalarNode) or kind not in ("str", *_SCALARS):
         if node.tag.startswith(_TAG) and kind in ("map", "seq"):
             faults.add(line, "a name must be text, but got a list or a mapping")
         else:
             tag = node.tag.replace(_TAG, "!!")
             faults.add(line, f"must be a plain value, but got the tag {tag}")
         return BROKEN
+    if kind == "str":
+        return node.value
     try:
-        value = _READ[kind](node.value)
+        value = _SCALARS[kind][2](node.value)
     except (ValueError, KeyError):
         word = "true or false" if kind == "bool" else "a number that can be read"
         faults.add(line, f"must be {word}, but got {show(node.value)}")
@@ -232,27 +247,6 @@ def _scalar(node: yaml.Node, faults: Faults) -> Any:
         faults.add(line, f"must be a finite number, but got {node.value[:60]}")
         return BROKEN
     return value
-
-
-def _is_true(text: str) -> bool:
-    return {"true": True, "false": False, "": False}[text.lower()]
-
-
-def _int(text: str) -> int:
-    return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
-
-
-def _float(text: str) -> float:
-    return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
-
-
-_READ: Mapping[str, Callable[[str], Any]] = {
-    "str": str,
-    "null": lambda text: None,
-    "bool": _is_true,
-    "int": _int,
-    "float": _float,
-}
 
 
 def plain(node: Node) -> Any:
@@ -268,17 +262,15 @@ def plain(node: Node) -> Any:
 
 def show(value: Any) -> str:
     """A value as the user wrote it in YAML, cut to 60 characters, for messages."""
-    if isinstance(value, Node):
-        value = plain(value)
-    text = _show(value)
+    text = _spelled(plain(value) if isinstance(value, Node) else value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _show(value: Any) -> str:
+def _spelled(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, list | tuple):
-        return f"[{', '.join(_show(item) for item in value)}]"
+        return f"[{', '.join(map(_spelled, value))}]"
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {_show(item)}" for key, item in value.items()) + "}"
+        return "{" + ", ".join(f"{key}: {_spelled(item)}" for key, item in value.items()) + "}"
     return repr(value)

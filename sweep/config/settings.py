@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from sweep import hyperparameters as options
 from sweep.config import parsers
 from sweep.data.catalog import dataset_names
 from sweep.databases import sqlite
@@ -31,6 +30,8 @@ PRUNERS: Final = ("none", "median", "asha", "hyperband", "patient")
 _DIRECTION = "--direction must be said for --metric {metric}: maximize or minimize"
 OTHER_VARIABLES: Final = ("SWEEP_KERNEL", "SWEEP_TEST_MNIST")
 """Other environment variables of sweep."""
+PLACES: Final = ("storage", "tracking_uri", "work_dir")
+"""Settings that locate a study."""
 PRECISIONS: Final = ("32-true", "64-true", "16-mixed", "bf16-mixed", "bf16-true", "16-true")
 
 
@@ -208,6 +209,11 @@ class RunConfig:
         """The study's own folder for checkpoints, lock and log."""
         return Path(self.work_dir) / self.study_name
 
+    @property
+    def is_mlp(self) -> bool:
+        """Whether the module is MLPClassifier, whose names and metrics are known beforehand."""
+        return self.module == DEFAULT_MODULE
+
     def anchored(self) -> RunConfig:
         """With absolute paths for a search in this process, whose folder user code may change."""
         if self.executor != "inline":
@@ -256,9 +262,15 @@ def resolve(
     """
     faults: list[str] = []
     sources = (
-        _of_flags(flags, faults), _of_environment(os.environ if env is None else env),
-        _of_file(file, faults), _of_study(stored or {}),
-    )  # fmt: skip
+        _named(flags, "flag", faults),
+        _of_environment(os.environ if env is None else env),
+        _of_file(file, faults) if file else {},
+        {
+            name: (value, "study", name)
+            for name, value in (stored or {}).items()
+            if value is not None
+        },
+    )
     values, wrong = dict[str, Any](), set[str]()
     origins: dict[str, str] = {}
     for field in dataclasses.fields(RunConfig):
@@ -329,7 +341,7 @@ def read_config_file(path: Path) -> dict[str, Node]:
     faults = Faults(str(path), ConfigError)
     root = read_file(path, faults)
     if root.value is not None:
-        faults.holds(root, dict, "must hold `setting: value` lines")
+        faults.expect(root, isinstance(root.value, dict), "must hold `setting: value` lines")
     faults.raise_if_any()
     return dict(root.value or {})
 
@@ -338,16 +350,29 @@ _Given = tuple[Any, str, str]
 """(raw value, its source, its name in messages)"""
 
 
-def _of_flags(flags: Mapping[str, Any], faults: list[str]) -> dict[str, _Given]:
-    names, found = setting_names(), dict[str, _Given]()
-    for name, value in flags.items():
+def _named(
+    given: Mapping[str, Any],
+    origin: str,
+    faults: list[str],
+    places: Mapping[str, str] | None = None,
+) -> dict[str, _Given]:
+    """Values by field; unknown names and second values go to `faults`.
+
+    `places`: FILE:LINE of each name, for messages; None: the names are flags.
+    """
+    names, first, found = setting_names(), dict[str, str](), dict[str, _Given]()
+    for key, value in given.items():
+        place = f"{places[key]}: " if places else ""
+        name = key.replace("-", "_")
         field = names.get(name, name)
         if field not in names.values():
-            faults.append(must_be_one_of("a setting", name, names))
-        elif field in found and value is not None:
-            faults.append(f"{public_name(field)} is given twice")
+            faults.append(place + must_be_one_of("a setting", key, names))
+        elif field in first:
+            twice = f"given twice, as {first[field]} and as {key}"
+            faults.append(f"{place}{public_name(field)} is {twice}")
         elif value is not None:
-            found[field] = (value, "flag", flag_name(field))
+            found[field] = (value, origin, place + key if places else flag_name(field))
+        first.setdefault(field, key)
     return found
 
 
@@ -362,9 +387,9 @@ def _of_environment(env: Mapping[str, str]) -> dict[str, _Given]:
     return found
 
 
-def _of_file(file: Path | None, faults: list[str]) -> dict[str, _Given]:
+def _of_file(file: Path, faults: list[str]) -> dict[str, _Given]:
     try:
-        nodes = read_config_file(file) if file else {}
+        nodes = read_config_file(file)
     except ConfigError as error:
         faults += error.faults
         return {}
@@ -373,20 +398,8 @@ def _of_file(file: Path | None, faults: list[str]) -> dict[str, _Given]:
             f"{file} is a recipe of `sweep best`: it is for `sweep train --config {file}`"
         )
         return {}
-    names, found, lines = setting_names(), dict[str, _Given](), dict[str, int]()
-    for key, node in nodes.items():
-        name = key.replace("-", "_")
-        field, place = names.get(name, name), f"{file}:{node.line}: "
-        if field not in names.values():
-            known = [name.replace("_", "-") for name in names]
-            faults.append(place + must_be_one_of("a setting", key, known))
-        elif field in lines:
-            first = f"first in line {lines[field]}"
-            faults.append(f"{place}{public_name(field)} is given twice, {first}")
-        elif node.value is not None:
-            found[field] = (_raw(node), f"file {file}", place + key)
-        lines.setdefault(field, node.line)
-    return found
+    places = {key: f"{file}:{node.line}" for key, node in nodes.items()}
+    return _named({k: _raw(node) for k, node in nodes.items()}, f"file {file}", faults, places)
 
 
 def _raw(node: Node) -> Any:
@@ -395,11 +408,7 @@ def _raw(node: Node) -> Any:
         return [_raw(item) for item in node.value]
     if isinstance(node.value, dict):
         return {key: _raw(item) for key, item in node.value.items()}
-    return node.text
-
-
-def _of_study(stored: Mapping[str, Any]) -> dict[str, _Given]:
-    return {name: (v, "study", name) for name, v in stored.items() if v is not None}
+    return None if node.value is None else node.text
 
 
 def _cross_check(config: RunConfig, wrong: Collection[str]) -> list[str]:
@@ -433,10 +442,3 @@ def _same_database(storage: str, tracking_uri: str) -> bool:
     paths = [sqlite.path_of(url) for url in (storage, tracking_uri)]
     real = [os.path.realpath(path) for path in paths if path is not None]
     return storage == tracking_uri or (len(real) == 2 and real[0] == real[1])
-
-
-def vocabulary(config: RunConfig) -> tuple[str, ...] | None:
-    """Names that a search space may use: MLPClassifier's; None (any) for a user's module."""
-    if config.module != DEFAULT_MODULE:
-        return None
-    return (*options.MODEL_ARGUMENTS, *options.TRAINING_ARGUMENTS)

@@ -4,9 +4,9 @@ Read only, and light: rich is imported where something is drawn, and nothing hea
 
     formats    numbers, durations, times and spark lines as people read them
     progress   the state of a running search, as displays need it
-    live       the table on a terminal
-    lines      one line per trial that can be grepped
-    display    which of the two
+    display    the listener: its thread, and the screen that a stream gets
+    live       screen: the table on a terminal
+    lines      screen: one line per trial that can be grepped
     tables     rows as table, JSON or CSV
     rows       studies and trials as rows
     filters    which rows are meant: conditions, states, columns

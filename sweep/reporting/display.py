@@ -1,19 +1,77 @@
-"""Which display a stream gets."""
+"""What a search shows while it runs, and which display a stream gets."""
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
+import threading
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, TextIO
 
-from sweep.reporting.formats import encodable
-from sweep.reporting.lines import LineDisplay, format_line, write_line
+from sweep.reporting.lines import Lines, format_line, write_line
+from sweep.reporting.progress import Progress
+from sweep.trial import Record, StudyInfo
 
 if TYPE_CHECKING:
-    from sweep.reporting.live import LiveDisplay
+    from sweep.reporting.live import LiveTable
 
 
-def make_display(stream: TextIO, verbosity: int = 0) -> LiveDisplay | LineDisplay:
+class Display:
+    """Listener: shows a search on `screen`, drawn by a thread of its own.
+
+    `write` never waits for the screen: records change it under a lock, and the thread draws it
+    outside of the lock. A paused terminal (Ctrl-S) or reader (`| less`) delays nothing else, and
+    one that goes away (`| head`) ends the display, not the search. Call `close` before os._exit:
+    it draws the rest, and brings a terminal's cursor back.
+    """
+
+    def __init__(self, screen: Lines | LiveTable) -> None:
+        self.screen = screen
+        self._progress: Progress | None = None
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
+        self._is_stopping = False
+        self._thread: threading.Thread | None = None
+
+    def open(self, study: StudyInfo) -> None:
+        """Start the thread."""
+        self._progress = progress = Progress(study)
+        self._thread = threading.Thread(
+            target=self._run, args=(progress,), name="sweep-display", daemon=True
+        )
+        self._thread.start()
+        atexit.register(self.close)
+
+    def write(self, records: Sequence[Record]) -> None:
+        """Take in `records`; the screen shows them a moment later."""
+        if self._progress is None:
+            return
+        with self._lock:
+            for record in records:
+                self.screen.take(self._progress, record, self._progress.apply(record))
+
+    def acknowledge(self) -> None:
+        """Say that the search stops. Safe in a signal handler: takes no lock."""
+        self._is_stopping = True
+
+    def close(self) -> None:
+        """Draw for the last time. May be called twice."""
+        atexit.unregister(self.close)
+        self._closing.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self, progress: Progress) -> None:
+        is_last = is_gone = False
+        while not (is_last or is_gone):
+            is_last = self._closing.wait(self.screen.PERIOD_S)
+            with self._lock:
+                draw = self.screen.picture(progress, self._is_stopping, is_last)
+            is_gone = not draw()
+
+
+def make_display(stream: TextIO, verbosity: int = 0) -> Display:
     """The live table on a terminal that can move its cursor, else lines.
 
     `verbosity`: -1 nothing (-q), 0 normal, 1 a line per epoch as well (-v), also on a terminal.
@@ -23,16 +81,15 @@ def make_display(stream: TextIO, verbosity: int = 0) -> LiveDisplay | LineDispla
 
         console = Console(file=stream)
         if console.is_terminal and console.is_interactive:
-            from sweep.reporting.live import LiveDisplay
+            from sweep.reporting.live import LiveTable
 
-            return LiveDisplay(console)
-    return LineDisplay(stream, verbosity)
+            return Display(LiveTable(console))
+    return Display(Lines(stream, verbosity))
 
 
 def announce(stream: TextIO, message: str) -> None:
     """Write a line before the display starts: words on a terminal, a notice in a pipe."""
-    line = message if _is_terminal(stream) else format_line([("notice", message)])
-    write_line(stream, for_stream(line, stream))
+    write_line(stream, message if _is_terminal(stream) else format_line({"notice": message}))
 
 
 def width_and_color(stream: TextIO) -> tuple[int | None, bool]:
@@ -45,11 +102,6 @@ def width_and_color(stream: TextIO) -> tuple[int | None, bool]:
 
     console = Console(file=stream)
     return console.width, not console.no_color and console.color_system is not None
-
-
-def for_stream(text: str, stream: TextIO) -> str:
-    """`text` as `stream` can show it (see `formats.encodable`)."""
-    return encodable(text, getattr(stream, "encoding", None))
 
 
 def _is_terminal(stream: TextIO) -> bool:

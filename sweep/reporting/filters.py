@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sweep.errors import UsageError, must_be_one_of
-from sweep.reporting.formats import format_value
+from sweep.reporting.formats import format_value, is_missing
 from sweep.trial import TrialState
 
 Row = Mapping[str, Any]
@@ -95,7 +95,7 @@ def _state(word: str) -> str:
 def _test_of(name: str, op: str, value: str, column: Sequence[Any]) -> Callable[[Any], bool]:
     """The test of one cell. Raises UsageError if no cell of `column` compares with `value`."""
     wanted, number = _as_shown(value), _number(value)
-    present = [cell for cell in column if not _is_missing(cell)]
+    present = [cell for cell in column if not is_missing(cell)]
     n_numbers = sum(map(_is_number, present))
     is_order = op in _ORDERS
     if is_order and present and not n_numbers:
@@ -119,7 +119,7 @@ def _as_shown(text: str) -> str:
 
 
 def _equals(value: Any, wanted: str, number: float | None) -> bool:
-    if _is_missing(value):
+    if is_missing(value):
         return wanted.lower() == "none"
     if _is_number(value) and number is not None:
         return bool(value == number or math.isclose(value, number, rel_tol=5e-5))
@@ -135,7 +135,3 @@ def _number(text: str) -> float | None:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and value == value
-
-
-def _is_missing(value: Any) -> bool:
-    return value is None or value != value

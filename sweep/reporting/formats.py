@@ -1,30 +1,27 @@
-"""Numbers, durations, times and curves as people read them."""
+"""Numbers, durations and curves as people read them."""
 
 from __future__ import annotations
 
+import codecs
 import itertools
 import math
 from collections.abc import Iterable, Sequence
-from datetime import datetime
 from typing import Any
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 _ASCII = str.maketrans(BLOCKS + "━╸─·…▸–", "__..--^^#=-..>-")
 
 
-def encodable(text: str, encoding: str | None) -> str:
-    """`text` for a stream of that encoding: drawings in ASCII, other letters escaped.
+def _drawn(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    letters = error.object[error.start : error.end].translate(_ASCII)
+    return letters.encode("ascii", "backslashreplace").decode(), error.end
 
-    >>> encodable("▁█ café …", "ascii"), encodable("▁█ café …", "utf-8")
-    ('_^ caf\\\\xe9 .', '▁█ café …')
-    """
-    encoding = encoding or "utf-8"
-    try:
-        text.encode(encoding)
-    except UnicodeEncodeError:
-        drawn = text.translate(_ASCII)
-        return drawn.encode(encoding, "backslashreplace").decode(encoding)
-    return text
+
+ENCODING_ERRORS = "sweep.drawn"
+"""Error handler for text streams: drawings in ASCII, other missing letters escaped."""
+codecs.register_error(ENCODING_ERRORS, _drawn)
 
 
 def format_number(value: float) -> str:
@@ -69,19 +66,20 @@ def format_value(value: Any) -> str:
         return format_number(value)
     if isinstance(value, tuple | list):
         return "-".join(format_value(item) for item in value) or "()"
-    if isinstance(value, datetime):
-        return value.astimezone().isoformat(timespec="seconds")
     return str(value)
 
 
-def format_duration(seconds: float | None) -> str:
-    """A duration in its two largest units; None (or not finite) is "-".
+def is_missing(value: Any) -> bool:
+    """Whether it is None or NaN."""
+    return value is None or value != value
+
+
+def format_duration(seconds: float) -> str:
+    """A duration in its two largest units.
 
     >>> [format_duration(s) for s in (0.42, 3.14, 34, 192, 7500, 97200)]
     ['0.4s', '3.1s', '34s', '3m12s', '2h05m', '1d03h']
     """
-    if seconds is None or not math.isfinite(seconds):
-        return "-"
     if round(seconds, 1) < 10:
         return f"{max(seconds, 0.0):.1f}s"
     minutes, rest_s = divmod(round(seconds), 60)
@@ -92,13 +90,6 @@ def format_duration(seconds: float | None) -> str:
     if hours:
         return f"{hours}h{rest_min:02d}m"
     return f"{minutes}m{rest_s:02d}s" if minutes else f"{rest_s}s"
-
-
-def format_time(time_ms: float | None) -> str:
-    """Unix milliseconds as local ISO 8601 (no offset), to the second; None is "-"."""
-    if time_ms is None or not math.isfinite(time_ms):
-        return "-"
-    return datetime.fromtimestamp(time_ms / 1000).isoformat(timespec="seconds")
 
 
 def sparkline(

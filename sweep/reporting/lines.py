@@ -37,11 +37,9 @@ from __future__ import annotations
 
 import json
 import os
-import queue
 import re
-import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 
 from sweep.reporting.formats import format_duration, format_number, format_value
@@ -56,7 +54,7 @@ from sweep.trial import (
     WorkerReady,
 )
 
-Pairs = list[tuple[str, str]]
+Pairs = dict[str, Any]
 
 KEYS = (
     "trial", "state", "best", "epoch", "best_epoch", "seconds", "failure", "message", "notice",
@@ -71,13 +69,13 @@ _TOKEN = r'"(?:[^"\\]|\\.)*"|[!#-<>-\[\]-~]+'
 _PAIR = re.compile(f"({_TOKEN})=({_TOKEN})(?: |$)")
 
 
-def format_line(pairs: Iterable[tuple[str, str]]) -> str:
+def format_line(pairs: Mapping[str, Any]) -> str:
     r"""`key=value` pairs on one line of ASCII, quoted where needed.
 
-    >>> format_line([("trial", "3"), ("message", 'a "b"\n')])
+    >>> format_line({"trial": 3, "message": 'a "b"\n'})
     'trial=3 message="a \\"b\\"\\n"'
     """
-    return " ".join(f"{_quoted(key)}={_quoted(value)}" for key, value in pairs)
+    return " ".join(f"{_quoted(k)}={_quoted(format_value(v))}" for k, v in pairs.items())
 
 
 def parse_line(line: str) -> dict[str, str]:
@@ -102,76 +100,41 @@ def _quoted(text: str) -> str:
     return text if _BARE.fullmatch(text) else json.dumps(text)
 
 
-class LineDisplay:
-    """Listener: writes lines to `stream`, each flushed, from its own thread.
+class Lines:
+    """A screen of lines, each flushed, on `stream`.
 
-    A pipe whose reader pauses (`| less`) blocks the thread and not the search. A reader that goes
-    away (`| head`) ends the display, not the search. `verbosity`: below 0 nothing is written,
-    from 1 also one line per epoch.
+    `verbosity`: below 0 nothing is written, from 1 also a line per epoch. Every `status_every_s`
+    a line says how far the search is.
     """
+
+    PERIOD_S = 0.05
 
     def __init__(
         self, stream: TextIO, verbosity: int = 0, status_every_s: float = STATUS_EVERY_S
     ) -> None:
         self._stream, self._verbosity = stream, verbosity
-        self._status_every_s = status_every_s
-        self._progress: Progress | None = None
-        self._lock = threading.Lock()
-        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        self._writer: threading.Thread | None = None
+        self._every_s, self._due_s = status_every_s, time.monotonic() + status_every_s
+        self._lines: list[str] = []
+        self._is_told = False
 
-    def open(self, study: StudyInfo) -> None:
-        """Start the thread."""
-        self._progress = Progress(study)
-        if self._verbosity >= 0 and self._writer is None:
-            self._writer = threading.Thread(target=self._drain, name="sweep-lines", daemon=True)
-            self._writer.start()
+    def take(self, progress: Progress, record: Record, trial: TrialProgress | None) -> None:
+        """Add the line of a record that `progress` has taken in already, if it has one."""
+        is_silent = isinstance(record, EpochReport) and (self._verbosity < 1 or record.is_replay)
+        if not is_silent and (pairs := _pairs(progress, record, trial)):
+            self._lines.append(format_line(pairs))
 
-    def write(self, records: Sequence[Record]) -> None:
-        """Queue the lines of `records`."""
-        if self._progress is None or self._writer is None:
-            return
-        with self._lock:
-            for record in records:
-                is_first = self._progress.worker is None
-                trial = self._progress.apply(record)
-                if isinstance(record, EpochReport) and (self._verbosity < 1 or record.is_replay):
-                    continue
-                if isinstance(record, WorkerReady) and not is_first:
-                    continue
-                if pairs := _pairs(self._progress, record, trial):
-                    self._lines.put(format_line(pairs))
-
-    def acknowledge(self) -> None:
-        """Say that the search stops. Safe in a signal handler: takes no lock."""
-        if self._verbosity >= 0:
-            self._lines.put(format_line([("notice", STOPPING)]))
-
-    def close(self) -> None:
-        """Write what is still queued. Further calls do nothing."""
-        writer, self._writer = self._writer, None
-        if writer is not None:
-            self._lines.put(None)
-            writer.join()
-
-    def _drain(self) -> None:
-        is_open, due_s = True, time.monotonic() + self._status_every_s
-        while True:
-            try:
-                line = self._lines.get(timeout=max(0.0, due_s - time.monotonic()))
-            except queue.Empty:
-                line, due_s = self._status(), time.monotonic() + self._status_every_s
-            if line is None:
-                return
-            is_open = is_open and write_line(self._stream, line)
-
-    def _status(self) -> str:
-        assert self._progress is not None
-        with self._lock:
-            if self._progress.worker is None:
-                waited = format_duration(self._progress.elapsed_s)
-                return format_line([("notice", f"{LOADING} ({waited})")])
-            return format_line(_status_pairs(self._progress))
+    def picture(self, progress: Progress, is_stopping: bool, is_last: bool) -> Callable[[], bool]:
+        """Writes the new lines, outside of the lock; returns False if the reader is gone."""
+        lines, self._lines = self._lines, []
+        if is_stopping and not self._is_told:
+            lines.append(format_line({"notice": STOPPING}))
+            self._is_told = True
+        if time.monotonic() >= self._due_s and not is_last:
+            lines.append(format_line(_status_pairs(progress)))
+            self._due_s = time.monotonic() + self._every_s
+        if self._verbosity < 0:
+            lines = []
+        return lambda: all(write_line(self._stream, line) for line in lines)
 
 
 def write_line(stream: TextIO, line: str) -> bool:
@@ -203,83 +166,76 @@ def forget(stream: TextIO) -> None:
 
 def _pairs(progress: Progress, record: Record, trial: TrialProgress | None) -> Pairs:
     """The line of a record that `progress` has taken in already; empty if it has none."""
+    metric = progress.study.metric
     if isinstance(record, Notice):
-        return [("notice", record.message)]
+        return {"notice": record.message}
     if isinstance(record, WorkerReady):
-        return _start_pairs(progress.study, record)
-    if trial is None:
-        return []
-    if isinstance(record, TrialFinished) and record.state.is_finished:
-        return _finished_pairs(progress, trial, record)
-    return _epoch_pairs(progress, record) if isinstance(record, EpochReport) else []
+        return _start_pairs(progress.study, record) if record is progress.worker else {}
+    if trial is not None and isinstance(record, EpochReport):
+        others = {k: v for k, v in record.metrics.items() if k not in (metric, "epoch_s")}
+        value = record.metrics.get(metric)
+        return {
+            **_trial_pairs(progress, record.number, TrialState.RUNNING, value, record.epoch),
+            "seconds": round(record.metrics.get("epoch_s", 0.0), 4),
+            **_renamed(others, metric),
+        }
+    if trial is None or not isinstance(record, TrialFinished) or not record.state.is_finished:
+        return {}
+    failure = record.failure
+    why = {"failure": failure.kind, "message": failure.message} if failure else {}
+    return {
+        **_trial_pairs(progress, record.number, record.state, record.value, record.n_epochs),
+        "best_epoch": record.best_epoch or "-",
+        "seconds": round(trial.seconds, 3),
+        **why,
+        **_renamed(trial.hyperparameters, metric),
+    }
 
 
 def _start_pairs(study: StudyInfo, worker: WorkerReady) -> Pairs:
     n_workers = study.config.get("workers", 1)
-    return [
-        ("study", study.name),
-        ("trials", str(study.n_trials)),
-        *([("done", str(study.n_done))] if study.n_done else []),
-        ("epochs", str(study.epochs)),
-        ("metric", study.metric),
-        ("direction", study.direction),
-        ("population", str(worker.n_slots)),
-        *([("workers", str(n_workers))] if n_workers != 1 else []),
-        ("device", worker.device),
-    ]
+    return {
+        "study": study.name,
+        "trials": study.n_trials,
+        **({"done": study.n_done} if study.n_done else {}),
+        "epochs": study.epochs,
+        "metric": study.metric,
+        "direction": study.direction,
+        "population": worker.n_slots,
+        **({"workers": n_workers} if n_workers != 1 else {}),
+        "device": worker.device,
+    }
 
 
 def _status_pairs(progress: Progress) -> Pairs:
+    if progress.worker is None:
+        return {"notice": f"{LOADING} ({format_duration(progress.elapsed_s)})"}
     leader, eta_s = progress.leader(), progress.eta_s()
-    return [
-        ("progress", format_number(round(progress.share, 4))),
-        ("trials", f"{progress.n_done}/{progress.study.n_trials}"),
-        ("running", str(len(progress.running))),
-        ("best", _at(progress.best_value, progress.best_number)),
-        ("leading", _at(leader.best, leader.number) if leader else "-"),
-        ("elapsed", str(round(progress.elapsed_s))),
-        ("eta", "-" if eta_s is None else str(round(eta_s))),
-    ]
-
-
-def _finished_pairs(progress: Progress, trial: TrialProgress, record: TrialFinished) -> Pairs:
-    pairs = [
-        *_trial_pairs(progress, record.number, record.state, record.value, record.n_epochs),
-        ("best_epoch", str(record.best_epoch or "-")),
-        ("seconds", format_number(round(trial.seconds, 3))),
-    ]
-    if record.failure is not None:
-        pairs += [("failure", record.failure.kind), ("message", record.failure.message)]
-    return pairs + _renamed(trial.hyperparameters, progress.study.metric)
-
-
-def _epoch_pairs(progress: Progress, record: EpochReport) -> Pairs:
-    metric, metrics = progress.study.metric, record.metrics
-    others = {k: v for k, v in metrics.items() if k not in (metric, "epoch_s")}
-    return [
-        *_trial_pairs(
-            progress, record.number, TrialState.RUNNING, metrics.get(metric), record.epoch
-        ),
-        ("seconds", format_number(round(metrics.get("epoch_s", 0.0), 4))),
-        *_renamed(others, metric),
-    ]
+    return {
+        "progress": round(progress.share, 4),
+        "trials": f"{progress.n_done}/{progress.study.n_trials}",
+        "running": len(progress.running),
+        "best": _at(progress.best_value, progress.best_number),
+        "leading": _at(leader.best, leader.number) if leader else "-",
+        "elapsed": round(progress.elapsed_s),
+        "eta": "-" if eta_s is None else round(eta_s),
+    }
 
 
 def _trial_pairs(
     progress: Progress, number: int, state: TrialState, value: float | None, epoch: int
 ) -> Pairs:
-    return [
-        ("trial", str(number)),
-        ("state", state.value),
-        (progress.study.metric, "-" if value is None else format_number(value)),
-        ("best", _at(progress.best_value, progress.best_number)),
-        ("epoch", f"{epoch}/{progress.study.epochs}"),
-    ]
+    return {
+        "trial": number,
+        "state": state.value,
+        progress.study.metric: "-" if value is None else value,
+        "best": _at(progress.best_value, progress.best_number),
+        "epoch": f"{epoch}/{progress.study.epochs}",
+    }
 
 
 def _renamed(values: Mapping[str, Any], metric: str) -> Pairs:
-    taken = (*KEYS, metric)
-    return [(f"hp.{k}" if k in taken else k, format_value(v)) for k, v in values.items()]
+    return {f"hp.{k}" if k in (*KEYS, metric) else k: v for k, v in values.items()}
 
 
 def _at(value: float | None, number: int | None) -> str:

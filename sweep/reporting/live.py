@@ -1,25 +1,23 @@
 """The live table on a terminal: how far the search is, the best so far, what is running.
 
-`frame` lays one picture out; `LiveDisplay` draws it, at most REFRESH_HZ times a second.
+`frame` lays one picture out; `LiveTable` draws it.
 """
 
 from __future__ import annotations
 
-import atexit
-import threading
 from collections.abc import Callable, Sequence
 
-from rich.cells import cell_len
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.control import Control
 from rich.live import Live
-from rich.segment import ControlType
+from rich.progress_bar import ProgressBar
+from rich.segment import ControlType, Segment, SegmentLines
+from rich.table import Table
 from rich.text import Text
 
 from sweep.reporting.formats import (
     common_scale,
     condensed,
-    encodable,
     format_duration,
     format_metric,
     sparkline,
@@ -28,10 +26,11 @@ from sweep.reporting.lines import LOADING, STOPPING
 from sweep.reporting.progress import Progress, TrialProgress
 from sweep.trial import Notice, Record, StudyInfo, TrialState, WorkerReady
 
-REFRESH_HZ = 4
 LINES_AROUND_ROWS = 8
 """Lines that are not rows of trials: bar, best, counts, stopping, blank, header, "+12 more", one
 spare."""
+MOST_OF_A_NAME = 40
+"""Cells: with whole names, the numbers would be far away."""
 RIGHT_MARGIN = 3
 """Cells kept free: a terminal writes ^C behind the last line, which must not wrap."""
 SLOW_EPOCH_S = 3.0
@@ -45,108 +44,58 @@ _STATES = (
 )
 
 
-class LiveDisplay:
-    """Listener: one live table on `console`. `write` never waits for the terminal.
+class LiveTable:
+    """A screen with one live table on `console`; bar and counts stay on it at the end."""
 
-    Records change the picture under a lock; a thread draws it outside of the lock, so a paused
-    terminal (Ctrl-S) delays nothing else. A terminal that goes away ends the display, not the
-    search. Call `close` before os._exit: it brings the cursor back.
-    """
+    PERIOD_S = 0.25
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._lock = threading.Lock()
-        self._closing = threading.Event()
-        self._progress: Progress | None = None
+        self._live = Live(console=console, auto_refresh=False, vertical_overflow="crop")
         self._notices: list[tuple[str, str]] = []
         """(line above the table, its style)"""
         self._is_changed = True
-        self._is_stopping = False
-        self._live: Live | None = None
-        self._thread: threading.Thread | None = None
+        self._seen: tuple[int, bool] | None = None
+        """Second, and whether the search was stopping, when the last frame was drawn."""
         self._drawn: tuple[int, list[int]] = (0, [])
         """Width of the terminal, and of each line, when the last frame was drawn."""
 
-    def open(self, study: StudyInfo) -> None:
-        """Show the table of `study`."""
-        self._progress = progress = Progress(study)
-        self._live = live = Live(
-            console=self._console, auto_refresh=False, vertical_overflow="crop"
-        )
-        atexit.register(self.close)
-        if _is_done(live.start):
-            self._thread = threading.Thread(
-                target=self._run, args=(live, progress), name="sweep-live", daemon=True
-            )
-            self._thread.start()
+    def take(self, progress: Progress, record: Record, trial: TrialProgress | None) -> None:
+        """Add the line of a record that is to stay above the table, if it has one."""
+        self._is_changed = True
+        if isinstance(record, Notice):
+            self._notices.append((record.message, "yellow"))
+        elif record is progress.worker:
+            self._notices.append((start_text(progress.study, record), ""))
 
-    def write(self, records: Sequence[Record]) -> None:
-        """Take `records` into the picture; it is drawn a moment later."""
-        if self._progress is None:
-            return
-        with self._lock:
-            for record in records:
-                if isinstance(record, Notice):
-                    self._notices.append((record.message, "yellow"))
-                elif isinstance(record, WorkerReady) and self._progress.worker is None:
-                    self._notices.append((start_text(self._progress.study, record), ""))
-                self._progress.apply(record)
-            self._is_changed = True
+    def picture(self, progress: Progress, is_stopping: bool, is_last: bool) -> Callable[[], bool]:
+        """Draws a frame, outside of the lock; returns False if the terminal is gone.
 
-    def acknowledge(self) -> None:
-        """Say that the search stops. Safe in a signal handler: takes no lock."""
-        self._is_stopping = self._is_changed = True
+        Every change is drawn, and once a second the clocks.
+        """
+        seen = int(progress.elapsed_s), is_stopping
+        if not self._is_changed and not is_last and seen == self._seen:
+            return lambda: True
+        notices, self._notices, self._is_changed, self._seen = self._notices, [], False, seen
+        size = self._console.size
+        width, height = max(1, size.width - RIGHT_MARGIN), 0 if is_last else size.height
+        lines = frame(self._console, progress, width, height, is_stopping=is_stopping)
 
-    def close(self) -> None:
-        """Leave the last bar and counts on the terminal, cursor below. May be called twice."""
-        atexit.unregister(self.close)
-        live, self._live = self._live, None
-        if live is None or self._progress is None:
-            return
-        self._closing.set()
-        if self._thread is not None:
-            self._thread.join()
-        self._draw(live, self._progress, is_last=True)
+        def draw() -> bool:
+            try:
+                self._live.start()
+                self._console.control(rewrap(size.width, *self._drawn))
+                self._drawn = (size.width, [Segment.get_line_length(line) for line in lines])
+                for notice, style in notices:
+                    self._console.print(Text(notice, style), highlight=False)
+                self._live.update(SegmentLines(lines, new_lines=True), refresh=True)
+                if is_last:
+                    self._live.stop()
+            except (OSError, ValueError, SystemExit):  # rich exits on a broken pipe
+                return False
+            return True
 
-    def _run(self, live: Live, progress: Progress) -> None:
-        """Draw every change, and once a second the clocks."""
-        second = -1
-        while not self._closing.is_set():
-            now = int(progress.elapsed_s)
-            if (self._is_changed or now != second) and not self._draw(live, progress):
-                return
-            second = now
-            self._closing.wait(1 / REFRESH_HZ)
-
-    def _draw(self, live: Live, progress: Progress, *, is_last: bool = False) -> bool:
-        """Draw one frame; False if the terminal is gone."""
-        size, encoding = self._console.size, self._console.encoding
-        with self._lock:
-            notices, self._notices, self._is_changed = self._notices, [], False
-            width, height = max(1, size.width - RIGHT_MARGIN), 0 if is_last else size.height
-            lines = frame(progress, width, height, is_stopping=self._is_stopping)
-
-        def draw() -> None:
-            for line in lines:
-                line.plain = encodable(line.plain, encoding)
-            self._console.control(rewrap(size.width, *self._drawn))
-            self._drawn = (size.width, [line.cell_len for line in lines])
-            for notice, style in notices:
-                self._console.print(Text(encodable(notice, encoding), style), highlight=False)
-            live.update(Group(*lines), refresh=True)
-            if is_last:
-                live.stop()
-
-        return _is_done(draw)
-
-
-def _is_done(write: Callable[[], object]) -> bool:
-    """Call `write`; False if the terminal is gone (rich exits on a broken pipe)."""
-    try:
-        write()
-    except (OSError, ValueError, SystemExit):
-        return False
-    return True
+        return draw
 
 
 def rewrap(width: int, drawn_width: int, line_widths: Sequence[int]) -> Control:
@@ -172,40 +121,44 @@ def start_text(study: StudyInfo, worker: WorkerReady) -> str:
     )
 
 
-def frame(progress: Progress, width: int, height: int, *, is_stopping: bool = False) -> list[Text]:
+def frame(
+    console: Console, progress: Progress, width: int, height: int, *, is_stopping: bool = False
+) -> list[list[Segment]]:
     """The picture as fewer than `height` lines of at most `width` cells.
 
     Running trials are sorted by their best metric so far; the rest of them is counted. Height 0
     is the last frame: bar and counts only.
     """
-    lines = [_bar_line(progress, width, is_stopping=is_stopping)]
-    if height == 0:
-        lines.append(_counts_line(progress, width))
-    else:
-        lines += [_best_line(progress), _counts_line(progress, width)]
-        lines += [Text(STOPPING, "bold yellow")] if is_stopping else []
-        lines += _trial_lines(progress, width, max(1, height - LINES_AROUND_ROWS))
-        lines = lines[: max(1, height - 1)]
-    for line in lines:
-        line.no_wrap, line.overflow = True, "ellipsis"
-        line.truncate(width, overflow="ellipsis")
-    return lines
+    bar, counts = _bar(progress, width, is_stopping=is_stopping), _counts_line(progress, width)
+    parts: list[RenderableType] = [bar, counts]
+    if height:
+        n_rows, trials = max(1, height - LINES_AROUND_ROWS), progress.ranked()
+        parts = [bar, _best_line(progress), counts]
+        if is_stopping:
+            parts.append(Text(STOPPING, "bold yellow"))
+        if trials:
+            parts += [Text(), *_trials(progress, trials[:n_rows], width)]
+        if len(trials) > n_rows:
+            parts.append(Text(f"+{len(trials) - n_rows} more", "dim"))
+    options = console.options.update(width=width, no_wrap=True, overflow="ellipsis")
+    lines = console.render_lines(Group(*parts), options, pad=False)
+    return lines[: max(1, height - 1)] if height else lines
 
 
-def _bar_line(progress: Progress, width: int, *, is_stopping: bool) -> Text:
+def _bar(progress: Progress, width: int, *, is_stopping: bool) -> RenderableType:
     done, total = progress.n_done, progress.study.n_trials
-    count = f"{done}/{total} trials"
-    tail = f"  {_clock(progress.elapsed_s)}"
+    tail = _clock(progress.elapsed_s)
     eta = None if is_stopping else progress.eta_s()
     if eta is not None and done < total:
         tail += f"  ETA {_clock(round(eta))}"
-    cells = min(40, width - len(count) - len(tail) - 2)
-    line = Text()
-    if cells >= 4:
-        filled, half = divmod(int(2 * cells * progress.share), 2)
-        line.append("━" * filled + "╸" * half, "green")
-        line.append("─" * (cells - filled - half), "dim").append("  ")
-    return line.append(count, "bold").append(tail, "dim")
+    count = Text(f"{done}/{total} trials", "bold")
+    cells = min(40, width - len(count) - len(tail) - 4)
+    if cells < 4:
+        return count.append(f"  {tail}", "dim")
+    table = Table.grid(padding=(0, 2, 0, 0))
+    bar = ProgressBar(1.0, progress.share, cells, complete_style="green", style="dim")
+    table.add_row(bar, count, Text(tail, "dim"))
+    return table
 
 
 def _best_line(progress: Progress) -> Text:
@@ -215,13 +168,12 @@ def _best_line(progress: Progress) -> Text:
     if leader is not None and progress.is_better(leader.best or 0.0, value):
         label, value, name = "leading", leader.best, leader.name
     line = Text().append(f"{label} {progress.study.metric} ", "dim")
-    if value is None:
-        begun = [*progress.running.values(), *progress.interrupted.values()]
-        has_news = progress.n_done > 0 or any(trial.epoch for trial in begun)
-        if has_news:
-            return line.append("-", "dim")
-        return Text(LOADING if progress.worker is None else "in the first epoch", "dim")
-    return line.append(format_metric(value), "bold green").append(f"  {name}")
+    if value is not None:
+        return line.append(format_metric(value), "bold green").append(f"  {name}")
+    begun = [*progress.running.values(), *progress.interrupted.values()]
+    if progress.n_done > 0 or any(trial.epoch for trial in begun):
+        return line.append("-", "dim")
+    return Text(LOADING if progress.worker is None else "in the first epoch", "dim")
 
 
 def _counts_line(progress: Progress, width: int) -> Text:
@@ -236,10 +188,7 @@ def _counts_line(progress: Progress, width: int) -> Text:
         parts.append((f"{len(progress.interrupted)} interrupted", "yellow"))
     if progress.study.n_done:
         parts.append((f"{progress.study.n_done} before", "dim"))
-    return Text().join(
-        Text.assemble(part, (" · " if at < len(parts) else "", "dim"))
-        for at, part in enumerate(parts, start=1)
-    )
+    return Text(" · ", "dim").join(Text(word, style) for word, style in parts)
 
 
 def _age(progress: Progress) -> str:
@@ -255,68 +204,33 @@ def _clock(seconds: float) -> str:
     return format_duration(int(seconds)).replace(".0s", "s")
 
 
-def _trial_lines(progress: Progress, width: int, n_rows: int) -> list[Text]:
-    """A blank line, a header, a row for each of the best `n_rows` trials, "+12 more"."""
+def _trials(progress: Progress, shown: Sequence[TrialProgress], width: int) -> list[Text]:
+    """A header and a row for each of `shown`; a narrow terminal cuts curves, then names.
 
-    trials = progress.ranked()
-    if not trials:
-        return []
-    shown = trials[:n_rows]
-    widths = _column_widths(progress, shown, width)
-    curves = [condensed(trial.values, widths[4]) for trial in shown]
-    scale = common_scale(curves, is_up=progress.study.direction == "maximize")
-    header = ("  running", "epoch", progress.study.metric, "best", _scale_text(scale))
-    lines = [Text(), _row(header, widths, "dim")]
+    rich's Table takes three times as long, and frames are drawn beside the training.
+    """
+    study = progress.study
+    n_cells = min(study.epochs, 32, max(8, width // 2 - 20)) if width >= 36 else 0
+    curves = [condensed(trial.values, n_cells) for trial in shown]
+    scale = common_scale(curves, is_up=study.direction == "maximize")
+    edges = f"{scale[0]:.3g}–{scale[1]:.3g}" if scale and n_cells else ""
+    labels = ["epoch", study.metric[:12], *(["best"] if width >= 48 else [])]
+    widths = [max(5, 2 * len(str(study.epochs)) + 1), max(7, len(labels[1])), 7][: len(labels)]
+    others = [*widths, n_cells] if n_cells else widths
+    n_name = max(8, min(MOST_OF_A_NAME, width - sum(others) - 2 * len(others)))
+
+    def row(name: str, cells: Sequence[str], curve: str, style: str) -> Text:
+        line = Text(name, style)
+        line.truncate(n_name, overflow="ellipsis", pad=True)
+        for cell, n in zip(cells, widths, strict=False):
+            line.append(f"  {cell:>{n}}", style)
+        return line.append(f"  {curve}" if curve else "", style if style == "dim" else "cyan")
+
+    lines = [row("  running", labels, edges, "dim")]
     for trial, curve in zip(shown, curves, strict=True):
         is_leader = trial is shown[0] and trial.best is not None
-        cells = (
-            f"{'▸' if is_leader else ' '} {trial.name}",
-            f"{trial.epoch}/{progress.study.epochs}",
-            format_metric(trial.values[-1] if trial.values else None),
-            format_metric(trial.best),
-            sparkline(curve, widths[4], scale),
-        )
-        lines.append(_row(cells, widths, "bold" if is_leader else ""))
-    if len(trials) > n_rows:
-        lines.append(Text(f"+{len(trials) - n_rows} more", "dim"))
+        value = format_metric(trial.values[-1] if trial.values else None)
+        cells = (f"{trial.epoch}/{study.epochs}", value, format_metric(trial.best))
+        name, style = ("▸ ", "bold") if is_leader else ("  ", "")
+        lines.append(row(name + trial.name, cells, sparkline(curve, n_cells, scale), style))
     return lines
-
-
-def _scale_text(scale: tuple[float, float] | None) -> str:
-    """The metric at the lowest and at the highest block of all curves."""
-    if scale is None:
-        return ""
-    low, high = (f"{edge:.3g}" for edge in scale)
-    return f"{low}–{high}"
-
-
-def _column_widths(
-    progress: Progress, shown: Sequence[TrialProgress], width: int
-) -> tuple[int, int, int, int, int]:
-    """Cells for name, epoch, metric, best and curve.
-
-    On a narrow terminal the curve is cut to 8 cells before the name is cut to 20; then the curve
-    goes, then the best, and the name is cut to 8.
-    """
-
-    epoch = max(5, 2 * len(str(progress.study.epochs)) + 1)
-    metric = max(7, min(len(progress.study.metric), 12))
-    best = 7 if width >= 48 else 0
-    room = width - epoch - metric - best - 8
-    curve = min(progress.study.epochs, 32, width // 5, max(8, room - 20)) if width >= 36 else 0
-    room -= curve
-    # Steps of 8 keep the columns still while trials come and go.
-    name = -(-max(2 + cell_len(trial.name) for trial in shown) // 8) * 8
-    return max(8, min(name, room)), epoch, metric, best, curve
-
-
-def _row(cells: Sequence[str], widths: Sequence[int], style: str) -> Text:
-    name = Text(cells[0], style)
-    name.truncate(widths[0], overflow="ellipsis", pad=True)
-    line = name.append(f"  {cells[1]:>{widths[1]}}", "dim")
-    for cell, width in zip(cells[2:4], widths[2:4], strict=True):
-        if width:
-            line.append(f"  {cell[:width]:>{width}}", style)
-    if widths[4] and cells[4]:
-        line.append(f"  {cells[4]}", "cyan" if style != "dim" else style)
-    return line

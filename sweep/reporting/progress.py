@@ -68,6 +68,7 @@ class Progress:
         self.best_number = study.best_number
         self.best_name = "" if study.best_number is None else f"trial {study.best_number}"
         self.worker: WorkerReady | None = None
+        """The first one."""
         self._clock = clock
         self._opened_s = clock()
         self._states: dict[int, TrialState] = {}
@@ -107,7 +108,7 @@ class Progress:
         if isinstance(record, TrialFinished):
             return self._finish(record)
         if isinstance(record, WorkerReady):
-            self.worker = record
+            self.worker = self.worker or record
         return None
 
     def is_better(self, value: float, than: float | None) -> bool:

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sweep.ledger.trials import LedgerTrial, StudySummary
 from sweep.reporting.formats import format_metric, sparkline
 
-STUDY_COLUMNS = (
-    "study",
-    "finished",
-    "of",
-    "complete",
-    "pruned",
-    "failed",
-    "best",
-    "best_trial",
-    "data",
-)
+_FINISHED = ("COMPLETE", "PRUNED", "FAIL")
+STUDY_COLUMNS: Mapping[str, Callable[[StudySummary], Any]] = {
+    "study": lambda study: study.name,
+    "finished": lambda study: sum(study.n_by_state.get(state, 0) for state in _FINISHED),
+    "of": lambda study: study.config.get("trials"),
+    "complete": lambda study: study.n_by_state.get("COMPLETE", 0),
+    "pruned": lambda study: study.n_by_state.get("PRUNED", 0),
+    "failed": lambda study: study.n_by_state.get("FAIL", 0),
+    "best": lambda study: study.best_value,
+    "best_trial": lambda study: study.best_number,
+    "data": lambda study: study.config.get("data"),
+}
+"""Columns of `sweep list`, each with its value."""
 LEAST_OF_A_STUDY = ("complete", "pruned", "data", "failed", "best_trial")
 """Columns of `sweep list` left out on a narrow terminal, the first one first."""
 _FIRST = ("number", "state", "value", "best_epoch", "n_epochs", "seconds")
@@ -30,19 +32,7 @@ CURVE_WIDTH = 20
 
 def study_row(study: StudySummary) -> dict[str, Any]:
     """One line of `sweep list`."""
-    counts = study.n_by_state
-    complete, pruned, failed = (counts.get(s, 0) for s in ("COMPLETE", "PRUNED", "FAIL"))
-    return {
-        "study": study.name,
-        "finished": complete + pruned + failed,
-        "of": study.config.get("trials"),
-        "complete": complete,
-        "pruned": pruned,
-        "failed": failed,
-        "best": study.best_value,
-        "best_trial": study.best_number,
-        "data": study.config.get("data"),
-    }
+    return {column: value_of(study) for column, value_of in STUDY_COLUMNS.items()}
 
 
 def trial_row(trial: LedgerTrial) -> dict[str, Any]:

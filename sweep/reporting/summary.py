@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import shlex
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+from sweep.config.settings import RunConfig, resolve
 from sweep.objective import Objective
 from sweep.redact import redacted
 from sweep.reporting.formats import format_duration, format_metric
 from sweep.trial import StudyFinished, StudyInfo, TrialState
+
+if TYPE_CHECKING:
+    from sweep.search.study import Outcome
+
 
 _REASONS = {
     "done": "",
@@ -28,38 +34,45 @@ _WORDS = {
 
 
 def end_summary(
-    study: StudyInfo,
-    end: StudyFinished,
-    *,
-    best_name: str = "",
-    places: Mapping[str, str] | None = None,
-    commands: Sequence[tuple[str, str]] = (),
-    unsaved: Sequence[str] = (),
-    width: int | None = None,
+    config: RunConfig, outcome: Outcome, going_on: str | None = None, width: int | None = None
 ) -> list[str]:
     """The last lines of a search, as plain text.
 
     Args:
-        study: As the search opened it.
-        end: Its end; `n_by_state` counts the whole study.
-        best_name: Run name of the best trial; empty: its number is shown.
-        places: Locations by name, e.g. {"MLflow": "sqlite:///mlflow.db", "log": "..."}.
-        commands: (command, its effect) to type next, see `next_commands`.
-        unsaved: Sentences on interrupted trials that have to train epochs again.
+        config: Its settings.
+        outcome: Its end.
+        going_on: The command that continues it, if trials are left.
         width: Cells of the terminal; None: a pipe.
     """
+    study, end = outcome.study, outcome.end
     lines = [_counts(study, end)]
-    reason = "unsaved" if unsaved and end.reason == "interrupted" else end.reason
+    if outcome.n_new == 0 and study.n_done >= config.trials:
+        lines.insert(0, _nothing_to_do(config, study.n_done, outcome.n_to_retry))
+    reason = "unsaved" if outcome.unsaved and end.reason == "interrupted" else end.reason
     if _REASONS[reason]:
-        lines += [_REASONS[reason], *unsaved]
-    lines += _best(study, end, best_name)
+        lines += [_REASONS[reason], *outcome.unsaved]
+    lines += _best(study, end, str(outcome.best.result.get("name", "")) if outcome.best else "")
     if width is not None:
         lines = [part for line in lines for part in textwrap.wrap(line, width)]
-    if places:
-        lines += ["", *_aligned([(f"{name}:", place) for name, place in places.items()])]
-    if commands:
+    places = [
+        ("MLflow:", redacted(config.tracking_uri)),
+        ("Optuna:", redacted(config.storage)),
+        ("checkpoints:", str(config.study_dir)),
+    ]
+    lines += ["", *_aligned(places)]
+    if commands := next_commands(config, end, outcome.n_to_retry, going_on):
         lines += ["", "Next:", *_commands(commands, width)]
     return lines
+
+
+def _nothing_to_do(config: RunConfig, n_done: int, n_to_retry: int) -> str:
+    hint = f"Ask for more, e.g. with --trials {n_done + 50}."
+    if n_to_retry:
+        hint += f" Try failed trials again with `sweep retry {config.study_name}`."
+    return (
+        f"study {config.study_name} already has {n_done} finished trials: nothing to do for "
+        f"--trials {config.trials}. {hint}"
+    )
 
 
 def _commands(commands: Sequence[tuple[str, str]], width: int | None) -> list[str]:
@@ -71,45 +84,39 @@ def _commands(commands: Sequence[tuple[str, str]], width: int | None) -> list[st
 
 
 def next_commands(
-    study: str, data: str | None, *, data_dir: str | None = None, storage: str | None = None,
-    tracking_uri: str | None = None, is_default_store: bool = True, has_best: bool = True,
-    has_failed: bool = False, n_to_retry: int = 0, going_on: str | None = None,
-) -> list[tuple[str, str]]:  # fmt: skip
+    config: RunConfig, end: StudyFinished, n_to_retry: int = 0, going_on: str | None = None
+) -> list[tuple[str, str]]:
     """(command, its effect) to type after a search.
 
-    Args:
-        study: Its name.
-        data: The data set's name; None if the module may have loaders of its own.
-        data_dir: Folder of the data set's files, if one was named.
-        storage: Address of the Optuna storage, if commands have to name it.
-        tracking_uri: Address of the MLflow store, if commands have to name it.
-        is_default_store: A bare `mlflow ui` in the current folder finds the store.
-        has_best: Some trial completed.
-        has_failed: Some trial failed.
-        n_to_retry: Number of failed configurations without a later success.
-        going_on: The command that continues an unfinished search.
+    A store is named only if the environment and the defaults name another; `n_to_retry` counts
+    failed configurations without a later success.
     """
-    name, at = shlex.quote(study), _flag("--storage", storage)
-    uri = _flag("--tracking-uri", tracking_uri)
-    train = f"sweep train --config best.yaml{_flag('--data', data)}{_flag('--data-dir', data_dir)}"
+    name, known = shlex.quote(config.study_name), resolve({}).config
+    at = _flag("--storage", config.storage, known.storage)
+    uri = _flag("--tracking-uri", config.tracking_uri, known.tracking_uri)
+    # a module's own loaders need no data set, so none is named
+    data = _flag("--data", config.data) if config.is_mlp else ""
+    train = f"sweep train --config best.yaml{data}{_flag('--data-dir', config.data_dir)}"
     then = f"train it{' on train + validation' if data else ' again'}, then test it"
+    ui = "mlflow ui" if config.tracking_uri == RunConfig.tracking_uri else f"sweep ui{uri}"
     failed = (
         f"{n_to_retry} failed configurations" if n_to_retry > 1 else "the failed configuration"
     )
+    has_best, has_failed = end.best_value is not None, end.n_by_state.get("FAIL", 0) > 0
     offers = [
         (going_on is not None, going_on or "", "go on with the search"),
         (has_failed, f"sweep trials {name} --state fail{at}", "why trials failed"),
         (has_best, f"sweep best {name}{at} > best.yaml", "keep the best configuration"),
         (has_best, train + uri, then),
-        (has_best, "mlflow ui" if is_default_store else f"sweep ui{uri}", "look at every trial"),
+        (has_best, ui, "look at every trial"),
         (n_to_retry > 0, f"sweep retry {name}{at}", f"try {failed} again"),
     ]
     return [(command, why) for is_offered, command, why in offers if is_offered]
 
 
-def _flag(name: str, value: str | None) -> str:
-    """` NAME VALUE` for a shell without passwords; empty for None."""
-    return "" if value is None else f" {name} {shlex.quote(redacted(value))}"
+def _flag(name: str, value: str | None, known: str | None = None) -> str:
+    """` NAME VALUE` for a shell, without passwords; empty for None or the `known` value."""
+    return "" if value in (None, known) else f" {name} {shlex.quote(redacted(value or ''))}"
 
 
 def gain(study: StudyInfo, value: float, baseline: float) -> str:

@@ -1,8 +1,7 @@
 """Rows and fields as a table for people, or as JSON or CSV for programs.
 
-Every function returns text that ends with a newline. Columns say their unit in their names:
-a table shows `*_ms` as local time, `*_s` as a duration and drops the suffix; JSON and CSV keep
-names and numbers as they are.
+Every function returns text that ends with a newline. Columns say their unit in their names: a
+table shows `*_s` as a duration and drops the suffix; JSON and CSV keep names and numbers.
 """
 
 from __future__ import annotations
@@ -13,22 +12,19 @@ import json
 import math
 import textwrap
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from datetime import datetime
 from typing import Any, Literal
 
 from sweep.errors import UsageError, must_be_one_of
 from sweep.reporting.formats import (
     format_duration,
-    format_number,
-    format_time,
     format_value,
+    is_missing,
 )
 
 Format = Literal["table", "json", "csv"]
 FORMATS: tuple[Format, ...] = ("table", "json", "csv")
-ID_COLUMNS = ("id", "name", "number", "run", "study", "trial")
-"""Columns never cut, nor are those named `*_id`."""
-
+_IDS = ("number", "study", "trial", "run_id")
+"""Columns never cut, nor are numbers: a part of one is another one."""
 _GAP, _LEAST = 2, 8
 """Cells between columns; least cells of a column."""
 _STATE_STYLES = {
@@ -59,18 +55,14 @@ def render_rows(
             named in a line below it; no row wraps.
         is_colored: Whether a table may hold colours (a terminal without NO_COLOR).
         least_first: Columns to leave out before text is cut, the least important one first.
-
-    Raises UsageError for another format.
     """
     if format == "json":
         return _json([{c: plain(row.get(c)) for c in columns} for row in rows])
     if format == "csv":
         return _csv(rows, columns)
-    _check_is_table(format)
     cells = {c: [_label(c), *(_cell(c, row.get(c)) for row in rows)] for c in columns}
     numbers = {c for c in columns if rows and _is_numeric(rows, c)}
-    uncut = {c for c in columns if c in numbers or _is_id(c)}
-    widths = _fitted(cells, uncut, width, least_first)
+    widths = _fitted(cells, numbers.union(_IDS), width, least_first)
     table = "".join(
         _line({c: cells[c][at] for c in widths}, widths, numbers, at == 0 if is_colored else None)
         for at in range(len(rows) + 1)
@@ -88,29 +80,21 @@ def _fitted(
     """Columns that fit into `width` terminal cells, with their widths.
 
     Columns of `least_first` go while text is whole, then the last ones; the first column stays.
-    Then the widest column gives way, down to _LEAST cells; columns in `uncut` never do: a part of
-    a number is another number.
+    Then the widest column gives way, down to _LEAST cells; columns in `uncut` never do.
     """
     from rich.cells import cell_len
 
     widths = {c: max(map(cell_len, column)) for c, column in cells.items()}
     if width is None:
         return widths
-    least = {c: w if c in uncut else min(w, _LEAST) for c, w in widths.items()}
-    first, *others = widths
-    for column in others:
-        if _total([least[first], least[column]]) > width:
-            del widths[column]
     for column in least_first:
         if column in widths and _total(widths.values()) > width:
             del widths[column]
-    while len(widths) > 1 and _total(least[c] for c in widths) > width:
-        names = list(widths)[1:]
-        del widths[next((c for c in reversed(names) if not _is_id(c)), names[-1])]
-    for _ in range(_total(widths.values()) - width):
-        wide = [c for c in widths if widths[c] > least[c]]
-        if not wide:
-            break
+    least = {c: w if c in uncut else min(w, _LEAST) for c, w in widths.items()}
+    while len(least) > 1 and _total(least.values()) > width:
+        least.popitem()
+    widths = {c: widths[c] for c in least}
+    while _total(widths.values()) > width and (wide := [c for c in least if widths[c] > least[c]]):
         widths[max(wide, key=lambda c: widths[c])] -= 1
     return widths
 
@@ -145,17 +129,14 @@ def render_fields(fields: Mapping[str, Any], format: Format, *, is_colored: bool
     """One study or trial: `key: value` lines, a JSON object, or CSV with one row.
 
     In a table a mapping is a block of indented lines, and so is text of several lines.
-    Raises UsageError for another format.
     """
     if format == "json":
         return _json({key: plain(value) for key, value in fields.items()})
     if format == "csv":
         return _csv([fields], list(fields))
-    _check_is_table(format)
-    lines = _field_lines(fields)
     return "".join(
         f"{_styled(key, 'dim') if is_colored else key}{value}".rstrip() + "\n"
-        for key, value in lines
+        for key, value in _field_lines(fields)
     )
 
 
@@ -170,21 +151,21 @@ def sort_rows(
     known = dict.fromkeys(column for row in rows for column in row)
     if rows and key not in known:
         raise UsageError(must_be_one_of("--sort", key, known))
-    present = [row for row in rows if not _is_missing(row.get(key))]
-    missing = [row for row in rows if _is_missing(row.get(key))]
+    present = [row for row in rows if not is_missing(row.get(key))]
+    missing = [row for row in rows if is_missing(row.get(key))]
     present.sort(key=lambda row: _sort_key(row[key]), reverse=is_descending)
     return present + missing
 
 
 def plain(value: Any) -> Any:
-    """`value` as JSON has it: not finite is None, a tuple a list, a time ISO 8601 text."""
+    """`value` as JSON has it: not finite is None, a tuple a list."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if value is None or isinstance(value, bool | int):
         return value
     if isinstance(value, Mapping):
         return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
+    if isinstance(value, list | tuple):
         return [plain(v) for v in value]
     return format_value(value)
 
@@ -207,7 +188,7 @@ def _csv_line(cells: Sequence[str]) -> str:
 
 def _csv_cell(value: Any) -> str:
     """Numbers keep all their digits; a missing value is empty."""
-    if _is_missing(value):
+    if is_missing(value):
         return ""
     if isinstance(value, Mapping):
         return json.dumps(plain(value), ensure_ascii=False)
@@ -216,47 +197,26 @@ def _csv_cell(value: Any) -> str:
     return format_value(value)
 
 
-def _is_missing(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and math.isnan(value))
-
-
 def _sort_key(value: Any) -> tuple[int, Any]:
     """Comparable for any two plain values: (kind, value within its kind)."""
     if isinstance(value, bool | int | float):
         return 0, value
-    if isinstance(value, datetime):
-        return 0, value.timestamp()
     if isinstance(value, list | tuple):
         return 2, [_sort_key(item) for item in value]
     return 1, format_value(value)
 
 
-def _check_is_table(format: str) -> None:
-    if format != "table":
-        raise UsageError(must_be_one_of("format", format, FORMATS))
-
-
 def _cell(column: str, value: Any) -> str:
     """`value` for people, on one line."""
-    if _is_missing(value):
+    if is_missing(value):
         return "-"
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        if column.endswith("_ms"):
-            return format_time(value)
-        if column.endswith("_s"):
-            return format_duration(value)
-        return format_number(value) if isinstance(value, float) else str(value)
-    if isinstance(value, Mapping):
-        return " ".join(f"{k}={_cell(str(k), v)}" for k, v in value.items())
+    if column.endswith("_s") and isinstance(value, int | float):
+        return format_duration(value)
     return " ".join(format_value(value).split())
 
 
 def _label(column: str) -> str:
-    return column.removesuffix("_ms").removesuffix("_s") or column
-
-
-def _is_id(column: str) -> bool:
-    return column in ID_COLUMNS or column.endswith("_id")
+    return column.removesuffix("_s") or column
 
 
 def _is_numeric(rows: Sequence[Mapping[str, Any]], column: str) -> bool:
@@ -275,7 +235,7 @@ def _field_lines(fields: Mapping[str, Any], indent: str = "") -> list[tuple[str,
     column = max((len(label) for label in labels.values()), default=0)
     lines: list[tuple[str, str]] = []
     for key, value in fields.items():
-        if isinstance(value, Mapping) and value:
+        if isinstance(value, Mapping):
             lines.append((labels[key], ""))
             lines += _field_lines(value, indent + "  ")
         elif isinstance(value, str) and "\n" in value.strip():

@@ -8,13 +8,13 @@ import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from sweep import hyperparameters as options
-from sweep.config.settings import RunConfig
-from sweep.errors import NotFoundError
+from sweep.config.settings import PLACES, RunConfig
+from sweep.errors import ConfigError, NotFoundError
 from sweep.files.trial_folder import BEST, TrialFiles
-from sweep.hyperparameters import DEFAULT_MODULE
 from sweep.ledger.study import Ledger, open_study
 from sweep.ledger.trials import LedgerTrial, best_trial
 from sweep.reuse.recipe import Recipe
@@ -22,9 +22,6 @@ from sweep.reuse.recipe import Recipe
 if TYPE_CHECKING:
     import lightning
     import numpy as np
-
-STORES = ("tracking_uri", "work_dir")
-"""Settings that locate a study, beside --storage."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -51,7 +48,6 @@ class Best:
     def checkpoint(self) -> Path:
         """The Lightning checkpoint of the best epoch. Raises NotFoundError if it is gone."""
         kept = TrialFiles(self._where.study_dir, self.trial).path(BEST)
-        # Not the path in the ledger: in a copied work folder it is the original's.
         if kept.is_file():
             return kept
         run_id = self.run_id
@@ -90,15 +86,32 @@ class Best:
             ConfigError: The module cannot be exported.
             StoreError: MLflow does not answer.
         """
-        from sweep.reuse.models import log_model
-
         uri = self.model_uri
         if uri is None:
-            log_model(self.study, self.trial, self.load(), self._where)
+            self._export()
             uri = self.model_uri
         if uri is None:
             raise NotFoundError(f"MLflow has no model of trial {self.trial}: its run may be gone")
         return uri
+
+    def _export(self) -> None:
+        """Export the module, and bring the trial's run up to it."""
+        from sweep.repair.records import StudyRecords
+        from sweep.tracking import mirror
+        from sweep.training.exports import try_export
+
+        where, module = self._where, self.load()
+        with opened(self.study, where) as (ledger, config), TemporaryDirectory() as folder:
+            known = StudyRecords(config, ledger)
+            info, history = known.study(), known.trial(self.trial)
+            assert history.finished is not None
+            shape = info.dataset.feature_shape if info.dataset else ()
+            file, why = try_export(Path(folder) / "model.pt2", module, shape, config.module)
+            if file is None:
+                raise ConfigError(f"{config.module} cannot be exported: {why}")
+            finished = dataclasses.replace(history.finished, model_file=file)
+            told = dataclasses.replace(history, finished=finished)
+            mirror.sync_trial(config.tracking_uri, info, told)
 
     def load(self) -> lightning.LightningModule:
         """A new copy of the trained module, on the CPU, in evaluation mode; `.train()` to go on.
@@ -168,7 +181,7 @@ def find_trial(study: str | None, number: int | None, where: RunConfig) -> Best:
             config=dict(trial.hyperparameters),
             score=trial.value,
             metrics=trial.result.get("metrics", {}),
-            recipe=recipe_of(ledger, trial),
+            recipe=recipe_of(ledger, config, trial),
             _where=config,
         )
 
@@ -204,23 +217,21 @@ def only_study(where: RunConfig) -> str:
     raise NotFoundError(f"which study? one of {', '.join(names)}")
 
 
-def recipe_of(ledger: Ledger, trial: LedgerTrial) -> Recipe:
-    """The recipe that trains `trial` again."""
-    config, result = ledger.config, trial.result
-    module = config.get("module", DEFAULT_MODULE)
-    given = dict(trial.hyperparameters)
+def recipe_of(ledger: Ledger, config: RunConfig, trial: LedgerTrial) -> Recipe:
+    """The recipe that trains `trial` of a study with the settings `config` again."""
+    given, result = dict(trial.hyperparameters), trial.result
     return Recipe(
         model={k: v for k, v in given.items() if k not in options.TRAINING_ARGUMENTS},
-        data=config.get("data", "digits"),
-        module=module,
-        epochs=result.get("best_epoch") or config.get("epochs", 10),
-        batch_size=given.get("batch_size", config.get("batch_size", 64)),
-        seed=config.get("seed", 0),
-        precision=config.get("precision", "32-true"),
+        data=config.data,
+        module=config.module,
+        epochs=result.get("best_epoch") or config.epochs,
+        batch_size=given.get("batch_size", config.batch_size),
+        seed=config.seed,
+        precision=config.precision,
         study=ledger.name,
         trial=trial.number,
         score={k: v for k, v in result.get("metrics", {}).items() if k != "epoch_s"},
-        data_arguments=ledger.data_arguments if module == DEFAULT_MODULE else {},
+        data_arguments=ledger.data_arguments if config.is_mlp else {},
     )
 
 
@@ -230,7 +241,7 @@ def located(where: RunConfig, ledger: Ledger) -> RunConfig:
     Work folder and MLflow store are the study's too, unless `where` names others.
     """
     default, known = RunConfig(), {field.name for field in dataclasses.fields(RunConfig)}
-    named = {name for name in STORES if getattr(where, name) != getattr(default, name)}
+    named = {name for name in PLACES if getattr(where, name) != getattr(default, name)}
     kept = {k: v for k, v in ledger.config.items() if k in known - named}
     return dataclasses.replace(
         where, **kept | {"study": ledger.name, "direction": ledger.direction}

@@ -10,14 +10,13 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from sweep import hyperparameters as options
 from sweep.config import parsers
 from sweep.config.document import Node, plain, show, write_document
 from sweep.config.settings import RunConfig, read_config_file
 from sweep.errors import ConfigError, must_be_one_of
 from sweep.hyperparameters import DEFAULT_MODULE
 from sweep.reporting.tables import plain as json_ready
-from sweep.space.rules import RULES
+from sweep.space.rules import RULES, TRAINING_RULES
 
 EXPLICIT_ARGUMENTS = (
     "in_features", "n_classes", "hidden", "activation", "dropout", "optimizer", "lr", "schedule",
@@ -170,7 +169,7 @@ READERS: Mapping[str, Callable[[str, Node], Any]] = {
 
 
 def _model_faults(model: Mapping[str, Any]) -> list[str]:
-    known = dict.fromkeys((*EXPLICIT_ARGUMENTS, *options.MODEL_ARGUMENTS))
+    known = dict.fromkeys((*EXPLICIT_ARGUMENTS, *(n for n in RULES if n not in TRAINING_RULES)))
     faults = [must_be_one_of("model", name, known) for name in model if name not in known]
     given = {name: value for name, value in model.items() if name in RULES and value is not None}
     found = (RULES[name].complaint(name, value) for name, value in given.items())

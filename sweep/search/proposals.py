@@ -25,7 +25,6 @@ from sweep.loading import import_object
 from sweep.objective import Objective
 from sweep.search.known_trials import KnownTrials
 from sweep.space import Space, canonical_key, run_name
-from sweep.space.trials import FilledTrial
 from sweep.trial import Direction, TrialState, derive_seed
 
 MAX_ATTEMPTS = 50
@@ -189,14 +188,13 @@ class Proposals:
         unknown = [name for name in params if name not in names]
         if unknown:
             raise ConfigError(must_be_one_of("a parameter of this space", unknown[0], names))
-        drawn = FilledTrial(params, derive_seed(self._seed, "queued", number))
         try:
-            configuration = self._space.suggest(drawn)
+            configuration = self._space.draw(derive_seed(self._seed, "queued", number), params)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"no configuration of this space has {dict(params)}") from error
         found = self._space.params_for(configuration)
         if found is None:
-            raise ConfigError([p.sentence for p in self._space.problems_of(configuration)][:1])
+            raise ConfigError([*self._space.problems_of(configuration).values()][:1])
         if idle := [name for name in params if name not in found]:
             raise ConfigError(f"{idle[0]} is not active in that configuration")
         return configuration, found

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sweep import hyperparameters as options
-from sweep.config.settings import RunConfig, identity_changes, vocabulary
+from sweep.config.settings import RunConfig, identity_changes
 from sweep.data.catalog import is_custom
 from sweep.environment.provenance import provenance
 from sweep.environment.signals import stopping
@@ -326,7 +326,7 @@ def _space_changes(config: RunConfig, space: Space, before: str) -> list[str]:
     """What is different in the search space; comments and layout are not."""
     if space.text == before:
         return []
-    old = parse_space(before, space.name, vocabulary=vocabulary(config))
+    old = parse_space(before, space.name, is_mlp=config.is_mlp)
     return [f"in the search space, {line}" for line in differences(old, space)]
 
 

@@ -101,8 +101,8 @@ def carry(
                 }
             )
             continue
-        problems = space.problems_of(trial.hyperparameters)
-        reasons[_reason(problems[0].sentence) if problems else "outside the space"] += 1
+        problems = [*space.problems_of(trial.hyperparameters).values(), "outside the space"]
+        reasons[_reason(problems[0])] += 1
     if len(kept) > MAX_CARRIED:
         reasons[f"the best {MAX_CARRIED} are enough"] = len(kept) - MAX_CARRIED
     return Carried(tuple(kept[:MAX_CARRIED]), len(done), dict(reasons))
@@ -134,7 +134,7 @@ def _described(space: Space) -> dict[str, str]:
     described = {name: f"fixed at {value!r}" for name, value in space.fixed.items()}
     for parameter in space.parameters:
         conditions = " and ".join(
-            f"{c.name} in {', '.join(str(v) for v in c.values)}" for c in parameter.when
+            f"{name} in {', '.join(map(str, values))}" for name, values in parameter.when.items()
         )
         suffix = f" when {conditions}" if conditions else ""
         described[parameter.name] = parameter.expected() + suffix

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from sweep import hyperparameters as options
 from sweep.config.document import Faults, show
 from sweep.errors import must_be_one_of
-from sweep.space.parameters import Condition, Widths, same
+from sweep.space.parameters import Widths, among, complaint
 from sweep.space.reading import Entry
 from sweep.trial import HyperValue
 
@@ -21,20 +21,19 @@ def check_conditions(entries: Mapping[str, Entry], faults: Faults) -> list[Entry
     Returns the entries with each one after those it depends on, else as written.
     """
     for entry in entries.values():
-        for line, condition in entry.conditions:
-            sentence = _condition_fault(condition, entries)
-            if sentence:
-                faults.add(line, f"{entry.name}: {sentence}")
+        for name, values in entry.when.items():
+            if sentence := _condition_fault(name, values, entries):
+                faults.add(entry.line_of_when(name), f"{entry.name}: {sentence}")
     ordered: dict[str, Entry] = {}
 
     def place(name: str, path: list[str]) -> None:
         if name in path:
             circle = [*path[path.index(name) :], name]
-            line = entries[name].conditions[0][0]
+            line = entries[name].line_of_when()
             faults.add(line, f"when must not go in a circle, but got {' -> '.join(circle)}")
         elif name in entries and name not in ordered:
-            for _, condition in entries[name].conditions:
-                place(condition.name, [*path, name])
+            for other in entries[name].when:
+                place(other, [*path, name])
             ordered[name] = entries[name]
 
     for name in entries:
@@ -42,54 +41,49 @@ def check_conditions(entries: Mapping[str, Entry], faults: Faults) -> list[Entry
     return list(ordered.values())
 
 
-def _condition_fault(condition: Condition, entries: Mapping[str, Entry]) -> str | None:
-    parent = entries.get(condition.name)
+def _condition_fault(
+    name: str, values: tuple[HyperValue, ...], entries: Mapping[str, Entry]
+) -> str | None:
+    parent = entries.get(name)
     if parent is None:
-        return must_be_one_of("a name under when", condition.name, entries)
+        return must_be_one_of("a name under when", name, entries)
     if parent.kind == "fixed":
-        value = parent.points[0][1] if parent.points else None
-        if parent.points and not any(same(value, v) for v in condition.values):
-            return f"when {condition.name} can never hold: it is fixed to {show(value)}"
+        if parent.values and not among(parent.values[0], values):
+            return f"when {name} can never hold: it is fixed to {show(parent.values[0])}"
         return None
-    if parent.parameter is None:
+    parameter = parent.parameter
+    if parameter is None:
         return None
-    is_list = isinstance(parent.parameter, Widths)
-    if is_list or parent.parameter.n_values() is None:
+    is_list = isinstance(parameter, Widths)
+    if is_list or parameter.n_values() is None:
         kind = "a list" if is_list else "continuous"
-        return f"when can name choices, whole numbers and steps, but {condition.name} is {kind}"
-    strange = [value for value in condition.values if not parent.parameter.contains(value)]
-    return f"when: {parent.parameter.complaint(strange[0])}" if strange else None
+        return f"when can name choices, whole numbers and steps, but {name} is {kind}"
+    strange = [value for value in values if parameter.encode(value) is None]
+    return f"when: {complaint(parameter, strange[0])}" if strange else None
 
 
 def limits_of(name: str, entries: Mapping[str, Entry]) -> Limits:
     """Demands of its own `when:` and those of its ancestors, while `name` is active."""
-    limits: Limits = {}
-    for _, condition in entries[name].conditions:
-        _narrow(limits, {condition.name: condition.values})
-        _narrow(limits, limits_of(condition.name, entries))
+    limits = dict(entries[name].when)
+    for parent in entries[name].when:
+        for other, values in limits_of(parent, entries).items():
+            kept = limits.get(other, values)
+            limits[other] = tuple(value for value in kept if among(value, values))
     return limits
-
-
-def _narrow(limits: Limits, others: Limits) -> None:
-    for name, values in others.items():
-        if name in limits:
-            values = tuple(v for v in limits[name] if any(same(v, w) for w in values))
-        limits[name] = values
 
 
 def check_reachable(entries: Mapping[str, Entry], faults: Faults) -> None:
     """A parameter whose conditions exclude each other would never be active."""
     for entry in entries.values():
         if any(not values for values in limits_of(entry.name, entries).values()):
-            line = entry.conditions[0][0]
-            faults.add(
-                line, f"{entry.name} can never be active: its conditions exclude each other"
-            )
+            text = f"{entry.name} can never be active: its conditions exclude each other"
+            faults.add(entry.line_of_when(), text)
 
 
 def check_optimizer_arguments(entries: Mapping[str, Entry], faults: Faults) -> None:
     """An argument such as momentum is active only with optimizers that take it."""
-    optimizers = _optimizers(entries)
+    chosen = entries.get("optimizer")
+    optimizers = [*chosen.values] if chosen else ["SGD"]  # MLPClassifier's default
     for name in options.OPTIMIZER_ARGUMENTS:
         if name not in entries:
             continue
@@ -101,13 +95,6 @@ def check_optimizer_arguments(entries: Mapping[str, Entry], faults: Faults) -> N
     _check_nesterov(entries, faults)
 
 
-def _optimizers(entries: Mapping[str, Entry]) -> list[str]:
-    """The optimizers a trial can have; MLPClassifier's default is SGD."""
-    if "optimizer" not in entries:
-        return ["SGD"]
-    return [value for _, value in entries["optimizer"].points]
-
-
 def _guard(entry: Entry, strangers: list[str], takers: list[str], optimizers: list[str]) -> str:
     name = entry.name
     text = f"{name} must be active only with an optimizer that takes it, but could be with "
@@ -117,29 +104,24 @@ def _guard(entry: Entry, strangers: list[str], takers: list[str], optimizers: li
         return f"{text} (only {', '.join(takers)} takes {name})"
     guard = f"when: {{optimizer: [{', '.join(usable)}]}}"
     if entry.kind == "fixed":
-        value = show(entry.points[0][1])
+        value = show(entry.values[0])
         return f"{text}: move it to 'parameters' as {{choices: [{value}], {guard}}}"
     return f"{text}: add '{guard}'"
 
 
 def _check_nesterov(entries: Mapping[str, Entry], faults: Faults) -> None:
     """torch.optim.SGD refuses nesterov=True without momentum, or with dampening."""
-    nesterov = entries.get("nesterov")
-    if nesterov is None or not any(value is True for _, value in nesterov.points):
+    nesterov, momentum = entries.get("nesterov"), entries.get("momentum")
+    if nesterov is None or True not in nesterov.values:
         return
     text = "nesterov: true needs a momentum above 0 whenever it is active"
-    momentum = entries.get("momentum")
-    if momentum is None or any(not value for _, value in momentum.points):
+    inner = limits_of("nesterov", entries)
+    if momentum is None or not all(momentum.values):
         faults.add(nesterov.line, f"{text}, but momentum can be 0 or is missing")
-    elif not _implies(limits_of("nesterov", entries), limits_of("momentum", entries)):
+    elif not all(
+        name in inner and all(among(value, values) for value in inner[name])
+        for name, values in limits_of("momentum", entries).items()
+    ):
         faults.add(nesterov.line, f"{text}: give it momentum's 'when' too")
-    if "dampening" in entries and any(value for _, value in entries["dampening"].points):
+    if "dampening" in entries and any(entries["dampening"].values):
         faults.add(nesterov.line, "nesterov: true needs dampening 0: leave dampening out")
-
-
-def _implies(inner: Limits, outer: Limits) -> bool:
-    """Whether whatever meets `inner` meets `outer`."""
-    return all(
-        name in inner and all(any(same(v, w) for w in values) for v in inner[name])
-        for name, values in outer.items()
-    )

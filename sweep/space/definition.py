@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,40 +12,22 @@ from typing import TYPE_CHECKING, Any
 from sweep.config.document import show
 from sweep.errors import SpaceError, must_be_one_of
 from sweep.hyperparameters import OPTIMIZERS
-from sweep.space.parameters import Parameter, Scalar, same
-from sweep.space.trials import FilledTrial
+from sweep.space.parameters import (
+    Ask,
+    Dimension,
+    Parameter,
+    Scalar,
+    among,
+    complaint,
+    is_active,
+    same,
+)
+from sweep.space.rules import ABSENT_MEANS
 from sweep.trial import HyperValue, derive_seed
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
-
-    from sweep.space.parameters import Suggester
-
-ABSENT_MEANS: Mapping[str, HyperValue] = {
-    "activation": "relu",
-    "dropout": 0.0,
-    "momentum": 0.0,
-    "dampening": 0.0,
-    "nesterov": False,
-    "weight_decay": 0.0,
-    "beta1": 0.9,
-    "beta2": 0.999,
-    "eps": 1e-8,
-    "alpha": 0.99,
-    "centered": False,
-    "schedule": "constant",
-    "clip_norm": None,
-}
-"""Values of absent hyperparameters: defaults of MLPClassifier and torch."""
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """Why a configuration is not inside a space."""
-
-    name: str
-    """The hyperparameter at fault."""
-    sentence: str
+    from optuna.trial import BaseTrial
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,15 +52,32 @@ class Space:
         given = [p.name for p in self.parameters] + [name for c in self.first for name in c]
         return tuple(dict.fromkeys([*given, *self.fixed]))
 
-    def suggest(self, trial: Suggester) -> dict[str, HyperValue]:
-        """A configuration, by asking `trial` (Optuna's, or any Suggester) for each value.
+    def suggest(self, trial: BaseTrial) -> dict[str, HyperValue]:
+        """A configuration, by asking an Optuna trial for each value.
 
         Lists are tuples; inactive parameters are absent; fixed values are included.
         """
+        return self._configuration(lambda dimension: dimension.ask(trial))
+
+    def resolve(self, params: Mapping[str, Scalar]) -> dict[str, HyperValue]:
+        """The configuration of Optuna's flat parameters. Raises KeyError for a missing one."""
+        return self._configuration(lambda dimension: params[dimension.name])
+
+    def draw(self, seed: int, params: Mapping[str, Scalar] | None = None) -> dict[str, HyperValue]:
+        """A random configuration with `params`; needs no Optuna."""
+        rng, given = random.Random(seed), params or {}
+
+        def ask(dimension: Dimension) -> Scalar:
+            drawn = dimension.draw(rng)  # always: later draws must not depend on `params`
+            return given.get(dimension.name, drawn)
+
+        return self._configuration(ask)
+
+    def _configuration(self, ask: Ask) -> dict[str, HyperValue]:
         values = dict(self.fixed)
         for parameter in self.parameters:
-            if parameter.is_active(values):
-                values[parameter.name] = parameter.suggest(trial)
+            if is_active(parameter, values):
+                values[parameter.name] = parameter.decode(ask)
         return values
 
     def params_for(
@@ -91,7 +91,7 @@ class Space:
         active parameter has its value in `defaults`, else in ABSENT_MEANS (no momentum is
         momentum 0).
         """
-        takes_null = {p.name for p in self.parameters if p.contains(None)}
+        takes_null = {p.name for p in self.parameters if p.encode(None) is not None}
         given = {
             name: value
             for name, value in hyperparameters.items()
@@ -103,13 +103,9 @@ class Space:
         params, problems = self._place(given, absent)
         return None if problems else params
 
-    def problems_of(self, configuration: Mapping[str, HyperValue]) -> list[Problem]:
-        """Why a configuration, complete but for fixed values, is outside the space."""
+    def problems_of(self, configuration: Mapping[str, HyperValue]) -> dict[str, str]:
+        """Why a configuration, complete but for fixed values, is outside: a sentence by name."""
         return self._place(configuration, {})[1]
-
-    def resolve(self, params: Mapping[str, Scalar]) -> dict[str, HyperValue]:
-        """The configuration of Optuna's flat parameters. Raises KeyError for a missing one."""
-        return self.suggest(FilledTrial(params))
 
     def distributions(self) -> dict[str, BaseDistribution]:
         """Optuna's distribution of each dimension."""
@@ -147,54 +143,53 @@ class Space:
 
     def _place(
         self, given: Mapping[str, HyperValue], absent: Mapping[str, HyperValue]
-    ) -> tuple[dict[str, Scalar], list[Problem]]:
-        """Flat parameters of `given`, and why it cannot be placed; walks parents first."""
+    ) -> tuple[dict[str, Scalar], dict[str, str]]:
+        """Flat parameters of `given`, and its problems by name; walks parents first."""
         params: dict[str, Scalar] = {}
         problems = self._foreign(given)
         values, unknown = dict(self.fixed), set[str]()
         for parameter in self.parameters:
             name = parameter.name
-            if any(condition.name in unknown for condition in parameter.when):
+            if not unknown.isdisjoint(parameter.when):
                 unknown.add(name)
-            elif not parameter.is_active(values):
+            elif not is_active(parameter, values):
                 if name in given:
-                    problems.append(Problem(name, _inactive(parameter, given[name])))
+                    problems[name] = _inactive(parameter, given[name])
             elif name not in given and name not in absent:
-                problems.append(Problem(name, f"{name} is missing: {parameter.expected()}"))
+                problems[name] = f"{name} is missing: {parameter.expected()}"
                 unknown.add(name)
             else:
                 value = given[name] if name in given else absent[name]
-                if parameter.contains(value):
-                    values[name] = value
-                    params |= parameter.encode(value)
-                else:
-                    problems.append(Problem(name, parameter.complaint(value)))
+                encoded = parameter.encode(value)
+                if encoded is None:
+                    problems[name] = complaint(parameter, value)
                     unknown.add(name)
+                else:
+                    values[name] = value
+                    params |= encoded
         return params, problems
 
-    def _foreign(self, given: Mapping[str, HyperValue]) -> list[Problem]:
-        """Unknown names, and values other than the fixed ones."""
+    def _foreign(self, given: Mapping[str, HyperValue]) -> dict[str, str]:
+        """Unknown names, and values other than the fixed ones, with a sentence each."""
         names = [*(parameter.name for parameter in self.parameters), *self.fixed]
-        problems = []
+        problems = {}
         for name, value in given.items():
             if name not in names:
-                text = must_be_one_of("a hyperparameter of this space", name, names)
-                problems.append(Problem(name, text))
+                problems[name] = must_be_one_of("a hyperparameter of this space", name, names)
             elif name in self.fixed and not same(self.fixed[name], value):
-                text = f"{name} must be {show(self.fixed[name])} (fixed), but got {show(value)}"
-                problems.append(Problem(name, text))
+                fixed = f"{show(self.fixed[name])} (fixed)"
+                problems[name] = f"{name} must be {fixed}, but got {show(value)}"
         return problems
 
 
 def sample(space: Space, n: int, seed: int = 0) -> list[dict[str, HyperValue]]:
     """`n` random configurations; needs no Optuna."""
-    return [space.suggest(FilledTrial({}, derive_seed(seed, "sample", i))) for i in range(n)]
+    return [space.draw(derive_seed(seed, "sample", i)) for i in range(n)]
 
 
 def _inactive(parameter: Parameter, value: HyperValue) -> str:
     rules = " and ".join(
-        f"{condition.name} is {' or '.join(map(show, condition.values))}"
-        for condition in parameter.when
+        f"{name} is {' or '.join(map(show, values))}" for name, values in parameter.when.items()
     )
     return f"{parameter.name} must be left out unless {rules}, but got {show(value)}"
 
@@ -204,12 +199,13 @@ def _count(parameters: Sequence[Parameter], values: dict[str, HyperValue]) -> in
     if not parameters:
         return 1
     parameter, rest = parameters[0], parameters[1:]
-    if not parameter.is_active(values):
+    if not is_active(parameter, values):
         return _count(rest, values)
     n = parameter.n_values() or 0
     named: list[HyperValue] = []
-    for condition in (c for p in rest for c in p.when if c.name == parameter.name):
-        named += [v for v in condition.values if not any(same(v, w) for w in named)]
+    for value in (v for p in rest for v in p.when.get(parameter.name, ())):
+        if not among(value, named):
+            named.append(value)
     total = sum(_count(rest, {**values, parameter.name: value}) for value in named)
     # All values that no condition names lead to the same rest, so they are counted once.
     return total + ((n - len(named)) * _count(rest, values) if n > len(named) else 0)

@@ -6,10 +6,11 @@ changes. Optuna is imported only for its distributions, so reading a space does 
 
 from __future__ import annotations
 
-import abc
 import json
 import math
-from collections.abc import Mapping
+import random
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -22,17 +23,15 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.trial import BaseTrial
 
-    from sweep.space.trials import FilledTrial
-
-    Suggester: TypeAlias = BaseTrial | FilledTrial
-    """Has Optuna's suggest_float, suggest_int and suggest_categorical."""
-
 Scalar = str | int | float | bool | None
+When: TypeAlias = Mapping[str, tuple[HyperValue, ...]]
+"""Conditions of a parameter: other parameter -> values it must have one of."""
 
 
 def is_number(value: object) -> bool:
     """Whether value is a finite int or float; true and false are not numbers here."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    is_numeric = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_numeric and abs(value) <= sys.float_info.max  # type: ignore[arg-type]
 
 
 def is_integer(value: object) -> bool:
@@ -49,79 +48,44 @@ def same(a: HyperValue, b: HyperValue) -> bool:
     return bool(a == b)
 
 
-@dataclass(frozen=True, slots=True)
-class Condition:
-    """One line of `when:`: the parameter `name` has one of `values`."""
+def among(value: HyperValue, values: Iterable[HyperValue]) -> bool:
+    """Whether `value` equals one of `values` (see `same`)."""
+    return any(same(value, other) for other in values)
 
-    name: str
-    values: tuple[HyperValue, ...]
 
-    def holds(self, values: Mapping[str, HyperValue]) -> bool:
-        """Whether it holds for a configuration; never if it lacks the parameter."""
-        return self.name in values and any(same(values[self.name], v) for v in self.values)
+def choice_code(choice: HyperValue) -> Scalar:
+    """The choice for Optuna: itself, but a list as JSON text (Optuna stores no lists)."""
+    return json.dumps(choice) if isinstance(choice, list | tuple) else choice
 
 
 @dataclass(frozen=True, slots=True)
-class Parameter(abc.ABC):
-    """A hyperparameter that varies."""
-
-    name: str
-    when: tuple[Condition, ...] = field(default=(), kw_only=True)
-    """Active only while all of these hold."""
-
-    def is_active(self, values: Mapping[str, HyperValue]) -> bool:
-        """Whether a configuration with `values` has it."""
-        return all(condition.holds(values) for condition in self.when)
-
-    def complaint(self, value: HyperValue) -> str:
-        """One sentence on why value does not fit."""
-        return f"{self.name} must be {self.expected()}, but got {show(value)}"
-
-    @abc.abstractmethod
-    def suggest(self, trial: Suggester) -> HyperValue:
-        """Ask `trial` for each dimension; returns the hyperparameter."""
-
-    @abc.abstractmethod
-    def encode(self, value: HyperValue) -> dict[str, Scalar]:
-        """The inverse of `suggest`: value by dimension. `value` must be contained."""
-
-    @abc.abstractmethod
-    def contains(self, value: HyperValue) -> bool:
-        """Whether `value` is one of its values."""
-
-    @abc.abstractmethod
-    def dimensions(self) -> tuple[Choices | Range, ...]:
-        """Its names in Optuna."""
-
-    @abc.abstractmethod
-    def n_values(self) -> int | None:
-        """Number of values; None: continuous."""
-
-    @abc.abstractmethod
-    def expected(self) -> str:
-        """Its values in words, to be read after "must be"."""
-
-
-@dataclass(frozen=True, slots=True)
-class Choices(Parameter):
+class Choices:
     """One of a few values, in no order. Optuna stores their codes (see `choice_code`)."""
 
+    name: str
     values: tuple[HyperValue, ...]
+    when: When = field(default_factory=dict)
 
-    def suggest(self, trial: Suggester) -> HyperValue:
-        """The chosen value. Raises ValueError if `trial` has none of the codes."""
-        codes = self.grid()
-        return self.values[codes.index(trial.suggest_categorical(self.name, codes))]
+    def ask(self, trial: BaseTrial) -> Scalar:
+        """The code that an Optuna trial suggests."""
+        code: Scalar = trial.suggest_categorical(self.name, self.grid())
+        return code
 
-    def encode(self, value: HyperValue) -> dict[str, Scalar]:
-        """The choice's code."""
-        return {self.name: choice_code(next(c for c in self.values if same(value, c)))}
+    def draw(self, rng: random.Random) -> Scalar:
+        """A random code, all equally likely."""
+        code: Scalar = rng.choice(self.grid())
+        return code
 
-    def contains(self, value: HyperValue) -> bool:
-        """Whether it is one of the choices."""
-        return any(same(value, choice) for choice in self.values)
+    def decode(self, ask: Ask) -> HyperValue:
+        """The chosen value. Raises ValueError for an unknown code."""
+        return self.values[self.grid().index(ask(self))]
 
-    def dimensions(self) -> tuple[Choices | Range, ...]:
+    def encode(self, value: HyperValue) -> dict[str, Scalar] | None:
+        """The code of `value`; None if it is no choice."""
+        codes = [choice_code(choice) for choice in self.values if same(value, choice)]
+        return {self.name: codes[0]} if codes else None
+
+    def dimensions(self) -> tuple[Dimension, ...]:
         """Itself."""
         return (self,)
 
@@ -132,12 +96,6 @@ class Choices(Parameter):
     def expected(self) -> str:
         """The list of choices."""
         return f"one of {', '.join(map(show, self.values))}"
-
-    def complaint(self, value: HyperValue) -> str:
-        """If all choices are words, the sentence also names the nearest one."""
-        if all(isinstance(choice, str) for choice in self.values):
-            return must_be_one_of(self.name, value, self.values)
-        return Parameter.complaint(self, value)
 
     def distribution(self) -> BaseDistribution:
         """CategoricalDistribution over the codes."""
@@ -150,15 +108,11 @@ class Choices(Parameter):
         return [choice_code(choice) for choice in self.values]
 
 
-def choice_code(choice: HyperValue) -> Scalar:
-    """The choice for Optuna: itself, but a list as JSON text (Optuna stores no lists)."""
-    return json.dumps(choice) if isinstance(choice, list | tuple) else choice
-
-
 @dataclass(frozen=True, slots=True)
-class Range(Parameter):
+class Range:
     """A number from low to high, both included."""
 
+    name: str
     low: float
     high: float
     log: bool = False
@@ -167,37 +121,48 @@ class Range(Parameter):
     """Only low, low + step, low + 2 step, ...; None: continuous."""
     is_whole: bool = False
     """Whole numbers: low, high and step are integers."""
+    when: When = field(default_factory=dict)
 
-    def suggest(self, trial: Suggester) -> float:
-        """A float, or an int if `is_whole`."""
-        ask: Any = trial.suggest_int if self.is_whole else trial.suggest_float
-        number: float = ask(self.name, self.low, self.high, step=self.step, log=self.log)
+    def ask(self, trial: BaseTrial) -> Scalar:
+        """The float or int that an Optuna trial suggests."""
+        suggest: Any = trial.suggest_int if self.is_whole else trial.suggest_float
+        number: float = suggest(self.name, self.low, self.high, step=self.step, log=self.log)
         return number
 
-    def encode(self, value: HyperValue) -> dict[str, Scalar]:
-        """The number as a float or an int."""
-        return {self.name: int(value) if self.is_whole else float(value)}
-
-    def contains(self, value: HyperValue) -> bool:
-        """Whether it is inside and on a step; floats to 1e-8 of one, as Optuna has it."""
-        if not is_number(value) or not self.low <= value <= self.high:
-            return False
+    def draw(self, rng: random.Random) -> Scalar:
+        """A random number, distributed as in `optuna.samplers.RandomSampler`."""
+        if self.log:  # a whole number has the interval half a unit to both sides
+            half = 0.5 if self.is_whole else 0.0
+            edges = math.log(self.low - half), math.log(self.high + half)
+            number = max(self.low, min(self.high, math.exp(rng.uniform(*edges))))
+            return round(number) if self.is_whole else number
         if self.step is None:
-            return True
-        if self.is_whole:
-            return is_integer(value) and int(value - self.low) % int(self.step) == 0
-        n_steps = (float(value) - self.low) / self.step
-        return abs(n_steps - round(n_steps)) < 1e-8
+            return rng.uniform(self.low, self.high)
+        n_steps = rng.randint(0, round((self.high - self.low) / self.step))
+        return min(self.high, self.low + self.step * n_steps)
 
-    def dimensions(self) -> tuple[Choices | Range, ...]:
+    def decode(self, ask: Ask) -> HyperValue:
+        """The number itself."""
+        return ask(self)
+
+    def encode(self, value: HyperValue) -> dict[str, Scalar] | None:
+        """`value` as a float or an int; None if it is outside, or between two steps."""
+        if not is_number(value) or not self.low <= value <= self.high:
+            return None
+        if self.is_whole:
+            is_inside = is_integer(value) and int(value - self.low) % int(self.step or 1) == 0
+            return {self.name: int(value)} if is_inside else None
+        n_steps = (float(value) - self.low) / self.step if self.step else 0.0
+        # 1e-8: Optuna's own tolerance
+        return {self.name: float(value)} if abs(n_steps - round(n_steps)) < 1e-8 else None
+
+    def dimensions(self) -> tuple[Dimension, ...]:
         """Itself."""
         return (self,)
 
     def n_values(self) -> int | None:
-        """Number of steps; None without a step."""
-        if self.step is None:
-            return None
-        return round((self.high - self.low) / self.step) + 1
+        """Number of steps; None: continuous."""
+        return None if self.step is None else round((self.high - self.low) / self.step) + 1
 
     def expected(self) -> str:
         """Bounds and step."""
@@ -221,40 +186,40 @@ class Range(Parameter):
 
 
 @dataclass(frozen=True, slots=True)
-class Widths(Parameter):
+class Widths:
     """A list of layer widths whose length varies too.
 
     Its dimensions are `<name>.n_layers` and `<name>.0`, `<name>.1`, ...; a configuration with
     two layers has no `<name>.2`.
     """
 
+    name: str
     n_layers: Range
     width: Range
     """The range of every width; `widths` gives each its name."""
+    when: When = field(default_factory=dict)
 
     def widths(self, n_layers: int) -> list[Range]:
         """The dimensions of the first `n_layers` widths."""
         return [replace(self.width, name=f"{self.name}.{layer}") for layer in range(n_layers)]
 
-    def suggest(self, trial: Suggester) -> HyperValue:
+    def decode(self, ask: Ask) -> HyperValue:
         """A tuple of widths."""
-        n_layers = int(self.n_layers.suggest(trial))
-        return tuple(width.suggest(trial) for width in self.widths(n_layers))
+        return tuple(width.decode(ask) for width in self.widths(ask(self.n_layers)))
 
-    def encode(self, value: HyperValue) -> dict[str, Scalar]:
-        """Length and widths."""
-        params = self.n_layers.encode(len(value))
+    def encode(self, value: HyperValue) -> dict[str, Scalar] | None:
+        """Length and widths; None if one of them is outside."""
+        params = self.n_layers.encode(len(value)) if isinstance(value, list | tuple) else None
+        if params is None:
+            return None
         for dimension, width in zip(self.widths(len(value)), value, strict=True):
-            params |= dimension.encode(width)
+            encoded = dimension.encode(width)
+            if encoded is None:
+                return None
+            params |= encoded
         return params
 
-    def contains(self, value: HyperValue) -> bool:
-        """Whether length and each width fit."""
-        if not isinstance(value, list | tuple) or not self.n_layers.contains(len(value)):
-            return False
-        return all(map(self.width.contains, value))
-
-    def dimensions(self) -> tuple[Choices | Range, ...]:
+    def dimensions(self) -> tuple[Dimension, ...]:
         """The length and each width of the longest list."""
         return (self.n_layers, *self.widths(int(self.n_layers.high)))
 
@@ -269,3 +234,23 @@ class Widths(Parameter):
         length = f"{least}" if least == most else f"{least} to {most}"
         numbers = self.width.expected().removeprefix("a ").replace("number", "numbers", 1)
         return f"a list of {length} {numbers}"
+
+
+Dimension: TypeAlias = Choices | Range
+"""One name in Optuna."""
+Parameter: TypeAlias = Choices | Range | Widths
+"""A hyperparameter that varies."""
+Ask: TypeAlias = Callable[[Dimension], Any]
+"""Gives the value of a dimension: from Optuna, at random, or from stored parameters."""
+
+
+def complaint(parameter: Parameter, value: HyperValue) -> str:
+    """One sentence on why `value` does not fit; with the nearest one if all choices are words."""
+    if isinstance(parameter, Choices) and all(isinstance(v, str) for v in parameter.values):
+        return must_be_one_of(parameter.name, value, parameter.values)
+    return f"{parameter.name} must be {parameter.expected()}, but got {show(value)}"
+
+
+def is_active(parameter: Parameter, values: Mapping[str, HyperValue]) -> bool:
+    """Whether a configuration with `values` has the parameter: all its conditions hold."""
+    return all(name in values and among(values[name], v) for name, v in parameter.when.items())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,16 +16,14 @@ from sweep.space.conditions import (
 from sweep.space.definition import Space
 from sweep.space.naming import canonical_key
 from sweep.space.reading import Entry, read_fixed, read_parameter
-from sweep.space.rules import VOCABULARY, is_own, rules_for
+from sweep.space.rules import RULES, TRAINING_RULES
+from sweep.trial import HyperValue
 
 _SECTIONS = ("parameters", "fixed", "first")
 
 
 def parse_space(
-    text: str,
-    name: str = "space",
-    path: Path | None = None,
-    vocabulary: Collection[str] | None = VOCABULARY,
+    text: str, name: str = "space", path: Path | None = None, *, is_mlp: bool = True
 ) -> Space:
     """The space described by `text` (YAML).
 
@@ -33,27 +31,26 @@ def parse_space(
         text: The file's content.
         name: The space's name; without a path also the file's name in faults.
         path: The file.
-        vocabulary: Allowed names of hyperparameters; by default those of MLPClassifier, with
-            checks of their values. None: any name, for a module of the user's.
+        is_mlp: Names and values are those of MLPClassifier; else any names may be used, for a
+            module of the user's.
 
     Raises:
         SpaceError: With every fault and its line.
     """
     faults = Faults(str(path or f"{name}.yaml"))
     sections = _sections(read_document(text, faults), faults)
-    entries = _entries(sections, faults)
-    _check_vocabulary(entries, vocabulary, faults)
+    entries = _entries(sections, faults, is_mlp=is_mlp)
     ordered = check_conditions(entries, faults)
     if not len(faults):  # the next checks need sound entries
         check_reachable(entries, faults)
-        if is_own(vocabulary):
+        if is_mlp:
             check_optimizer_arguments(entries, faults)
     space = Space(
         name=name,
         path=path,
         text=text,
         parameters=tuple(e.parameter for e in ordered if e.parameter is not None),
-        fixed={e.name: e.points[0][1] for e in entries.values() if e.kind == "fixed" and e.points},
+        fixed={e.name: e.values[0] for e in entries.values() if e.kind == "fixed" and e.values},
         first=(),
     )
     first = _first(sections.get("first", Node(0, [])), space, entries, faults)
@@ -65,7 +62,7 @@ def _sections(root: Node, faults: Faults) -> dict[str, Node]:
     if root.value is None:
         faults.add(root.line, "must have a section 'parameters', but the file is empty")
     else:
-        faults.holds(root, dict, "must be a mapping with 'parameters'")
+        faults.expect(root, isinstance(root.value, dict), "must be a mapping with 'parameters'")
     if not isinstance(root.value, dict):
         faults.raise_if_any()
     for key in root.value:
@@ -76,86 +73,65 @@ def _sections(root: Node, faults: Faults) -> dict[str, Node]:
     return dict(root.value)
 
 
-def _entries(sections: Mapping[str, Node], faults: Faults) -> dict[str, Entry]:
+def _entries(sections: Mapping[str, Node], faults: Faults, *, is_mlp: bool) -> dict[str, Entry]:
     """Everything named in `parameters` and `fixed`, in order."""
     entries: dict[str, Entry] = {}
-    varied, fixed = (_mapping(sections, name, faults) for name in ("parameters", "fixed"))
-    for name, node in varied.items():
-        entries[name] = read_parameter(name, node, faults)
-    if "parameters" in sections and sections["parameters"].value == {}:
-        faults.add(sections["parameters"].line, "parameters must have at least one, but got none")
-    for name, node in fixed.items():
-        if name in entries:
-            line = entries[name].line
-            faults.add(node.line, f"{name} is fixed, but also varies (line {line})")
-        else:
-            entries[name] = read_fixed(name, node, faults)
+    rules = RULES if is_mlp else TRAINING_RULES
+    for section, read in (("parameters", read_parameter), ("fixed", read_fixed)):
+        for name, node in _names(sections, section, faults).items():
+            if name in entries:
+                line = entries[name].line
+                faults.add(node.line, f"{name} is fixed, but also varies (line {line})")
+                continue
+            if is_mlp and name not in rules:
+                text = must_be_one_of("a hyperparameter of MLPClassifier", name, rules)
+                faults.add(node.line, text)
+            elif not name.isidentifier():
+                text = "a hyperparameter must be a Python name, as an argument of the module is"
+                faults.add(node.line, f"{text}, but got {name!r}")
+            entries[name] = read(name, node, rules.get(name), faults)
     return entries
 
 
-def _mapping(sections: Mapping[str, Node], name: str, faults: Faults) -> dict[str, Node]:
-    node = sections.get(name, Node(0, {}))
-    rule = f"{name} must be a mapping of names to what they may be"
-    return dict(node.value) if faults.holds(node, dict, rule) else {}
-
-
-def _check_vocabulary(
-    entries: Mapping[str, Entry], vocabulary: Collection[str] | None, faults: Faults
-) -> None:
-    """Names are known, and values legal for them."""
-    rules = rules_for(vocabulary)
-    whose = "of MLPClassifier" if is_own(vocabulary) else "of the module"
-    for entry in entries.values():
-        if vocabulary is not None and entry.name not in vocabulary:
-            text = must_be_one_of(f"a hyperparameter {whose}", entry.name, vocabulary)
-            faults.add(entry.line, text)
-        elif not entry.name.isidentifier():
-            text = "a hyperparameter must be a Python name (the module takes it as an argument)"
-            faults.add(entry.line, f"{text}, but got {entry.name!r}")
-        elif entry.name in rules:
-            rule = rules[entry.name]
-            if entry.kind not in (*rule.kinds, "fixed", "unknown"):
-                kinds = " or ".join(rule.kinds)
-                faults.add(entry.line, f"{entry.name} must vary as {kinds}, not {entry.kind}")
-                continue
-            for line, value in entry.points:
-                if complaint := rule.complaint(entry.name, value):
-                    faults.add(line, complaint)
+def _names(sections: Mapping[str, Node], section: str, faults: Faults) -> dict[str, Node]:
+    node = sections.get(section, Node(0, {}))
+    rule = f"{section} must be a mapping of names to what they may be"
+    if not faults.expect(node, isinstance(node.value, dict), rule):
+        return {}
+    if section == "parameters" and section in sections and not node.value:
+        faults.add(node.line, "parameters must have at least one, but got none")
+    return dict(node.value)
 
 
 def _first(
     node: Node, space: Space, entries: Mapping[str, Entry], faults: Faults
-) -> tuple[dict[str, object], ...]:
+) -> tuple[dict[str, HyperValue], ...]:
     """The configurations of `first:`, resolved; values are checked once the rest is in order."""
-    if not faults.holds(node, list, "first must be a list of configurations"):
+    if not faults.expect(
+        node, isinstance(node.value, list), "first must be a list of configurations"
+    ):
         return ()
     is_sound = not len(faults)
-    found: dict[str, dict[str, object]] = {}
+    found: dict[str, dict[str, HyperValue]] = {}
     for item in node.value:
-        if not faults.holds(item, dict, "first: a configuration must be a mapping"):
+        rule = "first: a configuration must be a mapping"
+        if not faults.expect(item, isinstance(item.value, dict), rule):
             continue
+        values = plain(item)
+        problems: Mapping[str, str] = {}
         if not is_sound:
-            _check_names(item, entries, faults)
-        elif configuration := _configuration(item, space, faults):
-            key = canonical_key(configuration)
-            if key in found:
-                faults.add(item.line, f"first: {show(item)} is given twice")
-            found[key] = configuration
+            strange = [name for name in item.value if name not in entries]
+            what = "a hyperparameter of this space"
+            problems = {name: must_be_one_of(what, name, entries) for name in strange}
+        elif values is not BROKEN:
+            problems = space.problems_of(values)
+        for name, sentence in problems.items():
+            faults.add(item.value.get(name, item).line, f"first: {sentence}")
+        if problems or not is_sound or values is BROKEN:
+            continue
+        configuration = space.resolve(space.params_for(values) or {})
+        key = canonical_key(configuration)
+        if key in found:
+            faults.add(item.line, f"first: {show(item)} is given twice")
+        found[key] = configuration
     return tuple(found.values())
-
-
-def _configuration(item: Node, space: Space, faults: Faults) -> dict[str, object] | None:
-    values = plain(item)
-    problems = [] if values is BROKEN else space.problems_of(values)
-    for problem in problems:
-        line = item.value[problem.name].line if problem.name in item.value else item.line
-        faults.add(line, f"first: {problem.sentence}")
-    params = None if problems or values is BROKEN else space.params_for(values)
-    return None if params is None else space.resolve(params)
-
-
-def _check_names(item: Node, entries: Mapping[str, Entry], faults: Faults) -> None:
-    for name, node in item.value.items():
-        if name not in entries:
-            text = must_be_one_of("a hyperparameter of this space", name, entries)
-            faults.add(node.line, f"first: {text}")

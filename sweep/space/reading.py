@@ -1,9 +1,9 @@
-"""One parameter of a space file, from its node to a Parameter; faults go to a Faults."""
+"""One name of a space file, from its node to a Parameter; faults go to a Faults."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
 
@@ -11,14 +11,15 @@ from sweep.config.document import BROKEN, Faults, Node, plain, show
 from sweep.errors import must_be_one_of
 from sweep.space.parameters import (
     Choices,
-    Condition,
     Parameter,
     Range,
+    When,
     Widths,
     choice_code,
     is_integer,
     is_number,
 )
+from sweep.space.rules import Rule
 from sweep.trial import HyperValue
 
 MAX_LAYERS = 100
@@ -30,61 +31,81 @@ _KEYS = {
     "int": ("log", "step", "when"),
     "widths": ("layers", "log", "step", "when"),
 }
+Points = list[tuple[int, HyperValue]]
+"""(line, value) of values in the file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One name of `parameters:` or `fixed:`, with its lines for messages."""
+    """One name of `parameters:` or `fixed:`, with its place in the file."""
 
     name: str
-    line: int
+    node: Node
     kind: str = "unknown"
     """choices, float, int, widths, fixed or unknown (faulty)."""
-    points: tuple[tuple[int, HyperValue], ...] = ()
-    """(line, value) of each choice, of both bounds, or of the fixed value."""
-    conditions: tuple[tuple[int, Condition], ...] = ()
-    """(line, condition) of each line of `when:`."""
+    values: tuple[HyperValue, ...] = ()
+    """Each choice, both bounds, or the fixed value."""
+    when: When = field(default_factory=dict)
     parameter: Parameter | None = None
     """None for a fixed value or a faulty parameter."""
 
+    @property
+    def line(self) -> int:
+        """The line of the name."""
+        return self.node.line
 
-def read_fixed(name: str, node: Node, faults: Faults) -> Entry:
-    """The Entry of one item of `fixed:`."""
+    def line_of_when(self, name: str = "") -> int:
+        """The line of the condition on `name`, by default of the first one."""
+        conditions: Mapping[str, Node] = self.node.value["when"].value
+        return conditions[name or next(iter(self.when))].line
+
+
+def read_fixed(name: str, node: Node, rule: Rule | None, faults: Faults) -> Entry:
+    """The Entry of one item of `fixed:`, its value checked by `rule`."""
     value = plain(node)
-    if value is not BROKEN and not _is_flat(value):
-        faults.add(node.line, f"{name} must be a value or a list of values, but got {show(value)}")
-        value = BROKEN
-    points = () if value is BROKEN else ((node.line, value),)
-    return Entry(name, node.line, "fixed", points)
+    if not faults.expect(node, _is_flat(value), f"{name} must be a value or a list of values"):
+        return Entry(name, node, "fixed")
+    _obey(name, [(node.line, value)], rule, faults)
+    return Entry(name, node, "fixed", (value,))
 
 
-def read_parameter(name: str, node: Node, faults: Faults) -> Entry:
-    """The Entry of one item of `parameters:`, its conditions still unchecked."""
+def read_parameter(name: str, node: Node, rule: Rule | None, faults: Faults) -> Entry:
+    """The Entry of one item of `parameters:`; values are checked by `rule`, conditions later."""
     kind = _kind(name, node, faults)
     if kind is None:
-        return Entry(name, node.line)
-    spec, n_faults = _Spec(name, kind, node.value, faults), len(faults)
-    conditions = _conditions(spec)
-    when = tuple(condition for _, condition in conditions)
+        return Entry(name, node)
+    keys, n_before = node.value, len(faults)
+    when = _when(name, keys["when"], faults) if "when" in keys else {}
+    points: Points = []
     parameter: Parameter | None
-    points: tuple[tuple[int, HyperValue], ...] = ()
     if kind == "choices":
-        points = _choices(spec)
-        parameter = Choices(name, tuple(value for _, value in points), when=when)
+        points = _choices(name, keys["choices"], faults)
+        parameter = Choices(name, tuple(value for _, value in points), when)
     else:
-        parameter = _numbers(spec, when)
-    if len(faults) > n_faults or plain(node) is BROKEN:
-        return Entry(name, node.line, kind, points, conditions)
+        parameter = _numbers(name, kind, keys, faults)
+    if len(faults) > n_before or plain(node) is BROKEN:
+        parameter = None
     if isinstance(parameter, Range):
-        points = tuple((node.value[kind].line, bound) for bound in spec.value(kind))
-    return Entry(name, node.line, kind, points, conditions, parameter)
+        points = [(keys[kind].line, bound) for bound in (parameter.low, parameter.high)]
+    if rule is not None and kind not in rule.kinds:
+        faults.add(node.line, f"{name} must vary as {' or '.join(rule.kinds)}, not {kind}")
+    else:
+        _obey(name, points, rule, faults)
+    parameter = parameter and replace(parameter, when=when)
+    return Entry(name, node, kind, tuple(value for _, value in points), when, parameter)
+
+
+def _obey(name: str, points: Points, rule: Rule | None, faults: Faults) -> None:
+    for line, value in points:
+        if rule is not None and (complaint := rule.complaint(name, value)):
+            faults.add(line, complaint)
 
 
 def _kind(name: str, node: Node, faults: Faults) -> str | None:
     """The node's key of _KEYS, or None with a fault."""
     example = "{choices: [...]} or {float: [low, high]}"
     rule = f"{name} must say what may vary, such as {example}; 'fixed' is for what never does"
-    if not faults.holds(node, dict, rule):
+    if not faults.expect(node, isinstance(node.value, dict), rule):
         return None
     kinds: list[str] = [key for key in node.value if key in _KEYS]
     known = [*kinds, *_KEYS[kinds[0]]] if len(kinds) == 1 else [*_KEYS, *_KEYS["widths"]]
@@ -99,70 +120,38 @@ def _kind(name: str, node: Node, faults: Faults) -> str | None:
     return None
 
 
-@dataclass(frozen=True, slots=True)
-class _Spec:
-    """The mapping behind one parameter's name."""
-
-    name: str
-    kind: str
-    keys: dict[str, Node]
-    faults: Faults
-
-    def fault(self, key: str, sentence: str) -> None:
-        self.faults.add(self.keys[key].line, f"{self.name}: {sentence}")
-
-    def value(self, key: str) -> Any:
-        """The plain value under `key`, BROKEN or None."""
-        return plain(self.keys[key]) if key in self.keys else None
-
-    def expect(self, key: str, is_valid: bool, rule: str) -> bool:
-        """`is_valid`; if not, notes the rule and the value, unless it is BROKEN."""
-        value = self.value(key)
-        if not is_valid and value is not BROKEN:
-            self.fault(key, f"{rule}, but got {show(value)}")
-        return is_valid
-
-
-def _conditions(spec: _Spec) -> tuple[tuple[int, Condition], ...]:
-    node = spec.keys.get("when")
-    if node is None:
-        return ()
+def _when(name: str, node: Node, faults: Faults) -> dict[str, tuple[HyperValue, ...]]:
     is_mapping = isinstance(node.value, dict) and bool(node.value)
-    if not spec.expect("when", is_mapping, "when must be a mapping such as {optimizer: SGD}"):
-        return ()
-    conditions = []
-    for name, item in node.value.items():
-        values = plain(item)
-        if values is BROKEN:
-            continue
-        values = values if isinstance(values, tuple) else (values,)
-        if not values or any(isinstance(value, dict) for value in values):
-            text = f"{spec.name}: when {name} must be a value or a list of values"
-            spec.faults.add(item.line, f"{text}, but got {show(item)}")
-        else:
-            conditions.append((item.line, Condition(name, values)))
-    return tuple(conditions)
-
-
-def _choices(spec: _Spec) -> tuple[tuple[int, HyperValue], ...]:
-    """(line, value) of each sound choice."""
-    items = spec.keys["choices"].value
-    is_list = isinstance(items, list) and bool(items)
-    if not spec.expect("choices", is_list, "choices must be a list of values"):
-        return ()
-    points: list[tuple[int, HyperValue]] = []
-    for item in items:
+    rule = f"{name}: when must be a mapping such as {{optimizer: SGD}}"
+    if not faults.expect(node, is_mapping, rule):
+        return {}
+    when = {}
+    for other, item in node.value.items():
         value = plain(item)
-        if value is BROKEN:
+        values = value if isinstance(value, tuple) else (value,)
+        is_list = bool(values) and not any(isinstance(v, dict) for v in values)
+        rule = f"{name}: when {other} must be a value or a list of values"
+        if value is not BROKEN and faults.expect(item, is_list, rule):
+            when[other] = values
+    return when
+
+
+def _choices(name: str, node: Node, faults: Faults) -> Points:
+    """(line, value) of each sound choice."""
+    is_list = isinstance(node.value, list) and bool(node.value)
+    if not faults.expect(node, is_list, f"{name}: choices must be a list of values"):
+        return []
+    points: Points = []
+    for item in node.value:
+        value = plain(item)
+        rule = f"{name}: a choice must be a value or a list of values"
+        if not faults.expect(item, _is_flat(value), rule):
             continue
-        if not _is_flat(value):
-            text = "a choice must be a value or a list of values"
-            spec.faults.add(item.line, f"{spec.name}: {text}, but got {show(value)}")
-        elif any(_collide(value, other) for _, other in points):
-            spec.faults.add(item.line, f"{spec.name}: {show(value)} is among the choices twice")
+        if any(_collide(value, other) for _, other in points):
+            faults.add(item.line, f"{name}: {show(value)} is among the choices twice")
         else:
             points.append((item.line, value))
-    return tuple(points)
+    return points
 
 
 def _collide(a: HyperValue, b: HyperValue) -> bool:
@@ -173,91 +162,74 @@ def _collide(a: HyperValue, b: HyperValue) -> bool:
 def _is_flat(value: object) -> bool:
     """Whether it is a scalar or a tuple of scalars."""
     parts = value if isinstance(value, tuple) else (value,)
-    return not any(isinstance(part, tuple | dict) for part in parts)
+    return not any(isinstance(part, tuple | dict) or part is BROKEN for part in parts)
 
 
-def _numbers(spec: _Spec, when: tuple[Condition, ...]) -> Parameter | None:
+def _numbers(
+    name: str, kind: str, keys: Mapping[str, Node], faults: Faults
+) -> Range | Widths | None:
     """A Range or Widths; None with a fault."""
-    kind, is_whole = spec.kind, spec.kind != "float"
+    values, n_before = {key: plain(node) for key, node in keys.items()}, len(faults)
+    is_whole, is_log = kind != "float", values.get("log") is True
     is_valid, number = (_is_exact, "whole number") if is_whole else (is_number, "number")
-    bounds = _bounds(spec, is_valid, f"{number}s")
-    step = _step(spec, is_valid, number)
-    log = spec.value("log") is True
-    is_flag = "log" not in spec.keys or isinstance(spec.value("log"), bool)
-    spec.expect("log", is_flag, "log must be true or false")
-    layers = _layers(spec) if kind == "widths" else ()
-    if bounds is None:
+    bounds, step = values[kind], values.get("step", 0)
+
+    def expect(key: str, is_fine: bool, rule: str, got: object = None) -> bool:
+        return faults.expect(keys[key], is_fine, f"{name}: {rule}", got)
+
+    if "log" in keys:
+        expect("log", isinstance(values["log"], bool), "log must be true or false")
+    is_pair = isinstance(bounds, tuple) and len(bounds) == 2 and all(map(is_valid, bounds))
+    if expect(kind, is_pair, f"{kind} must be [low, high], two {number}s"):
+        low, high = bounds
+        hint = " (a value that never changes goes under 'fixed')" if low == high else ""
+        is_pair = low < high or (low == high and kind == "widths")
+        expect(kind, is_pair, f"low must be below high{hint}")
+        if is_pair and kind == "widths":
+            expect(kind, low >= 1, "a width must be >= 1", low)
+        elif is_pair and is_log:
+            expect(kind, low > 0, "low must be > 0 with log: true", low)
+    is_step = is_valid(step) and step > 0
+    if "step" in keys and expect("step", is_step, f"step must be a {number} > 0"):
+        if is_log:
+            text = "log and step cannot both be given: leave one out"
+            faults.add(keys["step"].line, f"{name}: {text}")
+        elif is_pair:
+            rest, rule = _off_step(low, high, step)
+            expect("step", rest == 0, rule, high)
+    layers = _layers(name, keys, faults) if kind == "widths" else None
+    is_broken = not is_pair or len(faults) > n_before or BROKEN in values.values()
+    if is_broken or (kind == "widths" and layers is None):
         return None
-    low, high = map(int, bounds) if is_whole else bounds
-    if kind == "widths" and low < 1:
-        spec.fault(kind, f"a width must be >= 1, but got {low}")
-    elif log and low <= 0:
-        spec.fault(kind, f"low must be > 0 with log: true, but got {show(low)}")
-    if step is not None:
-        _check_step(spec, low, high, step)
+    if not is_whole:
+        return Range(name, float(low), float(high), is_log, float(step) if step else None)
+    range_ = Range(name, int(low), int(high), is_log, int(step or 1), True)
     if layers is None:
-        return None
-    if is_whole:
-        range_ = Range(spec.name, low, high, log, int(step or 1), True, when=when)
-    else:
-        step = step if step is None else float(step)
-        range_ = Range(spec.name, float(low), float(high), log, step, when=when)
-    if not layers:
         return range_
-    n_layers = Range(f"{spec.name}.n_layers", *layers, step=1, is_whole=True)
-    return Widths(spec.name, n_layers, replace(range_, when=()), when=when)
+    return Widths(name, Range(f"{name}.n_layers", *layers, step=1, is_whole=True), range_)
 
 
-def _bounds(spec: _Spec, is_valid: Callable[[Any], bool], numbers: str) -> Any:
-    """(low, high) with low < high, for widths low <= high; None with a fault."""
-    key, value = spec.kind, spec.value(spec.kind)
-    is_pair = isinstance(value, tuple) and len(value) == 2 and all(map(is_valid, value))
-    if not spec.expect(key, is_pair, f"{key} must be [low, high], two {numbers}"):
-        return None
-    low, high = value
-    if low > high or (low == high and key != "widths"):
-        hint = "; a value that never changes goes under 'fixed'" * (low == high)
-        spec.fault(key, f"low must be below high, but got {show(value)}{hint}")
-        return None
-    return value
-
-
-def _step(spec: _Spec, is_valid: Callable[[Any], bool], number: str) -> Any:
-    """The value of `step`; None if it is left out or faulty."""
-    step = spec.value("step")
-    if "step" not in spec.keys:
-        return None
-    if not spec.expect("step", is_valid(step) and step > 0, f"step must be a {number} > 0"):
-        return None
-    if spec.value("log") is True:
-        spec.fault("step", "log and step cannot both be given: leave one out")
-        return None
-    return step
-
-
-def _check_step(spec: _Spec, low: Any, high: Any, step: Any) -> None:
-    """Optuna would lower `high` to the last step, with a warning: here it is a fault."""
+def _off_step(low: Any, high: Any, step: Any) -> tuple[Decimal, str]:
+    """How far `high` is off the last step, and the rule: Optuna would lower it, with a warning."""
     low_, high_, step_ = Decimal(str(low)), Decimal(str(high)), Decimal(str(step))
     n_steps, rest = divmod(high_ - low_, step_)
-    if rest != 0:
-        near = [low_ + k * step_ for k in (n_steps, n_steps + 1) if k]
-        options = " or ".join(f"{x.normalize():f}" for x in near)
-        rule = f"high must be low plus a multiple of step ({options})"
-        spec.fault("step", f"{rule}, but got {show(high)}")
+    near = [low_ + k * step_ for k in (n_steps, n_steps + 1) if k]
+    options = " or ".join(f"{x.normalize():f}" for x in near)
+    return rest, f"high must be low plus a multiple of step ({options})"
 
 
-def _layers(spec: _Spec) -> tuple[int, int] | None:
+def _layers(name: str, keys: Mapping[str, Node], faults: Faults) -> tuple[int, int] | None:
     """(least, most) number of layers; None with a fault."""
-    rule = f"layers must be a whole number or [min, max], from 0 to {MAX_LAYERS}"
-    if "layers" not in spec.keys:
-        if all(key in ("widths", *_KEYS["widths"]) for key in spec.keys):  # not just misspelt
-            spec.fault("widths", f"{rule}, but got none")
+    rule = f"{name}: layers must be a whole number or [min, max], from 0 to {MAX_LAYERS}"
+    if "layers" not in keys:
+        if all(key in ("widths", *_KEYS["widths"]) for key in keys):  # not just misspelt
+            faults.add(keys["widths"].line, f"{rule}, but got none")
         return None
-    value = spec.value("layers")
+    value = plain(keys["layers"])
     pair = value if isinstance(value, tuple) else (value, value)
     is_pair = len(pair) == 2 and all(map(is_integer, pair))
     is_valid = is_pair and 0 <= pair[0] <= pair[1] <= MAX_LAYERS and pair[1] > 0
-    return (int(pair[0]), int(pair[1])) if spec.expect("layers", is_valid, rule) else None
+    return (int(pair[0]), int(pair[1])) if faults.expect(keys["layers"], is_valid, rule) else None
 
 
 def _is_exact(value: object) -> bool:

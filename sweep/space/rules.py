@@ -11,8 +11,8 @@ from sweep.errors import must_be_one_of
 from sweep.space.parameters import is_integer, is_number
 from sweep.trial import HyperValue
 
-VOCABULARY: tuple[str, ...] = (*options.MODEL_ARGUMENTS, *options.TRAINING_ARGUMENTS)
-"""Hyperparameters of MLPClassifier and of the trainer."""
+NO_DEFAULT = object()
+"""A trial must have a value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +24,10 @@ class Rule:
     is_legal: Callable[[HyperValue], bool]
     kinds: tuple[str, ...] = ("choices", "float", "int")
     """How a space may let it vary."""
-    words: tuple[str, ...] = ()
-    """The words it may be, if it is a word."""
+    absent: object = NO_DEFAULT
+    """The value of a trial without it: the default of MLPClassifier or torch."""
+    words: Collection[str] = ()
+    """The words to choose from, if it is a word."""
 
     def complaint(self, name: str, value: HyperValue) -> str | None:
         """One sentence for an illegal value, else None."""
@@ -36,15 +38,26 @@ class Rule:
         return f"{name} must be {self.expected}, but got {show(value)}"
 
 
-def _number(expected: str, is_inside: Callable[[float], bool], or_null: bool = True) -> Rule:
+def _number(
+    expected: str, is_inside: Callable[[float], bool], absent: object = NO_DEFAULT, *,
+    takes_null: bool = True,
+) -> Rule:  # fmt: skip
     def is_legal(value: HyperValue) -> bool:
-        return (or_null and value is None) or (is_number(value) and is_inside(value))
+        return (takes_null and value is None) or (is_number(value) and is_inside(value))
 
-    return Rule(expected + (" or null" if or_null else ""), is_legal)
+    return Rule(expected + (" or null" if takes_null else ""), is_legal, absent=absent)
 
 
-def _word(words: tuple[str, ...]) -> Rule:
-    return Rule("a word", lambda value: value in words, ("choices",), words)
+def _fraction(absent: float, *, takes_null: bool = True) -> Rule:
+    return _number("a number in [0, 1)", lambda x: 0 <= x < 1, absent, takes_null=takes_null)
+
+
+def _positive(absent: object, *, takes_null: bool = True) -> Rule:
+    return _number("a number > 0", lambda x: x > 0, absent, takes_null=takes_null)
+
+
+def _word(words: Collection[str], absent: object = NO_DEFAULT) -> Rule:
+    return Rule("a word", lambda value: value in [*words], ("choices",), absent, words)
 
 
 def _is_width(value: HyperValue) -> bool:
@@ -52,13 +65,12 @@ def _is_width(value: HyperValue) -> bool:
 
 
 def _are_widths(value: HyperValue) -> bool:
-    return isinstance(value, list | tuple) and all(_is_width(width) for width in value)
+    return isinstance(value, list | tuple) and all(map(_is_width, value))
 
 
-_FRACTION = _number("a number in [0, 1)", lambda x: 0 <= x < 1)
-_NOT_NEGATIVE = _number("a number >= 0", lambda x: x >= 0)
-_POSITIVE = _number("a number > 0", lambda x: x > 0)
-_FLAG = Rule("true or false", lambda value: value is None or isinstance(value, bool), ("choices",))
+_FLAG = Rule(
+    "true or false", lambda value: value is None or isinstance(value, bool), ("choices",), False
+)
 
 TRAINING_RULES: Mapping[str, Rule] = {
     "batch_size": Rule("a whole number >= 1", _is_width, ("choices", "int")),
@@ -66,32 +78,27 @@ TRAINING_RULES: Mapping[str, Rule] = {
 """Rules for any module: the trainer reads these."""
 
 RULES: Mapping[str, Rule] = {
-    **TRAINING_RULES,
     "hidden": Rule("a list of whole numbers >= 1", _are_widths, ("choices", "widths")),
-    "activation": _word(tuple(options.ACTIVATIONS)),
-    "optimizer": _word(tuple(options.OPTIMIZERS)),
-    "schedule": _word(options.SCHEDULES),
-    "dropout": _number("a number in [0, 1)", lambda x: 0 <= x < 1, or_null=False),
-    "lr": _number("a number > 0", lambda x: x > 0, or_null=False),
-    "momentum": _FRACTION,
-    "dampening": _FRACTION,
-    "beta1": _FRACTION,
-    "beta2": _FRACTION,
-    "alpha": _FRACTION,
-    "weight_decay": _NOT_NEGATIVE,
-    "eps": _POSITIVE,
-    "clip_norm": _POSITIVE,
+    "activation": _word(options.ACTIVATIONS, "relu"),
+    "optimizer": _word(options.OPTIMIZERS),
+    "schedule": _word(options.SCHEDULES, "constant"),
+    "dropout": _fraction(0.0, takes_null=False),
+    "lr": _positive(NO_DEFAULT, takes_null=False),
+    "momentum": _fraction(0.0),
+    "dampening": _fraction(0.0),
+    "beta1": _fraction(0.9),
+    "beta2": _fraction(0.999),
+    "alpha": _fraction(0.99),
+    "weight_decay": _number("a number >= 0", lambda x: x >= 0, 0.0),
+    "eps": _positive(1e-8),
+    "clip_norm": _positive(None),
     "nesterov": _FLAG,
     "centered": _FLAG,
+    **TRAINING_RULES,
 }
 """Rules of MLPClassifier; null means torch's default."""
 
-
-def is_own(vocabulary: Collection[str] | None) -> bool:
-    """Whether the names are exactly those of MLPClassifier and the trainer."""
-    return vocabulary is not None and set(vocabulary) == set(VOCABULARY)
-
-
-def rules_for(vocabulary: Collection[str] | None) -> Mapping[str, Rule]:
-    """RULES for MLPClassifier's vocabulary, else TRAINING_RULES."""
-    return RULES if is_own(vocabulary) else TRAINING_RULES
+ABSENT_MEANS: Mapping[str, HyperValue] = {
+    name: rule.absent for name, rule in RULES.items() if rule.absent is not NO_DEFAULT
+}
+"""Values of absent hyperparameters."""

@@ -200,9 +200,7 @@ def test_a_worker_leaves_while_the_last_records_are_written(tmp_path: Path) -> N
         population=1, storage=f"sqlite:///{tmp_path}/optuna.db", work_dir=str(tmp_path / "work"),
     )  # fmt: skip
     listener = NoteWorkers()
-    space = parse_space(
-        "# A line.\nparameters:\n  width: {choices: [4]}\n", "one", vocabulary=None
-    )
+    space = parse_space("# A line.\nparameters:\n  width: {choices: [4]}\n", "one", is_mlp=False)
     with contextlib.chdir(tmp_path):
         search(config, space, [listener])
         assert len(listener.workers) == 1
@@ -318,7 +316,7 @@ def bad_day(tmp_path_factory: pytest.TempPathFactory) -> BadDay:
     before = Path.cwd()
     os.chdir(folder)  # where the module leaves the mark of its one death
     try:
-        space = parse_space(f"{SPACE}first:\n{first}", "bad", vocabulary=None)
+        space = parse_space(f"{SPACE}first:\n{first}", "bad", is_mlp=False)
         outcome = search(config, space, [listener])
     finally:
         os.chdir(before)

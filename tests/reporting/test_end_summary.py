@@ -9,8 +9,16 @@ import sys
 import pytest
 from reporting_records import a_study
 
+from sweep.config.settings import RunConfig
 from sweep.reporting.summary import end_summary, gain, next_commands
+from sweep.search.study import Outcome
 from sweep.trial import StudyFinished
+
+HERE = RunConfig(study="mnist-mlp", data="mnist")
+AWAY = {
+    "storage": "postgresql://me:secret@db/optuna", "tracking_uri": "https://me:secret@host",
+}  # fmt: skip
+NO_BEST = {"best_value": None, "best_number": None}
 
 
 def the_end(**changes):
@@ -25,24 +33,25 @@ def the_end(**changes):
     return StudyFinished(**{**values, **changes})
 
 
+def told(end, width=None, **outcome):
+    return end_summary(
+        HERE, Outcome(a_study(), end, **{"n_new": 1, "best": None, **outcome}), width=width
+    )
+
+
 def test_the_end_says_best_gain_places_and_commands():
     """After a search: counts, the best trial, its gain, where things are, what to type."""
-    lines = end_summary(
-        a_study(),
-        the_end(),
-        best_name="t012 Adam lr=1.2e-3 256-64",
-        places={"MLflow": "sqlite:///mlflow.db", "log": "mlruns/.sweep/mnist-mlp/log.txt"},
-        commands=next_commands("mnist-mlp", "mnist"),
-    )
-    assert lines == [
+    assert told(the_end()) == [
         "mnist-mlp: 50 of 50 trials in 34s (47 complete, 2 pruned, 1 failed)",
-        "Best val_acc 0.9833 (highest) by t012 Adam lr=1.2e-3 256-64",
+        "Best val_acc 0.9833 (highest) by trial 12",
         "2.00 points better than trial 0, the baseline (0.9633)",
         "",
-        "MLflow:  sqlite:///mlflow.db",
-        "log:     mlruns/.sweep/mnist-mlp/log.txt",
+        "MLflow:       sqlite:///mlflow.db",
+        "Optuna:       sqlite:///mlruns/optuna.db",
+        "checkpoints:  mlruns/.sweep/mnist-mlp",
         "",
         "Next:",
+        "  sweep trials mnist-mlp --state fail          # why trials failed",
         "  sweep best mnist-mlp > best.yaml             # keep the best configuration",
         "  sweep train --config best.yaml --data mnist  "
         "# train it on train + validation, then test it",
@@ -53,10 +62,10 @@ def test_the_end_says_best_gain_places_and_commands():
 def test_saved_is_said_only_of_what_is_saved():
     """Trials that have to train epochs again are named in its place."""
     end = the_end(reason="interrupted")
-    assert "everything is saved" in end_summary(a_study(), end)[1]
-    lines = end_summary(a_study(), end, unsaved=["trial 3 starts again: why"])
+    assert "everything is saved" in told(end)[1]
+    lines = told(end, unsaved=("trial 3 starts again: why",))
     assert lines[1:3] == ["Interrupted; the same command goes on.", "trial 3 starts again: why"]
-    late = end_summary(a_study(), the_end(reason="timeout"), unsaved=["trial 3 starts again: why"])
+    late = told(the_end(reason="timeout"), unsaved=("trial 3 starts again: why",))
     assert late[2] == "trial 3 starts again: why"
 
 
@@ -77,8 +86,8 @@ def test_the_gain_is_honest(direction, value, baseline, words):
 
 def test_a_baseline_that_wins_is_said_to():
     """Where trial 0 is the best, that is what is said."""
-    lines = end_summary(a_study(), the_end(best_number=0, best_value=0.9633))
-    assert lines[-1] == "Nothing was better than trial 0, the baseline."
+    lines = told(the_end(best_number=0, best_value=0.9633))
+    assert lines[2] == "Nothing was better than trial 0, the baseline."
 
 
 @pytest.mark.parametrize("reason", ["timeout", "interrupted", "failed", "exhausted"])
@@ -86,55 +95,61 @@ def test_an_early_end_says_why(reason):
     """A search that ended early says why on its second line, also without any best trial."""
     counts = {"FAIL": 3, "RUNNING": 2}
     end = the_end(reason=reason, best_value=None, best_number=None, n_by_state=counts)
-    lines = end_summary(a_study(), end)
+    lines = told(end)
     assert lines[0] == "mnist-mlp: 3 of 50 trials in 34s (3 failed, 2 unfinished)"
-    assert len(lines) == 3
+    assert lines[3] == ""
     assert lines[2] == "No trial completed, so there is no best one."
+
+
+def commands(end, *more, **settings):
+    return next_commands(RunConfig(**settings), end, *more)
 
 
 def test_commands_are_quoted_for_the_shell():
     """Names with blanks are quoted, and a store elsewhere is opened with `sweep ui`."""
-    commands = next_commands("my study", "mnist", data_dir="a b", is_default_store=False)
-    assert [command for command, _ in commands] == [
+    end = the_end(n_by_state={})
+    found = commands(end, study="my study", data_dir="a b", tracking_uri="sqlite:///x.db")
+    assert [command for command, _ in found] == [
         "sweep best 'my study' > best.yaml",
-        "sweep train --config best.yaml --data mnist --data-dir 'a b'",
-        "sweep ui",
+        "sweep train --config best.yaml --data digits --data-dir 'a b'"
+        " --tracking-uri sqlite:///x.db",
+        "sweep ui --tracking-uri sqlite:///x.db",
     ]
 
 
-def test_commands_name_stores_without_their_passwords():
+def test_commands_name_stores_without_their_passwords(monkeypatch):
     """What another command cannot know is a flag; user and password are left to the user."""
-    commands = next_commands(
-        "s", "digits", storage="postgresql://me:secret@db/optuna",
-        tracking_uri="https://me:secret@host", is_default_store=False,
-    )  # fmt: skip
-    assert [command for command, _ in commands] == [
+    end = the_end(n_by_state={})
+    assert [command for command, _ in commands(end, study="s", **AWAY)] == [
         "sweep best s --storage 'postgresql://***@db/optuna' > best.yaml",
         "sweep train --config best.yaml --data digits --tracking-uri 'https://***@host'",
         "sweep ui --tracking-uri 'https://***@host'",
     ]
-    failed = next_commands(
-        "s", "digits", storage="postgresql://db/optuna", has_best=False, has_failed=True
-    )
-    assert failed == [
+    failed = the_end(**NO_BEST, n_by_state={"FAIL": 1})
+    assert commands(failed, study="s", storage="postgresql://db/optuna") == [
         ("sweep trials s --state fail --storage postgresql://db/optuna", "why trials failed")
     ]
+    monkeypatch.setenv("SWEEP_STORAGE", AWAY["storage"])
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", AWAY["tracking_uri"])
+    assert [command for command, _ in commands(end, study="s", **AWAY)] == [
+        "sweep best s > best.yaml", "sweep train --config best.yaml --data digits", "sweep ui",
+    ]  # fmt: skip
 
 
 def test_why_trials_failed_is_offered_only_where_some_did():
     """Without a best or a failed trial the only thing to type is what goes on."""
-    assert next_commands("s", "digits", has_best=False) == []
-    assert next_commands("s", None)[1] == (
+    nothing = the_end(**NO_BEST, n_by_state={})
+    assert commands(nothing) == []
+    assert commands(the_end(n_by_state={}), study="s", module="my.model:Net")[1] == (
         "sweep train --config best.yaml", "train it again, then test it"
     )  # fmt: skip
-    going_on = next_commands("s", "digits", has_best=False, going_on="sweep run --study s")
+    going_on = commands(nothing, 0, "sweep run --study s")
     assert going_on == [("sweep run --study s", "go on with the search")]
 
 
 def test_commands_stay_whole_on_a_narrow_terminal():
     """Where commands with their comments do not fit, a comment is a line above its command."""
-    commands = next_commands("mnist-mlp", "mnist")
-    lines = end_summary(a_study(), the_end(), commands=commands, width=60)
+    lines = told(the_end(), width=60)
     assert max(map(len, lines)) <= 60
     assert lines[-6:-4] == [
         "  # keep the best configuration", "  sweep best mnist-mlp > best.yaml",

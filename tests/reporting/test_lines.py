@@ -14,13 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reporting_records import a_study, curve, finished, ready, report, started
 
-from sweep.reporting.lines import KEYS, LineDisplay, format_line, parse_line
+from sweep.reporting.display import Display
+from sweep.reporting.lines import KEYS, Lines, format_line, parse_line
 from sweep.trial import Failure, Notice, StudyFinished, TrialFinished, TrialState
 
 
 def lines_of(records, verbosity=0, **study):
     stream = io.StringIO()
-    display = LineDisplay(stream, verbosity)
+    display = Display(Lines(stream, verbosity))
     display.open(a_study(**study))
     display.write(records)
     display.close()
@@ -30,7 +31,7 @@ def lines_of(records, verbosity=0, **study):
 @given(st.dictionaries(st.text(min_size=1), st.text(), max_size=8))
 def test_any_pairs_parse_back(pairs):
     """Whatever text keys and values hold, a line is one ASCII line and gives them back."""
-    line = format_line(pairs.items())
+    line = format_line(pairs)
     assert line.isascii()
     assert len(line.splitlines()) <= 1
     assert parse_line(line + "\n") == pairs
@@ -136,7 +137,7 @@ def test_a_line_every_minute_however_long_the_first_trials_take():
     """In each interval a line says how far the search is, before and after a worker is ready."""
     reader, writer = os.pipe()
     with os.fdopen(reader) as source, os.fdopen(writer, "w") as sink:
-        display = LineDisplay(sink, status_every_s=0.1)
+        display = Display(Lines(sink, status_every_s=0.1))
         display.open(a_study(n_trials=4))
         assert parse_line(source.readline())["notice"].startswith("starting: a worker loads")
         display.write([ready(), *curve(0, 5), *curve(1, 3)])
@@ -152,7 +153,7 @@ def test_a_stop_is_acknowledged_at_once():
     """A signal handler's call is a line, though a record is just being taken in."""
     reader, writer = os.pipe()
     with os.fdopen(reader) as source, os.fdopen(writer, "w") as sink:
-        display = LineDisplay(sink)
+        display = Display(Lines(sink))
         display.open(a_study())
         display.acknowledge()
         said = parse_line(source.readline())["notice"]
@@ -172,7 +173,7 @@ def test_each_line_is_flushed_and_a_paused_reader_holds_up_nobody():
     """Lines arrive while the display is open, and write() returns while the pipe is full."""
     reader, writer = os.pipe()
     with os.fdopen(reader) as source, os.fdopen(writer, "w") as sink:
-        display = LineDisplay(sink)
+        display = Display(Lines(sink))
         display.open(a_study())
         display.write([started(0), finished(0)])
         assert parse_line(source.readline())["trial"] == "0"
@@ -190,8 +191,9 @@ def test_a_reader_that_goes_away_does_not_stop_the_search():
     code = """
         import sys, time
         from reporting_records import a_study, finished
-        from sweep.reporting.lines import LineDisplay
-        display = LineDisplay(sys.stdout)
+        from sweep.reporting.display import Display
+        from sweep.reporting.lines import Lines
+        display = Display(Lines(sys.stdout))
         display.open(a_study())
         for number in range(30):
             display.write([finished(number)] * 50)

@@ -51,7 +51,7 @@ def test_every_sampler_proposes_what_the_space_holds(sampler: str, space_name: s
     """Proposals are inside the space with its conditions, differ, and warn of nothing."""
     space = load_space(space_name)
     found = proposed(space, sampler, 15)
-    assert [space.problems_of(configuration) for configuration in found] == [[]] * 15
+    assert [space.problems_of(configuration) for configuration in found] == [{}] * 15
     assert len({canonical_key(configuration) for configuration in found}) == 15
     for configuration in found:
         assert ("momentum" in configuration) == (configuration["optimizer"] in ("SGD", "RMSprop"))

@@ -107,7 +107,7 @@ def signalled(number: signal.Signals, **arguments: object) -> Any:
         trials=2,
     )  # fmt: skip
     config = dataclasses.replace(config, epochs=4)
-    return search(config, parse_space(text, "s", vocabulary=None), [])
+    return search(config, parse_space(text, "s", is_mlp=False), [])
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
@@ -178,7 +178,7 @@ def test_identical_failures_end_the_search_with_their_message() -> None:
     space = parse_space(
         "# A line.\nparameters:\n  width: {int: [4, 8]}\nfixed:\n  mode: raise\n",
         "bad",
-        vocabulary=None,
+        is_mlp=False,
     )
     config = RunConfig(
         **(SMALL | {"trials": 50, "max_failures": 2, "module": "user_code:Model", "study": "bad",
@@ -200,7 +200,7 @@ def test_a_metric_that_the_module_does_not_log_is_named() -> None:
             raise UndeliveredError("MLflow is away")
 
     listener = Away()
-    space = parse_space("# A line.\nparameters:\n  width: {int: [4, 8]}\n", "m", vocabulary=None)
+    space = parse_space("# A line.\nparameters:\n  width: {int: [4, 8]}\n", "m", is_mlp=False)
     config = RunConfig(
         **(
             SMALL

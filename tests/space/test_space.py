@@ -14,14 +14,15 @@ from sweep.config.document import Faults, plain, read_document
 from sweep.errors import SpaceError
 from sweep.space import (
     canonical_key,
-    list_spaces,
     load_space,
     parse_space,
     run_name,
     sample,
+    shipped_spaces,
+    when_to_use,
 )
 
-SHIPPED = [info.name for info in list_spaces()]
+SHIPPED = shipped_spaces()
 BASE = """\
 parameters:
   optimizer: {choices: [SGD, Adam]}
@@ -83,9 +84,7 @@ def test_shipped_spaces_hold_the_reference_network(name):
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_spaces_say_when_to_use_them(name):
     """Line 1 of every shipped file says when to use it."""
-    info = next(info for info in list_spaces() if info.name == name)
-    assert info.when_to_use.startswith("Use this")
-    assert info.path.is_file()
+    assert when_to_use(SHIPPED[name]).startswith("Use this")
 
 
 def test_momentum_only_where_the_optimizer_has_it():
@@ -97,7 +96,7 @@ def test_momentum_only_where_the_optimizer_has_it():
 def test_no_heavy_import():
     """Loading, listing and sampling load neither Optuna nor torch."""
     code = (
-        "import sys, sweep.space as s; s.list_spaces(); s.sample(s.load_space('mlp'), 3);"
+        "import sys, sweep.space as s; s.shipped_spaces(); s.sample(s.load_space('mlp'), 3);"
         "print({'optuna', 'torch', 'click', 'mlflow'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -124,7 +123,7 @@ fixed: {act: relu, shape: [3, 4]}
 @given(seed=st.integers(0, 10**6))
 def test_round_trip(seed):
     """For every kind of parameter, suggest undoes params_for."""
-    space = parse_space(EVERYTHING, vocabulary=None)
+    space = parse_space(EVERYTHING, is_mlp=False)
     (hyperparameters,) = sample(space, 1, seed)
     assert round_trip(space, hyperparameters) == hyperparameters
     free = {k: v for k, v in hyperparameters.items() if k not in space.fixed}
@@ -134,7 +133,7 @@ def test_round_trip(seed):
 
 def test_values_are_what_the_file_says():
     """Fixed values are included, lists are tuples, inactive parameters are absent."""
-    for hyperparameters in sample(parse_space(EVERYTHING, vocabulary=None), 200):
+    for hyperparameters in sample(parse_space(EVERYTHING, is_mlp=False), 200):
         assert hyperparameters["act"] == "relu"
         assert hyperparameters["shape"] == (3, 4)
         assert len(hyperparameters["layers"]) <= 3
@@ -148,7 +147,7 @@ def test_values_are_what_the_file_says():
 
 def test_samples_reach_every_value():
     """Random sampling reaches both ends of a range and every choice."""
-    seen = sample(parse_space(EVERYTHING, vocabulary=None), 400)
+    seen = sample(parse_space(EVERYTHING, is_mlp=False), 400)
     assert {h["depth"] for h in seen} == {1, 3, 5, 7, 9}
     assert {round(h["drop"], 9) for h in seen} == {0, 0.1, 0.2, 0.3, 0.4, 0.5}
     assert len({canonical_key({"k": h["kernel"]}) for h in seen}) == 7
@@ -159,7 +158,7 @@ def test_samples_reach_every_value():
 
 def test_log_integers_are_drawn_as_optuna_draws_them():
     """An end of a logarithmic integer range has the whole of its interval, as in Optuna."""
-    space = parse_space("parameters:\n  n: {int: [4, 64], log: true}\n", vocabulary=None)
+    space = parse_space("parameters:\n  n: {int: [4, 64], log: true}\n", is_mlp=False)
     share = sum(h["n"] == 4 for h in sample(space, 4000)) / 4000
     assert abs(share - math.log(4.5 / 3.5) / math.log(64.5 / 3.5)) < 0.015  # 3.4 std of 0.0044
 
@@ -173,7 +172,7 @@ def test_sampling_is_seeded():
 def test_a_parent_may_come_later_in_the_file():
     """A condition may name a parameter that is written below it."""
     space = parse_space(
-        "parameters:\n  b: {int: [0, 5], when: {a: x}}\n  a: {choices: [x, y]}\n", vocabulary=None
+        "parameters:\n  b: {int: [0, 5], when: {a: x}}\n  a: {choices: [x, y]}\n", is_mlp=False
     )
     assert [p.name for p in space.parameters] == ["a", "b"]
     assert space.n_configurations() == 7
@@ -334,7 +333,7 @@ parameters:
 
 def test_n_configurations_counts_what_a_grid_visits():
     """The count equals the number of different configurations on the whole grid."""
-    space = parse_space(GRID, vocabulary=None)
+    space = parse_space(GRID, is_mlp=False)
     grid = space.grid()
     points = itertools.product(*grid.values())
     seen = {
@@ -347,7 +346,7 @@ def test_n_configurations_counts_what_a_grid_visits():
 
 def test_grid_sampler_takes_the_grid():
     """Optuna's GridSampler runs through a space's grid."""
-    space = parse_space(GRID, vocabulary=None)
+    space = parse_space(GRID, is_mlp=False)
     study = optuna.create_study(sampler=optuna.samplers.GridSampler(space.grid()))
     for _ in range(20):
         trial = study.ask()
@@ -358,13 +357,13 @@ def test_grid_sampler_takes_the_grid():
 def test_grid_refuses_what_is_continuous_or_too_large():
     """A grid names each parameter that is continuous, and says when it is too large."""
     text = "parameters:\n  a: {float: [0, 1]}\n  b: {float: [0, 1]}\n  c: {int: [0, 9]}\n"
-    space = parse_space(text, vocabulary=None)
+    space = parse_space(text, is_mlp=False)
     with pytest.raises(SpaceError, match="needs a step or choices for a") as caught:
         space.grid()
     assert len(caught.value.faults) == 2
     assert space.n_configurations() is None
     with pytest.raises(SpaceError, match="at most 9 points, but got 10"):
-        parse_space("parameters:\n  c: {int: [0, 9]}\n", vocabulary=None).grid(n_max=9)
+        parse_space("parameters:\n  c: {int: [0, 9]}\n", is_mlp=False).grid(n_max=9)
 
 
 # ---------------------------------------------------------------- names

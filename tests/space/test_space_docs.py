@@ -18,8 +18,8 @@ def doc_blocks():
 @pytest.mark.parametrize("block", doc_blocks())
 def test_documented_blocks_load(block):
     """Every YAML block of docs/search-spaces.md is a space that loads and round-trips."""
-    vocabulary = {"vocabulary": None} if "module of your own" in block else {}
-    space = parse_space(block, **vocabulary)
+    settings = {"is_mlp": False} if "module of your own" in block else {}
+    space = parse_space(block, **settings)
     for hyperparameters in sample(space, 20):
         params = space.params_for(hyperparameters)
         assert space.suggest(optuna.trial.FixedTrial(params)) == hyperparameters

@@ -4,7 +4,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sweep import hyperparameters as options
 from sweep.errors import NotFoundError, SpaceError
 from sweep.space import load_space, parse_space, sample
 
@@ -168,6 +167,7 @@ def test_three_faults_three_messages():
         (BASE + "fixed: {activation: {a: 1}}\n", 4, "activation must be a value"),
         (BASE + "fixed: {batch_size: 0}\n", 4, "batch_size must be a whole number >= 1"),
         (BASE + "fixed: {nesterov: 1}\n", 4, "nesterov must be true or false, but got 1"),
+        (BASE + "  batch_size: {int: [1, 1" + "0" * 400 + "]}\n", 4, "two whole numbers"),
         ("parameters:\n  lr: {float: [0, 1]}\n", 2, "lr must be a number > 0, but got 0"),
         (
             BASE + "  dropout: {float: [0, 0.5], when: {optimiser: SGD}}\n",
@@ -250,28 +250,16 @@ def test_faults_do_not_cascade():
 
 def test_any_name_without_a_vocabulary():
     """A module of the user's has hyperparameters of its own, but they are Python names."""
-    space = parse_space("parameters:\n  kernel: {choices: [rbf]}\n", vocabulary=None)
+    space = parse_space("parameters:\n  kernel: {choices: [rbf]}\n", is_mlp=False)
     assert sample(space, 1) == [{"kernel": "rbf"}]
-    (fault,) = faults_of("parameters:\n  my-lr: {float: [0, 1]}\n", vocabulary=None)
+    (fault,) = faults_of("parameters:\n  my-lr: {float: [0, 1]}\n", is_mlp=False)
     assert "must be a Python name" in fault
-
-
-def test_given_vocabulary():
-    """Names are checked against a vocabulary of the user's module."""
-    (fault,) = faults_of("parameters:\n  kernal: {choices: [a]}\n", vocabulary=["kernel"])
-    assert "did you mean kernel?" in fault
-
-
-def test_own_vocabulary_by_value():
-    """MLPClassifier's rules hold for its vocabulary, whoever put the names together."""
-    names = [*options.TRAINING_ARGUMENTS, *options.MODEL_ARGUMENTS]
-    assert len(faults_of(BASE + "fixed: {momentum: 2}\n", vocabulary=names)) == 1
 
 
 def test_true_is_not_one():
     """A condition on 1 does not fit a parameter that is true or false."""
     text = "parameters:\n  a: {choices: [true]}\n  b: {choices: [x], when: {a: 1}}\n"
-    (fault,) = faults_of(text, vocabulary=None)
+    (fault,) = faults_of(text, is_mlp=False)
     assert fault == "s.yaml:3: b: when: a must be one of true, but got 1"
 
 
