@@ -131,7 +131,7 @@ def _traced_structure(model: MLPClassifier, feature_shape: tuple[int, ...]) -> _
 
 
 def unmistakable(n: int, others: Collection[int]) -> Sequence[int]:
-    """`n` primes above 100, not among `others`, nor a product of sizes, as strides are."""
+    """`n` primes above 100, not among `others`: strides, products of sizes, cannot equal them."""
     found: list[int] = []
     number = 100
     while len(found) < n:

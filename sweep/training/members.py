@@ -18,7 +18,7 @@ from sweep.trial import derive_seed
 Linears = list[tuple[Tensor, Tensor]]
 """(weight (H_out, H_in), bias (H_out)) of each layer."""
 COST_OF_A_TRIAL = 10_000
-"""Fixed cost of a trial's step, in weights: one costs about the same in all layers
+"""Fixed cost of a trial's step, in weights: a weight costs about the same in every layer
 (benchmarks/NOTES.md)."""
 
 

@@ -39,7 +39,7 @@ class Engine(Protocol):
     """
 
     name: str
-    """Tag of each trial."""
+    """Value of the tag `sweep.trainer` of each trial."""
 
     def open(self, run: Run) -> Sequence[Report]:
         """Add a trial, restored from its resume file if it has one; returns reports to send."""

@@ -111,6 +111,6 @@ def _set_signals(before: dict[int, Any] | None) -> None:
 
 
 def _set_alarm(due_s: float) -> None:
-    """Cancel an alarm set by the trial, so it ends no later one; restart one set before."""
+    """Cancel an alarm left by the trial; restart one set before it."""
     if abs(signal.getitimer(signal.ITIMER_REAL)[0] - due_s) > 0.5:
         signal.setitimer(signal.ITIMER_REAL, due_s)
