@@ -1,1 +1,1 @@
-"""Where samples come from: data sets by name, downloads, tensors in memory."""
+"""Data sets: catalog, downloads, tensors in memory."""

@@ -1,9 +1,8 @@
-"""Data sets by name: where they come from, the cache, and their files as arrays (no torch).
+"""Data sets by name: their sources, the cache, and their files as arrays (no torch).
 
 `digits` is a file of scikit-learn; `mnist` and `fashion_mnist` are four IDX files each, fetched
 once into the user's cache folder, or read from a folder of the user (`--data-dir`,
-`SWEEP_DATA_DIR`). numpy is imported late (0.15 s): `sweep --help` needs the names of data sets
-only.
+`SWEEP_DATA_DIR`). numpy is imported late (0.15 s): `sweep --help` only needs the data sets' names.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ IDX_FILES: Mapping[SplitName, tuple[str, str]] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class DatasetSpec:
-    """A data set, before any of its files is there."""
+    """Description of a data set, independent of its files."""
 
     name: str
     title: str
@@ -76,7 +75,7 @@ class DatasetStatus:
     name: str
     title: str
     is_ready: bool
-    """Whether every file is there; verified only when it is used."""
+    """Whether every file exists; contents are verified on use."""
     location: str
     """The bundled file, or the folder for the files."""
     n_bytes: int
@@ -268,8 +267,8 @@ def load_arrays(
 def stratified_choice(labels: NDArray[Any], n_chosen: int, seed: int) -> NDArray[int64]:
     """Ascending indices (n_chosen,) of samples, each class in proportion (largest remainder).
 
-    Depends on (labels, n_chosen, seed) alone: NumPy keeps RandomState's stream for ever
-    (NEP 19), which it does not promise for its newer generators.
+    Depends on (labels, n_chosen, seed) alone: NumPy guarantees a fixed stream for RandomState, but
+    not for its newer generators (NEP 19).
     """
     import numpy as np
 

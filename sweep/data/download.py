@@ -14,8 +14,8 @@ from sweep.errors import DataError, DiskError
 def download(path: Path, md5: str, mirrors: Sequence[str], timeout_s: float) -> str:
     """Fetch `path` from the first working mirror, and return that mirror.
 
-    pooch writes aside, verifies the MD5, then renames: a file of that name is always whole. On a
-    terminal a progress bar shows on standard error.
+    The write is atomic: pooch verifies the MD5 of a temporary file, then renames it. On a terminal
+    a progress bar shows on standard error.
 
     Args:
         path: The file; mirrors have it under the same name.
@@ -24,7 +24,7 @@ def download(path: Path, md5: str, mirrors: Sequence[str], timeout_s: float) -> 
         timeout_s: Seconds without an answer after which the next mirror is tried.
 
     Raises:
-        DataError: No mirror delivers it; the message says why of each.
+        DataError: No mirror delivers it; the message gives each one's reason.
         DiskError: The folder cannot be written.
     """
     import pooch
@@ -57,7 +57,7 @@ def _first(get: Any, path: Path, md5: str, mirrors: Sequence[str]) -> str:
             reasons.append(f"{mirror} ({_reason(error)})")
         except OSError as error:  # a RequestException is one too, and was caught above
             cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
-            if cause.errno is None:  # not the system's: requests finds no TLS certificates
+            if cause.errno is None:  # not a system call's: requests found no TLS certificates
                 reasons.append(f"{mirror} ({cause})")
                 continue
             raise DiskError(f"{path.parent} cannot be written: {cause.strerror}") from error

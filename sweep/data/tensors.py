@@ -39,7 +39,7 @@ EVALUATION_BATCH = 4096
 def epoch_order(seed: int, epoch: int, n: int) -> Tensor:
     """Order of the n samples in an epoch: (n,) int64 permutation, on the CPU.
 
-    It is torch's `randperm` under derive_seed(seed, "order", epoch): alike on every device.
+    torch's `randperm` seeded with derive_seed(seed, "order", epoch): the same for every device.
     """
     generator = torch.Generator().manual_seed(derive_seed(seed, "order", epoch))
     return torch.randperm(n, generator=generator)
@@ -58,7 +58,7 @@ class Split:
         return len(self.y)
 
     def to(self, device: torch.device | str) -> Split:
-        """The same split on `device`; no copy where it is there already."""
+        """The same split on `device`; no copy if it is there already."""
         return Split(self.x.to(device), self.y.to(device))
 
 
@@ -68,10 +68,10 @@ class TensorData:
 
     train: Split
     val: Split | None
-    """None: `train` has the validation samples, too (the training after the choice)."""
+    """None: `train` includes the validation samples (in the final training)."""
     info: DatasetInfo
     seed: int = 0
-    """Of the study: decides the order of minibatches."""
+    """Seed of the study: decides the order of minibatches."""
     test_split: Split | None = field(default=None, repr=False)
     """None: sealed. Read it as `test`."""
 
@@ -87,7 +87,7 @@ class TensorData:
 
     @property
     def judged(self) -> Split:
-        """The validation split; without one, a training sample, whose scores nobody reads."""
+        """The validation split; without one, a single training sample as a placeholder."""
         return self.val or Split(self.train.x[:1], self.train.y[:1])
 
     @property
@@ -113,11 +113,11 @@ class TensorData:
         return Batches(self.test, EVALUATION_BATCH)
 
     def tensors(self) -> TensorData:
-        """The data itself: it is resident."""
+        """The data itself: its tensors are resident."""
         return self
 
     def to(self, device: torch.device | str) -> TensorData:
-        """The same data on `device`; no copy where it is there already."""
+        """The same data on `device`; no copy if it is there already."""
         moved = [split and split.to(device) for split in (self.train, self.val, self.test_split)]
         return TensorData(moved[0] or self.train, moved[1], self.info, self.seed, moved[2])
 
@@ -166,7 +166,7 @@ class Batches:
     """
 
     batch_sampler = None
-    """Lightning asks for it wherever there is a `sampler`."""
+    """Lightning reads it on loaders with a `sampler`."""
 
     def __init__(
         self, split: Split, batch_size: int, seed: int | None = None, first_epoch: int = 0
@@ -178,7 +178,7 @@ class Batches:
 
     @property
     def sampler(self) -> Batches | SequentialSampler:
-        """As of a DataLoader: Lightning calls its `set_epoch` as epochs begin."""
+        """Like a DataLoader's: Lightning calls its `set_epoch` as epochs begin."""
         return SequentialSampler(range(len(self.split))) if self._seed is None else self
 
     def set_epoch(self, epoch: int) -> None:
