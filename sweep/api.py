@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -128,8 +129,6 @@ def retry(flags: Mapping[str, Any], failed: str | None) -> tuple[RunConfig, Spac
     A configuration is tried once more, however often it failed; not at all if another try
     succeeded. An interrupted try of it is continued.
     """
-    import dataclasses
-
     from sweep.ledger.study import open_study
     from sweep.search.study import Extras
     from sweep.search.warmstart import to_retry
@@ -170,8 +169,6 @@ def _search(
     extras: Extras | None, on_signal: Callable[[], object],
 ) -> Outcome:  # fmt: skip
     """Imports Optuna, while the workers load their libraries."""
-    import dataclasses
-
     with collector_paused():
         from sweep.keeping.retention import KeepBest
         from sweep.search.study import Extras, search

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, get_args
 
 import click
@@ -27,14 +26,10 @@ def doctor(study: str | None, fix: bool, **flags: Any) -> int:
     Example:
       sweep doctor digits-mlp --fix
     """
-    from sweep.ledger.locks import owned_study
     from sweep.repair.doctor import examine
-    from sweep.reuse.best import opened
+    from sweep.reuse.best import owned
 
-    with (
-        opened(study, where(flags)) as (ledger, config),
-        owned_study(Path(config.work_dir), config.study_name, config.storage),
-    ):
+    with owned(study, where(flags)) as (ledger, config):
         findings = examine(config, ledger, fix=fix)
     for finding in findings:
         click.echo(f"{'repaired' if finding.is_fixed else 'found'}: {finding.sentence}")

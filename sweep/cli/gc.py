@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
@@ -28,14 +27,10 @@ def gc(study: str | None, keep: int, dry_run: bool, **flags: Any) -> None:
     """
     from sweep.api import bring_up
     from sweep.keeping import gc as housekeeping
-    from sweep.ledger.locks import owned_study
-    from sweep.reuse.best import opened
+    from sweep.reuse.best import owned
     from sweep.tracking import artifacts
 
-    with (
-        opened(study, where(flags)) as (ledger, config),
-        owned_study(Path(config.work_dir), config.study_name, config.storage),
-    ):
+    with owned(study, where(flags)) as (ledger, config):
         if not dry_run and not ledger.is_settled:  # MLflow may still need the files
             bring_up(config, ledger)
         trials = ledger.trials()

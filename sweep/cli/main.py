@@ -18,7 +18,7 @@ import click
 from sweep import __version__
 from sweep.environment.signals import interrupting
 from sweep.environment.surroundings import fill_standard_streams, foreign_set_aside, import_path
-from sweep.errors import DiskError, SweepError, os_error_text
+from sweep.errors import DiskError, SweepError, must_be_one_of, os_error_text
 from sweep.redact import redacted
 from sweep.reporting.formats import ENCODING_ERRORS
 
@@ -59,8 +59,6 @@ class LazyGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """As in click; for an unknown command the error names the nearest one."""
-        from sweep.errors import must_be_one_of
-
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
             raise click.UsageError(must_be_one_of("command", args[0], COMMANDS))
         return super().resolve_command(ctx, args)

@@ -15,25 +15,10 @@ from sweep.config.settings import PLACES, Resolved, RunConfig, flag_name, public
 from sweep.reporting.tables import FORMATS, render_rows
 
 F = TypeVar("F", bound=Callable[..., Any])
-GROUPS = {
-    "search": (
-        "study", "data", "data_dir", "space", "module", "sampler", "history", "pruner", "metric",
-        "direction", "seed", "batch_size", "baseline", "config_file", "fork",
-    ),
-    "budget": (
-        "trials", "epochs", "patience", "timeout_s", "trial_timeout_s", "max_failures",
-    ),
-    "machine": (
-        "executor", "workers", "population", "accelerator", "devices", "precision", "threads",
-        "worker_memory_gb",
-    ),
-    "stores": (
-        "storage", "tracking_uri", "work_dir", "checkpoint_interval_s", "keep",
-        "disk_limit_gb", "log_models",
-    ),
-    "output": (),
+GROUPS = {field.name: field.metadata["group"] for field in dataclasses.fields(RunConfig)} | {
+    "config_file": "search", "fork": "search",
 }  # fmt: skip
-"""Headings in `sweep run --help`, with their options; the last one has all others."""
+"""Option -> its heading in `sweep run --help`; all others are about the output."""
 
 
 class GroupedCommand(click.Command):
@@ -41,12 +26,10 @@ class GroupedCommand(click.Command):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write one section a group."""
-        *_, others = GROUPS
-        group_of = {name: group for group, names in GROUPS.items() for name in names}
-        rows: dict[str, list[tuple[str, str]]] = {group: [] for group in GROUPS}
+        rows: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
             if (row := parameter.get_help_record(ctx)) is not None:
-                rows[group_of.get(parameter.name or "", others)].append(row)
+                rows.setdefault(GROUPS.get(parameter.name or "", "output"), []).append(row)
         for group, found in rows.items():
             with formatter.section(group.capitalize()):
                 formatter.write_dl(found)

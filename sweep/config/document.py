@@ -125,10 +125,10 @@ _SCALARS: Mapping[str, tuple[str, str, Callable[[str], Any]]] = {
 """Kind -> (its pattern, the letters it may begin with, its reader); all others are text."""
 
 for _kind, (_pattern, _first, _) in _SCALARS.items():
-    for _class in (_Loader, _Dumper):
-        _class.add_implicit_resolver(
-            _TAG + _kind, re.compile(f"^(?:{_pattern})$"), ["" if c == "\0" else c for c in _first]
-        )
+    _letters = ["" if letter == "\0" else letter for letter in _first]
+    yaml.add_implicit_resolver(
+        _TAG + _kind, re.compile(f"^(?:{_pattern})$"), _letters, _Loader, _Dumper
+    )
 
 
 def write_document(value: Any, *, flow: bool | None = None) -> str:
@@ -171,7 +171,7 @@ def read_document(text: str, faults: Faults) -> Node:
     if the text is not YAML.
     """
     try:
-        root = _compose(text)
+        root: Any = yaml.compose(text, _Loader)
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         faults.add(line, f"must be text, but got the character {error.character!r}")
@@ -185,14 +185,6 @@ def read_document(text: str, faults: Faults) -> Node:
         return Node(1, None) if root is None else _node(root, faults, root.start_mark.line + 1, 0)
     faults.raise_if_any()
     raise AssertionError("unreachable")
-
-
-def _compose(text: str) -> Any:
-    loader = _Loader(text)
-    try:
-        return loader.get_single_node()
-    finally:
-        loader.dispose()
 
 
 def _node(node: yaml.Node, faults: Faults, line: int, depth: int) -> Node:

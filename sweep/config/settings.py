@@ -36,19 +36,18 @@ PRECISIONS: Final = ("32-true", "64-true", "16-mixed", "bf16-mixed", "bf16-true"
 
 
 def _option(
-    default: Any, parse: parsers.Parser | tuple[str, ...], metavar: str, help: str, *,
-    is_identity: bool = False, choices: tuple[str, ...] = (), env: tuple[str, ...] = (),
+    group: str, default: Any, parse: parsers.Parser | tuple[str, ...], metavar: str, help: str,
+    **more: Any,
 ) -> Any:  # fmt: skip
-    """A config field: its default, its parser or the words to choose from, its text in --help."""
+    """A config field: its heading in --help, its default, its parser or words, its help.
+
+    `more`: choices, for completion; is_identity, if it cannot change within a study.
+    """
     if isinstance(parse, tuple):
-        choices, parse = parse, parsers.choice(parse)
-    return dataclasses.field(
-        default=default,
-        metadata={
-            "parse": parse, "help": help, "metavar": metavar, "is_identity": is_identity,
-            "choices": choices, "env": env,
-        },
-    )  # fmt: skip
+        more["choices"], parse = parse, parsers.choice(parse)
+    texts = {"group": group, "metavar": metavar, "help": help}
+    metadata = {"parse": parse, "choices": (), "is_identity": False, **texts, **more}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -57,133 +56,138 @@ class RunConfig:
 
     # fmt: off
     study: str | None = _option(
-        None, parsers.study_name, "NAME", "Name of the study (default: DATA-SPACE).",
+        "search", None, parsers.study_name, "NAME", "Name of the study (default: DATA-SPACE).",
     )
     trials: int = _option(
-        50, parsers.count(1), "N",
+        "budget", 50, parsers.count(1), "N",
         "Finished trials that the study is to have in all; run again to continue.",
     )
     epochs: int = _option(
-        10, parsers.count(1), "N", "Epochs a trial trains at most.", is_identity=True,
+        "budget", 10, parsers.count(1), "N", "Epochs a trial trains at most.", is_identity=True,
     )
     data: str = _option(
-        "digits", parsers.data_name, "NAME",
+        "search", "digits", parsers.data_name, "NAME",
         "Data set; digits needs no download. Or your own: package.module:function.",
         is_identity=True, choices=tuple(dataset_names()),
     )
     data_dir: str | None = _option(
-        None, parsers.path, "DIR", "Folder that already holds the data set's files.",
-        env=("SWEEP_DATA_DIR",),
+        "search", None, parsers.path, "DIR", "Folder that already holds the data set's files.",
     )
     space: str = _option(
-        "mlp", parsers.path, "FILE", "Search space: a name of `sweep spaces`, or a YAML file.",
+        "search", "mlp", parsers.path, "FILE",
+        "Search space: a name of `sweep spaces`, or a YAML file.",
         is_identity=True,
     )
     module: str = _option(
-        DEFAULT_MODULE, parsers.module_path, "CLASS",
+        "search", DEFAULT_MODULE, parsers.module_path, "CLASS",
         "LightningModule to train, as package.module:Class.", is_identity=True,
     )
     sampler: str = _option(
-        "tpe", parsers.choice(SAMPLERS, or_import="class"), "NAME",
+        "search", "tpe", parsers.choice(SAMPLERS, or_import="class"), "NAME",
         f"Who proposes: {', '.join(SAMPLERS)}, or package.module:Class.", choices=SAMPLERS,
     )
     history: int | None = _option(
-        None, parsers.count(1), "N",
+        "search", None, parsers.count(1), "N",
         "tpe and gp look at the best and the latest trials, N in all (default: at all).",
     )
     pruner: str = _option(
-        "none", PRUNERS, "NAME", f"Who ends poor trials early: {', '.join(PRUNERS)}.",
+        "search", "none", PRUNERS, "NAME", f"Who ends poor trials early: {', '.join(PRUNERS)}.",
     )
     metric: str = _option(
-        "val_acc", parsers.text, "NAME", "The objective: this metric at its best epoch.",
+        "search", "val_acc", parsers.text, "NAME", "The objective: this metric at its best epoch.",
         is_identity=True, choices=MLP_METRICS,
     )
     direction: Direction | Literal["auto"] = _option(
-        "auto", ("auto", "maximize", "minimize"), "WORD",
+        "search", "auto", ("auto", "maximize", "minimize"), "WORD",
         "maximize or minimize; auto: as the metric's name tells, else it has to be said.",
         is_identity=True,
     )
     seed: int = _option(
-        0, parsers.count(0), "N",
+        "search", 0, parsers.count(0), "N",
         "Data split, data order, initial weights and proposals derive from it.", is_identity=True,
     )
     batch_size: int = _option(
-        64, parsers.count(1), "N", "Minibatch size, unless the search space sets one.",
+        "search", 64, parsers.count(1), "N", "Minibatch size, unless the search space sets one.",
         is_identity=True,
     )
     patience: int | None = _option(
-        None, parsers.count(1), "EPOCHS",
+        "budget", None, parsers.count(1), "EPOCHS",
         "End a trial after so many epochs without a better metric.", is_identity=True,
     )
     baseline: bool = _option(
-        True, parsers.switch, "", "Train the reference network (128-64, SGD, lr 0.01) as trial 0.",
+        "search", True, parsers.switch, "",
+        "Train the reference network (128-64, SGD, lr 0.01) as trial 0.",
         is_identity=True,
     )
     timeout_s: float | None = _option(
-        None, parsers.duration, "TIME",
+        "budget", None, parsers.duration, "TIME",
         "Stop the search after this time (90, 15m, 2h); run again to continue.",
     )
     trial_timeout_s: float | None = _option(
-        None, parsers.duration, "TIME", "A trial that takes longer fails with class timeout.",
+        "budget", None, parsers.duration, "TIME",
+        "A trial that takes longer fails with class timeout.",
     )
     max_failures: int = _option(
-        5, parsers.count(1), "N", "Stop the search after so many identical failures in a row.",
+        "budget", 5, parsers.count(1), "N",
+        "Stop the search after so many identical failures in a row.",
     )
     executor: str = _option(
-        "process", ("process", "inline"), "NAME",
+        "machine", "process", ("process", "inline"), "NAME",
         "Where trials train: process (local workers) or inline (this process).",
     )
     workers: int = _option(
-        1, parsers.count(1), "N", "Worker processes; more than one pays on several GPUs only.",
+        "machine", 1, parsers.count(1), "N",
+        "Worker processes; more than one pays on several GPUs only.",
     )
     population: int | None = _option(
-        None, parsers.population, "N",
+        "machine", None, parsers.population, "N",
         "Trials trained at once by a worker: auto, a number, or 1 (plain).",
     )
     accelerator: str = _option(
-        "auto", ("auto", "cpu", "gpu", "cuda", "mps"), "NAME", "Lightning's accelerator.",
+        "machine", "auto", ("auto", "cpu", "gpu", "cuda", "mps"), "NAME",
+        "Lightning's accelerator.",
     )
     devices: str = _option(
-        "1", parsers.device_count, "ID", "Which device: 1, or an index as '2,'.",
+        "machine", "1", parsers.device_count, "ID", "Which device: 1, or an index as '2,'.",
     )
     precision: str = _option(
-        "32-true", PRECISIONS, "NAME", f"Lightning's precision: {', '.join(PRECISIONS)}.",
+        "machine", "32-true", PRECISIONS, "NAME",
+        f"Lightning's precision: {', '.join(PRECISIONS)}.",
         is_identity=True,
     )
     threads: int | None = _option(
-        None, parsers.count(1), "N",
+        "machine", None, parsers.count(1), "N",
         "Threads that torch uses on a CPU (default: torch's own choice).",
     )
     worker_memory_gb: float | None = _option(
-        None, parsers.gigabytes_or_none, "GB",
+        "machine", None, parsers.gigabytes_or_none, "GB",
         "Replace a worker that takes more memory at an epoch's end; its trials go on. Or none.",
     )
     checkpoint_interval_s: float = _option(
-        30.0, parsers.duration, "TIME", "Resume state is written at most this often.",
+        "stores", 30.0, parsers.duration, "TIME", "Resume state is written at most this often.",
     )
     keep: int | None = _option(
-        None, parsers.count(1), "K",
+        "stores", None, parsers.count(1), "K",
         "Keep checkpoints and models of the best K trials only (default: of all).",
     )
     disk_limit_gb: float | None = _option(
-        None, parsers.gigabytes, "GB",
+        "stores", None, parsers.gigabytes, "GB",
         "Keep the study's checkpoints and models within this many gigabytes.",
     )
     log_models: str = _option(
-        "auto", parsers.logged_models, "WHICH",
+        "stores", "auto", parsers.logged_models, "WHICH",
         "Completed trials whose model goes to MLflow: all, best:K (as they end), none, or auto: "
         "best:10 where exporting takes longer than 50 ms, else all.",
         choices=("auto", "all", "best:10", "none"),
     )
     storage: str = _option(
-        "sqlite:///mlruns/optuna.db", parsers.address, "URL", "Optuna storage URL.",
+        "stores", "sqlite:///mlruns/optuna.db", parsers.address, "URL", "Optuna storage URL.",
     )
     tracking_uri: str = _option(
-        "sqlite:///mlflow.db", parsers.address, "URI", "MLflow tracking URI.",
-        env=("MLFLOW_TRACKING_URI",),
+        "stores", "sqlite:///mlflow.db", parsers.address, "URI", "MLflow tracking URI.",
     )
     work_dir: str = _option(
-        "mlruns/.sweep", parsers.path, "DIR",
+        "stores", "mlruns/.sweep", parsers.path, "DIR",
         "Folder for checkpoints, locks and logs of all studies.",
     )
     # fmt: on
@@ -261,15 +265,12 @@ def resolve(
     `also` adds the faults of the space, unless space or module are faulty themselves.
     """
     faults: list[str] = []
+    kept = {k: (v, "study", k) for k, v in (stored or {}).items() if v is not None}
     sources = (
         _named(flags, "flag", faults),
         _of_environment(os.environ if env is None else env),
         _of_file(file, faults) if file else {},
-        {
-            name: (value, "study", name)
-            for name, value in (stored or {}).items()
-            if value is not None
-        },
+        kept,
     )
     values, wrong = dict[str, Any](), set[str]()
     origins: dict[str, str] = {}
@@ -377,14 +378,12 @@ def _named(
 
 
 def _of_environment(env: Mapping[str, str]) -> dict[str, _Given]:
-    found = {}
-    for field in dataclasses.fields(RunConfig):
-        own = (f"SWEEP_{name.upper()}" for name in (public_name(field.name), field.name))
-        for name in (*field.metadata["env"], *own):
-            if env.get(name):
-                found[field.name] = (env[name], f"environment {name}", name)
-                break
-    return found
+    """MLFLOW_TRACKING_URI comes before SWEEP_TRACKING_URI: other programs read it, too."""
+    variables = [("MLFLOW_TRACKING_URI", "tracking_uri")]
+    for field in setting_names().values():
+        variables += [(f"SWEEP_{name.upper()}", field) for name in (public_name(field), field)]
+    found = [(name, field) for name, field in reversed(variables) if env.get(name)]
+    return {field: (env[name], f"environment {name}", name) for name, field in found}
 
 
 def _of_file(file: Path, faults: list[str]) -> dict[str, _Given]:

@@ -1,4 +1,4 @@
-"""Numbers, durations and curves as people read them."""
+"""Numbers, durations, times and curves as people read them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import codecs
 import itertools
 import math
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from typing import Any
 
 BLOCKS = "▁▂▃▄▅▆▇█"
@@ -90,6 +91,11 @@ def format_duration(seconds: float) -> str:
     if hours:
         return f"{hours}h{rest_min:02d}m"
     return f"{minutes}m{rest_s:02d}s" if minutes else f"{rest_s}s"
+
+
+def format_time(time_ms: float) -> str:
+    """Unix milliseconds as local ISO 8601 (no offset), to the second."""
+    return datetime.fromtimestamp(time_ms / 1000).isoformat(timespec="seconds")
 
 
 def sparkline(

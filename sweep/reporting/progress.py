@@ -60,6 +60,7 @@ class Progress:
 
     def __init__(self, study: StudyInfo, clock: Callable[[], float] = time.monotonic) -> None:
         self.study = study
+        self._objective = Objective(study.metric, study.direction)
         self.running: dict[int, TrialProgress] = {}
         self.interrupted: dict[int, TrialProgress] = {}
         """Trials that wait for the next session, with their epochs."""
@@ -113,15 +114,12 @@ class Progress:
 
     def is_better(self, value: float, than: float | None) -> bool:
         """Whether `value` beats `than` (None, NaN: any finite number does)."""
-        objective = Objective(self.study.metric, self.study.direction)
-        return objective.better(value, math.nan if than is None else than)
+        return self._objective.better(value, math.nan if than is None else than)
 
     def ranked(self) -> list[TrialProgress]:
         """Running trials, best metric so far first; of equals the lower number."""
-        sign = -1.0 if self.study.direction == "maximize" else 1.0
-        return sorted(
-            self.running.values(), key=lambda t: (t.best is None, sign * (t.best or 0.0), t.number)
-        )
+        goodness = self._objective.goodness
+        return sorted(self.running.values(), key=lambda t: (-goodness(t.best), t.number))
 
     def leader(self) -> TrialProgress | None:
         """The running trial with the best metric so far."""

@@ -1,7 +1,8 @@
 """Rows and fields as a table for people, or as JSON or CSV for programs.
 
-Every function returns text that ends with a newline. Columns say their unit in their names: a
-table shows `*_s` as a duration and drops the suffix; JSON and CSV keep names and numbers.
+Every function returns text that ends with a newline. Columns say their unit in their names:
+a table shows `*_ms` as local time, `*_s` as a duration and drops the suffix; JSON and CSV keep
+names and numbers.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any, Literal
 from sweep.errors import UsageError, must_be_one_of
 from sweep.reporting.formats import (
     format_duration,
+    format_time,
     format_value,
     is_missing,
 )
@@ -210,13 +212,16 @@ def _cell(column: str, value: Any) -> str:
     """`value` for people, on one line."""
     if is_missing(value):
         return "-"
-    if column.endswith("_s") and isinstance(value, int | float):
-        return format_duration(value)
+    if isinstance(value, int | float):
+        if column.endswith("_ms"):
+            return format_time(value)
+        if column.endswith("_s"):
+            return format_duration(value)
     return " ".join(format_value(value).split())
 
 
 def _label(column: str) -> str:
-    return column.removesuffix("_s") or column
+    return column.removesuffix("_ms").removesuffix("_s") or column
 
 
 def _is_numeric(rows: Sequence[Mapping[str, Any]], column: str) -> bool:

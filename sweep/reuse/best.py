@@ -15,7 +15,8 @@ from sweep import hyperparameters as options
 from sweep.config.settings import PLACES, RunConfig
 from sweep.errors import ConfigError, NotFoundError
 from sweep.files.trial_folder import BEST, TrialFiles
-from sweep.ledger.study import Ledger, open_study
+from sweep.ledger.locks import owned_study
+from sweep.ledger.study import Ledger, list_studies, open_study
 from sweep.ledger.trials import LedgerTrial, best_trial
 from sweep.reuse.recipe import Recipe
 
@@ -160,6 +161,16 @@ def opened(study: str | None, where: RunConfig) -> Iterator[tuple[Ledger, RunCon
         yield ledger, located(where, ledger)
 
 
+@contextlib.contextmanager
+def owned(study: str | None, where: RunConfig) -> Iterator[tuple[Ledger, RunConfig]]:
+    """The same, under the study's lock. Raises StudyLockedError while a search runs."""
+    with (
+        opened(study, where) as (ledger, config),
+        owned_study(Path(config.work_dir), config.study_name, config.storage),
+    ):
+        yield ledger, config
+
+
 def find_trial(study: str | None, number: int | None, where: RunConfig) -> Best:
     """Trial `number` (None: the best one) of `study` (None: the only one).
 
@@ -205,8 +216,6 @@ def checkpoint_place(trial: LedgerTrial, where: RunConfig) -> str | None:
 
 def only_study(where: RunConfig) -> str:
     """The name of the only study. Raises NotFoundError for none or several."""
-    from sweep.ledger.study import list_studies
-
     studies = list_studies(where.storage)
     begun = [s for s in studies if any(s.n_by_state.values())]  # others came to nothing
     names = [s.name for s in begun or studies]

@@ -72,7 +72,7 @@ class Proposals:
         """`history` bounds the finished trials that the samplers of GROWING look at."""
         _hush_optuna()
         if sampler == "grid":
-            space.grid()  # raises SpaceError where there is none
+            space.check_grid()
         self._space, self._seed, self._sampler = space, seed, sampler
         self._objective, self._history = Objective("", direction), history
         self._make_sampler = sampler_factory(sampler, seed)

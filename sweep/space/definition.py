@@ -7,7 +7,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sweep.config.document import show
 from sweep.errors import SpaceError, must_be_one_of
@@ -111,29 +111,19 @@ class Space:
         """Optuna's distribution of each dimension."""
         return {d.name: d.distribution() for p in self.parameters for d in p.dimensions()}
 
-    def grid(self, n_max: int = 100_000) -> dict[str, list[Any]]:
-        """Every value of every name, for `optuna.samplers.GridSampler`.
-
-        The grid is the plain product: conditions and lists of varying length make some of its
-        points equal (`n_configurations` counts the different ones).
-
-        Raises:
-            SpaceError: A parameter is continuous, or the product has more than n_max points.
-        """
+    def check_grid(self, n_max: int = 100_000) -> None:
+        """Raises SpaceError if a parameter is continuous, or for more than n_max points."""
         dimensions = [d for p in self.parameters for d in p.dimensions()]
         faults = [
             f"{self.name}: a grid needs a step or choices for {d.name}, but it is {d.expected()}"
             for d in dimensions
             if d.n_values() is None
         ]
+        n_points = math.prod(d.n_values() or 1 for d in dimensions)
+        if not faults and n_points > n_max:
+            faults = [f"{self.name}: a grid must have at most {n_max} points, but got {n_points}"]
         if faults:
             raise SpaceError(faults)
-        n_points = math.prod(d.n_values() or 1 for d in dimensions)
-        if n_points > n_max:
-            raise SpaceError(
-                f"{self.name}: a grid must have at most {n_max} points, but got {n_points}"
-            )
-        return {d.name: d.grid() for d in dimensions}
 
     def n_configurations(self) -> int | None:
         """How many different configurations there are; None: some parameter is continuous."""

@@ -12,7 +12,6 @@ import random
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from decimal import Decimal
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from sweep.config.document import show
@@ -68,17 +67,17 @@ class Choices:
 
     def ask(self, trial: BaseTrial) -> Scalar:
         """The code that an Optuna trial suggests."""
-        code: Scalar = trial.suggest_categorical(self.name, self.grid())
+        code: Scalar = trial.suggest_categorical(self.name, self.codes())
         return code
 
     def draw(self, rng: random.Random) -> Scalar:
         """A random code, all equally likely."""
-        code: Scalar = rng.choice(self.grid())
+        code: Scalar = rng.choice(self.codes())
         return code
 
     def decode(self, ask: Ask) -> HyperValue:
         """The chosen value. Raises ValueError for an unknown code."""
-        return self.values[self.grid().index(ask(self))]
+        return self.values[self.codes().index(ask(self))]
 
     def encode(self, value: HyperValue) -> dict[str, Scalar] | None:
         """The code of `value`; None if it is no choice."""
@@ -101,10 +100,10 @@ class Choices:
         """CategoricalDistribution over the codes."""
         from optuna.distributions import CategoricalDistribution
 
-        return CategoricalDistribution(self.grid())
+        return CategoricalDistribution(self.codes())
 
-    def grid(self) -> list[Any]:
-        """The codes."""
+    def codes(self) -> list[Any]:
+        """The choices for Optuna."""
         return [choice_code(choice) for choice in self.values]
 
 
@@ -178,12 +177,6 @@ class Range:
         made: BaseDistribution = kind(self.low, self.high, log=self.log, step=self.step)
         return made
 
-    def grid(self) -> list[Any]:
-        """Every step; Decimal, so that 0.1 + 2 * 0.1 is 0.3. Needs a step."""
-        low, step = Decimal(str(self.low)), Decimal(str(self.step))
-        number = int if self.is_whole else float
-        return [number(low + k * step) for k in range(self.n_values() or 0)]
-
 
 @dataclass(frozen=True, slots=True)
 class Widths:
@@ -205,7 +198,7 @@ class Widths:
 
     def decode(self, ask: Ask) -> HyperValue:
         """A tuple of widths."""
-        return tuple(width.decode(ask) for width in self.widths(ask(self.n_layers)))
+        return tuple(width.decode(ask) for width in self.widths(int(ask(self.n_layers))))
 
     def encode(self, value: HyperValue) -> dict[str, Scalar] | None:
         """Length and widths; None if one of them is outside."""
@@ -226,7 +219,8 @@ class Widths:
     def n_values(self) -> int:
         """Number of different lists."""
         n_widths = self.width.n_values() or 0
-        return sum(n_widths**n for n in self.n_layers.grid())
+        least, most = int(self.n_layers.low), int(self.n_layers.high)
+        return sum(n_widths**n for n in range(least, most + 1))
 
     def expected(self) -> str:
         """Bounds of length and widths."""

@@ -65,7 +65,7 @@ def read_fixed(name: str, node: Node, rule: Rule | None, faults: Faults) -> Entr
     value = plain(node)
     if not faults.expect(node, _is_flat(value), f"{name} must be a value or a list of values"):
         return Entry(name, node, "fixed")
-    _obey(name, [(node.line, value)], rule, faults)
+    _check_values(name, [(node.line, value)], rule, faults)
     return Entry(name, node, "fixed", (value,))
 
 
@@ -90,12 +90,12 @@ def read_parameter(name: str, node: Node, rule: Rule | None, faults: Faults) -> 
     if rule is not None and kind not in rule.kinds:
         faults.add(node.line, f"{name} must vary as {' or '.join(rule.kinds)}, not {kind}")
     else:
-        _obey(name, points, rule, faults)
+        _check_values(name, points, rule, faults)
     parameter = parameter and replace(parameter, when=when)
     return Entry(name, node, kind, tuple(value for _, value in points), when, parameter)
 
 
-def _obey(name: str, points: Points, rule: Rule | None, faults: Faults) -> None:
+def _check_values(name: str, points: Points, rule: Rule | None, faults: Faults) -> None:
     for line, value in points:
         if rule is not None and (complaint := rule.complaint(name, value)):
             faults.add(line, complaint)

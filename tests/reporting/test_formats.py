@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import doctest
 import math
+from datetime import datetime
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sweep.reporting import formats, lines
-from sweep.reporting.formats import BLOCKS, format_duration, format_number, sparkline
+from sweep.reporting.formats import BLOCKS, format_duration, format_number, format_time, sparkline
 
 
 @pytest.mark.parametrize("module", [formats, lines])
@@ -55,3 +56,10 @@ def test_a_spark_line_shows_the_extremes_and_the_holes():
 def test_durations_carry_over_at_their_edges(seconds, text):
     """A duration that rounds up to the next unit is written in that unit."""
     assert format_duration(seconds) == text
+
+
+def test_a_time_is_local_and_reads_back():
+    """A time stamp is local ISO 8601 and names the same second."""
+    text = format_time(1_700_000_000_999)
+    assert datetime.fromisoformat(text).timestamp() == 1_700_000_000
+    assert len(text) == len("2023-11-14T22:13:20")

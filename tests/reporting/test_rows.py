@@ -79,3 +79,11 @@ def test_best_epoch_and_last_epoch_are_both_shown():
     assert (fields["best_epoch"], fields["n_epochs"], fields["best_metrics"]) == (2, 3, {})
     assert fields["checkpoint"] == "runs:/x/checkpoint/best.ckpt"
     assert fields["curve"].endswith("0.9083 to 0.9243")
+
+
+def test_the_end_of_a_trial_is_shown_as_a_time():
+    """Its end is local time for people."""
+    trial = a_trial(result={"time_ms": 1_700_000_000_000})
+    lines = render_fields(in_words(trial_fields(trial, "s", None)), "table").splitlines()
+    (shown,) = [line for line in lines if line.startswith("time:")]
+    assert shown.split()[1].startswith("2023-11-1")
