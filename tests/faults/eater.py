@@ -1,11 +1,10 @@
-"""A user's module that takes its process down in four ways; found by workers as `eater:Model`."""
+"""A user's module that takes its process down in two ways; found by workers as `eater:Model`."""
 
 from __future__ import annotations
 
 import os
 import resource
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 SPACE = """# One of each.
 parameters:
-  mode: {choices: [fine, raise, nan, hang, eat, die]}
+  mode: {choices: [fine, eat, die]}
 """
 ROOM = 512 << 20
 """Bytes that an eating trial may take before its process gets no more."""
@@ -34,23 +33,15 @@ class Model(lightning.LightningModule):
         loss = nn.functional.cross_entropy(self.net(batch[0]), batch[1])
         if self.current_epoch == 0:
             return loss
-        if self.mode == "raise":
-            raise KeyError("a bug")
-        if self.mode == "hang":
-            time.sleep(600)
         if self.mode == "eat":
             eat()
         if self.mode == "die":
             os.kill(os.getpid(), signal.SIGKILL)
-        return loss * float("nan") if self.mode == "nan" else loss
+        return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         hits = (self.net(batch[0]).argmax(1) == batch[1]).float().mean()
         self.log("acc", hits)
-
-    def on_train_epoch_end(self) -> None:
-        if self.mode == "nan" and self.current_epoch > 0:
-            self.log("train_loss", torch.tensor(float("nan")))
 
     def configure_optimizers(self) -> Any:
         return torch.optim.SGD(self.parameters(), lr=0.1)

@@ -364,12 +364,11 @@ def warm_up(folder: Path) -> None:
 
 
 def preloaded(folder: Path) -> dict[str, str]:
-    """The environment in which this script can fault: with the shim, and a cache of its own."""
-    cache = folder / "cache"
-    cache.mkdir(exist_ok=True)
+    """The environment in which this script can fault, with the shim."""
+    cache = os.environ.get("XDG_CACHE_HOME", str(folder / "cache"))
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("SWEEP_", "MLFLOW_"))}
     return kept | {
-        "LD_PRELOAD": str(build(folder)), "XDG_CACHE_HOME": str(cache), "OMP_NUM_THREADS": "1",
+        "LD_PRELOAD": str(build(folder)), "XDG_CACHE_HOME": cache, "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), kept.get("PYTHONPATH", "")]),
     }  # fmt: skip
 

@@ -5,26 +5,20 @@ import eater
 import pytest
 from searches import sweep
 
-CLASSES = {
-    "fine": None,
-    "raise": "exception",
-    "nan": "nan",
-    "hang": "timeout",
-    "eat": "oom",
-    "die": "killed",
-}
+CLASSES = {"fine": None, "eat": "oom", "die": "killed"}
+"""A module that raises, hangs or gives NaN has its bad day in `executors/test_executors.py`."""
 
 
 @pytest.mark.usefixtures("ready_store")
 @pytest.mark.timeout(300)
 def test_each_failure_has_its_class_and_the_search_finishes(tmp_path: Path) -> None:
-    """One that raises, is NaN, hangs, eats memory or is killed: six trials end, one completes."""
+    """One that eats memory, or is killed again and again: three trials end, one completes."""
     (tmp_path / "eater.py").write_text(Path(eater.__file__).read_text())
     (tmp_path / "bad.yaml").write_text(eater.SPACE)
     done = sweep(
         tmp_path, "run", "--module", "eater:Model", "--space", "bad.yaml", "--metric", "acc",
-        "--sampler", "grid", "--trials", "6", "--epochs", "3", "--trial-timeout", "4",
-        "--study", "bad", "--max-failures", "9", "--threads", "1",
+        "--sampler", "grid", "--trials", "3", "--epochs", "3", "--study", "bad",
+        "--max-failures", "9", "--threads", "1",
         timeout=280,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -9,12 +9,11 @@ SEED = int(os.environ.get("SWEEP_SOAK_SEED", time.time_ns() % 1_000_000))
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(
-    ("population", "n_kills", "keep"), [("auto", 12, 2), ("1", 6, None), ("mixed", 8, None)]
-)
+@pytest.mark.parametrize(("population", "n_kills", "keep"), [("auto", 6, 2), ("mixed", 6, None)])
 def test_a_search_that_is_killed_at_any_instant_ends_whole(population, n_kills, keep, tmp_path):
     """Whatever is killed, N trials end up in both stores, once each, with whole curves; the best
-    K of --keep have their files, no other has, and the doctor finds nothing."""
+    K of --keep have their files, no other has, and the doctor finds nothing (`make soak` kills
+    hundreds of times)."""
     print(f"seed {SEED} (SWEEP_SOAK_SEED repeats it)")
     done = soak(Plan(SEED, n_kills, population=population, keep=keep), tmp_path)
     print("\n".join(done.kills))

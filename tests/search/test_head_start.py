@@ -121,7 +121,8 @@ def test_a_worker_that_cannot_load_binds_nobody(tmp_path: Path, call: Call) -> N
     wrong = ("--study", "one", "--space", "space.yaml", "--trials", 1, "--epochs", 1)
     code, _, errors = call("run", *wrong, "--module", "mine:Modell")
     assert (code, len(errors)) == (2, 1), errors
-    code, out, errors = call("run", *wrong[:4], "--trials", 1, "--epochs", 2)
+    right = ("--trials", 1, "--epochs", 2, "--executor", "inline")
+    code, out, errors = call("run", *wrong[:4], *right)
     assert (code, errors) == (0, []), (out, errors)
     folder = tmp_path / "mlruns" / ".sweep" / "one"
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
