@@ -24,8 +24,8 @@ class Proxy(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, target: str) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+    def __init__(self, target: str, port: int = 0) -> None:
+        super().__init__(("127.0.0.1", port), _Handler)
         self.target = target
         self.rule: Rule = lambda call, body: None
         self.n_refused = 0
@@ -45,6 +45,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(*refusal)
             return
         headers = {"Content-Type": self.headers.get("Content-Type", "application/json")}
+        if "Authorization" in self.headers:
+            headers["Authorization"] = self.headers["Authorization"]
         answer = requests.request(
             self.command, self.server.target + self.path, data=body, headers=headers, timeout=20
         )
@@ -69,9 +71,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def proxy_of(target: str) -> Iterator[Proxy]:
+def proxy_of(target: str, port: int = 0) -> Iterator[Proxy]:
     """A proxy before `target` while the block runs."""
-    proxy = Proxy(target)
+    proxy = Proxy(target, port)
     thread = threading.Thread(target=proxy.serve_forever, args=(0.01,))
     thread.start()
     try:
@@ -80,6 +82,22 @@ def proxy_of(target: str) -> Iterator[Proxy]:
         proxy.shutdown()
         thread.join()
         proxy.server_close()
+
+
+class Door:
+    """A way to a server that can be closed: nobody answers there, as where a server was killed."""
+
+    def __init__(self, target: str) -> None:
+        self._target, self._port = target, 0
+        self._open = contextlib.ExitStack()
+        self.open()
+
+    def open(self) -> None:
+        proxy = self._open.enter_context(proxy_of(self._target, self._port))
+        self._port, self.address = proxy.server_port, proxy.address
+
+    def close(self) -> None:
+        self._open.close()
 
 
 def refusing(answer: Answer, *, trial: int) -> Rule:

@@ -22,7 +22,7 @@ import pytest
 import tracking_records as records
 from mlflow import MlflowClient
 from mlflow.entities import Run
-from mlflow_proxy import Answer, Proxy, error, proxy_of, refusing
+from mlflow_proxy import Answer, Door, Proxy, error, proxy_of, refusing
 from searches import TESTS, Call, sweep
 
 from sweep.errors import StoreError, UndeliveredError
@@ -178,6 +178,14 @@ def proxy(server: Server) -> Iterator[Proxy]:
         yield proxy
 
 
+@pytest.fixture
+def door(server: Server) -> Iterator[Door]:
+    """A way to the server that a test may close: starting a server anew takes many seconds."""
+    door = Door(server.address)
+    yield door
+    door.close()
+
+
 def test_an_answer_that_is_lost_makes_no_second_run(
     server: Server, proxy: Proxy, tmp_path: Path
 ) -> None:
@@ -194,24 +202,24 @@ def test_an_answer_that_is_lost_makes_no_second_run(
 
 
 def test_a_known_study_starts_without_its_server_and_the_next_run_delivers(
-    server: Server, tmp_path: Path
+    server: Server, door: Door, tmp_path: Path
 ) -> None:
     """A new study needs the server. One that MLflow knows goes on without it, says so, ends with
     UndeliveredError, and the next run brings every trial, the parent RUNNING at its end."""
     study = "offline"
-    server.kill()
-    tracker = MlflowTracker(server.address, pace=FAST)
+    door.close()
+    tracker = MlflowTracker(door.address, pace=FAST)
     with pytest.raises(StoreError, match="cannot be reached"):
         tracker.open(records.study_info(study))
     tracker.close()
-    server.start()
-    tracker = MlflowTracker(server.address, pace=PATIENT)
+    door.open()
+    tracker = MlflowTracker(door.address, pace=PATIENT)
     tracker.open(records.study_info(study))
     first = [*a_trial(0), records.started(1), *records.epochs(1, 1, 1)]
     tracker.write(first)
     tracker.close()
-    server.kill()
-    tracker = MlflowTracker(server.address, pace=FAST)
+    door.close()
+    tracker = MlflowTracker(door.address, pace=FAST)
     tracker.open(records.study_info(study, is_known=True))
     assert tracker.is_offline
     # The checkpoint was of no epoch: the first is trained, and reported, again.
@@ -222,12 +230,12 @@ def test_a_known_study_starts_without_its_server_and_the_next_run_delivers(
         UndeliveredError, match=r"^MLflow lacks records of trials 1, 2 and the study "
     ):
         tracker.close()
-    server.start()
+    door.open()
     info = records.study_info(study, is_known=True)
-    tracker = MlflowTracker(server.address, pace=PATIENT)
+    tracker = MlflowTracker(door.address, pace=PATIENT)
     tracker.open(info)
     assert not tracker.is_offline
-    assert bring_up(server.address, info, [*first, *again], is_live=True) == []
+    assert bring_up(door.address, info, [*first, *again], is_live=True) == []
     tracker.write(a_trial(3))
     tracker.close()
     uri = store_uri(server)
@@ -236,15 +244,15 @@ def test_a_known_study_starts_without_its_server_and_the_next_run_delivers(
 
 
 def test_what_waits_is_delivered_without_a_search(
-    server: Server, tmp_path: Path, model: records.Trained
+    server: Server, door: Door, tmp_path: Path, model: records.Trained
 ) -> None:
     """Results, files and models of a study that is done come with a repair, once."""
     study = "pending"
-    tracker = MlflowTracker(server.address, pace=FAST)
+    tracker = MlflowTracker(door.address, pace=FAST)
     tracker.open(records.study_info(study, dataset=None))
     tracker.write([WorkerReady(records.DATASET, "cpu", 4, records.START_MS)])
     wait_until(lambda: "sweep.device" in runs_of(store_uri(server), study)["parent"].data.tags)
-    server.kill()
+    door.close()
     written = [records.started(0), *records.epochs(0)]
     written += [records.finished(0, TrialState.COMPLETE, model), records.study_finished()]
     tracker.write(written)
@@ -252,18 +260,18 @@ def test_what_waits_is_delivered_without_a_search(
         tracker.close()
     info = records.study_info(study)
     with pytest.raises(StoreError):
-        bring_up(server.address, info, written)
-    server.start()
-    assert bring_up(server.address, info, written) == []
+        bring_up(door.address, info, written)
+    door.open()
+    assert bring_up(door.address, info, written) == []
     memory = records.Remembered(info, written)
-    assert reconcile_runs(server.address, memory, fix=False) == []
+    assert reconcile_runs(door.address, memory, fix=False) == []
     uri = store_uri(server)
     runs = runs_of(uri, study)
     assert (runs["0"].info.status, runs["parent"].info.status) == ("FINISHED", "FINISHED")
     assert curves(uri, study) == {"0": whole_curve(0)}
-    assert model_uri_of(server.address, runs["0"].info.run_id) is not None
+    assert model_uri_of(door.address, runs["0"].info.run_id) is not None
     file = artifact_of(
-        server.address, runs["0"].info.run_id, "checkpoint/best.ckpt", tmp_path / "got"
+        door.address, runs["0"].info.run_id, "checkpoint/best.ckpt", tmp_path / "got"
     )
     assert file.read_bytes() == Path(model.checkpoint).read_bytes()
 
@@ -333,11 +341,11 @@ def test_an_end_that_is_told_twice_is_there_once(store: Path, tmp_path: Path) ->
     assert kept.read_bytes() == b"weights"
 
 
-def test_a_password_is_nowhere(server: Server, tmp_path: Path) -> None:
+def test_a_password_is_nowhere(server: Server, door: Door, tmp_path: Path) -> None:
     """With user and password in the address, and the server gone in between, no log, no message
     and nothing in the store has either."""
     secret = "hunter2-secret"
-    address = server.address.replace("//", f"//heimlich:{secret}@")
+    address = door.address.replace("//", f"//heimlich:{secret}@")
     study = "secret"
     pace = Pace(flush_s=0.05, first_retry_s=0.05, retry_s=0.2, grace_s=0.3)
     tracker = MlflowTracker(address, tmp_path / "log", pace=pace)
@@ -347,7 +355,7 @@ def test_a_password_is_nowhere(server: Server, tmp_path: Path) -> None:
     tracker.write([records.started(0), failed])
     logging.getLogger("mlflow").warning("MLflow itself speaks of %s", address)
     wait_until(lambda: statuses(server, study).get("0") == "FAILED")
-    server.kill()
+    door.close()
     tracker.write([*a_trial(1), records.started(2), replace(failed, number=2)])
     wait_until(lambda: tracker.is_offline)
     said = [str(tracker.warning)]
@@ -360,7 +368,7 @@ def test_a_password_is_nowhere(server: Server, tmp_path: Path) -> None:
     with pytest.raises(UndeliveredError) as caught:
         tracker.close()
     said.append("".join(traceback.format_exception(caught.value)))
-    server.start()
+    door.open()
     written = [records.started(0), failed, *a_trial(1)]
     bring_up(address, records.study_info(study), written, log_file=tmp_path / "log")
     files = [f for f in (tmp_path, server.folder) for f in f.rglob("*") if f.is_file()]
