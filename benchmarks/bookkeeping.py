@@ -72,7 +72,7 @@ def bare(
     """Seconds for the fits alone."""
     began = time.perf_counter()
     for configuration in configurations:
-        module = build_module("sweep.training.mlp:MLPClassifier", configuration, data, 0)
+        module = build_module("sweep.training.mlp:MLPClassifier", configuration, data.info, 0)
         trainer = quiet_trainer(tempfile.gettempdir(), max_epochs=args.epochs, accelerator="cpu")
         trainer.fit(module, Batches(data.train, 64, seed=0), Batches(data.val, 4096))
     return time.perf_counter() - began

@@ -389,7 +389,7 @@ def test_the_engine_trains_what_lightning_trains(at: Path, precision: str, near:
     losses = []
     trained = train(recipe, RunConfig(), at, lambda _, metrics: losses.append(metrics))
     data = load_final_data("digits", None, recipe.seed)
-    module = build_module(recipe.module, recipe.model, data, derive_seed(0, "init", 0))
+    module = build_module(recipe.module, recipe.model, data.info, derive_seed(0, "init", 0))
     trainer = quiet_trainer(at.parent, max_epochs=3, accelerator="cpu", precision=precision)
     trainer.fit(module, Batches(data.train, recipe.batch_size, seed=recipe.seed))
     assert losses[-1]["train_loss"] == pytest.approx(

@@ -203,12 +203,12 @@ def test_weights_do_not_depend_on_the_global_generator() -> None:
     """A user's module is built from the trial's seed alone, and leaves torch's state alone."""
     data = load_search_data("digits", None, 0)
     torch.manual_seed(1)
-    one = build_module("user_code:Model", {"width": 4}, data, 5).state_dict()
+    one = build_module("user_code:Model", {"width": 4}, data.info, 5).state_dict()
     after_one = torch.rand(1)
     torch.manual_seed(1)
     assert torch.equal(torch.rand(1), after_one)
     torch.manual_seed(2)
-    two = build_module("user_code:Model", {"width": 4}, data, 5).state_dict()
+    two = build_module("user_code:Model", {"width": 4}, data.info, 5).state_dict()
     assert all(torch.equal(one[k], two[k]) for k in one)
 
 
