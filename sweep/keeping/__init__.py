@@ -1,1 +1,1 @@
-"""Which checkpoints stay: while a search runs, and for `sweep gc`."""
+"""One rule for kept checkpoints: while a search runs, and for `sweep gc`."""

@@ -28,7 +28,7 @@ MOST_SAID = 5
 
 @dataclass(frozen=True)
 class Removal:
-    """Files that may go: a folder, or what MLflow holds of a trial."""
+    """Files to remove: a folder, or a trial's files in MLflow."""
 
     number: int | None
     """The trial, or None for a folder that belongs to none."""
@@ -43,10 +43,10 @@ def to_remove(
     config: RunConfig, trials: Sequence[LedgerTrial], stored: Mapping[int, artifacts.Stored],
     keep: int | None, limit: float = math.inf, *, orphans: bool = False,
 ) -> list[Removal]:  # fmt: skip
-    """Files of finished trials that `keep` and `limit` do not want, by `which_go`.
+    """Files of finished trials beyond `keep` and `limit`, by `which_go`.
 
-    `stored` is what MLflow holds. Files that something refers to are named with what that is.
-    With `orphans`, folders of unknown trials are among them. Raises StoreError.
+    `stored` is MLflow's part. Files in use elsewhere are listed with their user. With `orphans`,
+    folders of unknown trials are among them. Raises StoreError.
     """
     known = {trial.number for trial in trials}
     finished = {t.number for t in trials if t.state.is_finished}
@@ -74,9 +74,9 @@ def to_remove(
 
 
 def remove(removals: Sequence[Removal]) -> None:
-    """Carry removals out, but for files that are kept by something.
+    """Carry removals out, but for files in use elsewhere.
 
-    Raises StoreError where MLflow cannot be reached; then no folder is gone.
+    Raises StoreError if MLflow cannot be reached; then no folder is gone.
     """
     wanted = [removal.files for removal in removals if not removal.kept_by]
     for files in wanted:
@@ -90,12 +90,11 @@ def remove(removals: Sequence[Removal]) -> None:
 def tidy(
     config: RunConfig, trials: Sequence[LedgerTrial], *, is_kept_up: bool = False
 ) -> tuple[dict[int, int], str]:
-    """Remove what `--keep` and `--disk-limit` do not want, where everything was delivered.
+    """Remove files beyond `--keep` and `--disk-limit`, once everything was delivered.
 
-    Where `is_kept_up`, the search did so for `--keep` trial by trial, and only a limit is a reason
-    to look through MLflow (some 2 ms a trial). Returns the bytes that MLflow still holds of each
-    trial, where it was looked through, and which trials stay for what refers to them. Raises
-    StoreError where MLflow is away.
+    If `is_kept_up`, the search did so for `--keep` trial by trial, and only a limit is a reason to
+    look through MLflow (some 2 ms a trial). Returns the bytes left in MLflow by trial, if it was
+    looked through, and one line about trials in use elsewhere. Raises StoreError.
     """
     is_bounded = config.disk_limit_gb is not None or (config.keep is not None and not is_kept_up)
     where = config.tracking_uri, config.study_name

@@ -1,7 +1,7 @@
-"""Which checkpoints stay: one rule, and a running search that keeps to it as its trials end.
+"""One rule for kept checkpoints, applied by a running search as its trials end.
 
-Two places hold a trial's files: the study's work folder, which keeps those of the best few, and
-MLflow, where each trial keeps its checkpoint and model unless `--keep` or `--disk-limit` says
+Two places hold a trial's files: the study's work folder, for the best few, and MLflow, for every
+trial's checkpoint and model unless `--keep` or `--disk-limit` says
 otherwise. Parameters and metrics are never deleted.
 """
 
@@ -70,14 +70,14 @@ def limit_of(config: RunConfig) -> float:
 
 
 class KeepBest:
-    """Keeps what `which_go` says as trials end, and removes folders that nobody needs.
+    """Applies `which_go` as trials end, and removes unneeded folders.
 
-    A trial outside the best K of `--keep` hands MLflow no checkpoint at all; what one that is
-    outdone later has there is dropped once MLflow has it (see `stored`). `--disk-limit` counts a
+    A trial outside the best K of `--keep` hands MLflow no checkpoint at all; a trial outdone later
+    has its files dropped once MLflow has them (see `stored`). `--disk-limit` counts a
     trial's files from its end on, however far MLflow is behind.
 
     Three threads call: the driver's `finish`, the ledger's `closed`, the tracker's `stored`. The
-    last two remove folders, so that training never waits for that.
+    last two remove folders: training never waits for the disk.
     """
 
     def __init__(self, config: RunConfig) -> None:
@@ -97,11 +97,11 @@ class KeepBest:
     def recall(
         self, trials: Sequence[LedgerTrial], stored: Mapping[int, int], *, is_delivered: bool
     ) -> None:
-        """Take in what earlier runs finished, before the first trial of this one.
+        """Take in the finished trials of earlier runs, before the first trial of this one.
 
         Args:
             trials: The study's.
-            stored: Trial number -> bytes of its files in MLflow, where that is known.
+            stored: Trial number -> bytes of its files in MLflow, if known.
             is_delivered: Whether MLflow has the files of all of them.
         """
         with self._lock:
@@ -117,7 +117,7 @@ class KeepBest:
             self._let_go()
 
     def finish(self, record: TrialFinished) -> TrialFinished:
-        """The record, without files where they are not wanted."""
+        """The record, without its files if they are not wanted."""
         number = record.number
         if not record.state.is_finished:
             return record
@@ -188,7 +188,7 @@ class KeepBest:
         return folder_bytes(TrialFiles(self._config.study_dir, number).folder)
 
     def _bytes_to_store(self, record: TrialFinished) -> int:
-        """Bytes that MLflow will take, but for some kilobytes that it adds to a model."""
+        """Bytes for MLflow, without the few kilobytes added to each model."""
         is_logged = record.state is TrialState.COMPLETE
         n_bytes = 0
         for file in (record.checkpoint, record.model_file if is_logged else None):

@@ -1,7 +1,7 @@
 """MLflow against the ledger: each disagreement one sentence, and its repair.
 
-The repair of whatever a run lacks is `Mirror.sync`. What MLflow cannot take back (a parameter or a
-point that says something else) is repaired by a new run; the old one stays, marked as an orphan.
+An incomplete run is repaired by `Mirror.sync`. MLflow cannot change a parameter or a point: a run
+with other values is replaced by a new one, and stays, marked as an orphan.
 
 Loads mlflow, as it is imported.
 """
@@ -60,17 +60,16 @@ Fault = tuple[str, Callable[[], str | None]]
 def reconcile_addresses(tracking_uri: str, study: str, *, fix: bool) -> list[Disagreement]:
     """Whether MLflow's artifacts are in the folder of its store, or in one named by the user.
 
-    Raises StoreError, and NotFoundError where a repair would need files that did not come along.
+    Raises StoreError, and NotFoundError if the files did not come along.
     """
     if not is_there(tracking_uri):
         return []
-    with opened(tracking_uri) as store:
-        experiment = store.client.get_experiment_by_name(study)
-        move = addresses.move_of(store.uri, experiment) if experiment is not None else None
-        if experiment is None or move is None:
+    with opened(tracking_uri) as client:
+        experiment = client.get_experiment_by_name(study)
+        if experiment is None or not (move := addresses.move_of(client.tracking_uri, experiment)):
             return []
         if fix:
-            addresses.rewrite(store.uri, experiment, move)
+            addresses.rewrite(client.tracking_uri, experiment, move)
         return [Disagreement(move.sentence(study), fix)]
 
 
@@ -88,14 +87,13 @@ def reconcile_runs(
     Args:
         tracking_uri: As for MlflowTracker.
         records: The study as ledger and files have it.
-        fix: Whether to repair. No run, param or metric is deleted: a run that belongs to no trial
-            gets the tag sweep.orphan and the role "orphan". A trial that MLflow refuses is left,
-            and said.
+        fix: Whether to repair. No run, param or metric is deleted: a run of no trial gets the tag
+            sweep.orphan and the role "orphan". A trial refused by MLflow is left, and said.
         is_live: Whether a driver works on the study right now: then unfinished trials, and the
             study's own run, are left alone.
-        is_deep: Whether parameters, every point, tags and files are compared; otherwise only that
+        is_deep: Whether parameters, every point, tags and files are compared; otherwise only if
             each finished trial has a run with a final status.
-        log_file: Where MLflow's own messages go.
+        log_file: File for MLflow's own messages.
 
     Raises StoreError.
     """
@@ -104,8 +102,8 @@ def reconcile_runs(
     absent = [Disagreement(f"MLflow has no experiment {study.name!r}: {again}")] if states else []
     if not fix and not is_there(tracking_uri):
         return absent
-    with routed(log_file), opened(tracking_uri) as store:
-        mirror = Mirror(store, study)
+    with routed(log_file), opened(tracking_uri) as client:
+        mirror = Mirror(client, study)
         if mirror.experiment is None and not fix:
             return absent
         faults = _faults(mirror, records, is_live=is_live, is_deep=is_deep)
@@ -116,7 +114,7 @@ def reconcile_runs(
 
 
 def _settled(mirror: Mirror, fault: Fault, *, fix: bool) -> Disagreement:
-    """The fault as it is said, after its repair where that is asked for."""
+    """The fault in words, after its repair if `fix`."""
     sentence, repair = fault
     if not fix:
         return Disagreement(sentence)
@@ -135,7 +133,7 @@ def _settled(mirror: Mirror, fault: Fault, *, fix: bool) -> Disagreement:
 def _faults(
     mirror: Mirror, records: StudyRecords, *, is_live: bool, is_deep: bool
 ) -> Iterator[Fault]:
-    """What does not agree, by trial number, the study's own run last."""
+    """Disagreements by trial number, the study's own run last."""
     states, name = records.states(), mirror.study.name
     parents = mirror.parents  # before a repair makes one
     if mirror.is_hidden:
@@ -169,7 +167,7 @@ def _faults(
 def _of_trial(
     mirror: Mirror, records: StudyRecords, number: int, *, is_deep: bool
 ) -> Iterator[Fault]:
-    """What the run of a trial says otherwise than its record."""
+    """Differences of a trial's run from its record."""
     state, run = records.states()[number], mirror.runs[number][0]
     wanted = STATUS.get(state, "SCHEDULED")
     if run.status != wanted and (run.status, state) != ("RUNNING", TrialState.RUNNING):
@@ -227,7 +225,7 @@ def _make_again(mirror: Mirror, records: StudyRecords, number: int, *, is_repair
 
 
 def _remake(mirror: Mirror, known: TrialHistory, run: RunLog, why: str) -> None:
-    """A new run in place of one that MLflow cannot correct; its files come along."""
+    """Replace a run with wrong values by a new one; its files come along."""
     mirror.replace_run(known, run)
     _stray(run, why)[1]()
 
@@ -244,7 +242,7 @@ def _end(mirror: Mirror, records: StudyRecords, run: RunLog | None = None) -> No
 
 
 def _differences(mirror: Mirror, known: TrialHistory, run: RunLog) -> tuple[list[str], list[str]]:
-    """What `run` lacks of a finished trial, and what it has otherwise, in a few words each."""
+    """Missing and differing parts of a finished trial's run, in a few words each."""
     picture = picture_of_trial(mirror.study, known)
     lacks = [f"the parameter {name}" for name in picture.params if name not in run.params]
     wrong = [
@@ -274,7 +272,7 @@ def _differences(mirror: Mirror, known: TrialHistory, run: RunLog) -> tuple[list
 def _compare_curve(
     key: str, curve: Mapping[int, float], points: Iterable[tuple[int, float]]
 ) -> tuple[list[str], list[str]]:
-    """What MLflow's `points` lack of `curve` (step -> value), and the first that differs."""
+    """Points of `curve` (step -> value) missing in MLflow, and the first difference."""
     there: dict[int, list[float]] = defaultdict(list)
     for step, value in points:
         there[step].append(value)
@@ -292,14 +290,14 @@ def _compare_curve(
 
 
 def _is_checkpoint_lost(known: TrialHistory) -> bool:
-    """Whether a completed trial had a checkpoint of which the work folder has no copy."""
+    """Whether the work folder has lost the checkpoint of a completed trial."""
     finished = known.finished
     is_complete = finished is not None and finished.state is TrialState.COMPLETE
     return is_complete and "its checkpoint" in known.lost
 
 
 def _agree(a: float, b: float) -> bool:
-    """Whether MLflow shows `a` where `b` was logged; it has the largest floats for infinities."""
+    """Whether `a` is how MLflow shows `b`; it has the largest floats for infinities."""
     if math.isnan(a) or math.isnan(b):
         return math.isnan(a) and math.isnan(b)
     a, b = (max(-_LARGEST, min(_LARGEST, value)) for value in (a, b))
@@ -307,6 +305,6 @@ def _agree(a: float, b: float) -> bool:
 
 
 def _some(what: Sequence[str]) -> str:
-    """At most three of `what`, and how many more there are."""
+    """At most three of `what`, and the number of others."""
     more = f" and {len(what) - 3} more" if len(what) > 3 else ""
     return ", ".join(what[:3]) + more

@@ -2,20 +2,20 @@
 
 Light to import; `from sweep.tracking import mirror` loads mlflow, quietly.
 
-    tracker.py   MlflowTracker, the Listener that a search writes to
-    keys.py      names and values in the form that MLflow takes
-    uri.py       which store is meant
+    tracker.py   MlflowTracker, the Listener of a search
+    keys.py      names and values in MLflow's form
+    uri.py       the address of the store
 
 These load mlflow:
 
     mirror.py    a study's runs, brought up to its trials
-    picture.py   what a run is to show, and the function that brings it up to that
+    picture.py   the content of a run, and the function to write it
     run.py       one run
     model.py     one logged model
     training.py  one run for a downstream training
-    artifacts.py checkpoints and models: where they are, what keeps them, how they go
+    artifacts.py checkpoints and models: their places, users, removal
     store.py     the connection
-    addresses.py a folder that was moved or copied
+    addresses.py moved or copied folders
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ import importlib
 from typing import Any
 
 from sweep.tracking.tracker import MlflowTracker, Pace
-from sweep.tracking.uri import DEFAULT_URI, default_tracking_uri, one_line, quiet
+from sweep.tracking.uri import quiet
 
-__all__ = ["DEFAULT_URI", "MlflowTracker", "Pace", "default_tracking_uri", "one_line"]
+__all__ = ["MlflowTracker", "Pace"]
 
 _LOAD_MLFLOW = (
     "addresses", "artifacts", "mirror", "model", "picture", "run", "store", "training",

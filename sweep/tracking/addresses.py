@@ -1,7 +1,7 @@
 """Artifact addresses of an SQLite store whose folder was moved or copied.
 
 MLflow keeps an absolute address with each experiment, run and model. In a copy of the folder they
-still name the original's files, in a moved folder they name a place where nothing is. sweep
+still name the original's files, in a moved folder they name an empty place. sweep
 writes and deletes nothing there: `check_home` refuses, and `sweep doctor STUDY --fix` calls
 `rewrite`. No public method of MLflow changes an address, so `rewrite` updates its tables.
 
@@ -43,13 +43,13 @@ _COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """A folder that was moved or copied: every path below `old` is now below `new`."""
+    """A moved or copied folder: every path below `old` is now below `new`."""
 
     old: Path
     new: Path
 
     def sentence(self, study: str) -> str:
-        """What is wrong, and what to do."""
+        """The fault and its remedy."""
         return (
             f"this folder was moved or copied: MLflow's artifact addresses of {study!r} lie in "
             f"{self.old}, not in {self.new}. `sweep doctor {study} --fix` makes them right; "
@@ -58,13 +58,13 @@ class Move:
 
 
 def home_of(uri: str) -> str:
-    """Where a store's SQLite file is; empty for stores of other kinds."""
+    """The path of a store's SQLite file; empty for stores of other kinds."""
     path = sqlite.path_of(uri)
     return "" if path is None else os.path.realpath(path)
 
 
 def new_location(uri: str, name: str) -> str | None:
-    """The artifact address of a new experiment; None where MLflow's own default is right.
+    """The artifact address of a new experiment; None if MLflow's own default is right.
 
     MLflow takes the folder's name as it is for an address, and reads `%20` in it as a blank.
     """
@@ -75,9 +75,9 @@ def new_location(uri: str, name: str) -> str | None:
 
 
 def check_home(uri: str, experiment: Experiment) -> None:
-    """See that the experiment's artifacts lie where they were made for.
+    """Check the addresses of the experiment's artifacts.
 
-    Raises StoreError for a folder that was moved or copied since.
+    Raises StoreError for a moved or copied folder.
     """
     move = move_of(uri, experiment)
     if move is not None:
@@ -104,7 +104,7 @@ def rewrite(uri: str, experiment: Experiment, move: Move) -> None:
 
     An explicit UPDATE of MLflow's tables: for lack of a public method. All experiments of the
     file are covered, as the file moved with all of them. Raises StoreError, and NotFoundError
-    where the artifacts of `experiment` did not come along.
+    if the artifacts of `experiment` did not come along.
     """
     _see_that_files_came_along(experiment, move)
     path = Path(home_of(uri))
@@ -135,7 +135,7 @@ def rewrite(uri: str, experiment: Experiment, move: Move) -> None:
 
 
 def _see_that_files_came_along(experiment: Experiment, move: Move) -> None:
-    """Refuse where the store was copied alone: its artifacts are where they were."""
+    """Refuse a store copied without its artifacts."""
     location = _local(experiment.artifact_location)
     if location is None or not location.is_dir():
         return

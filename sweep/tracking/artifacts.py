@@ -1,7 +1,7 @@
-"""Checkpoints and models in MLflow: where they are, how large, what keeps them, how they go.
+"""Checkpoints and models in MLflow: their places, sizes, users, and removal.
 
-Files that something refers to (a registered version, a tag, another run) stay, whatever `--keep`,
-`--disk-limit` or `sweep gc` want. What is broken off half-way is done by the next try: a run is
+Files in use by a registered version, a tag or another run stay, whatever `--keep`,
+`--disk-limit` or `sweep gc` want. A broken-off removal is completed by the next try: a run is
 marked before its checkpoint goes, and a model is forgotten after its files went.
 
 Loads mlflow, as it is imported.
@@ -26,9 +26,10 @@ from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from sweep.databases import sqlite
 from sweep.errors import NotFoundError, SweepError
 from sweep.files.trial_folder import folder_bytes
+from sweep.redact import redacted
 from sweep.tracking.addresses import check_home
 from sweep.tracking.keys import DROPPED_TAG, trial_number
-from sweep.tracking.store import Store, every, in_one_line, is_there, opened, search_runs
+from sweep.tracking.store import every, guarded, in_one_line, is_there, opened, search_runs
 from sweep.tracking.uri import one_line, resolve
 
 REGISTRY_URI = "MLFLOW_REGISTRY_URI"
@@ -38,22 +39,22 @@ OWN_PREFIXES, OWN_TAGS = ("sweep.", "mlflow."), ("best_epoch", "git_commit", "gi
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A trial's run and logged models in an open store, and the bytes of their files."""
+    """A trial's run and logged models in an open client, and the bytes of their files."""
 
-    store: Store
+    client: MlflowClient
     run: Run
     models: Sequence[LoggedModel]
     n_bytes: int = 0
 
     @property
     def names(self) -> list[str]:
-        """The ids that others may know its files by."""
+        """The ids of its run and models."""
         return [self.run.info.run_id, *(str(model.model_id) for model in self.models)]
 
 
-def files_of(store: Store, uri: str) -> Any:
+def files_of(client: MlflowClient, uri: str) -> Any:
     """MLflow's artifact repository of `uri`."""
-    return get_artifact_repository(uri, tracking_uri=store.uri)
+    return get_artifact_repository(uri, tracking_uri=client.tracking_uri)
 
 
 def folder_of(files: Any) -> Path | None:
@@ -71,15 +72,15 @@ def listed(files: Any, folder: str) -> dict[str, int]:
 
 
 def run_id_of(tracking_uri: str, study: str, number: int) -> str | None:
-    """The MLflow run of a trial, or None. Raises StoreError where the store cannot be read."""
+    """The MLflow run of a trial, or None. Raises StoreError."""
     if not is_there(tracking_uri):
         return None  # reading must not leave an empty store behind
-    with opened(tracking_uri) as store:
-        experiment = store.client.get_experiment_by_name(study)
+    with opened(tracking_uri) as client:
+        experiment = client.get_experiment_by_name(study)
         if experiment is None:
             return None
         tags = {"sweep.role": "trial", "sweep.trial": str(number)}
-        run = next(search_runs(store, [experiment.experiment_id], tags), None)
+        run = next(search_runs(client, [experiment.experiment_id], tags), None)
         return run.info.run_id if run else None
 
 
@@ -88,8 +89,8 @@ def model_uri_of(tracking_uri: str, run_id: str) -> str | None:
 
     Raises NotFoundError for an unknown run, StoreError.
     """
-    with opened(tracking_uri) as store:
-        run = _run(store, run_id)
+    with opened(tracking_uri) as client:
+        run = _run(client, run_id)
     if DROPPED_TAG in run.data.tags or not run.outputs or not run.outputs.model_outputs:
         return None
     return f"models:/{run.outputs.model_outputs[-1].model_id}"
@@ -98,7 +99,7 @@ def model_uri_of(tracking_uri: str, run_id: str) -> str | None:
 def artifact_of(tracking_uri: str, run_id: str, artifact: str, folder: Path) -> Path:
     """A local file with the run's `artifact`, e.g. "checkpoint/best.ckpt".
 
-    Where the artifacts lie on this machine that is the file itself; else a copy in `folder`.
+    For artifacts on this machine it is the file itself; else a copy in `folder`.
 
     Raises:
         NotFoundError: No such run, or it has no such artifact.
@@ -109,18 +110,18 @@ def artifact_of(tracking_uri: str, run_id: str, artifact: str, folder: Path) -> 
         raise NotFoundError(f"MLflow run {run_id} has no artifact {artifact!r}")
     if not place.startswith("runs:/"):
         return Path(place)
-    with opened(tracking_uri) as store:
+    with opened(tracking_uri) as client:
         folder.mkdir(parents=True, exist_ok=True)
-        return Path(store.client.download_artifacts(run_id, artifact, str(folder)))
+        return Path(client.download_artifacts(run_id, artifact, str(folder)))
 
 
 def artifact_place(tracking_uri: str, run_id: str, artifact: str) -> str | None:
-    """Where the run's `artifact` is: a path of this machine, else `runs:/ID/...`; None: nowhere.
+    """The place of the run's `artifact`: a local path, else `runs:/ID/...`; None: nowhere.
 
     Nothing is downloaded. Raises NotFoundError for an unknown run, StoreError.
     """
-    with opened(tracking_uri) as store:
-        files = files_of(store, _run(store, run_id).info.artifact_uri)
+    with opened(tracking_uri) as client:
+        files = files_of(client, _run(client, run_id).info.artifact_uri)
         folder = folder_of(files)
         if folder is not None:
             return str(folder / artifact) if (folder / artifact).is_file() else None
@@ -128,12 +129,13 @@ def artifact_place(tracking_uri: str, run_id: str, artifact: str) -> str | None:
         return f"runs:/{run_id}/{artifact}" if is_stored else None
 
 
-def _run(store: Store, run_id: str) -> Run:
+def _run(client: MlflowClient, run_id: str) -> Run:
     try:
-        return store.client.get_run(run_id)
+        return client.get_run(run_id)
     except MlflowException as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            raise NotFoundError(f"no MLflow run {run_id!r} in {store.shown}") from error
+            where = redacted(client.tracking_uri)
+            raise NotFoundError(f"no MLflow run {run_id!r} in {where}") from error
         raise
 
 
@@ -141,55 +143,53 @@ def _run(store: Store, run_id: str) -> Run:
 
 
 def stored_files(tracking_uri: str, study: str) -> dict[int, Stored]:
-    """What MLflow holds of each trial, by trial number; what was dropped is absent.
+    """Each trial's files in MLflow, by trial number, without dropped ones.
 
     Artifacts on another machine are counted as MLflow lists them. Raises StoreError.
     """
     found: dict[int, Stored] = {}
     if not is_there(tracking_uri):
         return found
-    with opened(tracking_uri) as store:
-        experiment = store.client.get_experiment_by_name(study)
+    with opened(tracking_uri) as client:
+        experiment = client.get_experiment_by_name(study)
         if experiment is None:
             return found
-        check_home(store.uri, experiment)
+        check_home(client.tracking_uri, experiment)
         where = [experiment.experiment_id]
         models = defaultdict(list)
         for model in every(
-            lambda token: store.client.search_logged_models(
-                where, max_results=100, page_token=token
-            )
+            lambda token: client.search_logged_models(where, max_results=100, page_token=token)
         ):
             models[str(model.source_run_id)].append(model)
-        for run in search_runs(store, where, {"sweep.role": "trial"}):
+        for run in search_runs(client, where, {"sweep.role": "trial"}):
             number, of_run = trial_number(run.data.tags), models[run.info.run_id]
             places = [_checkpoint(run), *(model.artifact_location for model in of_run)]
-            n_bytes = sum(_size(files_of(store, place)) for place in places)
+            n_bytes = sum(_size(files_of(client, place)) for place in places)
             if number is not None and (n_bytes or of_run):
-                found[number] = Stored(store, run, of_run, n_bytes)
+                found[number] = Stored(client, run, of_run, n_bytes)
     return found
 
 
 def drop(stored: Stored) -> None:
     """Delete checkpoint artifacts and logged models of a trial. Raises StoreError.
 
-    Its run keeps parameters, curves and a tag that says what was dropped.
+    Its run keeps parameters and curves, and gets a tag.
     """
-    store, run = stored.store, stored.run
-    with in_one_line(f"MLflow at {store.shown}"):
-        store.client.set_tag(run.info.run_id, DROPPED_TAG, "true")
-        _delete(files_of(store, _checkpoint(run)))
+    client, run = stored.client, stored.run
+    with guarded(client):
+        client.set_tag(run.info.run_id, DROPPED_TAG, "true")
+        _delete(files_of(client, _checkpoint(run)))
         for model in stored.models:
-            _delete(files_of(store, model.artifact_location))
-            store.client.delete_logged_model(model.model_id)
+            _delete(files_of(client, model.artifact_location))
+            client.delete_logged_model(model.model_id)
 
 
-def drop_files(store: Store, run_id: str) -> str:
-    """The same for one run, unless something refers to its files: then returns what."""
-    run = store.client.get_run(run_id)
+def drop_files(client: MlflowClient, run_id: str) -> str:
+    """The same for one run, unless its files are in use: then returns their user."""
+    run = client.get_run(run_id)
     of_run = f"source_run_id = '{run_id}'"
-    models = store.client.search_logged_models([run.info.experiment_id], of_run)
-    stored = Stored(store, run, models)
+    models = client.search_logged_models([run.info.experiment_id], of_run)
+    stored = Stored(client, run, models)
     keeper = keepers_of([stored]).get(run_id, "")
     if not keeper:
         drop(stored)
@@ -224,14 +224,14 @@ def _size(files: Any, path: str | None = None) -> int:
 def keepers_of(trials: Sequence[Stored]) -> dict[str, str]:
     """Why the files of these trials of one store must stay: run id -> one reference in words.
 
-    A registry that does not answer keeps the files of all of them. Raises StoreError.
+    A silent registry keeps the files of all of them. Raises StoreError.
     """
     if not trials:
         return {}
-    store = trials[0].store
+    client = trials[0].client
     try:
         with in_one_line("the model registry"):
-            versions = list(_versions(store))
+            versions = list(_versions(client))
     except SweepError as error:
         why = f"{one_line(error).partition(':')[0]} (see {REGISTRY_URI})"
         return {trial.run.info.run_id: why for trial in trials}
@@ -245,12 +245,12 @@ def keepers_of(trials: Sequence[Stored]) -> dict[str, str]:
         elif mark is not None:
             found[trial.run.info.run_id] = f"its tag {mark}"
     rest = [trial for trial in trials if trial.run.info.run_id not in found]
-    with in_one_line(f"MLflow at {store.shown}"):
-        return found | _descendants(store, rest)
+    with guarded(client):
+        return found | _descendants(client, rest)
 
 
 def is_users(key: str) -> bool:
-    """Whether a tag of that name is the user's own.
+    """Whether a tag is the user's own.
 
     >>> is_users("champion"), is_users("sweep.trial"), is_users("mlflow.user")
     (True, False, False)
@@ -262,17 +262,17 @@ def _mentions(texts: Iterable[str], names: Sequence[str]) -> bool:
     return any(name in text for text in texts for name in names)
 
 
-def _versions(store: Store) -> Iterator[tuple[str, list[str]]]:
-    """Registered versions, as `models:/NAME/VERSION`, and what each says of its source.
+def _versions(client: MlflowClient) -> Iterator[tuple[str, list[str]]]:
+    """Registered versions, as `models:/NAME/VERSION`, with the ids in their sources.
 
-    Of the store's own registry, and of the one that MLFLOW_REGISTRY_URI names.
+    Of the store's own registry, and of the one in MLFLOW_REGISTRY_URI.
     """
-    clients = [MlflowClient(store.uri, registry_uri=store.uri)]
+    clients = [MlflowClient(client.tracking_uri, registry_uri=client.tracking_uri)]
     elsewhere = os.environ.get(REGISTRY_URI)
     path = sqlite.path_of(elsewhere) if elsewhere else None
     if elsewhere and (path is None or path.exists()):  # MLflow would make it
         address = elsewhere if path is None else resolve(elsewhere)
-        clients.append(MlflowClient(store.uri, registry_uri=address))
+        clients.append(MlflowClient(client.tracking_uri, registry_uri=address))
     for client in clients:
         # The client is of this iteration: the pages are read before the next one.
         for version in every(lambda token: client.search_model_versions(page_token=token)):  # noqa: B023
@@ -281,16 +281,16 @@ def _versions(store: Store) -> Iterator[tuple[str, list[str]]]:
             yield name, [str(text) for text in texts if text]
 
 
-def _descendants(store: Store, trials: Sequence[Stored]) -> dict[str, str]:
+def _descendants(client: MlflowClient, trials: Sequence[Stored]) -> dict[str, str]:
     """Runs, in any experiment, whose tags, params or input models refer to these trials."""
     if not trials:
         return {}
     # Only runs that began after the first of them: a server may have many older ones.
     since = min(trial.run.info.start_time or 0 for trial in trials)
     found: dict[str, str] = {}
-    for other in _other_runs(store, since):
+    for other in _other_runs(client, since):
         # A search gives no input models, so each run is asked for: some 5 ms.
-        inputs = store.client.get_run(other.info.run_id).inputs
+        inputs = client.get_run(other.info.run_id).inputs
         models = [str(model.model_id) for model in inputs.model_inputs] if inputs else []
         tags = other.data.tags
         said = [*tags.values(), *other.data.params.values(), *models]
@@ -304,11 +304,11 @@ def _descendants(store: Store, trials: Sequence[Stored]) -> dict[str, str]:
     return found
 
 
-def _other_runs(store: Store, since_ms: int) -> Iterator[Run]:
-    """Undeleted runs that began at `since_ms` or later and are no study's own."""
-    client = store.client
+def _other_runs(client: MlflowClient, since_ms: int) -> Iterator[Run]:
+    """Undeleted runs of no study, begun at `since_ms` or later."""
+    client = client
     found = every(lambda token: client.search_experiments(page_token=token))
     experiments = [experiment.experiment_id for experiment in found]
     for role in ("tags.`sweep.role` IS NULL", "tags.`sweep.role` = 'train'"):
         wanted = f"attributes.start_time >= {since_ms} and {role}"
-        yield from search_runs(store, experiments, wanted)
+        yield from search_runs(client, experiments, wanted)

@@ -1,7 +1,7 @@
-"""Names and values in the form that MLflow takes: no record is refused for what it holds.
+"""Names and values in MLflow's form: no record is refused for its content.
 
 MLflow refuses a whole batch for one key: a character outside of letters, digits and `_ . / -` and
-blank, a key that a file system would read as another path (`/acc`, `a//b`, `a/../b`), or one of
+blank, a key read by a file system as another path (`/acc`, `a//b`, `a/../b`), or one of
 more than 250 characters. Free of mlflow.
 """
 
@@ -28,7 +28,7 @@ _SURROGATES_AND_NUL = re.compile("[\ud800-\udfff\x00]")
 
 
 def plain_key(name: str) -> str:
-    """`name` as a key that MLflow takes; two names may share one.
+    """`name` as a key for MLflow; two names may share one.
 
     >>> plain_key("/acc"), plain_key("val//f1"), plain_key("recall@5"), plain_key("..")
     ('acc', 'val/f1', 'recall_5', '__')
@@ -39,10 +39,10 @@ def plain_key(name: str) -> str:
 
 
 def distinct(names: Iterable[str], taken: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Name -> key, for `names` beside those of `taken`, which keep theirs.
+    """Name -> key, for `names` and those of `taken`.
 
-    A name that is a key already gets that key before a name that has to be changed; of two names
-    with one key, the later one gets a number: `recall_5`, `recall_5_2`.
+    A valid key goes to the name equal to it, before names to be changed; of two names with one
+    key, the later one gets a number: `recall_5`, `recall_5_2`.
     """
     keys = dict(taken or {})
     used = set(keys.values())
@@ -59,7 +59,7 @@ def distinct(names: Iterable[str], taken: Mapping[str, str] | None = None) -> di
 
 
 def metric_keys(metric: str) -> dict[str, str]:
-    """Keys taken for a trial's metrics: its objective, and that one's best value."""
+    """Keys of a trial's objective and of its best value."""
     keys = distinct([metric], {"epoch_s": f"{SYSTEM}epoch_s"})
     return {**keys, "\0best": best_key(metric)}
 
@@ -70,7 +70,7 @@ def best_key(metric: str) -> str:
 
 
 def flat_params(*tables: Mapping[str, Any]) -> dict[str, str]:
-    """One table of strings out of nested ones; the first table that has a name decides.
+    """One table of strings out of nested ones; of equal names the first one counts.
 
     >>> flat_params({"lr": 0.001, "hidden": (256, 64), "data": {"name": "digits"}})
     {'lr': '0.001', 'hidden': '256-64', 'data.name': 'digits'}
@@ -96,8 +96,8 @@ def trial_params(
 ) -> dict[str, str]:
     """A trial's parameters for MLflow's table.
 
-    A list is one parameter (`hidden`) and, where the space varies it, its length
-    (`hidden.n_layers`); `fixed` holds what all trials share.
+    A list is one parameter (`hidden`) and, if the space varies it, its length
+    (`hidden.n_layers`); `fixed` holds the parameters of all trials.
     """
     lists = {name for name, value in hyperparameters.items() if isinstance(value, list | tuple)}
     wanted = {name: value for name, value in params.items() if not _is_part(name, lists)}
@@ -111,7 +111,7 @@ def _is_part(name: str, lists: set[str]) -> bool:
 
 
 def tags(values: Mapping[str, Any]) -> dict[str, str]:
-    """Tags with keys and values that MLflow takes; keys that only `.` tells apart stay apart."""
+    """Tags with keys and values for MLflow; two keys stay two keys."""
     keys = distinct(values)
     return {keys[name]: clean(str(value))[:MAX_TAG] for name, value in values.items()}
 
@@ -124,12 +124,12 @@ def shown(value: HyperValue) -> str:
 
 
 def clean(text: str) -> str:
-    """`text` without the characters that a database cannot hold: NUL and lone surrogates."""
+    """`text` without NUL and lone surrogates: a database cannot hold them."""
     return _SURROGATES_AND_NUL.sub("\ufffd", text)
 
 
 def renamed(names: Iterable[str]) -> list[str]:
-    """One sentence for each of `names` that MLflow cannot keep as it is."""
+    """One sentence for each of `names` unfit for MLflow."""
     return [
         f"MLflow cannot keep the name {short_name(name)!r}: it is {short_name(plain_key(name))!r} "
         "there (numbered where another name is that already)"
@@ -144,6 +144,6 @@ def short_name(name: str) -> str:
 
 
 def trial_number(tags: Mapping[str, str]) -> int | None:
-    """The trial that a run's tags name, or None: the tag is gone, or somebody wrote into it."""
+    """The trial number in a run's tags, or None: the tag is gone or was edited."""
     text = tags.get("sweep.trial", "")
     return int(text) if text.isascii() and text.isdigit() else None

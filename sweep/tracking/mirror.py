@@ -1,9 +1,9 @@
 """MLflow as a mirror: one function brings a trial's run up to its record.
 
 The ledger and the trials' files are the truth. `Mirror.sync` compares a run with a trial's history
-and writes what the run lacks; a run that lacks nothing is left alone. A live search, a store that
-was away, a refused record, `sweep doctor --fix` and the start after a kill are that function,
-called at different times.
+and writes its missing parts; a complete run is left alone. A live search, an outage, a refused
+record, `sweep doctor --fix` and the start after a kill are this function, called at different
+times.
 
 Loads mlflow, as it is imported.
 """
@@ -18,6 +18,7 @@ from dataclasses import replace
 from typing import Any
 
 import yaml
+from mlflow import MlflowClient
 from mlflow.entities import LifecycleStage, LoggedModelOutput, ViewType
 
 from sweep.errors import StoreError
@@ -29,7 +30,7 @@ from sweep.tracking.keys import DROPPED_TAG
 from sweep.tracking.model import ModelFolders
 from sweep.tracking.picture import CHECKPOINT, describe, picture_of_trial, show
 from sweep.tracking.run import RunLog, make_run
-from sweep.tracking.store import Store, find_or_make_experiment, opened, search_runs
+from sweep.tracking.store import find_or_make_experiment, opened, search_runs
 from sweep.trial import Ranked, StudyFinished, StudyInfo, TrialHistory, TrialStarted
 
 RANK_TAG = "sweep.rank"
@@ -40,15 +41,15 @@ _log = logging.getLogger("sweep.tracking")
 class Mirror:
     """A study's runs in MLflow: an experiment, a parent run, and a child run a trial.
 
-    Only `make` and what follows it write.
+    Only `make` and the methods after it write.
 
     Args:
-        store: The open store.
+        client: Of an open store.
         study: As its driver opened it.
     """
 
-    def __init__(self, store: Store, study: StudyInfo) -> None:
-        self.store, self.study = store, study
+    def __init__(self, client: MlflowClient, study: StudyInfo) -> None:
+        self.client, self.study = client, study
         self.lost: list[str] = []
         """Sentences about files that were gone before MLflow had them."""
         self.runs: dict[int, list[RunLog]] = {}
@@ -63,9 +64,9 @@ class Mirror:
         self._folders: ModelFolders | None = None
         self._described: Mapping[str, Any] | None = None
         """The settings that the parent's files have; an older search may have died over them."""
-        self.experiment = store.client.get_experiment_by_name(study.name)
+        self.experiment = client.get_experiment_by_name(study.name)
         if self.experiment is not None:
-            check_home(store.uri, self.experiment)
+            check_home(client.tracking_uri, self.experiment)
             self.read()
 
     @property
@@ -75,25 +76,25 @@ class Mirror:
         return bool(stage == LifecycleStage.DELETED)
 
     def make(self) -> None:
-        """Make experiment and parent run where they are missing, or restore them."""
+        """Make or restore experiment and parent run, if they are missing."""
         if self.experiment is None or self.is_hidden:
-            self.experiment = find_or_make_experiment(self.store, self.study.name)
+            self.experiment = find_or_make_experiment(self.client, self.study.name)
             self.read()
         if not self.parents:
             tags = keys.tags(_study_tags(self.study))
             self.parents = [self._make_run(self.study.name, self.study.time_ms, tags)]
 
     def read(self) -> None:
-        """Read the study's runs: at the beginning, and after a call that failed."""
+        """Read the study's runs: at the beginning, and after a failed call."""
         assert self.experiment is not None
         known = {run.run_id for runs in self.runs.values() for run in runs}
         runs: dict[int, list[RunLog]] = defaultdict(list)
         parents, unnumbered = list[RunLog](), list[RunLog]()
         where, tags = [self.experiment.experiment_id], {"sweep.study": self.study.name}
-        for found in search_runs(self.store, where, tags, ViewType.ALL):
+        for found in search_runs(self.client, where, tags, ViewType.ALL):
             role, number = found.data.tags.get("sweep.role"), keys.trial_number(found.data.tags)
             is_deleted = found.info.lifecycle_stage == "deleted" and not self.is_hidden
-            run = RunLog(self.store, found)
+            run = RunLog(self.client, found)
             if role == "study" and not is_deleted:
                 parents.append(run)
             elif role == "trial" and number is None and not is_deleted:
@@ -113,7 +114,7 @@ class Mirror:
         return self.parents[-1]
 
     def run_of(self, number: int) -> RunLog | None:
-        """The run of a finished trial, which a repair may have made since the runs were read."""
+        """The run of a finished trial. A repair may have made it since the runs were read."""
         if number not in self.runs:
             self.read()
         return self.runs[number][0] if number in self.runs else None
@@ -125,7 +126,7 @@ class Mirror:
         """
         try:
             assert self.experiment is not None
-            client, where = self.store.client, self.experiment.experiment_id
+            client, where = self.client, self.experiment.experiment_id
             if client.get_experiment(where).lifecycle_stage == LifecycleStage.DELETED:
                 raise StoreError(f"MLflow's experiment {self.study.name!r} is deleted")
             self.read()
@@ -138,7 +139,7 @@ class Mirror:
     # trials
 
     def begin(self, started: TrialStarted) -> None:
-        """Show that a trial runs, its parameters not yet: a call for them alone costs 10 ms."""
+        """Show a running trial, without parameters yet: a call for them alone costs 10 ms."""
         if started.number not in self._let_go:
             run = self._run_for(TrialHistory(started))
             run.log_datasets(self.study.dataset)
@@ -147,7 +148,7 @@ class Mirror:
     def sync(self, history: TrialHistory) -> None:
         """Bring the run of a trial up to `history`. Raises whatever MLflow raises.
 
-        A run that the user deleted meanwhile is let go.
+        A run deleted by the user meanwhile is let go.
         """
         number = history.started.number
         if number not in self._let_go:
@@ -164,7 +165,7 @@ class Mirror:
                 finished = replace(finished, checkpoint=old.fetch(CHECKPOINT, scratch))
             if old.model_ids and finished.model_file is None:
                 outputs = [LoggedModelOutput(model_id, 0) for model_id in old.model_ids]
-                self.store.client.log_outputs(run.run_id, outputs)
+                self.client.log_outputs(run.run_id, outputs)
             self._show(run, replace(history, finished=finished))
 
     def drop_files(self, number: int) -> None:
@@ -172,7 +173,7 @@ class Mirror:
         run = self.run_of(number)
         if run is None:
             return
-        if keeper := drop_files(self.store, run.run_id):
+        if keeper := drop_files(self.client, run.run_id):
             _log.warning("trial %d stays: %s", number, keeper)
         else:
             run.tags[DROPPED_TAG] = "true"
@@ -187,7 +188,7 @@ class Mirror:
 
     def _make_run(self, name: str, time_ms: int, tags: Mapping[str, str]) -> RunLog:
         assert self.experiment is not None
-        return make_run(self.store, self.experiment.experiment_id, name, time_ms, tags)
+        return make_run(self.client, self.experiment.experiment_id, name, time_ms, tags)
 
     def _show(self, run: RunLog, history: TrialHistory) -> None:
         study = self.study
@@ -205,7 +206,7 @@ class Mirror:
         self, study: StudyInfo, end: StudyFinished | None = None, ranking: Sequence[Ranked] = ()
     ) -> None:
         """Bring experiment and parent run up to the study: settings, description, ranks, end."""
-        self.study, client = study, self.store.client
+        self.study, client = study, self.client
         text = describe(study, end, ranking)
         self.parent.log_datasets(study.dataset)
         if study.config != self._described:
@@ -238,7 +239,7 @@ class Mirror:
         new = [m for m in best.model_ids if m not in self.parent.model_ids] if best else []
         if new:
             outputs = [LoggedModelOutput(model_id, 0) for model_id in new]
-            self.store.client.log_outputs(self.parent.run_id, outputs)
+            self.client.log_outputs(self.parent.run_id, outputs)
             self.parent.model_ids += new
 
     def _end_tags(self, end: StudyFinished) -> dict[str, str]:
@@ -257,14 +258,14 @@ class Mirror:
         return tags
 
     def _rank(self, ranking: Sequence[Ranked]) -> None:
-        """Number the best trials; those that fell out of the ranking lose their tag."""
+        """Number the best trials; all others lose their tag."""
         ranks = {ranked.number: str(rank) for rank, ranked in enumerate(ranking, 1)}
         if not ranks.keys() <= self.runs.keys():
             self.read()
         for number, (run, *_) in self.runs.items():
             rank = ranks.get(number)
             if rank is None and RANK_TAG in run.tags:
-                self.store.client.delete_tag(run.run_id, RANK_TAG)
+                self.client.delete_tag(run.run_id, RANK_TAG)
                 del run.tags[RANK_TAG]
             elif rank is not None:
                 tags = {RANK_TAG: rank}
@@ -275,8 +276,8 @@ class Mirror:
 
 def sync_trial(tracking_uri: str, study: StudyInfo, history: TrialHistory) -> None:
     """Write whatever a trial's run lacks of `history`, now. Raises StoreError."""
-    with opened(tracking_uri) as store:
-        mirror = Mirror(store, study)
+    with opened(tracking_uri) as client:
+        mirror = Mirror(client, study)
         mirror.make()
         mirror.sync(history)
 

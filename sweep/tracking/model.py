@@ -1,8 +1,8 @@
 """A torch.export archive as an MLflow logged model, without torch.
 
 `mlflow.pytorch.log_model` needs torch, the model in memory and 0.3-18 s a call; here the folder
-that `mlflow.pytorch.save_model(serialization_format="pt2")` writes is put together from the
-worker's archive in a few milliseconds. A test compares it with what save_model writes.
+of `mlflow.pytorch.save_model(serialization_format="pt2")` is put together from the worker's
+archive in a few milliseconds. A test compares the two.
 
 Loads mlflow, as it is imported.
 """
@@ -61,14 +61,10 @@ dependencies:
 NOTE_TAG = "mlflow.note.content"
 _RUNS_TAGS = ("sweep.study", "sweep.role", "sweep.trial", "sweep.from_trial", "sweep.from_run")
 """What a model says of its run."""
-OWN = (
-    "artifact_path", "model_id", "model_size_bytes", "model_uuid", "run_id", "utc_time_created",
-)  # fmt: skip
-"""What each model's MLmodel file has of its own."""
 
 
 class ModelFolders:
-    """Writes model folders; what all models of a study share is worked out once."""
+    """Writes model folders; the parts common to a study's models are made once."""
 
     def __init__(self, dataset: DatasetInfo, module: str = DEFAULT_MODULE) -> None:
         shape, n_classes = dataset.feature_shape, dataset.n_classes
@@ -93,38 +89,35 @@ class ModelFolders:
             "input_example.json": json.dumps(rows),
             "serving_input_example.json": json.dumps({"inputs": rows}),
         }
-        # Once: putting it together and writing it as YAML takes as long as storing the archive.
         self._description = self._describe()
 
     def write(self, folder: Path, archive: Path, ids: Mapping[str, Any]) -> None:
         """Fill `folder` with the model of `archive` (.pt2).
 
         Args:
-            folder: Made where it is missing; files of the same names are replaced.
-            archive: What `torch.export.save` wrote.
-            ids: The arguments of `mlflow.models.Model` that are named in `OWN`, but for time and
-                size.
+            folder: Made if it is missing; files of the same names are replaced.
+            archive: Written by `torch.export.save`.
+            ids: Its own artifact_path, model_id, model_uuid and run_id.
         """
         data = folder / "data"
         data.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(archive, data / "model.pt2")
         for name, text in self._files.items():
             (folder / name).write_text(text, encoding="utf-8")
-        values = {
+        described = {
+            **self._description,
             **ids,
             "utc_time_created": str(datetime.now(UTC).replace(tzinfo=None)),
             "model_size_bytes": archive.stat().st_size + sum(map(len, self._files.values())),
         }
-        text = self._description
-        for key in OWN:
-            text = text.replace(_gap(key), json.dumps(values[key], ensure_ascii=False))
+        # As JSON, which is YAML, too: YAML takes as long as storing the archive.
+        text = json.dumps(described, ensure_ascii=False, indent=2)
         (folder / "MLmodel").write_text(text, encoding="utf-8")
 
-    def _describe(self) -> str:
-        """The MLmodel file, with gaps for what each model has of its own."""
-        gaps: dict[str, Any] = {key: _gap(key) for key in OWN}
+    def _describe(self) -> dict[str, Any]:
+        """The common part of all MLmodel files."""
         metadata = {"description": self.note} if self.note else None
-        model = Model(signature=self._signature, metadata=metadata, **gaps)
+        model = Model(signature=self._signature, metadata=metadata)
         model.saved_input_example_info = {
             "artifact_path": "input_example.json",
             "serving_input_path": "serving_input_example.json",
@@ -142,7 +135,7 @@ class ModelFolders:
             config={"device": None},
             env={"conda": "conda.yaml", "virtualenv": "python_env.yaml"},
         )
-        return str(model.to_yaml())
+        return dict(model.to_dict())
 
 
 def log_model(
@@ -150,10 +143,9 @@ def log_model(
 ) -> str:
     """Store the model of `archive` (.pt2), of epoch `step`, as the output of `run`.
 
-    Returns its id. A run that has a model already keeps it: one is made once, however often this
-    is asked.
+    Returns its id. A run with a model keeps it.
     """
-    client, found = run.store.client, list[LoggedModel]()
+    client, found = run.client, list[LoggedModel]()
     if not run.is_new:
         of_run = f"source_run_id = '{run.run_id}'"
         found = client.search_logged_models([run.experiment_id], of_run, max_results=1)
@@ -182,7 +174,7 @@ def _upload(run: RunLog, folders: ModelFolders, archive: Path, model: LoggedMode
         "model_id": model.model_id,
         "run_id": run.run_id,
     }
-    artifacts = files_of(run.store, model.artifact_location)
+    artifacts = files_of(run.client, model.artifact_location)
     with tempfile.TemporaryDirectory() as scratch:
         folder = folder_of(artifacts)
         folders.write(folder or Path(scratch), archive, ids)
@@ -201,17 +193,13 @@ def _note(dataset: DatasetInfo) -> str:
     )
 
 
-def _gap(key: str) -> str:
-    return f"<{key}>"
-
-
 def _public_version(package: str) -> str:
     """The installed version as a package index knows it: 2.13.0 for 2.13.0+cpu."""
     return importlib.metadata.version(package).partition("+")[0]
 
 
 def _torch_version() -> str:
-    """`torch.__version__`, which package metadata shorten, without a second of importing."""
+    """`torch.__version__` in full, without a second of importing."""
     spec = importlib.util.find_spec("torch")
     assert spec is not None
     assert spec.origin is not None

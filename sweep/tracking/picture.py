@@ -1,4 +1,4 @@
-"""What runs are to show, and the one function that brings a run up to it.
+"""The content of runs, and the one function to write it.
 
 A trial of a search and a downstream training are pictures of the same kind. Order within a run:
 tags (with the run itself), files, model, parameters and curves, and the status last. So a run with
@@ -50,7 +50,7 @@ N_SHOWN = 5
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """What a run is to show, in the form that MLflow takes."""
+    """The content of a run, in MLflow's form."""
 
     name: str
     start_ms: int
@@ -72,7 +72,7 @@ class Picture:
 
 
 def picture_of_trial(study: StudyInfo, history: TrialHistory) -> Picture:
-    """What the run of a trial is to show."""
+    """The content of a trial's run."""
     started, finished = history.started, history.finished
     config = started.settings or study.config
     fixed = {name: config[name] for name in _FIXED if config.get(name) is not None}
@@ -96,7 +96,7 @@ def picture_of_trial(study: StudyInfo, history: TrialHistory) -> Picture:
 
 
 def picture_of_training(history: TrialHistory) -> Picture:
-    """What the run of a downstream training is to show; its final metrics are `best_metrics`."""
+    """The content of a downstream training's run; its final metrics are `best_metrics`."""
     started, finished = history.started, history.finished
     summary = []
     if finished is not None:
@@ -158,10 +158,10 @@ def _outcome_tags(finished: TrialFinished) -> dict[str, str]:
 def show(
     run: RunLog, picture: Picture, dataset: DatasetInfo | None, folders: ModelFolders | None
 ) -> list[str]:
-    """Bring a run up to its picture; returns files that were gone before MLflow had them.
+    """Bring a run up to its picture; returns the files lost before MLflow had them.
 
-    Only what is missing is written: a second call costs no write, and a call that was broken off
-    at any point is completed by the next one. Raises whatever MLflow raises.
+    Only missing parts are written: a second call costs no write, and a broken-off call is
+    completed by the next one. Raises whatever MLflow raises.
     """
     run.log_datasets(dataset)
     tags, points, lost = dict(picture.tags), list(picture.points), []

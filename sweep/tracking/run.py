@@ -13,11 +13,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 
 from sweep.tracking import keys
 from sweep.tracking.artifacts import files_of, folder_of, listed
-from sweep.tracking.store import Store, source_tags
+from sweep.tracking.store import source_tags
 from sweep.trial import DatasetInfo, TrialState
 
 STATUS = {
@@ -35,10 +36,10 @@ UPLOADING = ".artifact.uploading."
 
 
 class RunLog:
-    """One run: what it has, and what it lacks. Whatever is logged twice, MLflow has once."""
+    """One run and its known content: whatever is logged twice, MLflow has once."""
 
-    def __init__(self, store: Store, run: Run, *, is_new: bool = False) -> None:
-        self.store, self.is_new = store, is_new
+    def __init__(self, client: MlflowClient, run: Run, *, is_new: bool = False) -> None:
+        self.client, self.is_new = client, is_new
         self.run_id: str = run.info.run_id
         self.experiment_id: str = run.info.experiment_id
         self.artifact_uri: str = run.info.artifact_uri
@@ -56,7 +57,7 @@ class RunLog:
 
     @functools.cached_property
     def _artifacts(self) -> Any:
-        return files_of(self.store, self.artifact_uri)
+        return files_of(self.client, self.artifact_uri)
 
     def log(
         self,
@@ -64,7 +65,7 @@ class RunLog:
         params: Mapping[str, str] | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> None:
-        """Log the points, params and tags that the run lacks; a param keeps its first value."""
+        """Log missing points, params and tags; a param keeps its first value."""
         wanted = {(m.key, m.step): m for m in reversed(metrics)}  # of two, the first counts
         points = [m for m in metrics if wanted[m.key, m.step] is m]
         points = [m for m in points if m.step not in self._steps_of(m.key)]
@@ -72,10 +73,10 @@ class RunLog:
         new_tags = {k: v for k, v in (tags or {}).items() if self.tags.get(k) != v}
         if len(new_tags) == 1 and not points and not new_params:
             (tag,) = new_tags.items()
-            self.store.client.set_tag(self.run_id, *tag)  # 60 % of what a batch takes
+            self.client.set_tag(self.run_id, *tag)  # 60 % of what a batch takes
         else:  # in as many batches as MLflow's limits ask for
             pairs = [Param(*p) for p in new_params.items()], [RunTag(*t) for t in new_tags.items()]
-            self.store.client.log_batch(self.run_id, points, *pairs)
+            self.client.log_batch(self.run_id, points, *pairs)
         for metric in points:
             self._steps_of(metric.key).add(metric.step)
         self.params = {**self.params, **new_params}
@@ -83,7 +84,7 @@ class RunLog:
 
     def history(self, key: str) -> list[Metric]:
         """All points of one metric."""
-        return list(self.store.client.get_metric_history(self.run_id, key))
+        return list(self.client.get_metric_history(self.run_id, key))
 
     def _steps_of(self, key: str) -> set[int]:
         if key not in self._steps:
@@ -92,9 +93,9 @@ class RunLog:
         return self._steps[key]
 
     def log_datasets(self, info: DatasetInfo | None) -> None:
-        """Name the data that the run reads, once."""
+        """Name the run's data, once."""
         if info is not None and not self._has_inputs:
-            self.store.client.log_inputs(self.run_id, _inputs(info))
+            self.client.log_inputs(self.run_id, _inputs(info))
             self._has_inputs = True
 
     def log_file(self, file: str | Path, artifact: str) -> None:
@@ -110,17 +111,17 @@ class RunLog:
             self._artifacts.log_artifact(str(named), folder or None)
 
     def log_text(self, text: str, artifact: str) -> None:
-        """Store `text` under the run-relative path `artifact`; what is there is replaced."""
-        self.store.client.log_text(self.run_id, keys.clean(text), artifact)
+        """Store `text` under the run-relative path `artifact`, in place of an earlier one."""
+        self.client.log_text(self.run_id, keys.clean(text), artifact)
 
     def remove_broken_off_uploads(self) -> None:
-        """Remove files that a killed process was storing for this run, where they lie on disk."""
+        """Remove the half-stored files of a killed process, if they lie on this machine."""
         folder = None if self.is_new else folder_of(self._artifacts)
         for part in folder.rglob(f"{UPLOADING}*") if folder is not None else ():
             part.unlink(missing_ok=True)
 
     def size_of(self, artifact: str) -> int | None:
-        """Bytes of an artifact; None where the run has none."""
+        """Bytes of an artifact; None if the run has none."""
         return listed(self._artifacts, artifact.rpartition("/")[0]).get(artifact)
 
     def fetch(self, artifact: str, folder: str) -> str:
@@ -130,26 +131,26 @@ class RunLog:
     def set_status(self, status: str, end_ms: int | None = None) -> None:
         """Give the run its status, if it has another: a final one with its end.
 
-        A final status is the last thing that is written of a trial. Params and points are not
+        A final status is written last. Params and points are not
         asked for any more then: a kilobyte a trial.
         """
         if end_ms is not None:
             if (self.status, self.end_time) != (status, end_ms):
-                self.store.client.set_terminated(self.run_id, status, end_ms)
+                self.client.set_terminated(self.run_id, status, end_ms)
             self.params, self._steps, self.is_new = {}, {}, False
         elif self.status != status:
-            self.store.client.update_run(self.run_id, status=status)
+            self.client.update_run(self.run_id, status=status)
         self.status, self.end_time = status, end_ms
 
 
 def make_run(
-    store: Store, experiment_id: str, name: str, time_ms: int, tags: Mapping[str, str]
+    client: MlflowClient, experiment_id: str, name: str, time_ms: int, tags: Mapping[str, str]
 ) -> RunLog:
     """A new run. Its tags are there from the first moment on: nobody finds a run without them."""
     all_tags = {**tags, **source_tags()}
     shown = keys.clean(name)[: keys.MAX_NAME]
-    run = store.client.create_run(experiment_id, time_ms, all_tags, shown)
-    return RunLog(store, run, is_new=True)
+    run = client.create_run(experiment_id, time_ms, all_tags, shown)
+    return RunLog(client, run, is_new=True)
 
 
 def dataset_name(info: DatasetInfo, part: str) -> str:

@@ -12,7 +12,6 @@ import getpass
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -40,30 +39,17 @@ _HTTP_RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class Store:
-    """An open MLflow store."""
-
-    uri: str
-    client: MlflowClient
-
-    @property
-    def shown(self) -> str:
-        """The address as it may be printed."""
-        return redacted(self.uri)
-
-
 def is_there(uri: str) -> bool:
     """Whether there is a store to read; only an SQLite file can be known not to be there."""
     path = sqlite.path_of(resolve(uri))
     return path is None or path.exists()
 
 
-def connect(uri: str) -> Store:
+def connect(uri: str) -> MlflowClient:
     """Open the store of `uri`; a missing SQLite file is made, complete or not at all.
 
     Raises:
-        StoreError: It cannot be reached, is no MLflow store, or cannot be written.
+        StoreError: It cannot be reached, is no MLflow client, or cannot be written.
         DiskError: Its folder cannot be made or written.
     """
     uri = resolve(uri)
@@ -77,15 +63,15 @@ def connect(uri: str) -> Store:
         with postgres.making_tables(uri, "mlflow"):
             client = MlflowClient(tracking_uri=uri)
             client.search_experiments(max_results=1, view_type=ViewType.ALL)
-    return Store(uri, client)
+    return client
 
 
 def _make_sqlite_store(uri: str) -> None:
     """Make a missing SQLite store aside, with all its tables, then link it into place.
 
-    MLflow fills a new file by some fifty migrations (0.7 s and more). A driver that is killed
-    meanwhile, or a second one that starts in the same second, would leave a file that never opens
-    again. Stores of other kinds, and those that are there, are left alone.
+    MLflow fills a new file by some fifty migrations (0.7 s and more). A driver killed meanwhile,
+    or a second one started in the same second, would leave a broken file. Existing stores, and
+    stores of other kinds, are left alone.
     """
     path = sqlite.path_of(uri)
     if path is None or path.exists():
@@ -101,7 +87,7 @@ def _make_sqlite_store(uri: str) -> None:
 
 @contextlib.contextmanager
 def in_one_line(what: str) -> Iterator[None]:
-    """Turn what MLflow, SQLAlchemy and the disk raise into a StoreError of one line."""
+    """Turn errors of MLflow, SQLAlchemy and the disk into a StoreError of one line."""
     try:
         yield
     except SweepError:
@@ -137,8 +123,8 @@ def is_lasting(error: BaseException | None) -> bool:
 def routed(log_file: Path | None) -> Iterator[None]:
     """Within, MLflow's messages go to `log_file`, and it repeats no request by itself.
 
-    It would also repeat one whose answer was lost, and make a second run. Who asks again within
-    has to look first what is there.
+    It would also repeat one whose answer was lost, and make a second run. The caller has to read
+    the store's content before it asks again.
     """
     before = os.environ.get(_HTTP_RETRIES)
     os.environ[_HTTP_RETRIES] = "0"
@@ -153,36 +139,41 @@ def routed(log_file: Path | None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def opened(uri: str) -> Iterator[Store]:
+def opened(uri: str) -> Iterator[MlflowClient]:
     """The store of `uri`; within the block its errors are StoreErrors of one line."""
     handlers = logging.getLogger("mlflow").handlers
     if not any(isinstance(h, logging.FileHandler | logging.NullHandler) for h in handlers):
         route_logs(None)
-    store = connect(uri)
-    with in_one_line(f"MLflow at {store.shown}"):
-        yield store
+    client = connect(uri)
+    with guarded(client):
+        yield client
 
 
-def find_or_make_experiment(store: Store, name: str) -> Experiment:
-    """The experiment `name`, made where there is none. A deleted one is brought back.
+def guarded(client: MlflowClient) -> contextlib.AbstractContextManager[None]:
+    """Within, errors of an open store are StoreErrors of one line."""
+    return in_one_line(f"MLflow at {redacted(client.tracking_uri)}")
 
-    Raises StoreError where the store's folder was moved or copied (see `addresses`).
+
+def find_or_make_experiment(client: MlflowClient, name: str) -> Experiment:
+    """The experiment `name`, made if there is none. A deleted one is brought back.
+
+    Raises StoreError for a moved or copied folder (see `addresses`).
     """
-    found = store.client.get_experiment_by_name(name)
-    home = home_of(store.uri)
+    found = client.get_experiment_by_name(name)
+    home = home_of(client.tracking_uri)
     if found is not None:
-        check_home(store.uri, found)
+        check_home(client.tracking_uri, found)
         if home and HOME_TAG not in found.tags:  # an experiment of the user's
-            store.client.set_experiment_tag(found.experiment_id, HOME_TAG, home)
+            client.set_experiment_tag(found.experiment_id, HOME_TAG, home)
         if found.lifecycle_stage == LifecycleStage.DELETED:
-            store.client.restore_experiment(found.experiment_id)
-        return store.client.get_experiment(found.experiment_id)
+            client.restore_experiment(found.experiment_id)
+        return client.get_experiment(found.experiment_id)
     # The first tag keeps MLflow's page from asking what kind of experiment this is.
     tags = {"mlflow.experimentKind": "custom_model_development"} | (
         {HOME_TAG: home} if home else {}
     )
-    made = store.client.create_experiment(name, new_location(store.uri, name), tags)
-    return store.client.get_experiment(made)
+    made = client.create_experiment(name, new_location(client.tracking_uri, name), tags)
+    return client.get_experiment(made)
 
 
 def every(page_of: Callable[[str | None], PagedList[T]]) -> Iterator[T]:
@@ -195,14 +186,14 @@ def every(page_of: Callable[[str | None], PagedList[T]]) -> Iterator[T]:
 
 
 def search_runs(
-    store: Store, experiments: Sequence[str], wanted: Mapping[str, str] | str,
+    client: MlflowClient, experiments: Sequence[str], wanted: Mapping[str, str] | str,
     view: int = ViewType.ACTIVE_ONLY,
 ) -> Iterator[Run]:  # fmt: skip
     """All undeleted runs of these experiments with the tags `wanted`, or a filter, by pages."""
     if not isinstance(wanted, str):
         wanted = " and ".join(f"tags.`{k}` = {_quoted(value)}" for k, value in wanted.items())
     return every(
-        lambda token: store.client.search_runs(
+        lambda token: client.search_runs(
             list(experiments), wanted, view, max_results=1000, page_token=token
         )
     )
@@ -213,7 +204,7 @@ def _quoted(text: str) -> str:
 
 
 def source_tags() -> dict[str, str]:
-    """The tags that MLflow's page shows as "Created by" and "Source"."""
+    """The tags behind "Created by" and "Source" on MLflow's page."""
     tags = {"mlflow.source.name": "sweep", "mlflow.source.type": "LOCAL"}
     with contextlib.suppress(OSError, KeyError):  # no such user, e.g. in a container
         tags["mlflow.user"] = getpass.getuser()
@@ -221,7 +212,7 @@ def source_tags() -> dict[str, str]:
 
 
 class _LogFile(logging.FileHandler):
-    """A log file without credentials; where its disk is full, nothing stops and nothing is said.
+    """A log file without credentials; a full disk stops nothing, and nothing is said.
 
     MLflow's messages and tracebacks name addresses, passwords and all.
     """
@@ -231,7 +222,7 @@ class _LogFile(logging.FileHandler):
         return redacted(super().format(record))
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a message. The file is opened here, where logging catches no error."""
+        """Write a message. The file is opened here; logging catches no error of that."""
         with contextlib.suppress(OSError):
             super().emit(record)
 
@@ -245,7 +236,7 @@ class _LogFile(logging.FileHandler):
 
 
 def route_logs(log_file: Path | None) -> None:
-    """Send what MLflow and alembic log to `log_file` (None: nowhere), not to the terminal."""
+    """Send the logs of MLflow and alembic to `log_file` (None: nowhere), not to the terminal."""
     handler: logging.Handler = logging.NullHandler()
     if log_file is not None:
         log_file.parent.mkdir(parents=True, exist_ok=True)
@@ -262,10 +253,10 @@ def route_logs(log_file: Path | None) -> None:
 
 
 def _refuse_other_version(uri: str) -> None:
-    """Leave an SQLite store alone that another version of MLflow made, or half-migrated.
+    """Refuse an SQLite store of another MLflow version, or a half-migrated one.
 
-    MLflow would migrate it as it opens it, step by step: a kill in between leaves a file that
-    neither version opens.
+    MLflow would migrate it as it opens it, step by step: after a kill in between neither version
+    opens it.
     """
     found, wanted = sqlite.revisions(uri), _latest_revision()
     if wanted is not None and found != [wanted]:
@@ -279,7 +270,7 @@ def _refuse_other_version(uri: str) -> None:
 
 @functools.cache
 def _latest_revision() -> str | None:
-    """The revision of the tables that the installed MLflow makes, read from its migrations.
+    """The table revision of the installed MLflow, read from its migrations.
 
     Takes 13 ms. None if a version of MLflow has them elsewhere: it then checks a store itself.
     """

@@ -1,6 +1,6 @@
-"""MlflowTracker: the Listener that keeps MLflow in step with a search.
+"""MlflowTracker: the Listener to keep MLflow in step with a search.
 
-It remembers the trials whose runs lack something, and a thread of its own hands one after the
+It remembers the trials with incomplete runs, and a thread of its own hands one after the
 other to `Mirror.sync`. There is no queue of records: after an outage, an error or a kill the same
 histories are synced again, from memory or from the ledger. Loads mlflow on open() only.
 """
@@ -69,7 +69,7 @@ class Pace:
 
 @dataclass
 class Pending:
-    """A run that may lack something: a trial's, or the study's own."""
+    """A possibly incomplete run: a trial's, or the study's own."""
 
     started: TrialStarted | None = None
     """None: the study's own run."""
@@ -99,11 +99,11 @@ class Pending:
 
 
 class MlflowTracker:
-    """Keeps a study in MLflow: see `sweep.tracking.mirror` for what is written.
+    """Keeps a study in MLflow, by `sweep.tracking.mirror`.
 
     Args:
         tracking_uri: sqlite:///FILE, another database, or the http address of a server.
-        log_file: Where MLflow's own messages go; None: nowhere.
+        log_file: File for MLflow's own messages; None: nowhere.
         pace: How often and how long a store is asked.
         on_stored: Told a finished trial's number once MLflow has its files, by a thread of the
             tracker's; answers with trials whose files MLflow is to drop.
@@ -139,10 +139,9 @@ class MlflowTracker:
         self._opened = contextlib.ExitStack()
 
     def open(self, study: StudyInfo) -> None:
-        """Make experiment and parent run, or find those of a study that goes on.
+        """Make experiment and parent run, or find those of a continued study.
 
-        A study that MLflow knows (`is_known`) goes on where the store does not answer: see
-        `warning`.
+        A study known to MLflow (`is_known`) goes on if the store does not answer: see `warning`.
 
         Raises:
             StoreError: The store cannot be reached or written (DiskError: for want of space or
@@ -320,7 +319,7 @@ class MlflowTracker:
             return not any(p.is_wanted for p in (*self._trials.values(), self._own))
 
     def _due(self, *, is_flush: bool, is_last: bool) -> list[int]:
-        """Trials to sync now, those that begin or end first."""
+        """Trials to sync now; begun and ended ones come first."""
         now = time.monotonic()
         with self._lock:
             due = [
@@ -342,7 +341,7 @@ class MlflowTracker:
         return has_news and own.n_tries < TRIES and (now >= own.retry_at or is_last)
 
     def _sync(self, mirror: Mirror, pending: Pending, number: int = -1) -> None:
-        """Bring one run up to what is known. Raises where the store does not answer."""
+        """Bring one run up to date. Raises if the store does not answer."""
         with self._lock:
             n_new, started = pending.n_new, pending.started
             assert self._study is not None
@@ -384,14 +383,14 @@ class MlflowTracker:
             self._dropped += self._on_stored(number)
 
     def _connect(self) -> Mirror:
-        """The mirror of the study, opened at the first call that the store answers."""
+        """The mirror of the study, opened once the store answers."""
         if self._mirror is None:
             assert self._study is not None
             with quiet():
                 from sweep.tracking.mirror import Mirror
                 from sweep.tracking.store import opened
-            with opened(self._uri) as store:
-                mirror = Mirror(store, self._study)
+            with opened(self._uri) as client:
+                mirror = Mirror(client, self._study)
                 mirror.make()
             self._mirror = mirror
         return self._mirror

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from sweep.hyperparameters import DEFAULT_MODULE
 from sweep.tracking.model import ModelFolders
 from sweep.tracking.picture import picture_of_training, show
 from sweep.tracking.run import RunLog, make_run
-from sweep.tracking.store import Store, find_or_make_experiment, opened
+from sweep.tracking.store import find_or_make_experiment, guarded, opened
 from sweep.trial import DatasetInfo, EpochReport, TrialFinished, TrialHistory, TrialStarted
 
 
@@ -23,7 +24,7 @@ class TrainingRun:
     Args:
         tracking_uri: As for MlflowTracker.
         started: Name, parameters and tags; the tag sweep.study names the experiment.
-        dataset: The data that it trains on.
+        dataset: Its training data.
         module: `package.module:Class` of the LightningModule.
     """
 
@@ -33,47 +34,49 @@ class TrainingRun:
     ) -> None:  # fmt: skip
         self._uri, self._started, self._dataset = tracking_uri, started, dataset
         self._folders = ModelFolders(dataset, module) if dataset is not None else None
+        self._client: MlflowClient | None = None
         self._run: RunLog | None = None
         self.run_id = ""
 
     def open(self, run_id: str | None = None) -> str:
-        """Make the run, or go on with `run_id` where it is there; returns the run's id.
+        """Make the run, or go on with an existing `run_id`; returns the run's id.
 
-        Raises StoreError where that cannot be done.
+        Raises StoreError.
         """
-        with opened(self._uri) as store:
-            run = _known_run(store, run_id) if run_id else None
+        with opened(self._uri) as client:
+            run = _known_run(client, run_id) if run_id else None
             if run is None:
                 picture = picture_of_training(TrialHistory(self._started))
-                experiment = find_or_make_experiment(store, self._started.tags["sweep.study"])
+                experiment = find_or_make_experiment(client, self._started.tags["sweep.study"])
                 run = make_run(
-                    store, experiment.experiment_id, picture.name, picture.start_ms, picture.tags
+                    client, experiment.experiment_id, picture.name, picture.start_ms, picture.tags
                 )
-            self._run, self.run_id = run, run.run_id
+            self._client, self._run, self.run_id = client, run, run.run_id
         self.sync(())
         return self.run_id
 
     def sync(self, reports: Sequence[EpochReport], finished: TrialFinished | None = None) -> None:
         """Bring the run up to all epochs so far, and to the end of the training.
 
-        The final metrics are `best_metrics`; WAITING says that it was interrupted. Raises
+        The final metrics are `best_metrics`; WAITING means interrupted. Raises
         StoreError.
         """
         history = TrialHistory(self._started, reports, finished)
-        with opened(self._uri) as store:
+        assert self._client is not None, "open() comes first"
+        with guarded(self._client):
             # After a call that failed, what the run has is asked for.
-            run = self._run or RunLog(store, store.client.get_run(self.run_id))
+            run = self._run or RunLog(self._client, self._client.get_run(self.run_id))
             self._run = None
             show(run, picture_of_training(history), self._dataset, self._folders)
             self._run = run
 
 
-def _known_run(store: Store, run_id: str) -> RunLog | None:
+def _known_run(client: MlflowClient, run_id: str) -> RunLog | None:
     """The run, unless it was deleted."""
     try:
-        found = store.client.get_run(run_id)
+        found = client.get_run(run_id)
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         return None
-    return RunLog(store, found) if found.info.lifecycle_stage == "active" else None
+    return RunLog(client, found) if found.info.lifecycle_stage == "active" else None

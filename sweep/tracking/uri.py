@@ -1,11 +1,11 @@
-"""Which MLflow store is meant, and how to speak of it without giving away a password."""
+"""The address of the MLflow store, and words about it without a password."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from sweep.databases import sqlite
 from sweep.errors import ConfigError, StoreError
@@ -17,17 +17,12 @@ DEFAULT_URI = "sqlite:///mlflow.db"
 _MAX_LINE = 300
 
 
-def default_tracking_uri(env: Mapping[str, str]) -> str:
-    """MLFLOW_TRACKING_URI of `env` where it is set, else `sqlite:///mlflow.db`."""
-    return env.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
-
-
 def resolve(uri: str) -> str:
-    """The URI that names the same store from any folder: relative SQLite paths made absolute.
+    """The URI of the same store for any folder: relative SQLite paths made absolute.
 
     Raises:
-        ConfigError: It is what a study keeps of an address with user and password.
-        StoreError: It names a file store, which MLflow >= 3.13 no longer writes, or nothing.
+        ConfigError: Its user and password were replaced by ***, as kept with a study.
+        StoreError: It names a file store (MLflow >= 3.13 has none) or nothing.
     """
     if is_redacted(uri):
         raise ConfigError(
@@ -51,7 +46,7 @@ def resolve(uri: str) -> str:
 
 
 def one_line(error: object) -> str:
-    """The first line of what `error` says, without credentials, at most 300 characters.
+    """The first line of `error`, without credentials, at most 300 characters.
 
     >>> one_line(ValueError("no answer from https://me:secret@host:5000\\nTraceback"))
     'no answer from https://***@host:5000'
@@ -62,7 +57,7 @@ def one_line(error: object) -> str:
 
 
 def without_credentials(error: BaseException) -> None:
-    """Take credentials out of what `error` and its causes say: tracebacks show all of them."""
+    """Take credentials out of `error` and its causes: tracebacks show all of them."""
     chain: BaseException | None = error
     seen: set[int] = set()
     while chain is not None and id(chain) not in seen:
@@ -78,7 +73,7 @@ def without_credentials(error: BaseException) -> None:
 def quiet() -> Iterator[None]:
     """Load and open MLflow within: no banners, progress bars, usage statistics, warnings.
 
-    Environment variables that are not set yet are set, and stay so.
+    Sets missing environment variables for good.
     """
     for name, value in {
         "MLFLOW_DISABLE_TELEMETRY": "true",

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import tracking_records as records
 
-from sweep.tracking import MlflowTracker, default_tracking_uri
+from sweep.tracking import MlflowTracker
+from sweep.tracking.uri import DEFAULT_URI
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 
@@ -23,7 +24,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("ui")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        tracker = MlflowTracker(default_tracking_uri({}))
+        tracker = MlflowTracker(DEFAULT_URI)
         tracker.open(records.study_info())
         tracker.write(records.search(records.trained(folder / "work")))
         tracker.close()

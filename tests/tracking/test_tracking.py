@@ -27,7 +27,7 @@ from searches import TESTS, stored_bytes
 from sweep.databases import sqlite
 from sweep.errors import DiskError, NotFoundError, StoreError, UndeliveredError
 from sweep.repair.reconcile import reconcile_runs
-from sweep.tracking import MlflowTracker, Pace, default_tracking_uri, one_line
+from sweep.tracking import MlflowTracker, Pace
 from sweep.tracking.artifacts import (
     artifact_of,
     drop,
@@ -37,6 +37,7 @@ from sweep.tracking.artifacts import (
 )
 from sweep.tracking.store import route_logs
 from sweep.tracking.training import TrainingRun
+from sweep.tracking.uri import DEFAULT_URI, one_line
 from sweep.training.mlp import MLPClassifier
 from sweep.trial import (
     EpochReport,
@@ -469,18 +470,12 @@ def test_a_default_store_is_where_mlflow_ui_looks(
 ) -> None:
     """sqlite:///mlflow.db makes ./mlflow.db and ./mlruns/<experiment>."""
     monkeypatch.chdir(tmp_path)
-    track(default_tracking_uri({}), [])
+    track(DEFAULT_URI, [])
     experiment = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").get_experiment_by_name(
         "toy-study"
     )
     assert experiment is not None
     assert Path(experiment.artifact_location) == tmp_path / "mlruns" / experiment.experiment_id
-
-
-def test_the_environment_names_the_store() -> None:
-    """MLFLOW_TRACKING_URI wins over the default."""
-    assert default_tracking_uri({}) == "sqlite:///mlflow.db"
-    assert default_tracking_uri({"MLFLOW_TRACKING_URI": "http://host:5000"}) == "http://host:5000"
 
 
 @pytest.mark.parametrize(
