@@ -82,7 +82,7 @@ $(VENV)/test: pyproject.toml constraints.txt | $(VENV)/bin/python
 		> $$(.venv-$*/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/base.pth
 	$(BIN)/python .ci/versions.py $* > .venv-$*/requirements.txt
 	$(BIN)/python -m pip --python .venv-$*/bin/python install --quiet --disable-pip-version-check \
-		--upgrade -r .venv-$*/requirements.txt
+		--no-compile --upgrade -r .venv-$*/requirements.txt
 	@touch $@
 
 .PHONY: help run test test-lowest test-newest coverage lint format bench soak constraints clean
