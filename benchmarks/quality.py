@@ -21,10 +21,10 @@ import optuna
 
 from sweep.config.settings import RunConfig
 from sweep.data.tensors import load_search_data
-from sweep.executors import make_task
 from sweep.ledger.study import Ledger
 from sweep.search.driver import Driver
 from sweep.search.proposals import Proposals
+from sweep.search.tasks import make_task
 from sweep.space import load_space
 from sweep.testing import RecordingListener
 from sweep.training.fused.trainer import FusedTrainer
@@ -39,11 +39,10 @@ def best_of(seed: int, n_slots: int, args: argparse.Namespace) -> float:
         task = replace(make_task(config), population=n_slots, work_dir=folder)
         storage = optuna.storages.InMemoryStorage()
         optuna.create_study(storage=storage, study_name="quality", direction="maximize")
-        proposals = Proposals(
-            load_space(args.space), config.sampler, config.pruner, "maximize", seed, args.epochs
-        )
+        proposals = Proposals(load_space(args.space), config)
         ledger, listener = Ledger(storage, "quality"), RecordingListener()
-        driver = Driver(replace(config, work_dir=str(Path(folder))), ledger, proposals, listener)
+        config = replace(config, work_dir=str(Path(folder)))
+        driver = Driver(config, ledger, proposals, [listener])
         driver.plan([], [])
         FusedTrainer(task, load_search_data("digits", None, args.split)).train(driver.exchange)
         done = [t.value for t in ledger.trials() if t.state is TrialState.COMPLETE and t.value]

@@ -62,7 +62,7 @@ def search(n_trials: int, n_slots: int, sampler: str, *, mlflow: bool) -> Clock:
         config = RunConfig(trials=n_trials, epochs=EPOCHS, sampler=sampler, baseline=False)
         space = load_space("mlp")
         ledger, _ = create_study("sqlite:///optuna.db", "scaling", "maximize")
-        proposals = Proposals(space, sampler, config.pruner, "maximize", 0, EPOCHS)
+        proposals = Proposals(space, config)
         listener: Listener = RecordingListener()
         if mlflow:
             from sweep.tracking import MlflowTracker
@@ -71,7 +71,7 @@ def search(n_trials: int, n_slots: int, sampler: str, *, mlflow: bool) -> Clock:
         listener.open(
             StudyInfo("scaling", n_trials, "val_acc", "maximize", EPOCHS, {}, "mlp", "", 0)
         )
-        driver = Driver(config, ledger, proposals, listener)
+        driver = Driver(config, ledger, proposals, [listener])
         driver.plan([], [])
         clock = Clock(driver)
         began, cpu_began = time.perf_counter(), time.process_time()

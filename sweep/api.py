@@ -11,18 +11,14 @@ from typing import TYPE_CHECKING, Any
 from sweep.config.settings import PLACES, Resolved, RunConfig, resolve
 from sweep.databases import sqlite
 from sweep.environment.surroundings import foreign_set_aside
-from sweep.errors import ConfigError, NotFoundError, UndeliveredError, UsageError, must_be_one_of
+from sweep.errors import ConfigError, NotFoundError, UsageError, must_be_one_of
 from sweep.loading import collector_paused
-from sweep.protocols import Executor, Listener
+from sweep.protocols import Listener
 from sweep.space import Space, load_space, parse_space
-from sweep.trial import Notice, now_ms
 
 if TYPE_CHECKING:
-    from sweep.keeping.retention import KeepBest
-    from sweep.ledger.study import Ledger
     from sweep.reuse import Best
     from sweep.search.study import Extras, Outcome
-    from sweep.tracking import MlflowTracker
 
 
 def run(
@@ -106,7 +102,7 @@ def fork(
     """
     from sweep.ledger.study import open_study
     from sweep.search.study import Extras
-    from sweep.search.warmstart import carry, incomparable
+    from sweep.search.warmstart import carried_lines, carry, incomparable
 
     old = resolve(flags, file=config_file).config
     if new == old.study_name:
@@ -117,10 +113,9 @@ def fork(
     resolved = resolve({**flags, "study": new}, file=config_file, stored=stored)
     space = _space_of(resolved, space_text)
     strange = incomparable(resolved.config, stored, direction)
-    maximize = resolved.config.resolved_direction == "maximize"
-    carried = carry(space, trials, maximize=maximize, strange=strange)
-    extras = Extras(carried=carried.trials)
-    return resolved, space, extras, carried.told(new, old.study_name)
+    carried, reasons = carry(space, trials, resolved.config.objective, strange)
+    lines = carried_lines(len(carried), reasons, new, old.study_name)
+    return resolved, space, Extras(carried=carried), lines
 
 
 def retry(flags: Mapping[str, Any], failed: str | None) -> tuple[RunConfig, Space, Extras]:
@@ -154,115 +149,21 @@ def search_with(
     First MLflow is brought to agree with Optuna. Checkpoints beyond `--keep` and `--disk-limit`
     are deleted as trials end. `on_signal` is called in the handler of the first Ctrl-C or SIGTERM.
     """
-    from sweep.executors import begin_loading
+    import dataclasses
+
+    from sweep.search.tasks import begin_loading
 
     with foreign_set_aside():
         executor = begin_loading(config, space)
         try:
-            return _search(config, space, listeners, executor, extras, on_signal)
+            with collector_paused():  # loads Optuna, while the workers load their libraries
+                from sweep.search.study import Extras, search
+            extras = dataclasses.replace(
+                extras or Extras(), is_tracked=True, executor=executor, on_signal=on_signal
+            )
+            return search(config, space, listeners, extras)
         finally:
             executor.kill()
-
-
-def _search(
-    config: RunConfig, space: Space, listeners: Sequence[Listener], executor: Executor,
-    extras: Extras | None, on_signal: Callable[[], object],
-) -> Outcome:  # fmt: skip
-    """Imports Optuna, while the workers load their libraries."""
-    with collector_paused():
-        from sweep.keeping.retention import KeepBest
-        from sweep.search.study import Extras, search
-        from sweep.tracking import MlflowTracker
-
-    anchored = config.anchored()
-    retention = KeepBest(anchored)
-    tracker = MlflowTracker(
-        anchored.tracking_uri,
-        anchored.study_dir / "sweep.log",
-        on_stored=retention.stored,
-    )
-    upkeep = _Upkeep(anchored, listeners, tracker, retention)
-    extras = dataclasses.replace(
-        extras or Extras(),
-        retention=retention,
-        executor=executor,
-        before_open=upkeep.deliver,
-        after_open=upkeep.reconcile,
-        after_close=upkeep.finish,
-        on_signal=on_signal,
-    )
-    return search(config, space, [tracker, *listeners], extras)
-
-
-class _Upkeep:
-    """Upkeep of the stores before and after a search's trials."""
-
-    def __init__(
-        self, config: RunConfig, listeners: Sequence[Listener], tracker: MlflowTracker,
-        retention: KeepBest,
-    ) -> None:  # fmt: skip
-        self._config, self._listeners = config, listeners
-        self._tracker, self._retention = tracker, retention
-        self._is_delivered: bool | None = None
-        """Whether MLflow has all trials of earlier searches; None: there are none."""
-
-    def deliver(self, ledger: Ledger) -> None:
-        """Bring MLflow up to a study without trials left to run. Raises UndeliveredError."""
-        n_finished = sum(trial.state.is_finished for trial in ledger.trials())
-        if n_finished < self._config.trials or ledger.is_settled:
-            return
-        bring_up(self._config, ledger)
-        from sweep.keeping import gc as housekeeping  # loads MLflow
-
-        housekeeping.tidy(self._config, ledger.trials())
-        ledger.settle(True)
-
-    def reconcile(self, ledger: Ledger) -> None:
-        """Bring MLflow to agree with Optuna, and files within their bounds."""
-        from sweep.keeping import gc as housekeeping
-
-        trials = ledger.trials()
-        stored: Mapping[int, int] = {}
-        if self._tracker.warning is not None:
-            lines, self._is_delivered = [self._tracker.warning], False
-        else:
-            lines = _refused(self._config, ledger, is_live=True)
-            self._is_delivered = not lines
-        if self._is_delivered:
-            stored, kept = housekeeping.tidy(self._config, ledger.trials())
-            lines = [kept] if kept else []
-        for listener in self._listeners if lines else ():
-            listener.write([Notice(now_ms(), line) for line in lines])
-        self._retention.recall(trials, stored, is_delivered=self._is_delivered)
-
-    def finish(self, ledger: Ledger) -> None:
-        """Deliver trials of earlier searches, delete unwanted files. Raises UndeliveredError."""
-        from sweep.keeping import gc as housekeeping
-
-        if self._is_delivered is False:
-            bring_up(self._config, ledger)
-        housekeeping.tidy(self._config, ledger.trials(), is_kept_up=bool(self._is_delivered))
-
-
-def bring_up(config: RunConfig, ledger: Ledger) -> None:
-    """Bring MLflow up to the study's finished trials.
-
-    Raises UndeliveredError if MLflow refuses some, StoreError if it is away.
-    """
-    if refused := _refused(config, ledger):
-        raise UndeliveredError("; ".join(refused))
-
-
-def _refused(config: RunConfig, ledger: Ledger, *, is_live: bool = False) -> list[str]:
-    """Bring MLflow up; returns one sentence for each trial refused by MLflow."""
-    from sweep.repair.reconcile import reconcile_runs
-    from sweep.repair.records import StudyRecords
-
-    found = reconcile_runs(
-        config.tracking_uri, StudyRecords(config, ledger), fix=True, is_live=is_live,
-        is_deep=False, log_file=config.study_dir / "sweep.log",
-    )  # fmt: skip
-    return [one.sentence for one in found if one.is_refused]
 
 
 def _stored(config: RunConfig) -> tuple[Mapping[str, Any], str]:

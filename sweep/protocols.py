@@ -1,4 +1,4 @@
-"""Who may plug in: what a trainer, a listener and an executor are asked for."""
+"""Interfaces of plug-ins: Trainer, Listener, Executor, and the seam between driver and trainer."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from sweep.trial import DatasetInfo, Orders, Record, Report, StudyInfo, Task
 
 
 class Exchange(Protocol):
-    """The seam: reports go in, orders come out. A trainer cannot tell what is behind it."""
+    """The seam: a trainer passes reports and receives orders. Inline or across a socket."""
 
     def __call__(self, reports: Sequence[Report], n_free: int) -> Orders:
-        """Hand over `reports`; `n_free` is how many trials could be started right now.
+        """Pass `reports` to the driver and return its orders.
 
-        A trial that the orders stop frees its slot at once, so up to `n_free + len(stop)`
-        trials may come back. A worker that gives its trials back has fewer than none free.
+        `n_free` is the number of free slots. A stopped trial frees its slot at once, so the orders
+        may start up to `n_free + len(stop)` trials. A negative `n_free` asks for no new trials in
+        the slots of stopped ones. Errors of the driver pass through `train` and `run` unchanged.
         """
         ...
 
@@ -49,50 +50,49 @@ class Data(Protocol):
 
 
 class Trainer(Protocol):
-    """How a population is trained."""
+    """Trains the trials of one worker."""
 
     def train(self, exchange: Exchange) -> None:
-        """Train what `exchange` orders, until it says is_last and nothing is left."""
+        """Train the ordered trials until the orders say is_last and no trial is left."""
         ...
 
 
 class Listener(Protocol):
-    """Who wants to know: the tracker (MLflow) and the display are both one."""
+    """Receives the records of a search: the MLflow tracker and the terminal display."""
 
     def open(self, study: StudyInfo) -> None:
-        """A study begins or goes on. Raises StoreError where it cannot be kept."""
+        """Begin or continue a study. Raises StoreError if the listener cannot record it."""
         ...
 
     def write(self, records: Sequence[Record]) -> None:
-        """Take records, in order. Must return at once; slow work belongs behind a queue.
+        """Take records, in order. Must return at once: slow work belongs in a thread or queue.
 
-        A thread of the driver's calls it, or the one that called `sweep.run`; that one calls
-        `open` and `close`. Never two of them at once.
+        Called by a thread of the driver or by the thread that called `sweep.run`, never by two at
+        the same time. `open` and `close` are called by the latter.
         """
         ...
 
     def close(self) -> None:
-        """Deliver what is left. Raises UndeliveredError where that failed."""
+        """Deliver the remaining records. Raises UndeliveredError if that fails."""
         ...
 
 
 class Executor(Protocol):
-    """Where populations are trained."""
+    """Starts the workers and connects their trainers to the driver."""
 
     def warm_up(self, task: Task) -> None:
-        """Begin to get workers ready; returns at once, so that the driver loads meanwhile."""
+        """Start the workers and return at once; they load while the driver does. Repeatable."""
         ...
 
     def run(self, exchange: Exchange) -> None:
-        """Let workers train until `exchange` told each that nothing more will come.
+        """Let the workers train until each of them received orders with is_last.
 
-        They may still be leaving when it returns.
-        A worker that died is replaced; its trials come back as failed with kind "killed". A
-        worker that has to go is told to interrupt its trials: they come back as stopped though
-        the driver did not order it, and go on elsewhere.
+        Workers may still be exiting at the return. A dead worker is replaced and its trials are
+        reported as failed with kind "killed". A worker that the executor has to replace gives its
+        trials back as stopped, without an order of the driver, which then hands them out again.
         """
         ...
 
     def kill(self) -> None:
-        """End all workers now, and wait for those that are leaving. Harmless without any."""
+        """End all workers now; wait for exiting ones. Does nothing without workers."""
         ...

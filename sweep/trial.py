@@ -1,7 +1,8 @@
-"""Values exchanged between driver, workers and listeners.
+"""Values exchanged between driver, workers and listeners: frozen, picklable, plain.
 
-All of them are frozen, picklable and made of plain values. This module imports neither torch nor
-Optuna nor MLflow, because driver and workers share it.
+Driver and workers share this module, so it imports neither torch nor Optuna nor MLflow. Times are
+Unix times in milliseconds (`time_ms`) or durations in seconds (`_s`). Epochs count from 1, trial
+numbers from 0.
 """
 
 from __future__ import annotations
@@ -22,12 +23,33 @@ EndReason = Literal["done", "timeout", "interrupted", "failed", "exhausted"]
 FailureKind = Literal["oom", "nan", "exception", "killed", "timeout"]
 
 
+@dataclass(frozen=True, slots=True)
+class FailureClass:
+    """How the driver treats one kind of failure."""
+
+    meaning: str
+    """One line for users."""
+    is_transient: bool = False
+    """The machine's fault: the trial is tried again."""
+    is_counted: bool = True
+    """Counts for `--max-failures`: it may be a bug that fails every trial."""
+
+
+FAILURES: Mapping[FailureKind, FailureClass] = {
+    "oom": FailureClass("out of memory", is_transient=True),
+    "nan": FailureClass("the loss or the metric is not finite", is_counted=False),
+    "exception": FailureClass("the trial's code raised an exception"),
+    "killed": FailureClass("the worker process died", is_transient=True),
+    "timeout": FailureClass("longer than --trial-timeout", is_counted=False),
+}
+"""All kinds of failure; everything else reads them here."""
+
 MAX_RANKED = 100
-"""Number of completed trials with a rank in MLflow: each rank is a call of 5 ms."""
+"""Number of completed trials with a rank in MLflow: each rank costs a call of 5 ms."""
 
 
 class TrialState(enum.StrEnum):
-    """Optuna's states; MLflow's are FINISHED, KILLED, FAILED, RUNNING, SCHEDULED."""
+    """Optuna's states. In MLflow they are FINISHED, KILLED, FAILED, RUNNING and SCHEDULED."""
 
     COMPLETE = "COMPLETE"
     PRUNED = "PRUNED"
@@ -37,8 +59,13 @@ class TrialState(enum.StrEnum):
 
     @property
     def is_finished(self) -> bool:
-        """Whether a trial in this state counts towards the study's total."""
+        """Whether the trial has ended for good and counts towards the study's total."""
         return self in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether a trial in this state has an objective value."""
+        return self in (TrialState.COMPLETE, TrialState.PRUNED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,19 +75,19 @@ class Task:
     study: str
     """Name of the study."""
     seed: int
-    """Seed of the study: data split, data order and initial weights derive from it."""
+    """Seed of the study, the source of data split, data order and initial weights."""
     data: str
-    """Name of a data set in `sweep.data.catalog`."""
+    """Name of a data set in `sweep.data.catalog`, or `package.module:function`."""
     data_dir: str | None
     """Folder of the data set's files; None: the user's cache."""
     module: str
     """`package.module:Class` of the LightningModule."""
     epochs: int
-    """Most epochs of a trial."""
+    """Maximum number of epochs of a trial."""
     batch_size: int
-    """Minibatch size of trials whose search space does not set one."""
+    """Minibatch size, unless the trial's hyperparameters set one."""
     metric: str
-    """The metric whose best epoch is the objective."""
+    """Name of the objective's metric; a trial's value is this metric at its best epoch."""
     direction: Direction
     """Whether a larger or a smaller metric is better."""
     work_dir: str
@@ -76,21 +103,21 @@ class Task:
     n_threads: int | None = None
     """Threads for torch on a CPU; None: torch's own default."""
     population: int | None = None
-    """Trials trained at the same time by a worker; None: by the device; 1: plain."""
+    """Trials that a worker trains at the same time; None: chosen by device; 1: plain trainer."""
     was_larger: bool = False
-    """The population was halved from a larger one: a population of 1 is fused, too."""
+    """The population was halved after a crash: a population of 1 uses the fused trainer, too."""
     checkpoint_interval_s: float = 30.0
-    """Resume state is written at most this often, in seconds."""
+    """Minimum time between two resume files of a trial."""
     trial_timeout_s: float | None = None
-    """Most seconds of a trial, then it has failed; None: no limit."""
+    """A trial fails after this time; None: no limit."""
     log_models: str = "auto"
-    """Completed trials whose model is exported: all, best:K, none or auto."""
+    """Which completed trials export their model: all, best:K, none or auto."""
     worker_memory_gb: float | None = None
-    """A worker process with more resident memory is replaced, in 1e9 bytes; None: no limit."""
+    """A worker process is replaced above this resident memory, in 1e9 bytes; None: no limit."""
     names: tuple[str, ...] | None = None
-    """Hyperparameters of the search space; None: unknown, so not checked."""
+    """Hyperparameters of the search space, checked against the module; None: not checked."""
     space: str = ""
-    """The search space as `--space` names it, for messages."""
+    """Value of `--space`, for messages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,17 +125,17 @@ class TrialSpec:
     """One configuration to train."""
 
     number: int
-    """The trial's number in the study, from 0."""
+    """The trial's number in the study."""
     hyperparameters: Mapping[str, HyperValue]
     """Resolved hyperparameters, e.g. {"optimizer": "Adam", "lr": 1e-3, "hidden": (256, 64)}."""
     seed: int
     """Seed of initial weights and dropout: derive_seed(study seed, "init", number)."""
     start_epoch: int | None = None
-    """Population epoch it first started in (decides its data order); None: not started yet."""
+    """Epoch of the population at the trial's start; its data order depends on it. None: new."""
     is_resumed: bool = False
     """Whether it goes on from the resume state among its files."""
     settings: str = ""
-    """Whatever else a checkpoint must share to be continued from; "": the study's, which do."""
+    """Other settings that bind a checkpoint (`sweep train`); "": those of the study."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +149,8 @@ class Failure:
 
     @property
     def is_transient(self) -> bool:
-        """Whether the failure is not the trial's fault, so that it is tried again."""
-        return self.kind in ("oom", "killed")
+        """Whether the trial is tried again."""
+        return FAILURES[self.kind].is_transient
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,10 +164,9 @@ class TrialStarted:
     params: Mapping[str, HyperValue]
     """Optuna's own parameters (flat), e.g. {"hidden.0": 256}."""
     time_ms: int
-    """Unix time in milliseconds."""
     tags: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """The study's settings during its training, if they have changed since."""
+    """The study's settings at that time, if they have changed since."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,49 +175,47 @@ class EpochReport:
 
     number: int
     epoch: int
-    """Counts from 1."""
     metrics: Mapping[str, float]
-    """At least train_loss, val_loss, val_acc for MLPClassifier; epoch_s always.
+    """Metric name -> value; train_loss, val_loss and val_acc for MLPClassifier, always epoch_s.
 
-    epoch_s is the trial's share of the epoch, in seconds: in a population of 32 it is 1/32 of the
-    epoch's time.
+    epoch_s is the trial's share of the epoch's time in seconds: 1/32 of it in a population of 32.
     """
     time_ms: int
-    """Unix time in milliseconds."""
     start_epoch: int = 0
-    """Population epoch the trial first started in."""
+    """Epoch of the population at the trial's start."""
     is_replay: bool = False
-    """Repeated by a trial resumed from its checkpoint: for the record, not for pruning."""
+    """Read from the checkpoint of a resumed trial: recorded, but not judged again."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrialResult:
-    """The last word of a trainer on a trial. Whether it counts as PRUNED is the driver's say."""
+    """A trainer's final report on a trial. The driver decides what state a stopped one gets."""
 
     number: int
     outcome: Literal["finished", "stopped", "failed"]
     n_epochs: int
-    """Epochs trained in all."""
+    """Epochs trained, including those before a resume."""
     best_epoch: int | None = None
-    """Epoch of the kept checkpoint, from 1."""
+    """Epoch of the kept checkpoint; None: no epoch was trained."""
     has_checkpoint: bool = False
     """Whether the Lightning checkpoint of the best epoch is among its files."""
     has_model: bool = False
     """Whether the same model is, as a torch.export archive (.pt2)."""
     failure: Failure | None = None
+    """Set if `outcome` is "failed"."""
     notes: Mapping[str, str] = field(default_factory=dict)
-    """Further tags: trainer, start epoch, ..."""
+    """Tags for MLflow, e.g. "sweep.trainer"."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrialFinished:
-    """Record: a trial has its final state."""
+    """Record: a trial ended, or was interrupted (WAITING)."""
 
     number: int
     state: TrialState
     time_ms: int
     value: float | None
-    """The objective: the metric at the best epoch."""
+    """The objective: the metric at the best epoch; None: no epoch was trained."""
     best_epoch: int | None
     best_metrics: Mapping[str, float]
     """Metrics of the best epoch."""
@@ -204,20 +228,20 @@ class TrialFinished:
 
 @dataclass(frozen=True, slots=True)
 class TrialHistory:
-    """A trial's whole record, for MLflow."""
+    """A trial's complete record, for MLflow."""
 
     started: TrialStarted
     reports: Sequence[EpochReport] = ()
-    """Its epochs, oldest first."""
+    """By epoch."""
     finished: TrialFinished | None = None
-    """None: it runs."""
+    """None: the trial is running."""
     lost: Sequence[str] = ()
-    """Parts that neither ledger nor files have any more, e.g. "its checkpoint"."""
+    """Missing parts, in ledger and files, e.g. "its checkpoint"."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ranked:
-    """One place among a study's completed trials."""
+    """A completed trial in the study's ranking."""
 
     number: int
     name: str
@@ -228,7 +252,7 @@ class Ranked:
 
 @dataclass(frozen=True, slots=True)
 class DatasetInfo:
-    """Origin and split of the data, MLflow's dataset input."""
+    """Origin and split of the data; MLflow's dataset input."""
 
     name: str
     source: str
@@ -241,9 +265,8 @@ class DatasetInfo:
     n_train: int
     n_val: int
     mean: float = 0.0
-    """Of the training values."""
     std: float = 1.0
-    """Of the training values."""
+    """Mean and standard deviation over all values of the training samples."""
 
 
 DEVICE_TAG = "sweep.device"
@@ -252,58 +275,58 @@ DEVICE_TAG = "sweep.device"
 
 @dataclass(frozen=True, slots=True)
 class WorkerReady:
-    """Record: a worker has loaded its data and can train. A trainer's first report."""
+    """Record: a worker has loaded its data. The first report of every trainer."""
 
     dataset: DatasetInfo
     device: str
     """As torch names it, e.g. "cpu" or "cuda:0 NVIDIA H100"."""
     n_slots: int
-    """Trials it trains at the same time."""
+    """Trials that the worker trains at the same time."""
     time_ms: int
 
 
 @dataclass(frozen=True, slots=True)
 class StudyInfo:
-    """A study as it opens, for listeners."""
+    """A study at the start of a search, for listeners."""
 
     name: str
     n_trials: int
-    """Finished trials of the study at its end."""
+    """Number of finished trials that the study is to have in all."""
     metric: str
     direction: Direction
     epochs: int
     config: Mapping[str, Any] = field(repr=False)
-    """The whole resolved configuration, plain values."""
+    """The resolved configuration in plain values, without credentials."""
     space_name: str
     space_text: str = field(repr=False)
-    """The search-space file as it was read."""
+    """Text of the search-space file."""
     time_ms: int
     tags: Mapping[str, str] = field(default_factory=dict)
     """Git commit, versions, ..."""
     dataset: DatasetInfo | None = None
-    """Known beforehand, or None: workers say it with WorkerReady."""
+    """None in a new study: a worker's WorkerReady describes the data."""
     n_done: int = 0
-    """Trials finished before the study was opened (a continued study)."""
+    """Trials finished by earlier searches."""
     best_value: float | None = None
-    """Best objective among those, or None."""
+    """Best objective among those."""
     best_number: int | None = None
-    """The trial with the best value."""
+    """The trial with the best objective."""
     ranking: Sequence[Ranked] = ()
-    """The best of them, best first, at most `MAX_RANKED`."""
+    """The best completed trials, best first, at most `MAX_RANKED`."""
     is_known: bool = False
-    """MLflow had the study when an earlier search opened it, with the same address."""
+    """An earlier search opened the study in the MLflow store of the same address."""
 
 
 @dataclass(frozen=True, slots=True)
 class StudyFinished:
-    """Record: the search came to an end (done, timed out, interrupted or failed)."""
+    """Record: the end of a search."""
 
     time_ms: int
     n_by_state: Mapping[str, int]
     best_number: int | None
     best_value: float | None
     baseline_value: float | None
-    """Objective of trial 0 when it is the reference network, else None."""
+    """Objective of trial 0 if that is the reference network."""
     reason: EndReason
     ranking: Sequence[Ranked] = ()
     """The best completed trials, best first, at most `MAX_RANKED`."""
@@ -311,7 +334,7 @@ class StudyFinished:
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """Record: one line for the user (a population was halved, ...)."""
+    """Record: one line for the user, e.g. that a population was halved."""
 
     time_ms: int
     message: str
@@ -323,7 +346,7 @@ Record = WorkerReady | TrialStarted | EpochReport | TrialFinished | StudyFinishe
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Order: end this trial now, keep its best checkpoint."""
+    """Order: end this trial at its epoch's end and keep its best checkpoint."""
 
     number: int
     reason: StopReason
@@ -331,18 +354,18 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class Orders:
-    """The driver's answer at an epoch boundary."""
+    """The driver's answer to reports: trials to stop, trials to start."""
 
     stop: tuple[Stop, ...] = ()
     start: tuple[TrialSpec, ...] = ()
     is_last: bool = False
-    """No trial will come any more: leave when the running ones are done."""
+    """No further trial will come: the worker exits when its running trials have ended."""
     is_stopping: bool = False
-    """The search ends early (Ctrl-C, time limit): a silent worker is killed."""
+    """The search ends early (Ctrl-C, time limit): executors kill workers that do not answer."""
 
 
 def derive_seed(study_seed: int, *path: int | str) -> int:
-    """A 63-bit seed from (study seed, path).
+    """A seed of 63 bits, a hash of (study seed, path).
 
     >>> derive_seed(0, "init", 3) == derive_seed(0, "init", 3) != derive_seed(0, "init", 4)
     True
@@ -354,8 +377,8 @@ def derive_seed(study_seed: int, *path: int | str) -> int:
 def seconds_of(epochs: Iterable[Mapping[str, float]]) -> float:
     """A trial's training time in seconds, from the metrics of its epochs.
 
-    Trials of a population share an epoch's time (`EpochReport.metrics`), so the sum over all
-    trials is the training time of the workers.
+    Trials of a population share each epoch's time, so the sum over all trials is the workers'
+    training time.
     """
     return round(sum(metrics.get("epoch_s", 0.0) for metrics in epochs), 4)
 
@@ -363,3 +386,8 @@ def seconds_of(epochs: Iterable[Mapping[str, float]]) -> float:
 def now_ms() -> int:
     """Unix time in milliseconds."""
     return time.time_ns() // 1_000_000
+
+
+def notice(message: str) -> Notice:
+    """A line for the user, now."""
+    return Notice(now_ms(), message)

@@ -88,12 +88,8 @@ class ScriptedStudy:
 
     def prepare(self, config: RunConfig, listener: RecordingListener | None = None) -> Search:
         ledger, _ = create_study(config.storage, config.study_name, config.resolved_direction)
-        proposals = Proposals(
-            self.space, config.sampler, config.pruner, config.resolved_direction, config.seed,
-            config.epochs, config.history,
-        )  # fmt: skip
         listener = listener or RecordingListener()
-        driver = Driver(config, ledger, proposals, listener)
+        driver = Driver(config, ledger, Proposals(self.space, config), [listener])
         driver.plan(ledger.trials(), first_configurations(config, self.space))
         return Search(config, driver, ledger, listener)
 

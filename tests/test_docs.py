@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from searches import sweep
 
 from sweep.cli.main import COMMANDS
 from sweep.errors import SweepError
+from sweep.search.pruners import PRUNERS
+from sweep.search.samplers import SAMPLERS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -44,6 +47,14 @@ def test_the_readme_lists_every_exit_code() -> None:
         classes += current.__subclasses__()
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert [code for code in sorted(codes) if f"\n| {code} |" not in readme] == []
+
+
+@pytest.mark.parametrize(("label", "table"), [("Sampler", SAMPLERS), ("Pruner", PRUNERS)])
+def test_the_readme_lists_every_sampler_and_pruner(
+    label: str, table: Mapping[str, object]
+) -> None:
+    """In the order of the tables, as `--help` does."""
+    assert f"**{label}**: {', '.join(table)}" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_architecture_names_every_room() -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any
 
 import click
 
 from sweep.cli.options import config_options, study_argument, where, where_options
-from sweep.trial import FailureKind
-
-FAILURES = get_args(FailureKind)
+from sweep.trial import FAILURES
 
 
 @click.command(short_help="Do Optuna, MLflow and the files agree?")
@@ -40,7 +38,7 @@ def doctor(study: str | None, fix: bool, **flags: Any) -> int:
 
 @click.command(short_help="Try failed trials again.")
 @study_argument
-@click.option("--failed", type=click.Choice(FAILURES), metavar="CLASS",
+@click.option("--failed", type=click.Choice(tuple(FAILURES)), metavar="CLASS",
               help=f"Only failures of this class: {', '.join(FAILURES)}.")  # fmt: skip
 @config_options(("storage", "tracking_uri", "work_dir", "trial_timeout_s", "population",
                  "accelerator", "devices", "threads"))  # fmt: skip

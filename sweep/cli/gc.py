@@ -25,9 +25,9 @@ def gc(study: str | None, keep: int, dry_run: bool, **flags: Any) -> None:
     Example:
       sweep gc digits-mlp --keep 10 --dry-run
     """
-    from sweep.api import bring_up
     from sweep.keeping import gc as housekeeping
     from sweep.reuse.best import owned
+    from sweep.search.upkeep import bring_up
     from sweep.tracking import artifacts
 
     with owned(study, where(flags)) as (ledger, config):

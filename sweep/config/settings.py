@@ -17,16 +17,17 @@ from sweep.config import parsers
 from sweep.data.catalog import dataset_names
 from sweep.databases import sqlite
 from sweep.errors import ConfigError, did_you_mean, must_be_one_of, shown
+from sweep.executors import EXECUTORS
 from sweep.hyperparameters import DEFAULT_MODULE, MLP_METRICS
 from sweep.objective import Objective, told_direction
 from sweep.redact import redacted
+from sweep.search.pruners import PRUNERS
+from sweep.search.samplers import SAMPLERS
 from sweep.trial import Direction
 
 if TYPE_CHECKING:
     from sweep.config.document import Node
 
-SAMPLERS: Final = ("tpe", "gp", "cmaes", "qmc", "random", "grid", "nsga2")
-PRUNERS: Final = ("none", "median", "asha", "hyperband", "patient")
 _DIRECTION = "--direction must be said for --metric {metric}: maximize or minimize"
 OTHER_VARIABLES: Final = ("SWEEP_KERNEL", "SWEEP_TEST_MNIST")
 """Other environment variables of sweep."""
@@ -83,15 +84,16 @@ class RunConfig:
         "LightningModule to train, as package.module:Class.", is_identity=True,
     )
     sampler: str = _option(
-        "search", "tpe", parsers.choice(SAMPLERS, or_import="class"), "NAME",
-        f"Who proposes: {', '.join(SAMPLERS)}, or package.module:Class.", choices=SAMPLERS,
+        "search", "tpe", parsers.choice(tuple(SAMPLERS), or_import="class"), "NAME",
+        f"Who proposes: {', '.join(SAMPLERS)}, or package.module:Class.", choices=tuple(SAMPLERS),
     )
     history: int | None = _option(
         "search", None, parsers.count(1), "N",
         "tpe and gp look at the best and the latest trials, N in all (default: at all).",
     )
     pruner: str = _option(
-        "search", "none", PRUNERS, "NAME", f"Who ends poor trials early: {', '.join(PRUNERS)}.",
+        "search", "none", tuple(PRUNERS), "NAME",
+        f"Who ends poor trials early: {', '.join(PRUNERS)}.",
     )
     metric: str = _option(
         "search", "val_acc", parsers.text, "NAME", "The objective: this metric at its best epoch.",
@@ -132,8 +134,8 @@ class RunConfig:
         "Stop the search after so many identical failures in a row.",
     )
     executor: str = _option(
-        "machine", "process", ("process", "inline"), "NAME",
-        "Where trials train: process (local workers) or inline (this process).",
+        "machine", "process", tuple(EXECUTORS), "NAME",
+        f"Where trials train: {' or '.join(f'{k} ({v.meaning})' for k, v in EXECUTORS.items())}.",
     )
     workers: int = _option(
         "machine", 1, parsers.count(1), "N",

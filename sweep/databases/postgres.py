@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 CONNECT_TIMEOUT_S = 10
 UNANSWERED_MS = 60_000
-"""A connection whose packets nobody acknowledges for so long counts as lost."""
+"""A connection counts as lost if its packets are not acknowledged for so long."""
 KEEPALIVE = {"tcp_keepalives_idle": 30, "tcp_keepalives_interval": 10, "tcp_keepalives_count": 3}
-"""How the server looks after a connection that holds a lock, in seconds and tries."""
+"""The server's keepalive settings for a connection that holds a lock."""
 
 _SET = "SELECT set_config(:name, :value, false)"
 _OWNER = """
@@ -40,7 +40,7 @@ _OWNER = """
 
 
 def is_postgres(url: str) -> bool:
-    """Whether a store's address is of PostgreSQL, with whatever driver.
+    """Whether a store's address is of PostgreSQL, with any driver.
 
     >>> is_postgres("postgresql+psycopg2://db/optuna"), is_postgres("sqlite:///optuna.db")
     (True, False)
@@ -49,9 +49,9 @@ def is_postgres(url: str) -> bool:
 
 
 def engine_options(url: str) -> dict[str, Any]:
-    """What SQLAlchemy's engine of `url` needs to give up in time and to replace lost connections.
+    """Options of SQLAlchemy's engine for `url`: time limits, and a check of pooled connections.
 
-    Raises ArgumentError (SQLAlchemy's) where `url` is none.
+    Raises SQLAlchemy's ArgumentError for a malformed `url`.
     """
     from sqlalchemy.engine import make_url
 
@@ -64,10 +64,10 @@ def engine_options(url: str) -> dict[str, Any]:
 
 
 class StudyClaim:
-    """The right to run a study, held in its database until `release`.
+    """A study's lock in its PostgreSQL database, held until `release`.
 
-    Raises StudyLockedError, which names another driver that has it; ImportError and
-    SQLAlchemyError where there is no driver for the database, or no answer.
+    Raises StudyLockedError with another driver's name, ImportError without a driver for
+    PostgreSQL, SQLAlchemyError if the database does not answer.
     """
 
     def __init__(self, url: str, study: str) -> None:
@@ -75,10 +75,7 @@ class StudyClaim:
         self._connection = self._take()
 
     def renew(self) -> None:
-        """See that it is still held; where the connection was lost, take it again.
-
-        Raises as the constructor: another driver may have been faster.
-        """
+        """Check the connection; take the lock again if it was lost. Raises as the constructor."""
         from sqlalchemy.exc import DBAPIError
 
         try:
@@ -88,7 +85,7 @@ class StudyClaim:
             self._connection = self._take()
 
     def release(self) -> None:
-        """Let go. Harmless where the connection is lost."""
+        """Release the lock. Does nothing if the connection is lost."""
         from sqlalchemy.exc import SQLAlchemyError
 
         with contextlib.suppress(SQLAlchemyError):
@@ -115,10 +112,10 @@ class StudyClaim:
 
 @contextlib.contextmanager
 def making_tables(url: str, what: str) -> Iterator[None]:
-    """Wait for and hold the right to make or migrate the tables of `what` in the database.
+    """Wait for the lock of the tables of `what` in the database and hold it within the block.
 
-    Optuna and MLflow trip over each other's half-made tables where several processes meet a
-    fresh database. Does nothing for other stores. Raises as StudyClaim.
+    Two processes that create or migrate tables of Optuna or MLflow at once fail. Does nothing for
+    other stores. Raises as StudyClaim.
     """
     if not is_postgres(url):
         yield
@@ -136,7 +133,7 @@ def making_tables(url: str, what: str) -> Iterator[None]:
 
 
 def _engine(url: str) -> Engine:
-    """Connections that end when they are closed; each statement stands alone."""
+    """An engine without a pool and without transactions."""
     import sqlalchemy
 
     return sqlalchemy.create_engine(
@@ -145,14 +142,14 @@ def _engine(url: str) -> Engine:
 
 
 def _key(connection: Connection, what: str) -> int:
-    """A lock's number: 64 bits that depend on the schema and on what is locked."""
+    """A lock's number: a 64-bit hash of the schema and of `what`."""
     schema = connection.exec_driver_sql("SELECT current_schema()").scalar()
     digest = hashlib.blake2b(f"sweep/{schema}/{what}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big", signed=True)
 
 
 def _owner(connection: Connection, key: int) -> tuple[str, float | None]:
-    """Who holds a lock and since when (Unix time in seconds), as far as the server tells."""
+    """The owner of a lock and its start (Unix time in seconds), if the server tells."""
     from sqlalchemy import text
 
     halves = {"high": (key >> 32) & 0xFFFFFFFF, "low": key & 0xFFFFFFFF}

@@ -28,18 +28,18 @@ from urllib.parse import quote, unquote
 from sweep.errors import DiskError, StoreError, causes
 
 BUSY_TIMEOUT_S = 20
-"""How long a connection waits for another process's write, MLflow's own value."""
+"""Time that a connection waits for another process's write; MLflow's own value."""
 
 NETWORK_DISKS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "fuse.sshfs"})
 
 MAKE_ROOM = "See that its disk is sound and free some space, then run the same command again"
-"""What to do where a disk takes no write."""
+"""Advice for a disk that refuses writes."""
 
 _DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 _SQLITE_FAULT = re.compile("disk is full|disk I/O error|unable to open database file")
 
 BESIDE = ("", "-wal", "-shm", "-journal")
-"""How the names of a database's files end."""
+"""Suffixes of a database's files."""
 
 _tuned: set[str] = set()
 _is_listening = False
@@ -73,7 +73,7 @@ def url_of(path: Path, options: str = "") -> str:
 
 
 def fault_of(url: str) -> str:
-    """Why an SQLite URL is not quoted as it should be; an empty text where it is, or may be."""
+    """The quoting fault of an SQLite URL; "" if none is found."""
     scheme, _, rest = url.partition(":///")
     if scheme.partition("+")[0] != "sqlite" or rest.startswith("file:"):
         return ""
@@ -87,16 +87,16 @@ def fault_of(url: str) -> str:
 
 
 def anchored(url: str) -> str:
-    """The `sqlite:///` URL with an absolute path; any other as it is."""
+    """The URL with an absolute path; other URLs than `sqlite:///` are unchanged."""
     path = path_of(url)
     return url if path is None else url_of(path, url.partition("?")[2])
 
 
 def check(url: str) -> None:
-    """Make the folder of a `sqlite:///` URL and see that its file can be read and written.
+    """Create the folder of a `sqlite:///` URL and check that its file can be read and written.
 
-    Databases of other kinds pass. A file that does not exist yet is not made. What killed
-    processes were making aside is removed.
+    Other URLs pass. A missing file is not created; unfinished files of killed processes are
+    removed.
 
     Raises:
         DiskError: The folder cannot be made or written.
@@ -117,10 +117,10 @@ def check(url: str) -> None:
 
 
 def to_read(url: str) -> str:
-    """A URL that reads what `url` names, which has to exist.
+    """A URL to read the existing database of `url`. Raises StoreError.
 
-    To read a file with a write-ahead log, SQLite writes beside it. Where it cannot, in a read-only
-    folder or on a full disk, and the log is empty, the file is read alone. Raises StoreError.
+    SQLite writes beside a file with a write-ahead log even to read it. If that fails, in a
+    read-only folder or on a full disk, and the log is empty, the file is opened as immutable.
     """
     path = path_of(url)
     if path is None:
@@ -137,16 +137,16 @@ def to_read(url: str) -> str:
 
 
 def is_database(path: Path) -> bool:
-    """Whether the file begins as SQLite's do."""
+    """Whether the file begins with SQLite's header."""
     with path.open("rb") as file:
         return file.read(16) == b"SQLite format 3\0"
 
 
 def has_tables(url: str, table: str, what: str, others: Collection[str] = ()) -> bool:
-    """Whether the file of a `sqlite:///` URL is there and has tables.
+    """Whether the file of a `sqlite:///` URL exists and has tables.
 
-    Raises StoreError where `table` is not among them, which `what` would have, nor only `others`:
-    libraries add their own to whatever file they are given.
+    Raises StoreError for a database of something else than `what`: one without `table` and with
+    tables beside `others`. Libraries would add their tables to it.
     """
     path = path_of(url)
     names = tables_of(path) if path is not None and path.exists() else set()
@@ -157,25 +157,22 @@ def has_tables(url: str, table: str, what: str, others: Collection[str] = ()) ->
 
 def tables_of(path: Path) -> set[str]:
     """Names of the tables in a file. Raises StoreError."""
-    with _opened(path) as connection:
-        rows = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
-        return {row[0] for row in rows}
+    rows = _rows(path, "SELECT name FROM sqlite_master WHERE type = 'table'")
+    return {str(row[0]) for row in rows}
 
 
 def n_rows(path: Path, table: str) -> int:
-    """Rows of a table; 0 where there is none of that name. Raises StoreError."""
-    if table not in tables_of(path):
-        return 0
-    with _opened(path) as connection:
-        return int(connection.execute(f'SELECT count(*) FROM "{table}"').fetchone()[0])
+    """Number of rows of a table; 0 if there is no such table. Raises StoreError."""
+    is_there = table in tables_of(path)
+    return int(_rows(path, f'SELECT count(*) FROM "{table}"')[0][0]) if is_there else 0
 
 
 @contextlib.contextmanager
 def made_aside(path: Path) -> Iterator[Path]:
-    """A file to fill, which is named `path` after the block: complete or not there at all.
+    """A temporary file to fill, renamed to `path` after the block: complete or not at all.
 
-    Where another process made one meanwhile, that one stays. The file is removed where the block
-    raises. Raises DiskError where it cannot be completed.
+    A file that another process created meanwhile stays. After an error in the block the temporary
+    file is removed. Raises DiskError if it cannot be completed.
     """
     aside = path.with_name(f"{_begin(path)}{os.getpid()}.{os.urandom(8).hex()}")
     try:
@@ -193,7 +190,7 @@ def made_aside(path: Path) -> Iterator[Path]:
 
 
 def remove_asides(path: Path) -> None:
-    """Remove files that killed processes of this host were making aside for `path`."""
+    """Remove unfinished files for `path` of killed processes of this host."""
     begin = _begin(path)
     for left in path.parent.glob(f"{glob.escape(begin)}*"):
         if not _is_alive(left.name.removeprefix(begin).partition(".")[0]):
@@ -202,15 +199,15 @@ def remove_asides(path: Path) -> None:
 
 
 def _begin(path: Path) -> str:
-    """How the names of files begin that this host makes aside for `path`."""
+    """Prefix of this host's temporary files for `path`."""
     return f".{path.name}.{os.uname().nodename}."
 
 
 def _complete(aside: Path) -> None:
-    """Move the logs of a file into the file itself; the logs do not move with it.
+    """Move the logs of a file into the file, before it is renamed. Raises OSError, sqlite3.Error.
 
-    SQLite does so as the last connection closes, but reports no error: on a full disk the pages
-    stay in the log. Raises OSError, sqlite3.Error.
+    SQLite does so when the last connection closes, but reports no error: on a full disk the pages
+    stay in the log.
     """
     with contextlib.closing(sqlite3.connect(aside, timeout=BUSY_TIMEOUT_S)) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -237,7 +234,7 @@ def _put_in_place(aside: Path, path: Path) -> None:
 
 
 def _flush(path: Path) -> None:
-    """See that a file, or a folder's entries, are on the disk."""
+    """Flush a file, or a folder's entries, to the disk."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     # Some file systems cannot flush folders.
     may_fail = contextlib.suppress(OSError) if path.is_dir() else contextlib.nullcontext()
@@ -249,7 +246,7 @@ def _flush(path: Path) -> None:
 
 
 def _is_alive(pid: str) -> bool:
-    """Whether a process of this host has that number."""
+    """Whether a process of this host has this id."""
     if not pid.isdigit():
         return True
     try:
@@ -262,25 +259,24 @@ def _is_alive(pid: str) -> bool:
 
 
 def revisions(url: str) -> list[str]:
-    """What alembic noted in a database file of the state of its tables; one entry, if all is well.
+    """alembic's revision of the tables in a database file: one entry, if all is well.
 
-    Empty where there is no such note. Raises StoreError.
+    Empty if alembic has no table there. Raises StoreError.
     """
     path = path_of(url)
     if path is None or "alembic_version" not in tables_of(path):
         return []
-    with _opened(path) as connection:
-        return [str(row[0]) for row in connection.execute("SELECT * FROM alembic_version")]
+    return [str(row[0]) for row in _rows(path, "SELECT * FROM alembic_version")]
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether `error`, or what caused it, is that a disk has no room left."""
+    """Whether a full disk caused `error`."""
     full = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), "database or disk is full")
     return disk_fault(error) in full
 
 
 def disk_fault(error: BaseException) -> str:
-    """What a disk said that takes no write, where that caused `error`; else an empty text."""
+    """The disk's message if a disk that refuses writes caused `error`, else ""."""
     for cause in causes(error):
         if isinstance(cause, OSError) and cause.errno in _DISK_FAULTS:
             return os.strerror(cause.errno)
@@ -290,10 +286,9 @@ def disk_fault(error: BaseException) -> str:
 
 
 def listen(url: str) -> None:
-    """Tune every connection that SQLAlchemy opens to the file of `url` from now on.
+    """Tune all later connections of SQLAlchemy to the file of `url`.
 
-    Only that file: other databases of the process keep their settings. Calling it again, or for
-    a URL that is not an SQLite file, does nothing.
+    Other databases of the process keep their settings. Does nothing for other URLs.
     """
     global _is_listening
     path = path_of(url)
@@ -309,7 +304,7 @@ def listen(url: str) -> None:
 
 
 def settle(url: str) -> None:
-    """Move what is in the write-ahead log into the file itself, so that a copy is complete."""
+    """Move the write-ahead log into the file, so that a copy of the file is complete."""
     path = path_of(url)
     if path is None or not path.exists():
         return
@@ -318,6 +313,11 @@ def settle(url: str) -> None:
         contextlib.closing(sqlite3.connect(path, timeout=1.0)) as connection,
     ):
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+def _rows(path: Path, statement: str) -> list[tuple[Any, ...]]:
+    with _opened(path) as connection:
+        return connection.execute(statement).fetchall()
 
 
 @contextlib.contextmanager

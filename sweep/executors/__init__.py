@@ -1,66 +1,40 @@
-"""Where trials are trained: the table of executors, and how their workers are started."""
+"""Where trials are trained. EXECUTORS is the only place that lists the executors."""
 
 from __future__ import annotations
 
-import contextlib
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import NamedTuple
 
-from sweep.config.settings import RunConfig
-from sweep.data import catalog as datasets
 from sweep.protocols import Executor
-from sweep.trial import Task
-
-if TYPE_CHECKING:
-    from sweep.space import Space
 
 
-def make_executor(name: str, n_workers: int) -> Executor:
-    """The executor called `name`; inline trains in this process and has one worker."""
-    if name == "inline":
-        from sweep.executors.inline import InlineExecutor
-
-        return InlineExecutor()
+def _process(n_workers: int) -> Executor:
     from sweep.executors.process import ProcessExecutor
 
     return ProcessExecutor(n_workers)
 
 
-def begin_loading(config: RunConfig, space: Space | None = None) -> Executor:
-    """An executor whose workers load their libraries from now on; whoever calls has to kill it.
+def _inline(_: int) -> Executor:
+    from sweep.executors.inline import InlineExecutor
 
-    Called before Optuna is imported: that takes as long as a tenth of what the workers load.
-    Raises ConfigError, DataError: the data that they are to load cannot be had.
-    """
-    datasets.prepare(config.data, config.data_dir)
-    executor = make_executor(config.executor, config.workers)
-    with contextlib.suppress(OSError):  # a folder that cannot be written: the search says so
-        executor.warm_up(make_task(config, space))
-    return executor
+    return InlineExecutor()
 
 
-def make_task(config: RunConfig, space: Space | None = None) -> Task:
-    """What the workers of this search have to know."""
-    return Task(
-        study=config.study_name,
-        seed=config.seed,
-        data=config.data,
-        data_dir=config.data_dir,
-        module=config.module,
-        epochs=config.epochs,
-        batch_size=config.batch_size,
-        metric=config.metric,
-        direction=config.resolved_direction,
-        work_dir=str(config.study_dir.resolve()),
-        log_file=str((config.study_dir / "sweep.log").resolve()),
-        accelerator=config.accelerator,
-        devices=config.devices,
-        precision=config.precision,
-        n_threads=config.threads,
-        population=config.population,
-        checkpoint_interval_s=config.checkpoint_interval_s,
-        trial_timeout_s=config.trial_timeout_s,
-        log_models=config.log_models,
-        worker_memory_gb=config.worker_memory_gb,
-        names=None if space is None else space.names,
-        space=config.space,
-    )
+class ExecutorKind(NamedTuple):
+    """An executor, by name."""
+
+    meaning: str
+    """Where trials train, for users."""
+    make: Callable[[int], Executor]
+    """Number of workers -> executor."""
+
+
+EXECUTORS = {
+    "process": ExecutorKind("local workers", _process),
+    "inline": ExecutorKind("this process", _inline),
+}
+
+
+def make_executor(name: str, n_workers: int) -> Executor:
+    """The executor called `name`; inline trains in this process and has one worker."""
+    return EXECUTORS[name].make(n_workers)

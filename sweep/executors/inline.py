@@ -7,21 +7,18 @@ from sweep.trial import Task
 
 
 class InlineExecutor:
-    """One worker, this very process. A crash of a trial's native code takes the driver with it."""
+    """One worker: this process. A crash of a trial's native code ends the driver, too."""
 
-    def __init__(self) -> None:
-        self._task: Task | None = None
+    _task: Task
 
     def warm_up(self, task: Task) -> None:
         """Remember the task; there is nothing to start."""
         self._task = task
 
     def run(self, exchange: Exchange) -> None:
-        """Train until `exchange` says that nothing more will come."""
+        """Train until `exchange` says is_last."""
         from sweep.training import make_trainer
 
-        if self._task is None:
-            raise RuntimeError("warm_up comes before run")
         make_trainer(self._task).train(exchange)
 
     def kill(self) -> None:

@@ -1,10 +1,9 @@
-"""When a worker has taken too much memory, and when a new one in its place would not help."""
+"""The limit of `--worker-memory`: when to replace a worker, and when that does no good."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from sweep.trial import EpochReport, Report
@@ -12,27 +11,17 @@ from sweep.trial import EpochReport, Report
 ROOMY_EPOCHS = 2
 """A worker had room if its trials got so many epochs further before it was too large."""
 MAX_CRAMPED = 2
-"""Workers in a row without room after which the limit is left out."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What a look at a worker's memory came to."""
-
-    is_too_large: bool = False
-    message: str = ""
-    """One line for the user, or nothing."""
+"""Workers in a row without room after which the limit is dropped."""
 
 
 class MemoryLimit:
-    """The limit of `--worker-memory`, over all workers of a search.
+    """The memory limit of all workers of a search.
 
-    It is left out where it does no good: a worker that is too large from the start would be
-    replaced for ever, and so would one whose trials cannot be kept and start over each time.
+    The limit is dropped if replacing workers does not help: a worker may be too large from its
+    start, or its trials may not be resumable and start over each time.
 
     Args:
-        limit_gb: Resident memory that a worker process may take, in units of 1e9 bytes; None:
-            any.
+        limit_gb: Resident memory of a worker process at most, in 1e9 bytes; None: no limit.
     """
 
     def __init__(self, limit_gb: float | None) -> None:
@@ -43,11 +32,11 @@ class MemoryLimit:
         """Process id of a worker -> epoch ends at which a trial got further than ever."""
         self._n_cramped = 0
 
-    def check(self, pid: int, reports: Sequence[Report]) -> Finding:
-        """Whether worker `pid` is to be replaced, by what it takes at an epoch's end."""
+    def check(self, pid: int, reports: Sequence[Report]) -> tuple[bool, str]:
+        """Whether worker `pid` must be replaced after these reports, and a line for the user."""
         trained = [r for r in reports if isinstance(r, EpochReport) and not r.is_replay]
         if self._limit_gb is None or not trained:
-            return Finding()
+            return False, ""
         further = {r.number: r.epoch for r in trained if r.epoch > self._furthest.get(r.number, 0)}
         self._furthest |= further
         self._n_gained[pid] = self._n_gained.get(pid, 0) + bool(further)
@@ -56,21 +45,20 @@ class MemoryLimit:
         if n_bytes is None:
             self._limit_gb = None
             unknown = "this system does not say what memory a process takes"
-            return Finding(message=f"{unknown}: going on without {name}")
+            return False, f"{unknown}: going on without {name}"
         if n_bytes <= limit * 1e9:
-            return Finding()
+            return False, ""
         is_cramped = self._n_gained.pop(pid) < ROOMY_EPOCHS
         self._n_cramped = self._n_cramped + 1 if is_cramped else 0
         taken = f"{n_bytes / 1e9:.3g} GB"
         if self._n_cramped >= MAX_CRAMPED:
             self._limit_gb = None
-            return Finding(message=f"a new worker takes {taken} at once: going on without {name}")
-        over = f"a worker took {taken}, over {name}"
-        return Finding(True, f"{over}: its trials go on in a new one")
+            return False, f"a new worker takes {taken} at once: going on without {name}"
+        return True, f"a worker took {taken}, over {name}: its trials go on in a new one"
 
 
 def resident_bytes(pid: int) -> int | None:
-    """Memory of a process that is in RAM now, with shared libraries; None where it is unknown."""
+    """A process's resident memory in bytes, shared libraries included; None if unknown."""
     try:
         n_pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     except (OSError, ValueError, IndexError):

@@ -10,40 +10,39 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
 
 from sweep.environment import signals
 from sweep.environment.surroundings import fill_standard_streams, import_path, without_foreign
-from sweep.errors import StudyFailedError
+from sweep.errors import StudyFailedError, SweepError
 from sweep.executors.memory import MemoryLimit
-from sweep.executors.messages import Crash
 from sweep.files.trial_folder import make_private_folder
 from sweep.protocols import Exchange
 from sweep.redact import redacted
-from sweep.trial import Failure, Notice, Orders, Report, Stop, Task, TrialResult, now_ms
+from sweep.trial import Failure, Orders, Report, Stop, Task, TrialResult, notice
 
 TICK_S = 0.5
 HANG_GRACE_S = 5.0
-"""A trial past its limit ends at the next epoch boundary; so much later its worker is killed."""
+"""A trial past its time limit ends at its epoch's end; this much later its worker is killed."""
 STOP_GRACE_S = 30.0
-"""A search that is stopped waits so long for the end of an epoch, and at least twice as long as
-the worker's longest: resume states are written as rarely by default, so that little is lost."""
+"""Time to wait for an epoch's end after a stop, at least twice the worker's longest epoch. Resume
+states are written as rarely by default, so little is lost."""
 MOST_TICK_S = 2.0
-"""In a longer pause this process was suspended, or waited for a store: no worker is to blame."""
+"""A longer pause means that this process was suspended, or waited for a store."""
 LEAVE_S = 30.0
+"""Time for a worker to exit by itself."""
 PROGRAM = (
     "import sys; sys.path[:] = eval(sys.argv.pop()); "
     "from sweep.executors.worker import main; main()"
 )
-"""Of a worker. It has its import path before it imports anything but `sys`."""
+"""A worker's program: sets its import path before it imports anything but `sys`."""
 MAX_STILLBORN = 3
-"""Workers in a row that may die before they say that they are ready."""
+"""The search fails after so many workers in a row that died before they were ready."""
 MAX_DEATHS = 20
-"""Workers that may die before the search gives up: something is wrong with the machine."""
+"""The search fails after so many dead workers: something is wrong with the machine."""
 
 
 @dataclass
@@ -52,32 +51,30 @@ class _Worker:
     process: subprocess.Popen[bytes]
     pipe: Connection
     log_start: int
-    """Where in the log file its own lines begin."""
+    """Length of the log file before its first line."""
     running: dict[int, float] = field(default_factory=dict)
     """Trial number -> the executor's time at its start."""
     is_ready: bool = False
     """It has loaded its data and said so."""
     heard: float = 0.0
-    """The executor's time when it last spoke, or was last answered."""
+    """The executor's time of its last message, or of the answer to it."""
     longest_s: float = 0.0
-    """The longest that an epoch took."""
-    n_free_parked: int | None = None
-    """Set while the worker waits for orders that the driver could not give yet."""
+    """Its longest epoch."""
     why_replaced: str = ""
-    """Set once it is to give its trials back and leave."""
+    """Set if it must give its trials back and leave."""
 
 
 class ProcessExecutor:
     """`n_workers` processes on this machine, each with its own torch.
 
-    Those that do not answer are ended `stop_grace_s` seconds after a stop.
+    Workers that reach no epoch's end within `stop_grace_s` seconds of a stop are killed.
     """
 
     def __init__(self, n_workers: int, stop_grace_s: float = STOP_GRACE_S) -> None:
         self._n_workers, self._stop_grace_s = n_workers, stop_grace_s
         self._workers: list[_Worker] = []
         self._leaving: list[_Worker] = []
-        """Told that nothing more will come; with Lightning and torch that takes 0.2 s."""
+        """Told that no trial will come; exiting takes 0.2 s with Lightning and torch."""
         self._task: Task | None = None
         self._memory = MemoryLimit(None)
         self._n_deaths = 0
@@ -85,7 +82,7 @@ class ProcessExecutor:
         self._now = 0.0
         """Seconds that this executor watched its workers."""
         self._stopped_at: float | None = None
-        """Since when workers are to stop."""
+        """Its time at the stop of the search."""
 
     def warm_up(self, task: Task) -> None:
         """Start the workers; they import torch and Lightning while the driver goes on."""
@@ -95,33 +92,22 @@ class ProcessExecutor:
             self._workers.append(_start(task))
 
     def run(self, exchange: Exchange) -> None:
-        """Carry reports and orders until every worker was told that nothing more will come.
+        """Carry reports and orders until every worker was told that no trial will come.
 
-        Workers leave while the caller goes on; `kill` waits for them.
+        Workers exit while the caller goes on; `kill` waits for them.
         """
+        self._exchange = exchange
         try:
             with signals.suspending(lambda: [w.process.pid for w in self._workers]):
-                self._watch(exchange)
+                self._watch()
         except BaseException:
             self._workers += self._leaving
             self._leaving.clear()
             self.kill()
             raise
 
-    def _watch(self, exchange: Exchange) -> None:
-        seen = time.monotonic()
-        while self._workers:
-            ready = wait([w.pipe for w in self._workers], TICK_S)
-            seen, before = time.monotonic(), seen
-            self._now += min(seen - before, MOST_TICK_S)
-            self._serve(exchange, ready)
-            # Asked also while no worker speaks: what cannot be recorded is to be noticed.
-            if not ready and exchange((), 0).is_stopping:
-                self._end_silent(exchange)
-            self._end_hung(exchange)
-
     def kill(self) -> None:
-        """End all workers now; those that are leaving by themselves are given a while."""
+        """End all workers now; those that are exiting by themselves have LEAVE_S."""
         for worker in self._workers:
             _end(worker)
         self._workers.clear()
@@ -137,32 +123,39 @@ class ProcessExecutor:
             finally:
                 _end(worker)
 
-    def _serve(self, exchange: Exchange, ready: Iterable[Any]) -> None:
-        is_ready = set(map(id, ready))
-        for worker in list(self._workers):
-            if id(worker.pipe) not in is_ready:
-                continue
-            try:
-                message = worker.pipe.recv()
-            except (EOFError, OSError):
-                self._bury(worker, exchange, _why_dead(worker))
-                continue
-            if isinstance(message, Crash):
-                if message.error is not None:
-                    message.error.add_note(f"In the worker:\n{message.traceback}")
-                    raise message.error
-                failure = Failure("exception", message.message, message.traceback)
-                self._bury(worker, exchange, failure)
-                continue
-            reports, n_free = message
-            worker.is_ready, self._n_stillborn = True, 0
-            self._answer(worker, exchange, reports, n_free)
-        if any(w.n_free_parked is not None for w in self._workers):
-            self._answer_parked(exchange)
+    def _watch(self) -> None:
+        seen = time.monotonic()
+        while self._workers:
+            ready = wait([w.pipe for w in self._workers], TICK_S)
+            seen, before = time.monotonic(), seen
+            self._now += min(seen - before, MOST_TICK_S)
+            for worker in [w for w in self._workers if w.pipe in ready]:
+                self._serve(worker)
+            if not ready:  # the driver raises what it cannot record, also in a long epoch
+                self._ask((), 0)
+            self._end_silent()
+            self._end_hung()
 
-    def _answer(
-        self, worker: _Worker, exchange: Exchange, reports: tuple[Report, ...], n_free: int
-    ) -> None:
+    def _ask(self, reports: Sequence[Report], n_free: int) -> Orders:
+        orders = self._exchange(reports, n_free)
+        if orders.is_stopping and self._stopped_at is None:
+            self._stopped_at = self._now
+        return orders
+
+    def _serve(self, worker: _Worker) -> None:
+        try:
+            message = worker.pipe.recv()
+        except (EOFError, OSError):
+            message = _why_dead(worker)
+        if isinstance(message, SweepError):
+            raise message
+        if isinstance(message, Failure):
+            self._bury(worker, message)
+            return
+        worker.is_ready, self._n_stillborn = True, 0
+        self._answer(worker, *message)
+
+    def _answer(self, worker: _Worker, reports: tuple[Report, ...], n_free: int) -> None:
         if worker.running:
             worker.longest_s = max(worker.longest_s, self._now - worker.heard)
         worker.heard = self._now
@@ -170,41 +163,29 @@ class ProcessExecutor:
             if isinstance(report, TrialResult):
                 worker.running.pop(report.number, None)
         if not worker.why_replaced:
-            found = self._memory.check(worker.process.pid, reports)
-            if found.is_too_large:
-                worker.why_replaced = found.message
-            elif found.message:
-                reports = (Notice(now_ms(), found.message), *reports)
+            is_too_large, said = self._memory.check(worker.process.pid, reports)
+            if is_too_large:
+                worker.why_replaced = said
+            elif said:
+                reports = (notice(said), *reports)
         if worker.why_replaced:
-            self._relieve(worker, exchange, reports)
-            return
-        orders = exchange(reports, n_free)
-        is_idle = not worker.running and not orders.start and not orders.is_last
-        if is_idle and not orders.stop:
-            worker.n_free_parked = n_free
-            return
-        self._send(worker, orders)
+            self._relieve(worker, reports)
+        else:
+            self._send(worker, self._ask(reports, n_free))
 
-    def _relieve(self, worker: _Worker, exchange: Exchange, reports: tuple[Report, ...]) -> None:
-        """Ask a worker that is too large for its trials; when it has none, put a new one there.
+    def _relieve(self, worker: _Worker, reports: tuple[Report, ...]) -> None:
+        """Interrupt the trials of a worker that is too large; replace it when it has none.
 
-        A stopped trial keeps its resume state, and the driver hands it out again.
+        Its trials keep their resume states, and the driver hands them out again.
         """
-        # So many too few are free: what the driver stops makes no room for others.
-        orders = exchange(reports, -len(worker.running))
+        orders = self._ask(reports, -len(worker.running))  # no new trials for stopped ones
         stopped = {stop.number for stop in orders.stop}
         moved = [Stop(n, "interrupted") for n in worker.running if n not in stopped]
         self._send(worker, Orders((*orders.stop, *moved), is_last=True))
         if worker not in self._workers and not orders.is_last:
             self._see_off()  # its memory is what the new one needs
-            exchange([Notice(now_ms(), worker.why_replaced)], 0)
+            self._ask([notice(worker.why_replaced)], 0)
             self._workers.append(_start(worker.task))
-
-    def _answer_parked(self, exchange: Exchange) -> None:
-        for worker in list(self._workers):
-            if worker.n_free_parked is not None:
-                n_free, worker.n_free_parked = worker.n_free_parked, None
-                self._answer(worker, exchange, (), n_free)
 
     def _send(self, worker: _Worker, orders: Orders) -> None:
         worker.running |= {spec.number: self._now for spec in orders.start}
@@ -217,31 +198,31 @@ class ProcessExecutor:
             self._workers.remove(worker)
             self._leaving.append(worker)
 
-    def _bury(self, worker: _Worker, exchange: Exchange, failure: Failure) -> None:
-        """Report a dead worker's trials and put a new worker in its place.
+    def _bury(self, worker: _Worker, failure: Failure) -> None:
+        """Report a dead worker's trials as failed and start a new worker.
 
-        One that SIGKILL ended was most likely too large: the next trains half as many at a time.
+        A worker ended by SIGKILL was most likely too large: the next trains half as many trials.
         """
         task, said = worker.task, []
         n_fewer = max(1, len(worker.running) // 2)
         if worker.process.poll() == -signal.SIGKILL and len(worker.running) > n_fewer:
             task = dataclasses.replace(task, population=n_fewer, was_larger=True)
             what = f"a worker with {len(worker.running)} trials was ended by SIGKILL"
-            said = [Notice(now_ms(), f"{what}: the next trains {n_fewer} at a time")]
+            said = [notice(f"{what}: the next trains {n_fewer} at a time")]
         _end(worker)
         self._workers.remove(worker)
         self._n_deaths += 1
         self._n_stillborn += not worker.is_ready
-        results = [_failed(number, failure) for number in worker.running]
         is_hopeless = self._n_deaths > MAX_DEATHS or self._n_stillborn >= MAX_STILLBORN
-        if is_hopeless or (not results and failure.kind == "exception"):
+        if is_hopeless or (not worker.running and failure.kind == "exception"):
             said_last = "" if worker.is_ready else _last_words(worker)
             raise StudyFailedError(f"a worker cannot start: {failure.message}{said_last}")
-        orders = exchange([*said, *results], 0)
+        orders = self._ask([*said, *_failed(worker.running, failure)], 0)
         if not orders.is_last:
             self._workers.append(_start(task))
 
-    def _end_hung(self, exchange: Exchange) -> None:
+    def _end_hung(self) -> None:
+        """Kill workers with a trial past its time limit; their other trials are tried again."""
         limit = self._task.trial_timeout_s if self._task else None
         if limit is None:
             return
@@ -250,18 +231,18 @@ class ProcessExecutor:
             late = [number for number, since in worker.running.items() if since < latest]
             if late:
                 timeout = Failure("timeout", f"no epoch ended within {limit:g} s")
-                exchange([_failed(number, timeout) for number in late], 0)
+                self._ask(_failed(late, timeout), 0)
                 for number in late:
                     del worker.running[number]
-                self._bury(worker, exchange, Failure("killed", "its worker hung and was ended"))
+                self._bury(worker, Failure("killed", "its worker hung and was ended"))
 
-    def _end_silent(self, exchange: Exchange) -> None:
-        """End workers that come to no epoch's end though the search stops.
+    def _end_silent(self) -> None:
+        """After a stop, kill workers that reach no epoch's end.
 
-        One that is not ready has nothing to keep: it is ended at once.
+        A worker that is not ready has nothing to save: it is killed at once.
         """
         if self._stopped_at is None:
-            self._stopped_at = self._now
+            return
         for worker in list(self._workers):
             silent_s = self._now - max(self._stopped_at, worker.heard)
             if worker.is_ready and silent_s < max(self._stop_grace_s, 2 * worker.longest_s):
@@ -269,13 +250,12 @@ class ProcessExecutor:
             _end(worker)
             self._workers.remove(worker)
             said = f"a worker was ended: no epoch ended within {silent_s:.0f} s of the stop"
-            failure = Failure("killed", said)
-            notices = [Notice(now_ms(), said)] if worker.is_ready else []
-            exchange([*notices, *(_failed(number, failure) for number in worker.running)], 0)
+            notices = [notice(said)] if worker.is_ready else []
+            self._ask([*notices, *_failed(worker.running, Failure("killed", said))], 0)
 
 
-def _failed(number: int, failure: Failure) -> TrialResult:
-    return TrialResult(number, "failed", n_epochs=0, failure=failure)
+def _failed(numbers: Iterable[int], failure: Failure) -> list[Report]:
+    return [TrialResult(number, "failed", n_epochs=0, failure=failure) for number in numbers]
 
 
 def _start(task: Task) -> _Worker:
@@ -323,7 +303,7 @@ def _why_dead(worker: _Worker) -> Failure:
 
 
 def _last_words(worker: _Worker) -> str:
-    """The last line that a worker printed, behind a colon; empty where it printed none."""
+    """ ": LINE" with the last line that a worker printed; "" if it printed none."""
     try:
         with Path(worker.task.log_file).open("rb") as log:
             log.seek(worker.log_start)

@@ -17,21 +17,19 @@ from sweep.errors import DiskError, StoreError, StudyLockedError
 from sweep.files.trial_folder import make_private_folder
 
 PRIVATE = 0o600
-BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-"""Changes with each start of the system (Linux; elsewhere it is not there)."""
 OPEN_FILES = Path("/proc/self/fd")
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 @contextlib.contextmanager
 def owned_study(work_dir: Path, study: str, storage: str) -> Iterator[Callable[[], None]]:
-    """Own the study while the block runs, in its work folder and in its storage.
+    """Own the study within the block, in its work folder and in its storage.
 
-    Drivers that share a storage need not share a work folder: so an SQLite file has a lock beside
-    it (in the default layout the same), PostgreSQL one inside. Yields what to call from time to
-    time: it raises where a lost connection gave PostgreSQL's lock to another driver.
+    Drivers may share a storage without sharing a work folder, so an SQLite file has a lock beside
+    it (by default the same one) and PostgreSQL a lock inside. Yields a function to call from time
+    to time: it raises if a lost connection gave PostgreSQL's lock to another driver.
 
-    Raises StudyLockedError that names a live owner, DiskError, StoreError.
+    Raises StudyLockedError with the live owner, DiskError, StoreError.
     """
     with contextlib.ExitStack() as stack:
         for folder in {work_dir.resolve(), lock_folder(work_dir, storage).resolve()}:
@@ -53,13 +51,13 @@ def owned_study(work_dir: Path, study: str, storage: str) -> Iterator[Callable[[
 
 
 def presence(work_dir: Path, study: str, *stores: str) -> Callable[[], None]:
-    """A check that a study's folder and the SQLite files of its stores are still there.
+    """A check that a study's folder and the SQLite files of its stores still exist.
 
-    SQLite goes on writing to a file that was removed or replaced, and all of it is lost. The
-    check raises StoreError; it costs a look at each name, and at the open files of the process.
+    SQLite continues to write to a removed file, and all that is lost. The check raises StoreError;
+    it costs a `stat` of each name and a look at the open files of the process.
     """
     paths = [path for path in map(sqlite.path_of, stores) if path is not None]
-    # The folder by its lock, which is open: the number of a removed one may be given again.
+    # The folder by its open lock: a new folder may get the inode of a removed one.
     lock = (work_dir / study / "lock").absolute()
     known = {path: _identity(path) for path in [*paths, lock]}
 
@@ -85,7 +83,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 
 def _unlinked_logs(paths: Sequence[Path]) -> list[Path]:
-    """Write-ahead logs that this process has open and somebody removed (Linux; elsewhere none)."""
+    """Removed write-ahead logs that this process has open (Linux only)."""
     logs = [Path(f"{os.path.realpath(path)}-wal") for path in paths]
     with contextlib.suppress(OSError):
         for entry in OPEN_FILES.iterdir():
@@ -97,17 +95,17 @@ def _unlinked_logs(paths: Sequence[Path]) -> list[Path]:
 
 
 def lock_folder(work_dir: Path, storage: str) -> Path:
-    """Where all who use an SQLite storage meet; `work_dir` for other storages."""
+    """The folder of locks beside an SQLite storage; `work_dir` for other storages."""
     path = sqlite.path_of(storage)
     return work_dir if path is None else path.parent / ".sweep"
 
 
 @contextlib.contextmanager
 def study_lock(study_dir: Path, study: str) -> Iterator[None]:
-    """Own the study's work folder while the block runs.
+    """Own the study's work folder within the block.
 
-    The kernel lets go of the lock when the owner dies, however it dies; the file's text only
-    says who it is. Raises StudyLockedError that names a live owner.
+    The kernel releases the lock when the owner dies; the file's text only names the owner. Raises
+    StudyLockedError with the live owner.
     """
     path = study_dir / "lock"
     with _open(path) as descriptor:
@@ -115,10 +113,7 @@ def study_lock(study_dir: Path, study: str) -> Iterator[None]:
             _lock(descriptor, path, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise StudyLockedError.by(study, *_owner(path)) from None
-        owner = {
-            "pid": os.getpid(), "host": socket.gethostname(), "boot": _boot_id(),
-            "since": time.time(),
-        }  # fmt: skip
+        owner = {"who": f"process {os.getpid()} on {socket.gethostname()}", "since": time.time()}
         try:
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, json.dumps(owner).encode(), 0)
@@ -127,15 +122,15 @@ def study_lock(study_dir: Path, study: str) -> Iterator[None]:
         try:
             yield
         finally:
-            with contextlib.suppress(OSError):  # the text only says who it was
+            with contextlib.suppress(OSError):
                 os.ftruncate(descriptor, 0)
 
 
 @contextlib.contextmanager
 def store_lock(folder: Path) -> Iterator[None]:
-    """Wait for and hold the right to create or migrate the stores of this folder.
+    """Wait for the lock of this folder's stores and hold it within the block.
 
-    Several processes that touch a fresh MLflow or Optuna sqlite file at once break it.
+    Two processes that create or migrate an SQLite file of MLflow or Optuna at once break it.
     """
     path = folder / "stores.lock"
     with _open(path, shared=True) as descriptor:
@@ -145,7 +140,7 @@ def store_lock(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _open(path: Path, *, shared: bool = False) -> Iterator[int]:
-    """The lock's file, made where it is missing; `shared`: for all who may write in its folder."""
+    """The lock's file, created if missing; `shared`: with the folder's permissions."""
     try:
         make_private_folder(path.parent)
         is_new = not path.exists()
@@ -177,33 +172,9 @@ def _lock(descriptor: int, path: Path, how: int) -> None:
 
 
 def _owner(path: Path) -> tuple[str, float | None]:
-    """Who holds the lock and since when (Unix time), as far as the file says what is so.
-
-    The text may be of an earlier owner, where the present one had no time to write yet.
-    """
+    """The owner of a lock and its start (Unix time), if it has written them."""
     try:
         owner = json.loads(path.read_text())
-        who = f"process {int(owner['pid'])} on {owner['host']}"
-        is_here = owner["host"] == socket.gethostname()
-        if is_here and (owner["boot"] != _boot_id() or not _is_alive(owner["pid"])):
-            return "", None
-        return who, float(owner["since"])
+        return str(owner["who"]), float(owner["since"])
     except (OSError, ValueError, KeyError, TypeError):
         return "", None
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _boot_id() -> str:
-    try:
-        return BOOT_ID.read_text().strip()
-    except OSError:
-        return ""

@@ -1,4 +1,4 @@
-"""Where a study stands: its best trials, its baseline, its end."""
+"""The result of a search: its best trials, its baseline, its end."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sweep.trial import MAX_RANKED, EndReason, Ranked, StudyFinished, TrialState
 def study_end(
     config: RunConfig, trials: Sequence[LedgerTrial], reason: EndReason, time_ms: int
 ) -> StudyFinished:
-    """The record of a search that came to its end for `reason`."""
+    """The final record of a search that ended for `reason`."""
     best = best_trial(trials, config.resolved_direction)
     return StudyFinished(
         time_ms,
@@ -45,7 +45,7 @@ def ranking_of(trials: Sequence[LedgerTrial], objective: Objective) -> list[Rank
 
 
 def _baseline_value(config: RunConfig, trials: Sequence[LedgerTrial]) -> float | None:
-    """The objective of trial 0 where that is the reference network."""
+    """The objective of trial 0 if that is the reference network."""
     if not trials or trials[0].state is not TrialState.COMPLETE:
         return None
     is_reference = canonical_key(trials[0].hyperparameters) == canonical_key(REFERENCE)

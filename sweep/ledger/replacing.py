@@ -1,8 +1,8 @@
-"""A study in place of another of its name, in an Optuna storage that may be left at any moment.
+"""Replaces a study of an Optuna storage by another of the same name, safe against kills.
 
-Optuna can neither rename a study nor change its direction. So the new study is made under another
-name first, then once more in place of the old one; the copy goes last. A kill in between is made
-good by `finish_replacing`, which whoever opens a study to write calls first.
+Optuna can neither rename a study nor change its direction. So the new study is created under
+another name first, then again in place of the old one; the copy is deleted last. After a kill in
+between, `finish_replacing` completes this at the next opening for writing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
 COPY = ":copy"
-"""Ending of a copy's name, and the last attribute that it gets. No study of ours has a colon."""
+"""Suffix of a copy's name, and its last attribute. Names of sweep's studies have no colon."""
 
 
 def replace_study(
@@ -32,9 +32,9 @@ def replace_study(
 
 
 def finish_replacing(storage: BaseStorage, name: str) -> None:
-    """Put a study's copy in its place, where there is a copy.
+    """Replace the study by its copy, if there is one.
 
-    A copy that is not whole is of a study that is still there.
+    An incomplete copy is deleted: its study still exists.
     """
     try:
         copy = storage.get_study_id_from_name(f"{name}{COPY}")

@@ -23,9 +23,9 @@ from sweep.redact import redacted
 
 _NOWHERE = logging.NullHandler()
 _OPENING = (SQLAlchemyError, StorageInternalError, ValueError, LookupError)
-"""What a wrong address raises."""
+"""Errors of a wrong address."""
 _OTHER_TABLES = re.compile(r"no such (column|table)|^(column|relation) .* does not exist")
-"""What SQLite and PostgreSQL say of a missing column or table."""
+"""Messages of SQLite and PostgreSQL for a missing column or table."""
 
 TABLES = frozenset(
     {
@@ -35,15 +35,15 @@ TABLES = frozenset(
         "version_info",
     }
 )  # fmt: skip
-"""Optuna's, but for the one of its migrations, which it makes anew where that is missing."""
+"""Optuna's tables, except that of its migrations, which it creates anew if missing."""
 
 
 def open_storage(url: str, *, create: bool = False) -> BaseStorage:
-    """The Optuna storage behind `url`; whatever fails in it later is a StoreError, too.
+    """The Optuna storage at `url`; later errors in its methods are StoreErrors, too.
 
-    With `create` it is to be written; otherwise a full disk or a read-only folder is no obstacle.
-    Raises StoreError where it cannot be reached, and NotFoundError where it holds no tables and
-    `create` is false: reading must not leave an empty store behind.
+    `create` opens it to write and creates a missing one. Without it a full disk or a read-only
+    folder does not matter. Raises StoreError if the storage cannot be reached, NotFoundError if
+    it has no tables and `create` is false: reading must not leave an empty store behind.
     """
     optuna.logging.disable_default_handler()
     optuna.logging.set_verbosity(logging.WARNING)
@@ -73,7 +73,7 @@ def open_storage(url: str, *, create: bool = False) -> BaseStorage:
 def _to_write(path: Path, url: str) -> tuple[str, bool]:
     """The address of an SQLite file to write, and whether it has all tables.
 
-    A missing file is made aside: Optuna commits its tables one by one.
+    A missing file is completed before it gets its name: Optuna commits its tables one by one.
     """
     sqlite.check(url)
     if not path.exists():
@@ -88,7 +88,7 @@ def _to_write(path: Path, url: str) -> tuple[str, bool]:
 
 
 def _to_read(path: Path, url: str) -> str:
-    """The address of an SQLite file to read. Raises NotFoundError where it has no tables yet."""
+    """The address of an SQLite file to read. Raises NotFoundError if it has no tables yet."""
     nothing = "no studies here yet ({}): try `sweep run`"
     if not path.exists():
         raise NotFoundError(nothing.format(f"{path} does not exist"))
@@ -99,17 +99,17 @@ def _to_read(path: Path, url: str) -> str:
 
 
 def _is_complete(path: Path, url: str) -> bool:
-    """Whether an SQLite file has Optuna's tables, or a study, whose tables must all be there.
+    """Whether an SQLite file has all of Optuna's tables, or a study and thus needs all.
 
-    A full disk, or a kill of something that made them one by one, leaves a few: without a study
-    nothing is lost, and Optuna adds those that are missing.
+    A full disk or a kill may leave a file with a few tables: without a study nothing is lost, and
+    Optuna adds the others.
     """
     sqlite.has_tables(url, "studies", "an Optuna storage", TABLES)
     return sqlite.tables_of(path) >= TABLES or sqlite.n_rows(path, "studies") > 0
 
 
 def _without_braces(url: str) -> str:
-    """Optuna takes braces in an address for a template."""
+    """The address with escaped braces, which Optuna would read as a template."""
     return url.replace("{", "%7B").replace("}", "%7D")
 
 
@@ -120,7 +120,7 @@ def in_one_line(
     hint: str = "Run the same command again once it answers",
     kinds: tuple[type[Exception], ...] = (SQLAlchemyError, StorageInternalError),
 ) -> Iterator[None]:
-    """Turn what SQLAlchemy, Optuna and database drivers raise into a StoreError of one line."""
+    """Turn errors of SQLAlchemy, Optuna and database drivers into StoreErrors of one line."""
     try:
         yield
     except ImportError as error:
@@ -159,7 +159,7 @@ class _Guarded:
 
 
 def close_storage(storage: BaseStorage, *, settle: bool = False) -> None:
-    """Let go of the connections; `settle`: an SQLite file is then complete by itself."""
+    """Close the connections; `settle`: move an SQLite file's log into the file."""
     if isinstance(storage, _Guarded):
         storage.engine.dispose()
         if settle:
@@ -191,7 +191,7 @@ def _other_version(url: str, why: str) -> StoreError:
 
 
 def _first_line(error: BaseException) -> str:
-    """What the database itself said, without what Optuna and SQLAlchemy wrap around it."""
+    """The first line of the database's message, without Optuna's and SQLAlchemy's."""
     if isinstance(error, StorageInternalError) and error.__cause__ is not None:
         error = error.__cause__
     lines = str(getattr(error, "orig", None) or error).strip().splitlines()

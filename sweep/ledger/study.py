@@ -10,21 +10,23 @@ import contextlib
 import dataclasses
 import json
 import math
-import threading
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
+from optuna.trial import TrialState as OptunaState
 
 from sweep.errors import ConfigError, NotFoundError, StoreError, must_be_one_of
 from sweep.ledger.replacing import finish_replacing, replace_study
 from sweep.ledger.storage import close_storage, open_storage
 from sweep.ledger.trials import (
+    FIXED_PARAMS,
     HYPERPARAMETERS,
     REPORTS,
     RESULT,
@@ -32,12 +34,13 @@ from sweep.ledger.trials import (
     START_EPOCH,
     LedgerTrial,
     StudySummary,
+    best_trial,
     from_frozen,
     report_attrs,
-    summarise,
+    result_of,
 )
 from sweep.redact import redacted
-from sweep.trial import DatasetInfo, Direction, EpochReport, TrialState
+from sweep.trial import DatasetInfo, Direction, EpochReport, TrialFinished, TrialState
 
 SETTLED = "sweep:settled"
 DATA = "sweep:data"
@@ -45,18 +48,26 @@ CARRIED = "sweep:carried"
 CONFIG = "sweep:config"
 SPACE = "sweep:space"
 TAGS = "sweep:tags"
+"""User attributes of a study; their values are JSON."""
 ABOUT = "about"
-_DIRECTIONS = {"maximize": StudyDirection.MAXIMIZE, "minimize": StudyDirection.MINIMIZE}
+"""A sentence for people who look at the study in optuna-dashboard."""
 
 
 class Ledger:
-    """One study in an Optuna storage. Only the driver may write; anyone may read.
+    """One study in an Optuna storage. One thread at a time may write, in the driver's process.
 
-    Raises NotFoundError where there is none of that name, or one of several objectives.
+    Args:
+        storage: Any storage of Optuna's.
+        name: Of the study.
+        confirm: Called before a trial is opened; raises if this driver lost its lock.
+
+    Raises NotFoundError if there is no study of that name, or if it has several objectives.
     """
 
-    def __init__(self, storage: BaseStorage, name: str) -> None:
-        self._storage, self.name = storage, name
+    def __init__(
+        self, storage: BaseStorage, name: str, confirm: Callable[[], object] = lambda: None
+    ) -> None:
+        self._storage, self.name, self.confirm = storage, name, confirm
         try:
             self._study_id = storage.get_study_id_from_name(name)
         except KeyError:
@@ -70,27 +81,10 @@ class Ledger:
                 "sweep has one. Name another with --study"
             )
         self._ids: dict[int, int] = {}
-        self._without_curve: set[int] = set()
-        """Trials opened by this process and not closed since: no curve of theirs is stored."""
-        self.confirm: Callable[[], object] = lambda: None
-        """Called before a trial is opened: raises where this driver is the owner no more."""
-        # Two threads that read and then write in one SQLite transaction each would make one of
-        # them fail at once, whatever the timeout.
-        self._writing = threading.Lock()
-
-    @property
-    def direction(self) -> Direction:
-        """Whether the study maximizes or minimizes."""
-        (direction,) = self._storage.get_study_directions(self._study_id)
-        return "maximize" if direction == StudyDirection.MAXIMIZE else "minimize"
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """The configuration that the study was made with; empty for a foreign study."""
-        return dict(self._kept(CONFIG, {}))
+        """Trial number -> id in the storage."""
 
     def _kept(self, key: str, default: Any) -> Any:
-        """A study's attribute that holds JSON. Raises StoreError where something changed it."""
+        """A study attribute. Raises StoreError if another program damaged it."""
         text = self._storage.get_study_user_attrs(self._study_id).get(key)
         if text is None:
             return default
@@ -105,40 +99,102 @@ class Ledger:
             )
         return value
 
+    def _keep(self, key: str, value: Any) -> None:
+        self._storage.set_study_user_attr(self._study_id, key, json.dumps(value))
+
+    @property
+    def direction(self) -> Direction:
+        """Whether the study maximizes or minimizes."""
+        (direction,) = self._storage.get_study_directions(self._study_id)
+        return cast(Direction, direction.name.lower())
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The study's configuration; empty for another program's study."""
+        return dict(self._kept(CONFIG, {}))
+
     @property
     def space_text(self) -> str:
-        """The search-space file that the study was made with."""
-        return str(self._storage.get_study_user_attrs(self._study_id).get(SPACE, ""))
+        """Text of the study's search-space file."""
+        return str(self._kept(SPACE, ""))
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the last search ended regularly and delivered all records."""
+        return bool(self._kept(SETTLED, True))
+
+    def settle(self, is_settled: bool) -> None:
+        """Note the start of a search (False), or its regular end (True)."""
+        self._keep(SETTLED, is_settled)
+
+    @property
+    def dataset(self) -> DatasetInfo | None:
+        """The data as a worker described it; None: no worker has loaded it yet."""
+        values = self._kept(DATA, {})
+        if not values:
+            return None
+        return DatasetInfo(**{**values, "feature_shape": tuple(values["feature_shape"])})
+
+    def note_data(self, info: DatasetInfo) -> None:
+        """Keep the description of the data."""
+        if info != self.dataset:
+            self._keep(DATA, dataclasses.asdict(info))
+
+    @property
+    def data_arguments(self) -> dict[str, Any]:
+        """The data's arguments of MLPClassifier: in_features, n_classes, mean and std."""
+        info = self.dataset
+        if info is None:
+            return {}
+        return {
+            "in_features": math.prod(info.feature_shape), "n_classes": info.n_classes,
+            "input_mean": info.mean, "input_std": info.std,
+        }  # fmt: skip
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """Git commit, versions and device of the study's last search."""
+        return dict(self._kept(TAGS, {}))
+
+    def note_tags(self, tags: Mapping[str, str]) -> None:
+        """Add or change tags."""
+        before = self.tags
+        if before != (now := {**before, **tags}):
+            self._keep(TAGS, now)
+
+    def carried(self) -> list[dict[str, Any]]:
+        """Trials of an older study that teach the sampler (see `sweep.search.warmstart`)."""
+        return list(self._kept(CARRIED, []))
+
+    def carry(self, trials: Sequence[Mapping[str, Any]]) -> None:
+        """Keep trials of an older study."""
+        self._keep(CARRIED, list(trials))
 
     def describe(self, config: Mapping[str, Any], space_text: str) -> None:
-        """Keep the configuration and the search space with the study; name its objective.
-
-        ABOUT is for people who look at the study in optuna-dashboard.
-        """
-        set_attr = self._storage.set_study_user_attr
-        set_attr(self._study_id, CONFIG, json.dumps(dict(config)))
-        set_attr(self._study_id, SPACE, space_text)
+        """Keep the configuration and the search space; name the objective."""
+        self._keep(CONFIG, dict(config))
+        self._keep(SPACE, space_text)
         where = redacted(str(config.get("tracking_uri", "")))
         about = (
             f"made by sweep: `sweep show {self.name}`; MLflow experiment {self.name} at {where}"
         )
-        set_attr(self._study_id, ABOUT, about)
+        self._storage.set_study_user_attr(self._study_id, ABOUT, about)
         if metric := config.get("metric"):  # dashboards show it in place of "Objective 0"
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 optuna.Study(self.name, self._storage).set_metric_names([str(metric)])
 
     def is_bound(self, *, by_unfinished: bool) -> bool:
-        """Whether a trial has a score, or is not finished and may have one: settings are fixed."""
+        """Whether the settings are fixed: a trial has a score or, unfinished, may have one."""
         trials = [t for t in self.trials() if t.state is not TrialState.FAIL]
         is_scored = any(t.value is not None or t.curve for t in trials)
         return is_scored or (by_unfinished and any(not t.state.is_finished for t in trials))
 
     def start_over(self, direction: Direction) -> None:
-        """Forget settings and space; failed trials stay, without what is a sampler's or pruner's.
+        """Forget settings and space; keep failed trials, without the attributes of samplers.
 
-        Optuna refuses a parameter whose choices changed, and samplers learn nothing from a trial
-        that failed.
+        Optuna refuses a parameter with other choices, so failed trials lose their parameters;
+        samplers learn nothing from them anyway.
         """
         trials = sorted(self._storage.get_all_trials(self._study_id), key=lambda t: t.number)
         attrs, before = self._storage.get_study_user_attrs(self._study_id), self.config
@@ -150,89 +206,62 @@ class Ledger:
                 trial.params, trial.distributions = {}, {}
                 system, curves = trial.system_attrs, f"{REPORTS}:"
                 trial.system_attrs = {k: v for k, v in system.items() if k.startswith(curves)}
-        replace_study(self._storage, self.name, _DIRECTIONS[direction], kept, trials)
+        replace_study(self._storage, self.name, StudyDirection[direction.upper()], kept, trials)
         self._study_id = self._storage.get_study_id_from_name(self.name)
-
-    @property
-    def is_settled(self) -> bool:
-        """Whether the last driver came to its end and delivered everything."""
-        attrs = self._storage.get_study_user_attrs(self._study_id)
-        return bool(attrs.get(SETTLED, True))
-
-    def settle(self, is_settled: bool) -> None:
-        """Note that a driver begins (False), or that all it did is delivered (True)."""
-        with self._writing:
-            self._storage.set_study_user_attr(self._study_id, SETTLED, is_settled)
-
-    @property
-    def dataset(self) -> DatasetInfo | None:
-        """The data that trials read, as the last worker named them; None: no worker did yet."""
-        values = self._kept(DATA, {})
-        if "name" not in values:
-            return None  # a study of sweep before 0.2
-        return DatasetInfo(**{**values, "feature_shape": tuple(values["feature_shape"])})
-
-    @property
-    def data_arguments(self) -> dict[str, Any]:
-        """What the data decides of MLPClassifier: in_features, n_classes, mean and std."""
-        info = self.dataset
-        if info is None:
-            return dict(self._kept(DATA, {}))
-        return {
-            "in_features": math.prod(info.feature_shape), "n_classes": info.n_classes,
-            "input_mean": info.mean, "input_std": info.std,
-        }  # fmt: skip
-
-    def note_data(self, info: DatasetInfo) -> None:
-        """Keep the description of the data."""
-        with self._writing:
-            if info != self.dataset:
-                text = json.dumps(dataclasses.asdict(info))
-                self._storage.set_study_user_attr(self._study_id, DATA, text)
-
-    @property
-    def tags(self) -> dict[str, str]:
-        """Git commit, versions and device that the study's last search ran on."""
-        return dict(self._kept(TAGS, {}))
-
-    def note_tags(self, tags: Mapping[str, str]) -> None:
-        """Keep git commit, versions, device."""
-        if tags != self.tags:
-            with self._writing:
-                self._storage.set_study_user_attr(self._study_id, TAGS, json.dumps(dict(tags)))
 
     def trials(self) -> list[LedgerTrial]:
         """All trials, by number."""
         frozen = self._storage.get_all_trials(self._study_id, deepcopy=False)
         return [from_frozen(t) for t in sorted(frozen, key=lambda t: t.number)]
 
-    def open_trial(self, number: int, frozen: FrozenTrial, start_epoch: int = 0) -> None:
-        """Record a RUNNING trial and the population epoch that it is to begin in.
+    def has_trial(self, number: int) -> bool:
+        """Whether trial `number` exists."""
+        with contextlib.suppress(KeyError):
+            self._id_of(number)
+            return True
+        return False
 
-        Raises StoreError where its number is not the next one, StudyLockedError where `confirm`
-        does.
+    def open_trial(self, number: int, frozen: FrozenTrial) -> None:
+        """Record a RUNNING trial.
+
+        A trial that another program queued under this number a moment ago moves behind it. Raises
+        StoreError for any other trial of this number, and what `confirm` raises.
         """
         self.confirm()
-        if start_epoch:
-            frozen.set_user_attr(START_EPOCH, start_epoch)
-        with self._writing, self._told_of_others(number):
-            trial_id = self._storage.create_new_trial(self._study_id, template_trial=frozen)
-            if self._id_of(number) != trial_id:
-                got = self._storage.get_trial_number_from_id(trial_id)
+        with self._told_of_others(number):
+            if not self.has_trial(number):
+                trial_id = self._storage.create_new_trial(self._study_id, template_trial=frozen)
+                is_taken = self._id_of(number) != trial_id
+            else:
+                is_taken = not self._move_behind(number, frozen.params)
+                if not is_taken:
+                    self.take_queued(number, frozen)
+            if is_taken:
                 raise StoreError(
-                    f"study {self.name!r} has another writer: trial {number} became {got}. "
-                    "Run the same command again: it takes in what another program added. Let one "
-                    "`sweep run` at a time own a study"
+                    f"study {self.name!r} has another writer: it added trial {number}. Run the "
+                    "same command again: it takes that in. Let one `sweep run` at a time own a "
+                    "study"
                 )
-            self._without_curve.add(number)
+
+    def _move_behind(self, number: int, params: Mapping[str, Any]) -> bool:
+        """Queue trial `number` again behind all others, and `params` in its place.
+
+        False if another program did not queue it, but runs it.
+        """
+        trial_id = self._id_of(number)
+        trial = self._storage.get_trial(trial_id)
+        if is_queued := bool(from_frozen(trial).queued):
+            self._storage.create_new_trial(self._study_id, template_trial=trial)
+            self._storage.set_trial_system_attr(trial_id, FIXED_PARAMS, dict(params))
+        return is_queued
 
     def take_queued(self, number: int, frozen: FrozenTrial) -> None:
-        """Set a trial RUNNING that another program queued, with all parameters of `frozen`.
+        """Set another program's queued trial RUNNING, with all parameters of `frozen`.
 
-        Its hyperparameters come last: without them it counts as queued, whatever else it has.
+        Its hyperparameters are written last: without them it still counts as queued.
         """
         self.confirm()
-        with self._writing, self._told_of_others(number):
+        with self._told_of_others(number):
             trial_id = self._id_of(number)
             known = self._storage.get_trial(trial_id).params
             for name, distribution in frozen.distributions.items():
@@ -241,10 +270,44 @@ class Ledger:
                     self._storage.set_trial_param(trial_id, name, value, distribution)
             for key, attr in frozen.user_attrs.items():
                 self._storage.set_trial_user_attr(trial_id, key, attr)
-            self._storage.set_trial_state_values(trial_id, optuna.trial.TrialState.RUNNING)
+            self._storage.set_trial_state_values(trial_id, OptunaState.RUNNING)
+
+    def set_state(self, number: int, state: TrialState) -> None:
+        """Set an unfinished trial RUNNING or WAITING."""
+        with self._told_of_others(number):
+            self._storage.set_trial_state_values(self._id_of(number), OptunaState[state])
+
+    def note_start_epoch(self, number: int, start_epoch: int) -> None:
+        """Keep the epoch of the population at the trial's first start (0 by default)."""
+        self._storage.set_trial_user_attr(self._id_of(number), START_EPOCH, start_epoch)
+
+    def close_trial(
+        self, record: TrialFinished, reports: Sequence[EpochReport], metric: str,
+        name: str = "", system_attrs: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
+        """Record a trial's curves, result and final state (WAITING: interrupted).
+
+        The values of `metric` become Optuna's intermediate values. Epochs recorded earlier and
+        missing in `reports` stay. The state is written last: after a kill the trial is still
+        RUNNING, and the next driver closes it again.
+        """
+        storage = self._storage
+        with self._told_of_others(record.number):
+            trial_id = self._id_of(record.number)
+            written = storage.get_trial(trial_id).intermediate_values
+            for report in reports:
+                if written.get(report.epoch) != (point := report.metrics[metric]):
+                    storage.set_trial_intermediate_value(trial_id, report.epoch, point)
+            for key, attr in {**(system_attrs or {}), **report_attrs(reports)}.items():
+                storage.set_trial_system_attr(trial_id, key, attr)
+            result = result_of(record, name, [report.metrics for report in reports])
+            storage.set_trial_user_attr(trial_id, RESULT, result)
+            is_scored = record.state.is_scored and record.value is not None
+            values = [cast(float, record.value)] if is_scored else None
+            storage.set_trial_state_values(trial_id, OptunaState[record.state], values)
 
     def _id_of(self, number: int) -> int:
-        """The id of a trial in the storage. Raises KeyError where it is gone."""
+        """The id of a trial in the storage. Raises KeyError if there is no such trial."""
         if number not in self._ids:
             by_number = self._storage.get_trial_id_from_study_id_trial_number
             self._ids[number] = by_number(self._study_id, number)
@@ -252,7 +315,7 @@ class Ledger:
 
     @contextlib.contextmanager
     def _told_of_others(self, number: int) -> Iterator[None]:
-        """Turn what Optuna raises where another program changed the study into a StoreError."""
+        """Turn Optuna's errors over another program's changes into StoreErrors."""
         try:
             yield
         except (UpdateFinishedTrialError, KeyError, ValueError) as error:
@@ -262,67 +325,17 @@ class Ledger:
                 f"ran ({str(error).strip()}). Run the same command again to go on"
             ) from error
 
-    def reopen_trial(self, number: int) -> None:
-        """Set an interrupted (WAITING) trial RUNNING again; a RUNNING one stays as it is."""
-        running = optuna.trial.TrialState.RUNNING
-        with self._writing, self._told_of_others(number):
-            self._storage.set_trial_state_values(self._id_of(number), running)
-
-    def interrupt_trial(self, number: int) -> None:
-        """Set a RUNNING trial, whose driver is gone, WAITING for the next one."""
-        waiting = optuna.trial.TrialState.WAITING
-        self._storage.set_trial_state_values(self._id_of(number), waiting)
-
-    def carried(self) -> list[dict[str, Any]]:
-        """Trials of an older study that this one started with (see `sweep.search.warmstart`)."""
-        return list(self._kept(CARRIED, []))
-
-    def carry(self, trials: Sequence[Mapping[str, Any]]) -> None:
-        """Keep trials of an older study to start with."""
-        self._storage.set_study_user_attr(self._study_id, CARRIED, json.dumps(list(trials)))
-
-    def note_start_epoch(self, number: int, start_epoch: int) -> None:
-        """Keep the population epoch that a trial first started in (0 where none is kept)."""
-        with self._writing:
-            self._storage.set_trial_user_attr(self._id_of(number), START_EPOCH, start_epoch)
-
-    def close_trial(
-        self,
-        number: int,
-        state: TrialState,
-        value: float | None,
-        reports: Sequence[EpochReport],
-        metric: str,
-        result: Mapping[str, Any],
-        system_attrs: Mapping[str, Any],
-    ) -> None:
-        """Record a trial's curves, result and final state (WAITING: interrupted, to go on).
-
-        `metric` is the objective: its curve becomes the trial's intermediate values. Epochs that
-        were recorded before and are not among `reports` stay. The state is written last: a driver
-        that is killed before leaves the trial RUNNING, and the next one closes it again.
-        """
-        storage = self._storage
-        with self._writing, self._told_of_others(number):
-            trial_id = self._id_of(number)
-            is_new = number in self._without_curve
-            self._without_curve.discard(number)
-            written = {} if is_new else storage.get_trial(trial_id).intermediate_values
-            for report in reports:
-                if written.get(report.epoch) != (point := report.metrics[metric]):
-                    storage.set_trial_intermediate_value(trial_id, report.epoch, point)
-            for key, attr in {**system_attrs, **report_attrs(reports)}.items():
-                storage.set_trial_system_attr(trial_id, key, attr)
-            storage.set_trial_user_attr(trial_id, RESULT, dict(result))
-            values = None if value is None else [value]
-            storage.set_trial_state_values(trial_id, optuna.trial.TrialState[state], values)
-
     def summary(self) -> StudySummary:
-        """Counts, best trial and configuration."""
-        return summarise(self.name, self.direction, self.config, self.trials())
+        """Counts by state, best trial and configuration."""
+        trials, direction = self.trials(), self.direction
+        counts = Counter(t.state for t in trials)
+        best = best_trial(trials, direction)
+        value, number = (best.value, best.number) if best else (None, None)
+        by_state = {str(state): counts[state] for state in TrialState}
+        return StudySummary(self.name, direction, by_state, value, number, self.config)
 
     def close(self) -> None:
-        """Let go of the connection."""
+        """Close the connection."""
         close_storage(self._storage, settle=True)
 
 
@@ -332,46 +345,50 @@ def open_study(url: str, name: str) -> Ledger:
         return Ledger(storage, name)
 
 
-def create_study(url: str, name: str, direction: Direction) -> tuple[Ledger, bool]:
+def create_study(
+    url: str, name: str, direction: Direction, confirm: Callable[[], object] = lambda: None
+) -> tuple[Ledger, bool]:
     """The study called `name`, and whether it is new. Raises StoreError.
 
-    An attempt that came to nothing is made anew, so that its settings bind nobody.
+    An earlier attempt without trials is replaced, so that its settings bind nobody. Raises
+    ConfigError for another program's study in the other direction or with trials of its own.
     """
     with _closed_on_errors(open_storage(url, create=True)) as storage:
         finish_replacing(storage, name)
-        try:
+        is_new = True
+        with contextlib.suppress(KeyError):
             study_id = storage.get_study_id_from_name(name)
-            is_new = False
             if _came_to_nothing(storage, study_id):
                 storage.delete_study(study_id)
-                raise KeyError(name)
-        except KeyError:
-            _new_study(storage, name, direction)
-            is_new = True
-        ledger = Ledger(storage, name)
+            else:
+                is_new = False
+        if is_new:
+            storage.create_new_study([StudyDirection[direction.upper()]], name)
+        ledger = Ledger(storage, name, confirm)
         if not is_new and not ledger.config:
             _see_that_it_can_be_taken(ledger, direction)
         return ledger, is_new
 
 
 def _came_to_nothing(storage: BaseStorage, study_id: int) -> bool:
-    """Whether it is a study of ours without a trial, its own or carried: the search was refused
-    or its tracking server was away, say."""
+    """Whether a study of sweep's has no trials, neither its own nor carried ones.
+
+    Its search was refused, or its tracking server was away.
+    """
     attrs = storage.get_study_user_attrs(study_id)
     is_ours = CONFIG in attrs and CARRIED not in attrs
     return is_ours and not storage.get_all_trials(study_id, deepcopy=False)
 
 
 def _names(storage: BaseStorage) -> list[str]:
-    """Studies that are more than an attempt, by name."""
+    """Names of the studies with one objective, without attempts, sorted."""
     studies = storage.get_all_studies()
-    # Others' studies of several objectives are none that sweep could go on with.
     names = sorted(s.study_name for s in studies if len(s.directions) == 1)
     return [n for n in names if not _came_to_nothing(storage, storage.get_study_id_from_name(n))]
 
 
 def _see_that_it_can_be_taken(ledger: Ledger, direction: Direction) -> None:
-    """Refuse another program's study of the same name that is more than an empty one."""
+    """Raise ConfigError unless another program's study is empty or holds queued trials only."""
     trials, what = ledger.trials(), ""
     if ledger.direction != direction:
         what = f"it is to {ledger.direction}, but this search is to {direction}"
@@ -384,13 +401,8 @@ def _see_that_it_can_be_taken(ledger: Ledger, direction: Direction) -> None:
         )
 
 
-def _new_study(storage: BaseStorage, name: str, direction: Direction) -> int:
-    return storage.create_new_study([_DIRECTIONS[direction]], name)
-
-
 def list_studies(url: str) -> list[StudySummary]:
-    """Studies of a storage, by name, without attempts that came to nothing; none where the
-    storage does not exist yet."""
+    """The studies of a storage, by name, without attempts; none if there is no storage yet."""
     try:
         storage = open_storage(url)
     except NotFoundError:

@@ -1,4 +1,4 @@
-"""A trial as the Optuna storage keeps it: its attributes, its curves, its end."""
+"""A trial as the Optuna storage keeps it: attributes, curves, result."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from sweep.objective import Objective
-from sweep.trial import Direction, EpochReport, TrialState
+from sweep.trial import Direction, EpochReport, TrialFinished, TrialState, seconds_of
 
 HYPERPARAMETERS = "sweep:hyperparameters"
 RESULT = "sweep:result"
@@ -19,12 +19,21 @@ START_EPOCH = "sweep:start_epoch"
 SETTINGS = "sweep:settings"
 REPORTS = "sweep:reports"
 """Prefix of the system attributes with all metrics of a trial, a list of epochs each."""
+FIXED_PARAMS = "fixed_params"
+"""Optuna's system attribute of a queued trial (`enqueue_trial`)."""
 N_NUMBERS_A_BLOCK = 2000  # of 25 characters at most: a text in MySQL has 65,535
+RESULT_FIELDS = (
+    "name", "best_epoch", "n_epochs", "metrics", "seconds", "checkpoint", "has_model", "failure",
+    "time_ms",
+)  # fmt: skip
+"""Entries of a trial's result; all others are tags."""
+LONGEST_TRACEBACK = 20_000
+"""Characters of a traceback in the ledger; MLflow's traceback.txt has all of them."""
 
 
 @dataclass(frozen=True)
 class LedgerTrial:
-    """A trial as the storage has it."""
+    """A trial in the storage."""
 
     number: int
     state: TrialState
@@ -33,20 +42,20 @@ class LedgerTrial:
     hyperparameters: Mapping[str, Any]
     """Resolved hyperparameters; lists are tuples."""
     result: Mapping[str, Any]
-    """best_epoch, n_epochs, checkpoint, metrics, seconds, failure; empty while it runs."""
+    """RESULT_FIELDS and tags; empty while the trial runs."""
     curve: Mapping[int, float]
     """Objective by epoch."""
     start_epoch: int
-    """Population epoch that it first started in."""
+    """Epoch of the population at the trial's first start."""
     frozen: FrozenTrial = field(repr=False)
     report_blocks: Sequence[Any] = field(default=(), repr=False)
     """All metrics by epoch, as they are stored: see `reports`."""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """What the study's settings were in its time, where the study took others since."""
+    """The study's settings at that time, if they have changed since."""
 
     @property
     def reports(self) -> list[EpochReport]:
-        """All metrics of its epochs; empty before the trial ended or was interrupted."""
+        """All metrics by epoch; empty until the trial ends or is interrupted."""
         return [
             EpochReport(self.number, epoch, {k: float(v) for k, v in metrics.items()}, time_ms)
             for block in self.report_blocks
@@ -55,13 +64,13 @@ class LedgerTrial:
 
     @property
     def is_foreign(self) -> bool:
-        """Whether another program made it, e.g. by `enqueue_trial` or in a dashboard."""
+        """Whether another program created it, e.g. by `enqueue_trial`."""
         return not isinstance(self.frozen.user_attrs.get(HYPERPARAMETERS), Mapping)
 
     @property
     def queued(self) -> Mapping[str, Any]:
-        """The parameters that Optuna's `enqueue_trial` asks for; empty where it was not called."""
-        fixed = self.frozen.system_attrs.get("fixed_params")
+        """The parameters given to Optuna's `enqueue_trial`; empty if the trial is not queued."""
+        fixed = self.frozen.system_attrs.get(FIXED_PARAMS)
         return fixed if self.state is TrialState.WAITING and isinstance(fixed, Mapping) else {}
 
 
@@ -78,29 +87,19 @@ class StudySummary:
 
 
 def best_trial(trials: Sequence[LedgerTrial], direction: Direction) -> LedgerTrial | None:
-    """The completed trial with the best value; the earliest of equals; None where none is."""
+    """The completed trial with the best value, the earliest of equals; None without any."""
     return Objective("", direction).best(trials)
 
 
-def summarise(
-    name: str, direction: Direction, config: Mapping[str, Any], trials: Sequence[LedgerTrial]
-) -> StudySummary:
-    """Counts by state and the best trial."""
-    counts = {str(s): sum(t.state is s for t in trials) for s in TrialState}
-    best = best_trial(trials, direction)
-    value, number = (best.value, best.number) if best else (None, None)
-    return StudySummary(name, direction, counts, value, number, config)
-
-
 def tuples(value: Any) -> Any:
-    """`value` with every list, as JSON gives it back, made a tuple."""
+    """`value` with tuples in place of JSON's lists, at any depth."""
     if isinstance(value, list | tuple):
         return tuple(tuples(item) for item in value)
     return value
 
 
 def report_attrs(reports: Sequence[EpochReport]) -> dict[str, Any]:
-    """All metrics of a trial as attributes: [epoch, time in ms, metrics] for each epoch."""
+    """System attributes with all metrics of a trial, [epoch, time in ms, metrics] per epoch."""
     attrs: dict[str, list[Any]] = {}
     n_numbers = N_NUMBERS_A_BLOCK
     for report in reports:
@@ -114,8 +113,38 @@ def report_attrs(reports: Sequence[EpochReport]) -> dict[str, Any]:
     return attrs
 
 
+def result_of(
+    record: TrialFinished, name: str, epochs: Sequence[Mapping[str, float]]
+) -> dict[str, Any]:
+    """The result of an ended trial (RESULT_FIELDS and tags); `epochs` are its metrics."""
+    failure = record.failure
+    return {
+        "name": name,
+        "best_epoch": record.best_epoch,
+        "n_epochs": record.n_epochs,
+        "metrics": dict(record.best_metrics),
+        "seconds": seconds_of(epochs),
+        "checkpoint": record.checkpoint,
+        "has_model": record.model_file is not None,
+        "time_ms": record.time_ms,
+        "failure": failure and {
+            "kind": failure.kind, "message": failure.message,
+            "traceback": _last_lines(failure.traceback),
+        },
+        **record.tags,
+    }  # fmt: skip
+
+
+def _last_lines(text: str) -> str:
+    """The end of a traceback, which names the error, at most LONGEST_TRACEBACK characters."""
+    if len(text) <= LONGEST_TRACEBACK:
+        return text
+    _, _, rest = text[-LONGEST_TRACEBACK:].partition("\n")
+    return f"...\n{rest}"
+
+
 def from_frozen(trial: FrozenTrial) -> LedgerTrial:
-    """What sweep reads from a trial of the storage."""
+    """A trial of the storage."""
     user, system = trial.user_attrs, trial.system_attrs
     hyperparameters = _mapping(user.get(HYPERPARAMETERS)) or trial.params
     names = [key for key in system if key.startswith(f"{REPORTS}:")]
@@ -137,5 +166,5 @@ def from_frozen(trial: FrozenTrial) -> LedgerTrial:
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
-    """`value`; an empty mapping for anything else, e.g. what a dashboard made of an attribute."""
+    """`value`; an empty mapping for anything else, e.g. an attribute damaged by a dashboard."""
     return value if isinstance(value, Mapping) else {}

@@ -48,7 +48,7 @@ def _check_states(
         else:
             then = "the next `sweep run` trains it again"
         if fix:
-            ledger.interrupt_trial(trial.number)
+            ledger.set_state(trial.number, TrialState.WAITING)
         yield Disagreement(f"trial {trial.number} is RUNNING, but its driver is gone; {then}", fix)
 
 

@@ -11,7 +11,7 @@ from sweep.config.settings import RunConfig
 from sweep.files.trial_folder import BEST, MODEL, TrialFiles
 from sweep.ledger.ranking import study_end
 from sweep.ledger.study import Ledger
-from sweep.ledger.trials import LedgerTrial
+from sweep.ledger.trials import RESULT_FIELDS, LedgerTrial
 from sweep.space import run_name
 from sweep.trial import (
     EndReason,
@@ -26,12 +26,6 @@ from sweep.trial import (
     derive_seed,
     now_ms,
 )
-
-_SUMMARY = (
-    "name", "best_epoch", "n_epochs", "metrics", "seconds", "has_checkpoint", "has_model",
-    "failure", "time_ms",
-)  # fmt: skip
-"""Entries of a result in the ledger beside its tags (`sweep.search.endings.summary_of`)."""
 
 
 class StudyRecords:
@@ -89,7 +83,7 @@ class StudyRecords:
             checkpoint=str(checkpoint) if checkpoint else None,
             model_file=str(model) if model.is_file() else None,
             failure=failure,
-            tags={k: str(v) for k, v in result.items() if k not in _SUMMARY},
+            tags={k: str(v) for k, v in result.items() if k not in RESULT_FIELDS},
         )  # fmt: skip
         started = TrialStarted(
             number, result.get("name") or run_name(number, trial.hyperparameters),

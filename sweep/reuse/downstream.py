@@ -30,11 +30,11 @@ from sweep.errors import (
     SweepError,
     UndeliveredError,
 )
-from sweep.executors import make_task
 from sweep.files.trial_folder import RESUME_STATE, TrialFiles, replace_file, spec_digest
 from sweep.hyperparameters import DEFAULT_MODULE
 from sweep.loading import one_line, raised_by_user_code
 from sweep.reuse.recipe import Recipe
+from sweep.search.tasks import make_task
 from sweep.training.checkpoints import write_checkpoint
 from sweep.training.choice import why_plain
 from sweep.training.devices import lightning_devices

@@ -1,4 +1,4 @@
-"""What the driver has in hand: trials that run, trials that are to, and what was said."""
+"""Driver bookkeeping: trials in training, and trials to train before the sampler is asked."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sweep.errors import ConfigError
-from sweep.trial import EpochReport, Failure, Stop, TrialSpec
+from sweep.trial import EpochReport, Failure, Stop, TrialResult, TrialSpec, TrialState
 
 if TYPE_CHECKING:
     from sweep.ledger.trials import LedgerTrial
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Running:
-    """What the driver knows of a trial that a worker trains."""
+    """A trial that was handed out and has not ended."""
 
     spec: TrialSpec
     name: str
@@ -25,90 +25,66 @@ class Running:
     reports: dict[int, EpochReport] = field(default_factory=dict)
     """By epoch."""
     told_ms: list[int] = field(default_factory=list)
-    """Unix time of each epoch that was trained since it was handed out."""
+    """Unix time of each epoch trained by its present worker."""
     best_epoch: int = 0
     stop: Stop | None = None
     n_retries: int = 0
-    start_epoch: int | None = None
-    noted_start_epoch: int = 0
-    """What the ledger has for it."""
     spent_s: float = 0.0
-    """Time that it was trained for by workers that gave it back."""
-
-    @property
-    def metrics(self) -> dict[int, Mapping[str, float]]:
-        """Metrics by epoch."""
-        return {epoch: report.metrics for epoch, report in self.reports.items()}
+    """Training time in workers that gave it back."""
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A configuration that is to be trained whatever the sampler would say."""
+    """A configuration to train before the sampler is asked."""
 
     hyperparameters: Mapping[str, Any]
     params: Mapping[str, Any] | None
+    """Optuna's parameters; None: the space cannot express the configuration."""
     number: int | None = None
-    """Set for a trial that already has one: it was interrupted."""
+    """Number of an interrupted or queued trial; None: a new trial."""
     start_epoch: int | None = None
-    """Population epoch that it first started in, where it trained at all."""
+    """Epoch of the population at the trial's first start."""
     is_queued: bool = False
-    """Whether another program gave it its number, by Optuna's `enqueue_trial`."""
+    """Another program queued the trial, by Optuna's `enqueue_trial`."""
 
 
 def left_over(
     trials: Sequence[LedgerTrial], proposals: Proposals
 ) -> tuple[list[Planned], list[str]]:
-    """Unfinished trials to train: interrupted ones, and those that other programs queued.
+    """Unfinished trials to train: interrupted ones, and those queued by other programs.
 
-    Queued trials outside the space and other programs' running trials are left alone: the second
+    Other programs' running trials, and queued ones outside the space, are not touched: the second
     item has one line for each.
     """
     planned, said = [], []
-    for trial in trials:
-        if trial.state.is_finished:
-            continue
-        number, why = trial.number, f"it is {trial.state}, and another program's"
+    for trial in (t for t in trials if not t.state.is_finished):
+        number, alone = trial.number, f"trial {trial.number} is left alone: it"
         if not trial.is_foreign:
             params = trial.params or None
             planned.append(Planned(trial.hyperparameters, params, number, trial.start_epoch))
-            continue
-        if trial.queued:
+        elif trial.queued:
             try:
-                configuration, params = proposals.queued(number, trial.queued)
+                queued = proposals.queued(number, trial.queued)
+                planned.append(Planned(*queued, number, is_queued=True))
             except ConfigError as error:
-                why = f"it was queued, but {error}"
-            else:
-                planned.append(Planned(configuration, params, number, is_queued=True))
-                continue
-        said.append(f"trial {number} is left alone: {why}")
+                said.append(f"{alone} was queued, but {error}")
+        else:
+            said.append(f"{alone} is {trial.state}, and another program's")
     return planned, said
 
 
-class Streak:
-    """Identical failures in a row."""
+def verdict_of(result: TrialResult, stop: Stop | None) -> tuple[TrialState, Failure | None]:
+    """The state of an ended trial. The trainer says what happened, the driver's reason decides.
 
-    def __init__(self) -> None:
-        self._what, self._n = "", 0
-
-    def count(self, failure: Failure | None) -> int:
-        """How many there are with the trial that just ended; some failures are no one's bug."""
-        if failure is None or failure.kind in ("nan", "timeout"):
-            self._what, self._n = "", 0
-            return 0
-        what = f"{failure.kind}: {failure.message}"
-        self._n = self._n + 1 if what == self._what else 1
-        self._what = what
-        return self._n
-
-
-class Greetings:
-    """What workers said when they started."""
-
-    def __init__(self) -> None:
-        self._known: set[str] = set()
-
-    def are_news(self, message: str) -> bool:
-        """Whether no worker said this before."""
-        is_known = message in self._known
-        self._known.add(message)
-        return not is_known
+    A trial stopped without an order was interrupted by its executor.
+    """
+    if result.outcome == "failed":
+        return TrialState.FAIL, result.failure or Failure("exception", "unknown failure")
+    reason = stop.reason if stop is not None else "interrupted"
+    if result.outcome == "finished" or reason == "converged":
+        return TrialState.COMPLETE, None
+    if reason == "pruned":
+        return TrialState.PRUNED, None
+    if reason == "timeout":
+        return TrialState.FAIL, Failure("timeout", "the trial took longer than --trial-timeout")
+    return TrialState.WAITING, None

@@ -1,16 +1,16 @@
-"""The driver's side of the seam: reports come in, orders go out, records are kept.
+"""The driver's side of the seam: takes reports, gives orders, keeps records.
 
-Everything that decides over a trial's life is here: pruning, patience, time limits, Ctrl-C,
-retries, and which configuration takes a free slot.
+All decisions over a trial's life are made here: pruning, patience, time limits, Ctrl-C, retries,
+and the configuration of the next trial.
 """
 
 from __future__ import annotations
 
 import collections
 import dataclasses
-import functools
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,18 +27,17 @@ from sweep.keeping.retention import KeepBest
 from sweep.ledger.study import Ledger
 from sweep.ledger.trials import LedgerTrial
 from sweep.protocols import Listener
-from sweep.search.agenda import Greetings, Planned, Running, Streak, left_over
-from sweep.search.endings import notice, summary_of, told_of, verdict_of
+from sweep.search.agenda import Planned, Running, left_over, verdict_of
 from sweep.search.proposals import Proposal, Proposals
 from sweep.search.recorder import Recorder, Step
 from sweep.space import run_name
 from sweep.tracking import keys
 from sweep.trial import (
     DEVICE_TAG,
+    FAILURES,
     EndReason,
     EpochReport,
     Failure,
-    Notice,
     Orders,
     Record,
     Report,
@@ -51,6 +50,7 @@ from sweep.trial import (
     TrialState,
     WorkerReady,
     derive_seed,
+    notice,
     now_ms,
 )
 
@@ -62,34 +62,33 @@ class Driver:
     """Decides over trials. `exchange` is the seam; `request_stop` may come from a signal."""
 
     def __init__(
-        self, config: RunConfig, ledger: Ledger, proposals: Proposals, listener: Listener,
-        retention: KeepBest | None = None,
+        self, config: RunConfig, ledger: Ledger, proposals: Proposals,
+        listeners: Sequence[Listener] = (), retention: KeepBest | None = None,
     ) -> None:  # fmt: skip
         self._config, self._ledger, self._proposals = config, ledger, proposals
-        self._listener, self._retention = listener, retention or KeepBest(config)
+        self._listeners, self._retention = listeners, retention or KeepBest(config)
         self._is_better = config.objective.better
         self._running: dict[int, Running] = {}
         self._planned: collections.deque[Planned] = collections.deque()
         self._again: collections.deque[Running] = collections.deque()
-        """Trials whose worker died or gave them back."""
+        """Trials to hand out again: their worker died or gave them back."""
         self._n_finished = 0
         self._next_number = 0
         self._deadline = time.monotonic() + config.timeout_s if config.timeout_s else None
-        self._failures = Streak()
+        self._last_failure, self._n_same = "", 0
+        """The failure of the last ended trial, and how many in a row had it."""
+        self._records: list[Record] = []
         self._openings: list[Step] = []
         self._closings: list[Step] = []
+        """To be recorded with the present answer."""
         self._recorder = Recorder()
         self.reason: EndReason = "done"
         self._is_stopping = self._has_begun = False
-        self._n_slots = 1
-        """Of the last worker that got ready."""
-        self._epoch = 0
-        """The population epoch that ended last, in which a new trial most likely starts."""
-        self._greetings = Greetings()
-        self._known_names: set[str] = set()
+        self._said: set[str] = set()
+        self._known_metrics: set[str] = set()
         self.failure_message = ""
         self.unsaved: list[str] = []
-        """A sentence for each interrupted trial whose resume state lacks epochs."""
+        """A sentence for each interrupted trial whose resume file lacks epochs."""
 
     def plan(
         self,
@@ -97,14 +96,8 @@ class Driver:
         first: Sequence[tuple[Mapping[str, Any], Mapping[str, Any] | None]],
         again: Sequence[int] = (),
     ) -> None:
-        """Take in what an earlier run left, what to try first, and failed trials to try again."""
-        finished = [t.frozen for t in trials if t.state.is_finished]
-        self._proposals.remember(self._proposals.fitting(finished))
-        self._n_finished = sum(t.state.is_finished for t in trials)
-        self._next_number = len(trials)
-        planned, said = left_over(trials, self._proposals)
-        self._planned.extend(planned)
-        self._record([notice(text) for text in said])
+        """Take in the study's trials; plan the first configurations and failed ones to repeat."""
+        self._take_in(trials)
         begun = [p.hyperparameters for p in self._planned]
         for trial in trials:
             if trial.number in again and trial.hyperparameters not in begun:
@@ -113,60 +106,25 @@ class Driver:
         for hyperparameters, params in first:
             if hyperparameters not in known and not self._proposals.is_known(hyperparameters):
                 self._planned.append(Planned(hyperparameters, params))
+        self._record()
 
-    def request_stop(self, reason: EndReason) -> None:
-        """End the search at the next epoch boundary of each worker."""
-        if not self._is_stopping:
-            self.reason, self._is_stopping = reason, True
-
-    def exchange(self, reports: Sequence[Report], n_free: int) -> Orders:
-        """Take reports, decide, answer. Raises ConfigError for a metric that is not reported.
-
-        What was handed out with the last answer is in the ledger before a report is taken.
-        """
-        records: list[Record] = []
-        self._recorder.catch_up()
-        for report in reports:
-            if isinstance(report, WorkerReady):
-                self._welcome(report, records)
-            elif isinstance(report, Notice):
-                if not isinstance(reports[0], WorkerReady) or self._greetings.are_news(
-                    report.message
-                ):
-                    records.append(report)
-            elif isinstance(report, EpochReport):
-                self._note(report, records)
-            else:
-                self._finish(report, records)
-        if self._deadline is not None and time.monotonic() > self._deadline:
-            self.request_stop("timeout")
-        while self._is_stopping and self._again:
-            trial = self._again.popleft()
-            result = TrialResult(trial.spec.number, "stopped", len(trial.reports))
-            self._interrupt(trial, result, records)
-        stops = self._stops([r.number for r in reports if isinstance(r, EpochReport)])
-        starts = [] if self._is_stopping else self._hand_out(n_free + len(stops), records)
-        self._record(records)
-        if starts and not self._has_begun:
-            # All of the first trials begin at one epoch of the data's order: none may be trained
-            # while it is open whether the next one can be recorded.
-            self._recorder.catch_up()
-            self._has_begun = True
-        return Orders(stops, tuple(starts), self._is_last(), self._is_stopping)
-
-    def _welcome(self, worker: WorkerReady, records: list[Record]) -> None:
-        records.append(worker)
-        self._ledger.note_data(worker.dataset)
-        self._ledger.note_tags({**self._ledger.tags, DEVICE_TAG: worker.device})
-        self._n_slots = worker.n_slots
+    def _take_in(self, trials: Sequence[LedgerTrial]) -> None:
+        """Learn from finished trials, plan unfinished ones; `trials` are the latest, by number."""
+        finished = [t.frozen for t in trials if t.state.is_finished]
+        self._proposals.remember(finished)
+        self._n_finished += len(finished)
+        self._next_number += len(trials)
+        planned, said = left_over(trials, self._proposals)
+        self._planned.extend(planned)
+        self.say(said)
 
     def recall(self, study_dir: Path) -> None:
-        """Record trials that were trained to the end when their driver died at hand-over.
+        """Record trials that had ended, but were not recorded when their driver died.
 
-        Their worker left a verdict before it spoke of it. Others go on from their checkpoint.
+        Their worker left a verdict in the trial's folder before it reported. Other unfinished
+        trials continue from their checkpoints.
         """
         remove_broken_off_writes(study_dir)
-        records: list[Record] = []
         waiting, self._planned = self._planned, collections.deque()
         for planned in waiting:
             number, verdict = planned.number, None
@@ -176,43 +134,92 @@ class Driver:
             if number is None or verdict is None:
                 self._planned.append(planned)
                 continue
-            self._adopt(planned, number, records)
+            self._adopt(planned, number)
             reports, result = verdict
             reason = result.notes.get("sweep.stop")
             if reason is not None:
                 self._running[number].stop = Stop(number, cast(StopReason, reason))
             for report in reports:
-                self._note(dataclasses.replace(report, is_replay=True), records)
-            self._finish(result, records)
-        self._record(records)
+                self._note(dataclasses.replace(report, is_replay=True))
+            self._finish(result)
+        self._record()
 
-    def _record(self, records: list[Record]) -> None:
+    def request_stop(self, reason: EndReason) -> None:
+        """End the search at the next epoch boundary of each worker."""
+        if not self._is_stopping:
+            self.reason, self._is_stopping = reason, True
+
+    def say(self, lines: Iterable[str]) -> None:
+        """Tell the user, with the next records."""
+        self._records += map(notice, lines)
+
+    def settle(self) -> None:
+        """Wait until everything is recorded and told. Raises errors of the recorder."""
+        self._recorder.settle()
+
+    def abandon(self) -> None:
+        """After an error: record what can be recorded at once."""
+        self._recorder.abandon()
+
+    def exchange(self, reports: Sequence[Report], n_free: int) -> Orders:
+        """Take reports, decide, answer. Raises ConfigError for a metric that is not reported.
+
+        All trials handed out with earlier answers are in the ledger before a report is taken.
+        """
+        self._recorder.catch_up()
+        is_greeting = bool(reports) and isinstance(reports[0], WorkerReady)
+        for report in reports:
+            if isinstance(report, WorkerReady):
+                self._welcome(report)
+            elif isinstance(report, EpochReport):
+                self._note(report)
+            elif isinstance(report, TrialResult):
+                self._finish(report)
+            elif not (is_greeting and report.message in self._said):
+                self._said.add(report.message)
+                self._records.append(report)
+        if self._deadline is not None and time.monotonic() > self._deadline:
+            self.request_stop("timeout")
+        while self._is_stopping and self._again:
+            trial = self._again.popleft()
+            self._interrupt(trial, TrialResult(trial.spec.number, "stopped", len(trial.reports)))
+        stops = self._stops([r.number for r in reports if isinstance(r, EpochReport)])
+        starts = [] if self._is_stopping else self._hand_out(n_free + len(stops))
+        self._record()
+        if starts and not self._has_begun:
+            # The first trials begin at the same epoch of the data's order, so none may train while
+            # recording another one may still fail.
+            self._recorder.catch_up()
+            self._has_begun = True
+        return Orders(stops, tuple(starts), self._is_last(), self._is_stopping)
+
+    def _record(self) -> None:
         """Open and close trials in the ledger, then tell the listeners.
 
-        In this order: whatever a listener hears of is in the ledger, and MLflow can be brought up
-        to that at any time. A kill before a trial is closed costs a second look at its verdict.
+        In this order, all that a listener hears of is in the ledger, and MLflow can be brought up
+        to the ledger at any time.
         """
-        tell = [functools.partial(self._listener.write, records)] if records else []
+        records, self._records = self._records, []
+        tell = [partial(listener.write, records) for listener in self._listeners if records]
         self._recorder.record(self._openings, [*self._closings, *tell])
         self._openings, self._closings = [], []
         if self._is_last() and not self._running:
             self.settle()
 
-    def settle(self) -> None:
-        """Wait until all is recorded and told. Raises what went wrong with it."""
-        self._recorder.settle()
-
-    def abandon(self) -> None:
-        """The search broke off: record what can be recorded at once."""
-        self._recorder.abandon()
-
     def _is_last(self) -> bool:
         if self._is_stopping:
             return True
-        is_full = self._n_finished + len(self._running) >= self._config.trials
-        return not self._again and (is_full or self.reason == "exhausted")
+        return not self._again and (self._is_full() or self.reason == "exhausted")
 
-    def _note(self, report: EpochReport, records: list[Record]) -> None:
+    def _is_full(self) -> bool:
+        return self._n_finished + len(self._running) >= self._config.trials
+
+    def _welcome(self, worker: WorkerReady) -> None:
+        self._records.append(worker)
+        self._openings.append(partial(self._ledger.note_data, worker.dataset))
+        self._openings.append(partial(self._ledger.note_tags, {DEVICE_TAG: worker.device}))
+
+    def _note(self, report: EpochReport) -> None:
         trial = self._running.get(report.number)
         if trial is None:
             return  # already ended, e.g. by its time limit
@@ -222,20 +229,18 @@ class Driver:
             raise ConfigError(must_be_one_of("--metric", metric, known))
         if report.epoch in trial.reports:
             return  # a retried trial repeats itself; each point is kept once
-        if not trial.reports and report.start_epoch != trial.noted_start_epoch:
+        if not trial.reports and report.start_epoch != (trial.spec.start_epoch or 0):
             # Before any point is recorded: a restart must see the same minibatches.
-            note = functools.partial(
-                self._ledger.note_start_epoch, report.number, report.start_epoch
+            self._openings.append(
+                partial(self._ledger.note_start_epoch, report.number, report.start_epoch)
             )
-            self._openings.append(note)
-        trial.start_epoch = trial.noted_start_epoch = report.start_epoch
-        if self._n_slots > 1 and not report.is_replay:
-            self._epoch = report.start_epoch + report.epoch
+        if not trial.reports:
+            trial.spec = dataclasses.replace(trial.spec, start_epoch=report.start_epoch)
         trial.reports[report.epoch] = report
         if not report.is_replay:
             trial.told_ms.append(report.time_ms)
-        records.append(report)
-        records += [notice(text) for text in self._odd_names(report.metrics)]
+        self._records.append(report)
+        self._note_metrics(report.metrics)
         value = report.metrics[metric]
         best = trial.reports.get(trial.best_epoch)
         if best is None or self._is_better(value, best.metrics[metric]):
@@ -244,18 +249,18 @@ class Driver:
         if not report.is_replay:
             trial.stop = trial.stop or self._why_stop(trial, report, wants_stop=wants_stop)
 
-    def _odd_names(self, names: Iterable[str]) -> list[str]:
-        """What to say of metrics that MLflow cannot keep under their names, once each."""
-        new = set(names) - self._known_names
-        self._known_names |= new
-        return keys.renamed(new) if new else []
+    def _note_metrics(self, names: Iterable[str]) -> None:
+        """Say once of each metric that MLflow cannot keep its name."""
+        new = set(names) - self._known_metrics
+        self._known_metrics |= new
+        self.say(keys.renamed(new) if new else ())
 
     def _why_stop(self, trial: Running, report: EpochReport, *, wants_stop: bool) -> Stop | None:
         limit, patience = self._config.trial_timeout_s, self._config.patience
         if limit is not None and time.monotonic() - trial.began > limit:
             return Stop(report.number, "timeout")
         if report.epoch >= self._config.epochs:
-            return None  # it is done: there is nothing to save by ending it
+            return None  # all epochs are trained
         if wants_stop:
             return Stop(report.number, "pruned")
         if patience is not None and report.epoch - trial.best_epoch >= patience:
@@ -263,15 +268,12 @@ class Driver:
         return None
 
     def _stops(self, numbers: Sequence[int]) -> tuple[Stop, ...]:
-        stops = []
-        for trial in filter(None, map(self._running.get, numbers)):
-            if self._is_stopping and trial.stop is None:
-                trial.stop = Stop(trial.spec.number, "interrupted")
-            if trial.stop is not None:
-                stops.append(trial.stop)
-        return tuple(stops)
+        trials = [self._running[number] for number in numbers if number in self._running]
+        for trial in trials if self._is_stopping else ():
+            trial.stop = trial.stop or Stop(trial.spec.number, "interrupted")
+        return tuple(trial.stop for trial in trials if trial.stop is not None)
 
-    def _finish(self, result: TrialResult, records: list[Record]) -> None:
+    def _finish(self, result: TrialResult) -> None:
         trial = self._running.pop(result.number, None)
         if trial is None:
             return  # already ended, e.g. by its time limit
@@ -279,32 +281,27 @@ class Driver:
         may_retry = failure is not None and failure.is_transient
         may_retry = may_retry and (self._is_stopping or trial.n_retries < MAX_RETRIES)
         if not may_retry and state is not TrialState.WAITING:
-            self._close(trial, result, state, failure, records)
+            self._close(trial, result, state, failure)
         elif self._is_stopping:
-            self._interrupt(trial, result, records)
+            self._interrupt(trial, result)
         elif failure is not None:
             trial.n_retries += 1
             self._again.append(trial)
-            records.append(notice(f"trial {result.number} is tried again: {failure.message}"))
+            self.say([f"trial {result.number} is tried again: {failure.message}"])
         else:
             trial.spent_s = time.monotonic() - trial.began
             self._again.append(trial)
 
-    def _interrupt(self, trial: Running, result: TrialResult, records: list[Record]) -> None:
-        """Leave a trial to the next run; note what it will have to train again."""
+    def _interrupt(self, trial: Running, result: TrialResult) -> None:
+        """Leave a trial to the next search; note the epochs that it must train again."""
         files = TrialFiles(self._config.study_dir, result.number)
         n_ahead = len(trial.reports) - result.n_epochs if result.failure is None else 0
         lost = files.lost_epochs(trial.told_ms, n_ahead)
         self.unsaved += [lost] if lost else []
-        self._close(trial, result, TrialState.WAITING, None, records)
+        self._close(trial, result, TrialState.WAITING, None)
 
     def _close(
-        self,
-        trial: Running,
-        result: TrialResult,
-        state: TrialState,
-        failure: Failure | None,
-        records: list[Record],
+        self, trial: Running, result: TrialResult, state: TrialState, failure: Failure | None
     ) -> None:
         number, files = result.number, TrialFiles(self._config.study_dir, result.number)
         best_epoch = result.best_epoch or trial.best_epoch or None
@@ -319,41 +316,41 @@ class Driver:
                 dict(result.notes),
             )
         )  # fmt: skip
-        attrs = self._proposals.tell(number, told_of(state), value)
+        attrs = self._proposals.tell(number, state, value)
         reports = [trial.reports[epoch] for epoch in sorted(trial.reports)]
-        is_scored = state in (TrialState.COMPLETE, TrialState.PRUNED)
-        self._closings.append(
-            functools.partial(
-                self._write_end, number, state, value if is_scored else None, reports,
-                self._config.metric, summary_of(record, trial.name, trial.metrics), attrs,
-            )
-        )  # fmt: skip
-        records.append(record)
+        self._closings += [
+            partial(
+                self._ledger.close_trial, record, reports, self._config.metric, trial.name, attrs
+            ),
+            partial(self._retention.closed, number),
+        ]
+        self._records.append(record)
         if state.is_finished:
             self._n_finished += 1
             self._count_failure(failure)
 
-    def _write_end(self, number: int, *end: Any) -> None:
-        """In the recorder's thread: the ledger first, then the trial's files may go."""
-        self._ledger.close_trial(number, *end)
-        self._retention.closed(number)
-
     def _count_failure(self, failure: Failure | None) -> None:
-        n_failures = self._failures.count(failure)
-        if failure is not None and n_failures >= self._config.max_failures:
-            what = f"{n_failures} identical failures in a row: {failure.message}"
+        """Stop the search after `--max-failures` identical failures in a row."""
+        is_counted = failure is not None and FAILURES[failure.kind].is_counted
+        what = f"{failure.kind}: {failure.message}" if failure and is_counted else ""
+        self._n_same = self._n_same + 1 if what == self._last_failure else 1
+        self._last_failure = what
+        if failure and is_counted and self._n_same >= self._config.max_failures:
+            what = f"{self._n_same} identical failures in a row: {failure.message}"
             self.failure_message = f"the search stopped after {what}"
             self.request_stop("failed")
 
-    def _hand_out(self, n_slots: int, records: list[Record]) -> list[TrialSpec]:
+    def _hand_out(self, n_slots: int) -> list[TrialSpec]:
         specs: list[TrialSpec] = []
+        if n_slots > 0 and not self._is_full() and self._ledger.has_trial(self._next_number):
+            self._take_in(self._ledger.trials()[self._next_number :])  # another program's
         while len(specs) < n_slots:
             if self._again:
                 specs.append(self._resume(self._again.popleft()))
                 continue
-            if self._n_finished + len(self._running) >= self._config.trials:
+            if self._is_full():
                 break
-            spec = self._next(records)
+            spec = self._next()
             if spec is None:
                 self.reason = "exhausted"
                 break
@@ -361,57 +358,50 @@ class Driver:
         return specs
 
     def _resume(self, trial: Running) -> TrialSpec:
-        """A trial whose worker is gone, from its checkpoint where it has one."""
-        start_epoch = trial.spec.start_epoch if trial.start_epoch is None else trial.start_epoch
-        trial.spec = self._from_checkpoint(trial.spec, start_epoch)
+        """A trial whose worker is gone, from its checkpoint if there is one."""
+        trial.spec = self._from_checkpoint(trial.spec)
         trial.began = time.monotonic() - trial.spent_s
         self._running[trial.spec.number] = trial
         return trial.spec
 
-    def _next(self, records: list[Record]) -> TrialSpec | None:
-        planned = self._planned.popleft() if self._planned else None
-        number = self._next_number
-        proposal: Proposal | None
-        if planned is not None and planned.number is not None:
-            return self._adopt(planned, planned.number, records)
-        if planned is None:
+    def _next(self) -> TrialSpec | None:
+        """The next planned trial, else a proposed one; None if the space is exhausted."""
+        number, proposal = self._next_number, None
+        if not self._planned:
             proposal = self._proposals.ask(number)
         else:
+            planned = self._planned.popleft()
+            if planned.number is not None:
+                return self._adopt(planned, planned.number)
             proposal = self._proposals.adopt(number, planned.hyperparameters, planned.params)
         if proposal is None:
             return None
-        opening = (number, proposal.frozen, self._epoch)
-        self._openings.append(functools.partial(self._ledger.open_trial, *opening))
+        self._openings.append(partial(self._ledger.open_trial, number, proposal.frozen))
         self._next_number += 1
-        spec = self._spec(number, proposal.hyperparameters)
-        return self._start(spec, proposal, records, self._epoch)
+        return self._start(self._spec(number, proposal.hyperparameters), proposal)
 
-    def _adopt(self, planned: Planned, number: int, records: list[Record]) -> TrialSpec:
-        """An interrupted trial under its own number, from its checkpoint where it has one."""
+    def _adopt(self, planned: Planned, number: int) -> TrialSpec:
+        """An interrupted or queued trial under its number, from its checkpoint if it has one."""
         proposal = self._proposals.adopt(number, planned.hyperparameters, planned.params)
         if planned.is_queued:
-            taking = functools.partial(self._ledger.take_queued, number, proposal.frozen)
-            self._openings.append(taking)
+            self._openings.append(partial(self._ledger.take_queued, number, proposal.frozen))
         else:
-            self._openings.append(functools.partial(self._ledger.reopen_trial, number))
+            self._openings.append(partial(self._ledger.set_state, number, TrialState.RUNNING))
         spec = self._spec(number, proposal.hyperparameters)
-        spec = self._from_checkpoint(spec, planned.start_epoch)
-        return self._start(spec, proposal, records, spec.start_epoch or 0)
+        spec = dataclasses.replace(spec, start_epoch=planned.start_epoch)
+        return self._start(self._from_checkpoint(spec), proposal)
 
     def _spec(self, number: int, hyperparameters: Mapping[str, Any]) -> TrialSpec:
         return TrialSpec(number, hyperparameters, derive_seed(self._config.seed, "init", number))
 
-    def _from_checkpoint(self, spec: TrialSpec, start_epoch: int | None) -> TrialSpec:
+    def _from_checkpoint(self, spec: TrialSpec) -> TrialSpec:
         is_resumed = TrialFiles(self._config.study_dir, spec.number).size(RESUME_STATE) > 0
-        return dataclasses.replace(spec, start_epoch=start_epoch, is_resumed=is_resumed)
+        return dataclasses.replace(spec, is_resumed=is_resumed)
 
-    def _start(
-        self, spec: TrialSpec, proposal: Proposal, records: list[Record], noted: int
-    ) -> TrialSpec:
-        number = spec.number
-        name = run_name(number, proposal.hyperparameters)
-        self._running[number] = Running(spec, name, noted_start_epoch=noted)
-        records.append(
+    def _start(self, spec: TrialSpec, proposal: Proposal) -> TrialSpec:
+        number, name = spec.number, run_name(spec.number, proposal.hyperparameters)
+        self._running[number] = Running(spec, name)
+        self._records.append(
             TrialStarted(
                 number, name, proposal.hyperparameters, proposal.params, now_ms(),
                 {"sweep.seed": str(spec.seed)},

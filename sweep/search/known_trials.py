@@ -1,9 +1,8 @@
 """The trials that samplers and pruners look at: an Optuna storage in memory.
 
-Optuna's own in-memory storage numbers trials in the order in which they are made. Here a trial has
-the number that it has in the study, whenever it is added, and a proposal that was a duplicate can
-be taken back. Samplers and pruners seed and sort by these numbers, so a continued search sees
-what an uninterrupted one sees.
+Optuna's own in-memory storage numbers trials in the order of their creation. Here a trial has its
+number in the study, whenever it is added, and a duplicate proposal can be removed. Samplers and
+pruners seed and sort by these numbers, so a continued search sees what an uninterrupted one sees.
 """
 
 from __future__ import annotations
@@ -15,14 +14,17 @@ from typing import Any
 from optuna.distributions import BaseDistribution
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState
-
-FIRST_DUPLICATE = 10**9
-"""Number of the first duplicate proposal of one question; all others are below."""
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 
 class KnownTrials(BaseStorage):
-    """One study; a trial's id is its number. For one thread."""
+    """One study; a trial's id is its number. For one thread.
+
+    Args:
+        name: The study's name. Hyperband puts a trial into a bracket by a checksum of name and
+            number.
+        parameters: Names of the space's parameters, in its order.
+    """
 
     def __init__(self, name: str, parameters: Sequence[str]) -> None:
         self._name = name
@@ -31,101 +33,72 @@ class KnownTrials(BaseStorage):
         self._system_attrs: dict[str, Any] = {}
         self._trials: dict[int, FrozenTrial] = {}
         self.next_number = 0
-        """Number of the trial that is made next."""
+        """Number of the next created trial."""
         self.window: Container[int] | None = None
-        """Finished trials that samplers see at present; None: all."""
+        """Numbers of the finished trials that samplers see; None: all."""
 
-    def add(self, number: int, trial: FrozenTrial, state: TrialState | None = None) -> None:
-        """Take in a copy of `trial` as trial `number`."""
+    def add(self, number: int, trial: FrozenTrial) -> None:
+        """Add a copy of `trial` as trial `number`."""
         self._trials[number] = FrozenTrial(
-            number=number, trial_id=number, state=state or trial.state, value=None,
+            number=number, trial_id=number, state=trial.state, value=None,
             values=trial.values, datetime_start=None, datetime_complete=None,
             params=self._sorted(trial.params), distributions=self._sorted(trial.distributions),
             user_attrs={}, system_attrs=dict(trial.system_attrs),
             intermediate_values=dict(trial.intermediate_values),
         )  # fmt: skip
 
-    def set_aside(self, number: int, attempt: int, value: float | None) -> None:
-        """End trial `number`, a duplicate, with the value of the first; frees its number."""
-        trial = self._trials.pop(number)
-        trial.values = None if value is None else [value]
-        state = TrialState.FAIL if value is None else TrialState.COMPLETE
-        self.add(FIRST_DUPLICATE + attempt, trial, state)
-
     def forget(self, number: int) -> None:
-        """Take back trial `number`."""
+        """Remove trial `number`."""
         del self._trials[number]
-
-    def forget_duplicates(self) -> None:
-        """Take back all duplicates."""
-        for number in [n for n in self._trials if n >= FIRST_DUPLICATE]:
-            del self._trials[number]
 
     def finished(self) -> list[FrozenTrial]:
         """The finished trials, by number."""
         return [t for _, t in sorted(self._trials.items()) if t.state.is_finished()]
 
-    # What Optuna asks of a storage. Study ids are always 0.
+    # Optuna's BaseStorage, which documents these methods. The id of the only study is 0.
 
     def create_new_study(
         self, directions: Sequence[StudyDirection], study_name: str | None = None
     ) -> int:
-        """Set the directions of the one study."""
         self._directions = list(directions)
         return 0
 
     def delete_study(self, study_id: int) -> None:
-        """Forget everything."""
         self._trials.clear()
         self._system_attrs.clear()
 
     def set_study_user_attr(self, study_id: int, key: str, value: Any) -> None:
-        """Nobody reads them."""
+        pass  # nobody reads them
 
     def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
-        """Keep what a sampler notes of the study."""
         self._system_attrs[key] = value
 
     def get_study_id_from_name(self, study_name: str) -> int:
-        """The one study, whatever its name."""
         return 0
 
     def get_study_name_from_id(self, study_id: int) -> str:
-        """Its name, which enters into Hyperband's brackets."""
         return self._name
 
     def get_study_directions(self, study_id: int) -> list[StudyDirection]:
-        """One direction."""
         return self._directions
 
     def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
-        """None."""
         return {}
 
     def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
-        """A copy of what samplers noted."""
         return dict(self._system_attrs)
 
     def get_all_studies(self) -> list[Any]:
-        """Not known here."""
         return []
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
-        """A RUNNING trial with the number that was set for it."""
-        number = self.next_number
-        empty = FrozenTrial(
-            number=number, trial_id=number, state=TrialState.RUNNING, value=None,
-            datetime_start=None, datetime_complete=None, params={}, distributions={},
-            user_attrs={}, system_attrs={}, intermediate_values={},
-        )  # fmt: skip
-        self.add(number, template_trial or empty)
-        return number
+        self.add(self.next_number, template_trial or create_trial(state=TrialState.RUNNING))
+        return self.next_number
 
     def set_trial_param(
         self, trial_id: int, param_name: str, param_value_internal: float,
         distribution: BaseDistribution,
     ) -> None:  # fmt: skip
-        """Keep a suggested value."""
         trial = self._replace(trial_id)
         value = distribution.to_external_repr(param_value_internal)
         trial.params = self._sorted({**trial.params, param_name: value})
@@ -134,7 +107,6 @@ class KnownTrials(BaseStorage):
     def set_trial_state_values(
         self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
     ) -> bool:
-        """Set a trial's state, and its value where it has one."""
         trial = self._replace(trial_id)
         trial.state = state
         if values is not None:
@@ -144,28 +116,23 @@ class KnownTrials(BaseStorage):
     def set_trial_intermediate_value(
         self, trial_id: int, step: int, intermediate_value: float
     ) -> None:
-        """Keep a point of a trial's curve."""
         trial = self._replace(trial_id)
         trial.intermediate_values = {**trial.intermediate_values, step: intermediate_value}
 
     def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
-        """Keep an attribute."""
         trial = self._replace(trial_id)
         trial.user_attrs = {**trial.user_attrs, key: value}
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
-        """Keep what a sampler or pruner notes of a trial."""
         trial = self._replace(trial_id)
         trial.system_attrs = {**trial.system_attrs, key: value}
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
-        """A trial as it is now; later writes do not change it. Raises KeyError."""
         return self._trials[trial_id]
 
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
-        """The trials in these states, by number; of finished ones those in the window."""
         found = [
             trial
             for number, trial in sorted(self._trials.items())
@@ -175,13 +142,13 @@ class KnownTrials(BaseStorage):
 
     def _is_seen(self, number: int, trial: FrozenTrial) -> bool:
         is_bound = self.window is not None and trial.state.is_finished()
-        return not is_bound or number >= FIRST_DUPLICATE or number in (self.window or ())
+        return not is_bound or number in (self.window or ())
 
     def _replace(self, trial_id: int) -> FrozenTrial:
-        """A new copy in a trial's place, to be changed: readers keep the old one."""
+        """Put a copy in the trial's place, to be changed: readers keep the old one."""
         self._trials[trial_id] = copy.copy(self._trials[trial_id])
         return self._trials[trial_id]
 
     def _sorted(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """In the order of the space, which the grid relies on; databases may have another."""
+        """In the order of the space: the grid relies on it, databases change it."""
         return dict(sorted(values.items(), key=lambda item: self._places.get(item[0], 0)))

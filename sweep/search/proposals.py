@@ -1,161 +1,134 @@
-"""Proposals and verdicts: Optuna's samplers and pruners on a study in memory.
-
-The seed of each proposal derives from (study seed, trial number, attempt).
-"""
+"""Proposals and pruning: Optuna's samplers and pruners on a study in memory."""
 
 from __future__ import annotations
 
-import inspect
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import optuna
 from optuna.distributions import check_distribution_compatibility
 from optuna.exceptions import ExperimentalWarning
-from optuna.pruners import BasePruner
-from optuna.samplers import BaseSampler
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, create_trial
+from optuna.trial import TrialState as OptunaState
 
+from sweep.config.settings import RunConfig
 from sweep.errors import ConfigError, StoreError, must_be_one_of
 from sweep.ledger.trials import HYPERPARAMETERS
-from sweep.loading import import_object
-from sweep.objective import Objective
 from sweep.search.known_trials import KnownTrials
+from sweep.search.pruners import make_pruner
+from sweep.search.samplers import SAMPLERS, find_sampler
 from sweep.space import Space, canonical_key, run_name
-from sweep.trial import Direction, TrialState, derive_seed
+from sweep.trial import TrialState, derive_seed
 
 MAX_ATTEMPTS = 50
-"""Proposals in a row that may be duplicates before the space counts as exhausted."""
+"""The space counts as exhausted after so many duplicate proposals in a row."""
 SAMPLER_ATTEMPTS = 10
 """After so many duplicates in a row the random sampler proposes instead."""
-
 MOST_BEST = 25
-"""How many of the best trials a bounded history keeps: TPE counts at most 25 trials as good."""
+"""Best trials in a bounded history at most: TPE counts at most 25 trials as good."""
 QMC_STRIDE = 2**14
-"""Distance in its sequence between the attempts of the QMC sampler at one trial."""
-GROWING = ("tpe", "gp")
-"""Samplers that are fitted anew for each proposal; the others walk a sequence or a tree that
-needs every trial."""
+"""Distance in its sequence between two attempts of the QMC sampler at one trial."""
 
-_SCORED = (TrialState.COMPLETE, TrialState.PRUNED)
-_RUNNING = optuna.trial.create_trial(state=optuna.trial.TrialState.RUNNING)
-SamplerFactory = Callable[[int], BaseSampler]
+_RUNNING = create_trial(state=OptunaState.RUNNING)
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """What a trial is to try."""
+    """The configuration of a new trial."""
 
     hyperparameters: Mapping[str, Any]
     params: Mapping[str, Any]
-    """Optuna's parameters; empty for a configuration that the space cannot express."""
+    """Optuna's parameters; empty if the space cannot express the configuration."""
     frozen: FrozenTrial
-    """A RUNNING trial to record."""
+    """A RUNNING trial to record in the ledger."""
 
 
 class Proposals:
-    """Ask, report, prune and tell, by the study's trial numbers.
+    """Proposes configurations and judges curves, by the study's trial numbers.
 
-    A proposal depends on (study seed, trial number, what is known of other trials) alone, a
-    verdict on that and the trial's own curve. One trial at a time, a search that is continued
-    in another process proposes and prunes what an uninterrupted one does. With several trials at
-    a time, it depends on the order in which results come in, too.
+    A proposal depends on (study seed, trial number, attempt) and on the other trials known so far,
+    a pruner's verdict on those and the trial's own curve. With one trial at a time, a continued
+    search therefore proposes and prunes as an uninterrupted one. With several at a time, the
+    order in which results arrive matters, too.
+
+    Raises ConfigError for a bad sampler class, SpaceError if a grid is endless.
     """
 
-    def __init__(
-        self, space: Space, sampler: str, pruner: str, direction: Direction, seed: int,
-        n_epochs: int, history: int | None = None,
-    ) -> None:  # fmt: skip
-        """`history` bounds the finished trials that the samplers of GROWING look at."""
-        _hush_optuna()
-        if sampler == "grid":
+    def __init__(self, space: Space, config: RunConfig) -> None:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        optuna.logging.disable_default_handler()
+        warnings.filterwarnings("ignore", category=ExperimentalWarning)
+        self._space, self._config = space, config
+        self._sampler = find_sampler(config.sampler)
+        if self._sampler.is_grid:
             space.check_grid()
-        self._space, self._seed, self._sampler = space, seed, sampler
-        self._objective, self._history = Objective("", direction), history
-        self._make_sampler = sampler_factory(sampler, seed)
-        # Hyperband puts a trial into a bracket by a checksum of the study's name and its number.
-        self._known = KnownTrials(f"seed-{seed}", [*space.distributions()])
+        self._known = KnownTrials(f"seed-{config.seed}", [*space.distributions()])
         self._study = optuna.create_study(
-            storage=self._known, sampler=self._make_sampler(seed),
-            pruner=make_pruner(pruner, n_epochs), direction=direction,
-        )  # fmt: skip
-        # Hyperband makes its brackets as it is asked first, and TPE looks at one bracket only.
+            storage=self._known,
+            sampler=self._sampler.make(optuna, config.seed, config.seed),
+            pruner=make_pruner(config.pruner, config.epochs),
+            direction=config.resolved_direction,
+        )
+        # Hyperband makes its brackets at the first call, and TPE looks at one bracket only.
         self._study.pruner.prune(self._study, _RUNNING)
-        self._keys: dict[int, str] = {}
-        """Running trial -> its canonical configuration."""
-        self._values: dict[str, float | None] = {}
-        """Canonical configuration -> objective of its completed trial, else None."""
+        self._tried: set[str] = set()
+        """Keys of all configurations that were tried or are running."""
 
-    def fitting(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-        """Those of `trials` that can stand beside this space's in one study.
+    def remember(self, trials: Sequence[FrozenTrial]) -> None:
+        """Learn from finished trials, except other programs' with parameters outside the space.
 
-        Raises StoreError for another program's that Optuna keeps this space's out for.
+        Trials of another study have no number (-1): they precede all others. Raises StoreError
+        if a parameter of another program's trial is of another kind than the space's, because
+        Optuna then refuses all trials of this search.
         """
         own = self._space.distributions()
-        for trial in trials:
-            for name, distribution in trial.distributions.items():
+        for place, trial in enumerate(trials):
+            for name in trial.distributions.keys() & own.keys():
                 try:
-                    if name in own:
-                        check_distribution_compatibility(distribution, own[name])
+                    check_distribution_compatibility(trial.distributions[name], own[name])
                 except ValueError as error:
                     raise StoreError(
                         f"trial {trial.number} is another program's and has {name} as another "
                         "kind of parameter: go on without it by --fork NEW"
                     ) from error
-        return [t for t in trials if HYPERPARAMETERS in t.user_attrs or {*t.params} <= {*own}]
-
-    def remember(self, trials: Sequence[FrozenTrial]) -> None:
-        """Learn from finished trials, of an earlier run of this study or of another study.
-
-        Those of another study have no numbers: they come before all others.
-        """
-        for place, trial in enumerate(trials):
-            number = trial.number if trial.number >= 0 else place - len(trials)
-            self._known.add(number, trial)
-            hyperparameters = trial.user_attrs.get(HYPERPARAMETERS, trial.params)
-            value = trial.value if trial.state.name == "COMPLETE" else None
-            self._values[canonical_key(hyperparameters)] = value
+            hyperparameters = trial.user_attrs.get(HYPERPARAMETERS)
+            if hyperparameters is not None or trial.params.keys() <= own.keys():
+                number = trial.number if trial.number >= 0 else place - len(trials)
+                self._known.add(number, trial)
+                self._tried.add(canonical_key(hyperparameters or trial.params))
 
     def ask(self, number: int) -> Proposal | None:
-        """A configuration that was not tried yet; None where the space has no more."""
+        """A new configuration for trial `number`; None if the space is exhausted."""
         n_all = self._space.n_configurations()
-        if n_all is not None and len(self._values) >= n_all:
+        if n_all is not None and len(self._tried) >= n_all:
             return None
-        self._known.window = self._window(self._known.finished())
+        self._known.window = self._window()
         try:
-            return self._first_new(number)
+            for attempt in range(MAX_ATTEMPTS):
+                hyperparameters = self._space.suggest(self._attempt(number, attempt))
+                if not self.is_known(hyperparameters):
+                    return self._accept(number, hyperparameters)
+                self._known.forget(number)
         finally:
             self._known.window = None
-            self._known.forget_duplicates()
-
-    def _first_new(self, number: int) -> Proposal | None:
-        for attempt in range(MAX_ATTEMPTS):
-            trial = self._attempt(number, attempt)
-            hyperparameters = self._space.suggest(trial)
-            key = canonical_key(hyperparameters)
-            if key not in self._values:
-                return self._accept(number, hyperparameters, key)
-            self._known.set_aside(number, attempt, self._values[key])
         return None
 
     def _attempt(self, number: int, attempt: int) -> optuna.Trial:
-        seed = derive_seed(self._seed, "proposal", number, attempt) % 2**32
-        is_stuck = attempt >= SAMPLER_ATTEMPTS
-        self._study.sampler = (
-            optuna.samplers.RandomSampler(seed=seed) if is_stuck else self._make_sampler(seed)
-        )
+        sampler = self._sampler if attempt < SAMPLER_ATTEMPTS else SAMPLERS["random"]
+        seed = derive_seed(self._config.seed, "proposal", number, attempt) % 2**32
+        self._study.sampler = sampler.make(optuna, seed, self._config.seed)
         self._known.next_number = number
-        if self._sampler == "qmc" and not is_stuck:
+        if sampler.is_sequence:
             self._place_in_sequence(number + attempt * QMC_STRIDE)
         return self._study.ask()
 
     def _place_in_sequence(self, place: int) -> None:
-        """Let the QMC sampler go on from `place` of its sequence.
+        """Make the QMC sampler continue at `place` of its sequence.
 
-        It counts in the study's attributes: one question makes sure that the counter is there.
+        It counts in the study's attributes: a first question creates the counter.
         """
         trial = self._study.ask()
         self._space.suggest(trial)
@@ -166,30 +139,32 @@ class Proposals:
     def adopt(
         self, number: int, hyperparameters: Mapping[str, Any], params: Mapping[str, Any] | None
     ) -> Proposal:
-        """A given configuration as trial `number`; `params` is None where it is outside."""
+        """Trial `number` with a given configuration; `params` is None if the space lacks it."""
         known = self._space.distributions() if params else {}
         inside = {name: value for name, value in (params or {}).items() if name in known}
-        trial = optuna.trial.create_trial(
-            state=optuna.trial.TrialState.RUNNING, params=inside,
+        trial = create_trial(
+            state=OptunaState.RUNNING, params=inside,
             distributions={name: known[name] for name in inside},
         )  # fmt: skip
         self._known.add(number, trial)
-        return self._accept(number, hyperparameters, canonical_key(hyperparameters))
+        return self._accept(number, hyperparameters)
 
     def queued(
         self, number: int, params: Mapping[str, Any]
     ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-        """The configuration, and its parameters, that trial `number` was queued with.
+        """Configuration and all parameters of trial `number`, queued by another program.
 
-        What `params` leaves open is drawn at random, by the trial's number. Raises ConfigError
-        where the space does not have it.
+        Parameters missing in `params` are drawn at random, seeded by the number. Raises
+        ConfigError if the space has no such configuration.
         """
         names = self._space.distributions()
         unknown = [name for name in params if name not in names]
         if unknown:
             raise ConfigError(must_be_one_of("a parameter of this space", unknown[0], names))
         try:
-            configuration = self._space.draw(derive_seed(self._seed, "queued", number), params)
+            configuration = self._space.draw(
+                derive_seed(self._config.seed, "queued", number), params
+            )
         except (TypeError, ValueError) as error:
             raise ConfigError(f"no configuration of this space has {dict(params)}") from error
         found = self._space.params_for(configuration)
@@ -200,35 +175,33 @@ class Proposals:
         return configuration, found
 
     def is_known(self, hyperparameters: Mapping[str, Any]) -> bool:
-        """Whether exactly this configuration was tried or is being tried."""
-        return canonical_key(hyperparameters) in self._values
+        """Whether exactly this configuration was tried or is running."""
+        return canonical_key(hyperparameters) in self._tried
 
     def report(self, number: int, epoch: int, value: float) -> bool:
-        """Tell the pruner the objective after `epoch`; whether the trial should end."""
+        """Give the pruner the objective after `epoch`; returns whether the trial should end."""
         self._known.set_trial_intermediate_value(number, epoch, value)
         return self._study.pruner.prune(self._study, self._known.get_trial(number))
 
     def tell(self, number: int, state: TrialState, value: float | None) -> Mapping[str, Any]:
-        """End a trial; returns what the sampler wants to be kept with it (system attributes)."""
-        is_scored = value is not None and not math.isnan(value)
-        if state is TrialState.COMPLETE and not is_scored:
-            state = TrialState.FAIL
-        values = [value] if value is not None and is_scored and state in _SCORED else None
-        end = optuna.trial.TrialState[state]
-        trial = self._known.get_trial(number)
-        self._study.sampler.after_trial(self._study, trial, end, values)
+        """End a trial; returns the system attributes that the sampler needs to be kept."""
+        values = None
+        if state.is_scored and value is not None and not math.isnan(value):
+            values = [value]
+        if state is TrialState.WAITING or (state is TrialState.COMPLETE and values is None):
+            state = TrialState.FAIL  # an interrupted trial teaches the sampler nothing
+        end = OptunaState[state]
+        if not self._sampler.is_grid:  # its `after_trial` calls `Study.stop`, for `optimize` only
+            trial = self._known.get_trial(number)
+            self._study.sampler.after_trial(self._study, trial, end, values)
         self._known.set_trial_state_values(number, end, values)
-        key = self._keys.pop(number)
-        if state is TrialState.COMPLETE:
-            self._values[key] = value
         return self._known.get_trial(number).system_attrs
 
-    def _accept(self, number: int, hyperparameters: Mapping[str, Any], key: str) -> Proposal:
-        self._keys[number] = key
-        self._values.setdefault(key, None)
+    def _accept(self, number: int, hyperparameters: Mapping[str, Any]) -> Proposal:
+        self._tried.add(canonical_key(hyperparameters))
         trial = self._known.get_trial(number)
-        frozen = optuna.trial.create_trial(
-            state=optuna.trial.TrialState.RUNNING,
+        frozen = create_trial(
+            state=OptunaState.RUNNING,
             params=trial.params,
             distributions=trial.distributions,
             user_attrs={
@@ -238,75 +211,13 @@ class Proposals:
         )
         return Proposal(dict(hyperparameters), trial.params, frozen)
 
-    def _window(self, finished: Sequence[FrozenTrial]) -> frozenset[int] | None:
-        """Numbers of the best and the latest trials, `history` in all; None: all trials."""
-        if self._sampler not in GROWING or self._history is None or len(finished) <= self._history:
+    def _window(self) -> frozenset[int] | None:
+        """Numbers of the best and the latest trials, `--history` in all; None: all trials."""
+        finished, history = self._known.finished(), self._config.history
+        if not self._sampler.has_window or history is None or len(finished) <= history:
             return None
-        scored = [t for t in finished if t.state.name == "COMPLETE"]
-        best = sorted(scored, key=lambda t: (-self._objective.goodness(t.value), t.number))
-        shown = {t.number for t in best[: min(MOST_BEST, self._history // 2)]}
-        return frozenset(shown | {t.number for t in finished[len(shown) - self._history :]})
-
-
-def sampler_factory(name: str, study_seed: int) -> SamplerFactory:
-    """Seed -> sampler. Raises ConfigError for a class that is not a sampler.
-
-    qmc walks one sequence, so its seed is the study's and not the trial's.
-    """
-    samplers = optuna.samplers
-    table: dict[str, SamplerFactory] = {
-        "tpe": lambda seed: samplers.TPESampler(
-            seed=seed, multivariate=True, group=True, constant_liar=True
-        ),
-        "gp": lambda seed: samplers.GPSampler(seed=seed, warn_independent_sampling=False),
-        "cmaes": lambda seed: samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False),
-        "qmc": lambda seed: samplers.QMCSampler(
-            seed=study_seed, scramble=True, warn_asynchronous_seeding=False,
-            warn_independent_sampling=False,
-            independent_sampler=samplers.RandomSampler(seed=seed),
-        ),
-        "random": lambda seed: samplers.RandomSampler(seed=seed),
-        "grid": lambda seed: _Grid(seed=seed),
-        "nsga2": lambda seed: samplers.NSGAIISampler(seed=seed),
-    }  # fmt: skip
-    return table[name] if name in table else _user_sampler(name)
-
-
-def make_pruner(name: str, n_epochs: int) -> BasePruner:
-    """The pruner called `name`, for trials of `n_epochs` epochs."""
-    pruners = optuna.pruners
-    table: dict[str, Callable[[], BasePruner]] = {
-        "none": pruners.NopPruner,
-        # Optuna counts steps from 0, epochs count from 1: the first epoch is not judged.
-        "median": lambda: pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=2),
-        "asha": lambda: pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=3),
-        "hyperband": lambda: pruners.HyperbandPruner(
-            min_resource=1, max_resource=n_epochs, reduction_factor=3
-        ),
-        "patient": lambda: pruners.PatientPruner(
-            pruners.MedianPruner(n_startup_trials=5), patience=max(1, n_epochs // 4)
-        ),
-    }
-    return table[name]()
-
-
-class _Grid(optuna.samplers.BruteForceSampler):
-    """Optuna's, less its `Study.stop` at the end, which only `optimize` may call: `ask` knows."""
-
-    def after_trial(self, *_: Any) -> None:
-        """Leave the study as it is."""
-
-
-def _user_sampler(path: str) -> SamplerFactory:
-    user_class: Any = import_object(path, "--sampler")
-    if not (inspect.isclass(user_class) and issubclass(user_class, BaseSampler)):
-        raise ConfigError(f"--sampler {path!r} must be a class derived from Optuna's BaseSampler")
-    make: Callable[..., BaseSampler] = user_class
-    takes_seed = "seed" in inspect.signature(make).parameters
-    return lambda seed: make(seed=seed) if takes_seed else make()
-
-
-def _hush_optuna() -> None:
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    optuna.logging.disable_default_handler()
-    warnings.filterwarnings("ignore", category=ExperimentalWarning)
+        goodness = self._config.objective.goodness
+        scored = [t for t in finished if t.state is OptunaState.COMPLETE]
+        best = sorted(scored, key=lambda t: (-goodness(t.value), t.number))
+        shown = {t.number for t in best[: min(MOST_BEST, history // 2)]}
+        return frozenset(shown | {t.number for t in finished[len(shown) - history :]})

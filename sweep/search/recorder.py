@@ -1,7 +1,7 @@
-"""What the driver decided is written in the order of its decisions, by a thread of its own.
+"""Writes the driver's decisions in their order, in a thread of its own.
 
-A trial takes the ledger some 5 ms to open and to close, and 2 for each epoch; the workers, who
-wait for the driver's answer at every epoch's end, need not wait for that.
+The ledger takes some 5 ms to open or close a trial, and 2 ms an epoch. Workers wait for the
+driver's answer at every epoch's end, but need not wait for that.
 """
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 Step = Callable[[], object]
 
-
 MOST_BEHIND = 16
-"""Batches of steps that may wait, so that what waits is bounded: those of eight answers."""
+"""Batches of steps that may wait, two for each answer."""
 
 
 class Recorder:
-    """Takes steps, and does them one after the other; after one that fails, none is done."""
+    """Does steps one after the other; after the first error it does no more."""
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="recorder")
@@ -34,8 +33,7 @@ class Recorder:
             self._submit(others)
 
     def catch_up(self) -> None:
-        """Wait until all openings, and what stands before them, are done, and not too many other
-        steps wait. Raises what went wrong so far."""
+        """Wait for all openings, and until at most MOST_BEHIND batches wait. Raises the error."""
         if self._openings is not None:
             self._openings.result()
         while len(self._waiting) > MOST_BEHIND or (self._waiting and self._waiting[0].done()):
@@ -43,15 +41,15 @@ class Recorder:
         self._raise_error()
 
     def settle(self) -> None:
-        """Wait until everything is done. Raises what went wrong."""
+        """Wait for all steps. Raises the error."""
         while self._waiting:
             self._waiting.popleft().result()
         self._raise_error()
 
     def abandon(self) -> None:
-        """Do what still can be done, as nothing more will come; errors are not raised.
+        """Do the remaining steps without raising their error; the recorder ends.
 
-        Whoever does not want to wait for that (Ctrl-C) ends it after the step that is being done.
+        Ctrl-C during the wait ends it after the present step.
         """
         try:
             self._pool.shutdown(wait=True)
@@ -74,5 +72,5 @@ class Recorder:
                 if self._error is not None:
                     return
                 step()
-        except BaseException as error:  # noqa: BLE001 - raised in the thread that decides
+        except BaseException as error:  # noqa: BLE001 - raised in the driver's thread
             self._error = error

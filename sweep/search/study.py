@@ -7,6 +7,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,43 +17,42 @@ from sweep.data.catalog import is_custom
 from sweep.environment.provenance import provenance
 from sweep.environment.signals import stopping
 from sweep.errors import ConfigError, StudyFailedError, SweepError
-from sweep.executors import begin_loading, make_task
 from sweep.hyperparameters import DEFAULT_MODULE
-from sweep.keeping.retention import KeepBest
 from sweep.ledger.locks import lock_folder, owned_study, presence, store_lock
 from sweep.ledger.ranking import ranking_of, study_end
 from sweep.ledger.study import Ledger, create_study
 from sweep.ledger.trials import LedgerTrial, best_trial
 from sweep.loading import collector_paused, import_object, libraries_set_aside
-from sweep.objective import Objective
 from sweep.protocols import Exchange, Executor, Listener
 from sweep.redact import redacted
 from sweep.search.driver import Driver
 from sweep.search.proposals import Proposals
+from sweep.search.tasks import begin_loading, make_task
+from sweep.search.upkeep import Upkeep
 from sweep.search.warmstart import as_history, differences, to_retry
 from sweep.space import Space, parse_space
-from sweep.trial import EndReason, Orders, Record, Report, StudyFinished, StudyInfo, now_ms
+from sweep.trial import EndReason, Orders, Report, StudyFinished, StudyInfo, now_ms
 
 VOLATILE = ("storage", "study", "timeout_s")
-"""Settings that are not kept with the study: where it is, and what one call is given."""
+"""Settings that are not kept with the study: its place and name, and the limit of one call."""
 
 CHECK_S = 2.0
-"""How often a search sees whether its stores were removed: a check takes some 0.1 ms."""
+"""Time between two checks that the stores still exist; a check takes some 0.1 ms."""
 
 
 @dataclass(frozen=True, repr=False)
 class Outcome:
-    """What a search came to."""
+    """The result of a search."""
 
     study: StudyInfo
     end: StudyFinished
     n_new: int
-    """Trials that this call finished."""
+    """Trials finished by this call."""
     best: LedgerTrial | None
     unsaved: tuple[str, ...] = ()
-    """A sentence for each interrupted trial that has to train epochs again."""
+    """A sentence for each interrupted trial that must train epochs again."""
     n_to_retry: int = 0
-    """Configurations that `sweep retry` would try."""
+    """Number of configurations that `sweep retry` would try."""
 
     def __repr__(self) -> str:
         """Study, new trials and the best one."""
@@ -62,57 +62,19 @@ class Outcome:
         return f"<Outcome {self.study.name} {self.end.reason}: {self.n_new} new trials, {found}>"
 
 
-class Listeners:
-    """Several listeners as one."""
-
-    def __init__(self, members: Sequence[Listener]) -> None:
-        self._members = tuple(members)
-
-    def open(self, study: StudyInfo) -> None:
-        """Open each; the first that fails says why."""
-        with collector_paused():  # MLflow is loaded here
-            for member in self._members:
-                member.open(study)
-
-    def write(self, records: Sequence[Record]) -> None:
-        """Hand the records to each."""
-        if records:
-            for member in self._members:
-                member.write(records)
-
-    def close(self) -> None:
-        """Close all, also where one raises."""
-        with contextlib.ExitStack() as stack:
-            for member in reversed(self._members):
-                stack.callback(member.close)
-
-
-Hook = Callable[[Ledger], object]
-
-
-def _nothing(*_: Any) -> None:
-    """A hook that does nothing."""
-
-
 @dataclass(frozen=True)
 class Extras:
-    """What a search may start with beside its configuration."""
+    """Optional inputs of a search."""
 
     carried: Sequence[Mapping[str, Any]] = ()
-    """Trials of an older study that teach the sampler (see `sweep.search.warmstart`)."""
+    """Trials of an older study for the sampler to learn from (see `sweep.search.warmstart`)."""
     again: Sequence[int] = ()
-    """Numbers of failed trials whose configurations are to be tried again."""
-    retention: KeepBest | None = None
-    """Says whose checkpoints stay."""
+    """Numbers of failed trials whose configurations are tried again."""
+    is_tracked: bool = False
+    """MLflow records the search; `--keep` and `--disk-limit` are followed."""
     executor: Executor | None = None
-    """Whose workers load already (see `sweep.executors.begin_loading`)."""
-    before_open: Hook = _nothing
-    """Called under the study's lock before the listeners open, whether there is work or not."""
-    after_open: Hook = _nothing
-    """Called before the first trial of a study that goes on."""
-    after_close: Hook = _nothing
-    """Called under the lock when the listeners delivered everything."""
-    on_signal: Callable[[], object] = _nothing
+    """An executor whose workers are loading already (see `sweep.search.tasks.begin_loading`)."""
+    on_signal: Callable[[], object] | None = None
     """Called in the handler of the first SIGINT or SIGTERM: must not wait, nor take a lock."""
 
 
@@ -125,61 +87,56 @@ def search(
     with other settings, StudyLockedError, StoreError, DataError, StudyFailedError.
     """
     executor = extras.executor or begin_loading(config, space)
-    task, asked, config = make_task(config, space), config, config.anchored()
-    listener = Listeners(listeners)
+    asked, config = config, config.anchored()
     work_dir = Path(config.work_dir)
     with contextlib.ExitStack() as held:
         held.callback(executor.kill)
         confirm = held.enter_context(owned_study(work_dir, config.study_name, config.storage))
-        ledger: Ledger | None = None
-        try:
-            executor.warm_up(task)
-            proposals = _proposals(config, space)  # a wrong sampler is said before a store is made
-            with store_lock(lock_folder(work_dir, config.storage)):
-                ledger, is_same_store = _open_ledger(asked, space)
-                ledger.confirm = confirm
-                trials = ledger.trials()
-                _carry(ledger, extras.carried, trials)
-                info = _study_info(asked, space, trials)
-                is_known = is_same_store and bool(trials)
-                info = dataclasses.replace(info, is_known=is_known, dataset=ledger.dataset)
-                extras.before_open(ledger)
-                if info.n_done >= config.trials:
-                    outcome = _outcome(config, ledger, info, "done")
-                    _raise_if_none_succeeded(outcome)
-                    return outcome
-                ledger.settle(False)
-                ledger.note_tags(info.tags)
-                listener.open(info)
-            check = presence(work_dir, config.study_name, config.storage, config.tracking_uri)
-            driver = Driver(config, ledger, proposals, listener, extras.retention)
-            held.enter_context(_set_aside(config))
-            held.enter_context(
-                stopping(lambda: driver.request_stop("interrupted"), extras.on_signal)
-            )
-            with _explained(check), _closing(executor, driver, listener):
-                if trials:
-                    extras.after_open(ledger)
-                proposals.remember(as_history(space, ledger.carried()))
-                driver.plan(trials, first_configurations(config, space), extras.again)
-                driver.recall(config.study_dir)
-                executor.run(_checked(driver.exchange, check))
-                driver.settle()
-                outcome = _outcome(config, ledger, info, driver.reason, driver.unsaved)
+        executor.warm_up(make_task(asked, space))
+        proposals = Proposals(space, config)  # a wrong sampler is said before a store is made
+        upkeep = Upkeep(config, is_tracked=extras.is_tracked)
+        listeners = [*upkeep.listeners, *listeners]
+        with store_lock(lock_folder(work_dir, config.storage)):
+            ledger, is_same_store = _open_ledger(asked, space, confirm)
+            held.callback(ledger.close)
+            trials = ledger.trials()
+            _carry(ledger, extras.carried, trials)
+            info = _study_info(asked, space, ledger, is_same_store)
+            if info.n_done >= config.trials:
+                upkeep.deliver(ledger)
+                return _succeeded(_outcome(config, ledger, info, "done"))
+            ledger.settle(False)
+            ledger.note_tags(info.tags)
+            _open(listeners, info)
+        check = presence(work_dir, config.study_name, config.storage, config.tracking_uri)
+        driver = Driver(config, ledger, proposals, listeners, upkeep.retention)
+        if config.executor != "inline":  # there the collector frees devices of earlier searches
+            held.enter_context(libraries_set_aside())
+        held.enter_context(stopping(partial(driver.request_stop, "interrupted"), extras.on_signal))
+        with _explained(check), _closing(executor, driver, listeners):
+            driver.say(upkeep.reconcile(ledger, trials))
+            proposals.remember(as_history(space, ledger.carried()))
+            driver.plan(trials, first_configurations(config, space), extras.again)
+            driver.recall(config.study_dir)
+            executor.run(_checked(driver.exchange, check))
+            driver.settle()
+            outcome = _outcome(config, ledger, info, driver.reason, driver.unsaved)
+            for listener in listeners:
                 listener.write([outcome.end])
-            check()
-            extras.after_close(ledger)
-            ledger.settle(True)
-            _raise_if_failed(outcome, driver)
-            return outcome
-        finally:
-            executor.kill()
-            if ledger is not None:
-                ledger.close()
+        check()
+        upkeep.finish(ledger)
+        ledger.settle(True)
+        return _succeeded(outcome, driver.failure_message)
+
+
+def _open(listeners: Sequence[Listener], info: StudyInfo) -> None:
+    with collector_paused():  # MLflow is loaded here
+        for listener in listeners:
+            listener.open(info)
 
 
 def _checked(exchange: Exchange, check: Callable[[], None]) -> Exchange:
-    """`exchange` that sees every CHECK_S seconds whether the stores are still there."""
+    """`exchange`, with `check` every CHECK_S seconds."""
     last = time.monotonic()
 
     def checked(reports: Sequence[Report], n_free: int) -> Orders:
@@ -192,14 +149,9 @@ def _checked(exchange: Exchange, check: Callable[[], None]) -> Exchange:
     return checked
 
 
-def _set_aside(config: RunConfig) -> contextlib.AbstractContextManager[None]:
-    """Inline, the collector has to see what an earlier search left on the device."""
-    return contextlib.nullcontext() if config.executor == "inline" else libraries_set_aside()
-
-
 @contextlib.contextmanager
 def _explained(check: Callable[[], None]) -> Iterator[None]:
-    """Where a file is gone, `check` says so in place of an error that only follows from it."""
+    """Let `check` name a missing file in place of the errors that follow from it."""
     try:
         yield
     except (OSError, SweepError):
@@ -208,21 +160,23 @@ def _explained(check: Callable[[], None]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _closing(executor: Executor, driver: Driver, listener: Listener) -> Iterator[None]:
-    """End workers and listeners after the block; what goes wrong first is what is raised.
+def _closing(executor: Executor, driver: Driver, listeners: Sequence[Listener]) -> Iterator[None]:
+    """End workers and listeners after the block; the first error is raised.
 
-    What could not be delivered then, the next run delivers.
+    Records that cannot be delivered after an error are delivered by the next search.
     """
-    try:
-        yield
-    except BaseException:
-        executor.kill()
-        driver.abandon()
-        with contextlib.suppress(SweepError):
-            listener.close()
-        raise
-    listener.close()  # workers leave meanwhile
-    executor.kill()
+    with contextlib.ExitStack() as closed:
+        for listener in listeners:
+            closed.callback(listener.close)
+        try:
+            yield
+        except BaseException:
+            executor.kill()
+            driver.abandon()
+            with contextlib.suppress(SweepError):
+                closed.close()
+            raise
+    executor.kill()  # workers exited meanwhile
 
 
 def first_configurations(
@@ -230,21 +184,18 @@ def first_configurations(
 ) -> list[tuple[Mapping[str, Any], Mapping[str, Any] | None]]:
     """Configurations to train before the sampler is asked, with Optuna's parameters.
 
-    The reference network comes first; its parameters are None where the space lacks it.
+    The reference network comes first; its parameters are None if the space lacks it.
     """
-    first: list[tuple[Mapping[str, Any], Mapping[str, Any] | None]] = []
-    if config.baseline and config.module == DEFAULT_MODULE:
-        first.append((dict(options.REFERENCE), _reference_params(config, space)))
-    for configuration in space.first:
-        first.append((configuration, space.params_for(configuration)))
-    return first
+    is_first = config.baseline and config.module == DEFAULT_MODULE
+    reference = [(dict(options.REFERENCE), _reference_params(config, space))] if is_first else []
+    return [*reference, *((values, space.params_for(values)) for values in space.first)]
 
 
 def _reference_params(config: RunConfig, space: Space) -> Mapping[str, Any] | None:
-    """The reference network in the space's terms; None where the space fixes something else.
+    """Optuna's parameters of the reference network; None if the space fixes another value.
 
-    It is trained as it is: a sampler must not learn its score for a configuration with, say,
-    the dropout that the space fixes.
+    The reference network is trained unchanged: a sampler must not learn its score for, say, a
+    network with the space's fixed dropout.
     """
     reference = options.REFERENCE
     if any(space.fixed[name] != reference.get(name, space.fixed[name]) for name in space.fixed):
@@ -256,10 +207,10 @@ def _reference_params(config: RunConfig, space: Space) -> Mapping[str, Any] | No
 
 
 def stored_config(config: RunConfig) -> dict[str, Any]:
-    """The configuration as it is kept with the study: plain values, no credentials.
+    """The study's configuration in plain values, without credentials.
 
-    A tracking URI that had some says `***` in their place: who goes on with the study is asked
-    for them, instead of being given another MLflow store.
+    A tracking URI keeps `***` in their place: whoever continues the study is asked for them,
+    instead of getting another MLflow store.
     """
     values = {k: v for k, v in dataclasses.asdict(config).items() if k not in VOLATILE}
     return values | {
@@ -267,21 +218,24 @@ def stored_config(config: RunConfig) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _open_ledger(config: RunConfig, space: Space) -> tuple[Ledger, bool]:
-    """The study in the storage, and whether its runs are to be in the same MLflow store as before.
+def _open_ledger(
+    config: RunConfig, space: Space, confirm: Callable[[], object]
+) -> tuple[Ledger, bool]:
+    """The study in the storage; whether an earlier search used the same MLflow store.
 
-    A study keeps its settings once a trial has a score.
+    Raises ConfigError for other settings than before, once a trial has a score.
     """
     anchored, direction = config.anchored(), config.resolved_direction
-    ledger, is_new = create_study(anchored.storage, config.study_name, direction)
+    ledger, is_new = create_study(anchored.storage, config.study_name, direction, confirm)
     if is_new or not ledger.config:
         ledger.describe(stored_config(config), space.text)
         return ledger, False
     changes = identity_changes(config, ledger.config | {"direction": ledger.direction})
     changes += _space_changes(config, space, ledger.space_text)
-    # With a wrong --metric the first trial is ended unscored, and goes on with the right one.
+    # With a wrong --metric the first trial ends unscored, and continues with the right one.
     by_unfinished = not all(line.startswith(("--metric ", "--direction ")) for line in changes)
     if changes and ledger.is_bound(by_unfinished=by_unfinished):
+        ledger.close()
         _see_that_they_exist(config)
         raise ConfigError(
             f"study {config.study_name!r} exists with other settings ({'; '.join(changes)}): "
@@ -291,7 +245,7 @@ def _open_ledger(config: RunConfig, space: Space) -> tuple[Ledger, bool]:
     if changes:
         ledger.start_over(direction)
     before, now = ledger.config, stored_config(config)
-    # --trials may be less than there are: the study's total is not.
+    # --trials may be less than the study has; the stored total never is.
     now["trials"] = max(config.trials, _n_finished(ledger.trials()))
     if before != now:
         ledger.describe(now, space.text)
@@ -299,9 +253,9 @@ def _open_ledger(config: RunConfig, space: Space) -> tuple[Ledger, bool]:
 
 
 def _see_that_they_exist(config: RunConfig) -> None:
-    """Raise ConfigError if the user's module or data function is a name of nothing.
+    """Raise ConfigError if the user's module or data function does not exist.
 
-    That is said first: a study that has other settings is no reason to mistype it again.
+    A mistyped name is a better message than other settings.
     """
     if config.module != DEFAULT_MODULE:
         import_object(config.module, "--module")
@@ -312,7 +266,7 @@ def _see_that_they_exist(config: RunConfig) -> None:
 def _carry(
     ledger: Ledger, carried: Sequence[Mapping[str, Any]], trials: Sequence[LedgerTrial]
 ) -> None:
-    """Keep trials of an older study with a new one, once. Raises ConfigError for an old one."""
+    """Keep trials of an older study with a new one. Raises ConfigError if it has own trials."""
     if not carried or ledger.carried():
         return
     if trials:
@@ -323,38 +277,33 @@ def _carry(
 
 
 def _space_changes(config: RunConfig, space: Space, before: str) -> list[str]:
-    """What is different in the search space; comments and layout are not."""
+    """A sentence for each changed hyperparameter of the search space."""
     if space.text == before:
         return []
     old = parse_space(before, space.name, is_mlp=config.is_mlp)
     return [f"in the search space, {line}" for line in differences(old, space)]
 
 
-def _proposals(config: RunConfig, space: Space) -> Proposals:
-    return Proposals(
-        space, config.sampler, config.pruner, config.resolved_direction, config.seed,
-        config.epochs, config.history,
-    )  # fmt: skip
-
-
-def _study_info(config: RunConfig, space: Space, trials: Sequence[LedgerTrial]) -> StudyInfo:
+def _study_info(config: RunConfig, space: Space, ledger: Ledger, is_same_store: bool) -> StudyInfo:
+    trials = ledger.trials()
     best = best_trial(trials, config.resolved_direction)
-    shown = stored_config(config) | {"storage": redacted(config.storage)}
     return StudyInfo(
         name=config.study_name,
         n_trials=max(config.trials, _n_finished(trials)),
         metric=config.metric,
         direction=config.resolved_direction,
         epochs=config.epochs,
-        config=shown,
+        config=stored_config(config) | {"storage": redacted(config.storage)},
         space_name=space.name,
         space_text=space.text,
         time_ms=now_ms(),
         tags=provenance(),
+        dataset=ledger.dataset,
         n_done=_n_finished(trials),
         best_value=best.value if best else None,
         best_number=best.number if best else None,
-        ranking=ranking_of(trials, Objective(config.metric, config.resolved_direction)),
+        ranking=ranking_of(trials, config.objective),
+        is_known=is_same_store and bool(trials),
     )
 
 
@@ -362,21 +311,19 @@ def _n_finished(trials: Sequence[LedgerTrial]) -> int:
     return sum(t.state.is_finished for t in trials)
 
 
-def _raise_if_failed(outcome: Outcome, driver: Driver) -> None:
-    if driver.reason == "failed":
-        hint = f"once it is mended, `sweep retry {outcome.study.name}` tries them again"
-        raise StudyFailedError(f"{driver.failure_message}; {hint}")
-    if driver.reason in ("done", "exhausted"):
-        _raise_if_none_succeeded(outcome)
-
-
-def _raise_if_none_succeeded(outcome: Outcome) -> None:
+def _succeeded(outcome: Outcome, failure: str = "") -> Outcome:
+    """`outcome`. Raises StudyFailedError if the search failed, or none of its trials succeeded."""
     n_trials, name = sum(outcome.end.n_by_state.values()), outcome.study.name
-    if outcome.best is None and n_trials:
+    if outcome.end.reason == "failed":
+        raise StudyFailedError(
+            f"{failure}; once it is mended, `sweep retry {name}` tries them again"
+        )
+    if outcome.end.reason in ("done", "exhausted") and outcome.best is None and n_trials:
         raise StudyFailedError(
             f"none of the {n_trials} trials succeeded: `sweep trials {name}` shows why, "
             f"`sweep retry {name}` tries them again"
         )
+    return outcome
 
 
 def _outcome(
@@ -387,7 +334,7 @@ def _outcome(
     best = best_trial(trials, config.resolved_direction)
     n_finished = _n_finished(trials)
     if reason in ("timeout", "interrupted") and n_finished >= config.trials:
-        reason = "done"  # it came too late to stop anything
+        reason = "done"  # the stop came too late
     end = study_end(config, trials, reason, now_ms())
     return Outcome(
         info, end, n_finished - info.n_done, best, tuple(unsaved), len(to_retry(trials))

@@ -1,14 +1,10 @@
-"""A changed space on an existing study: say what changed, and carry over the trials that fit.
-
-Also which failed trials `sweep retry` tries again.
-"""
+"""Old trials in a new search: `--fork` carries over fitting ones, `retry` repeats failed ones."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import optuna
@@ -21,39 +17,14 @@ from sweep.space import Space, canonical_key
 from sweep.trial import Direction, TrialState
 
 SCORE_SETTINGS = ("metric", "direction", "data", "module")
-"""Settings that a score means something else without."""
+"""Settings that decide what a score means."""
 
 MAX_CARRIED = 1000
-"""Trials that a fork starts with at most: the best ones."""
-
-
-@dataclass(frozen=True)
-class Carried:
-    """Trials of an older study, as a new one starts with them."""
-
-    trials: tuple[Mapping[str, Any], ...]
-    """Each has hyperparameters, value and number; plain values, to be kept with the study."""
-    n_old: int
-    """Completed trials that the old study has."""
-    reasons: Mapping[str, int]
-    """Why others do not fit, and how many."""
-
-    def told(self, new: str, old: str) -> list[str]:
-        """What the user is told."""
-        n = len(self.trials)
-        lines = [
-            f"{n} of the {self.n_old} trials of {old} inform{'s' if n == 1 else ''} the sampler "
-            f"of {new}, which has none of them itself"
-        ]
-        lines += [
-            f"  {n} {'does' if n == 1 else 'do'} not: {reason}"
-            for reason, n in self.reasons.items()
-        ]
-        return lines
+"""Maximum number of carried trials: the best ones."""
 
 
 def differences(old: Space, new: Space) -> list[str]:
-    """One sentence for each hyperparameter that may take other values now."""
+    """One sentence for each hyperparameter with another range."""
     before, after = _described(old), _described(new)
     lines = []
     for name in dict.fromkeys([*before, *after]):
@@ -67,7 +38,7 @@ def differences(old: Space, new: Space) -> list[str]:
 
 
 def incomparable(config: RunConfig, stored: Mapping[str, Any], direction: Direction) -> str:
-    """Why no score of a study with these settings says anything here; empty where they do."""
+    """Why scores of a study with `stored` settings do not compare with this search's, or ""."""
     now = dataclasses.asdict(config) | {"direction": config.resolved_direction}
     old = {**stored, "direction": direction}
     for name in SCORE_SETTINGS:
@@ -78,56 +49,61 @@ def incomparable(config: RunConfig, stored: Mapping[str, Any], direction: Direct
 
 
 def carry(
-    space: Space, trials: Sequence[LedgerTrial], *, maximize: bool, strange: str = ""
-) -> Carried:
-    """The completed trials that lie inside `space`, best first, and why the others do not.
+    space: Space, trials: Sequence[LedgerTrial], objective: Objective, strange: str = ""
+) -> tuple[list[dict[str, Any]], Mapping[str, int]]:
+    """The completed trials inside `space`, best first, in plain values; reasons for the others.
 
-    With `strange`, a reason that holds for all, there are none.
+    The second item counts the trials left out for each reason. With `strange`, a reason for all,
+    no trial is carried.
     """
     done = [t for t in trials if t.state is TrialState.COMPLETE and t.value is not None]
-    if strange:
-        return Carried((), len(done), {strange: len(done)} if done else {})
-    objective = Objective("", "maximize" if maximize else "minimize")
-    done.sort(key=lambda t: objective.goodness(t.value), reverse=True)
-    kept: list[Mapping[str, Any]] = []
+    kept: list[dict[str, Any]] = []
     reasons: Counter[str] = Counter()
-    for trial in done:
-        if space.params_for(trial.hyperparameters) is not None:
+    for trial in sorted(done, key=lambda t: objective.goodness(t.value), reverse=True):
+        values = trial.hyperparameters
+        if not strange and space.params_for(values) is not None:
             kept.append(
-                {
-                    "hyperparameters": dict(trial.hyperparameters),
-                    "value": trial.value,
-                    "number": trial.number,
-                }
+                {"hyperparameters": dict(values), "value": trial.value, "number": trial.number}
             )
             continue
-        problems = [*space.problems_of(trial.hyperparameters).values(), "outside the space"]
-        reasons[_reason(problems[0])] += 1
+        problems = space.problems_of(values) if not strange else {}
+        # the rule without the value, so that equal reasons count together
+        rules = [sentence.partition(", but got")[0] for sentence in problems.values()]
+        reasons[strange or (rules[0] if rules else "outside the space")] += 1
     if len(kept) > MAX_CARRIED:
         reasons[f"the best {MAX_CARRIED} are enough"] = len(kept) - MAX_CARRIED
-    return Carried(tuple(kept[:MAX_CARRIED]), len(done), dict(reasons))
+    return kept[:MAX_CARRIED], reasons
+
+
+def carried_lines(n: int, reasons: Mapping[str, int], new: str, old: str) -> list[str]:
+    """Lines for the user: `n` trials of study `old` teach the sampler of `new`."""
+    n_old = n + sum(reasons.values())
+    lines = [
+        f"{n} of the {n_old} trials of {old} inform{'s' if n == 1 else ''} the sampler "
+        f"of {new}, which has none of them itself"
+    ]
+    return lines + [
+        f"  {n} {'does' if n == 1 else 'do'} not: {reason}" for reason, n in reasons.items()
+    ]
 
 
 def as_history(space: Space, carried: Sequence[Mapping[str, Any]]) -> list[FrozenTrial]:
-    """Carried trials as completed Optuna trials in the terms of `space`.
+    """Carried trials as completed Optuna trials with the parameters of `space`.
 
-    They teach the sampler; they are no trials of the study and count for nothing.
+    They teach the sampler, but are no trials of the study.
     """
-    history = []
     distributions = space.distributions()
-    for trial in carried:
-        params = space.params_for(trial["hyperparameters"])
-        if params is None:
-            continue
-        history.append(
-            optuna.trial.create_trial(
-                params=params,
-                distributions={name: distributions[name] for name in params},
-                value=trial["value"],
-                user_attrs={HYPERPARAMETERS: trial["hyperparameters"]},
-            )
+    fitting = [(trial, space.params_for(trial["hyperparameters"])) for trial in carried]
+    return [
+        optuna.trial.create_trial(
+            params=params,
+            distributions={name: distributions[name] for name in params},
+            value=trial["value"],
+            user_attrs={HYPERPARAMETERS: trial["hyperparameters"]},
         )
-    return history
+        for trial, params in fitting
+        if params is not None
+    ]
 
 
 def _described(space: Space) -> dict[str, str]:
@@ -141,20 +117,14 @@ def _described(space: Space) -> dict[str, str]:
     return described
 
 
-def _reason(sentence: str) -> str:
-    """The rule without the value got, so that equal reasons count together."""
-    return sentence.partition(", but got")[0]
-
-
 def to_retry(trials: Sequence[LedgerTrial], kind: str | None = None) -> dict[str, int]:
-    """What `sweep retry` tries: failed configurations, by key, and a trial of each.
+    """Configurations for `sweep retry`: key -> number of its last failed trial.
 
-    A configuration counts once, however often it failed; not at all if another try of it was
-    completed or pruned.
+    Excludes configurations with a completed or pruned trial.
 
     Args:
-        trials: All of a study, by number.
-        kind: Of failure; None: any.
+        trials: All trials of a study, by number.
+        kind: Kind of failure; None: any.
     """
     if all(trial.state is not TrialState.FAIL for trial in trials):
         return {}  # keys of thousands take a tenth of a second
@@ -163,10 +133,8 @@ def to_retry(trials: Sequence[LedgerTrial], kind: str | None = None) -> dict[str
         key = canonical_key(trial.hyperparameters)
         if trial.state in (TrialState.COMPLETE, TrialState.PRUNED):
             succeeded.add(key)
-        elif trial.state is TrialState.FAIL and kind in (None, _kind_of(trial)):
-            failed[key] = trial.number
+        elif trial.state is TrialState.FAIL:
+            failure = trial.result.get("failure") or {}
+            if kind in (None, failure.get("kind")):
+                failed[key] = trial.number
     return {key: number for key, number in failed.items() if key not in succeeded}
-
-
-def _kind_of(trial: LedgerTrial) -> str | None:
-    return (trial.result.get("failure") or {}).get("kind")

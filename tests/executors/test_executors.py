@@ -272,7 +272,7 @@ def test_a_worker_that_still_loads_is_ended_at_once(tmp_path: Path) -> None:
 def too_large(limit: MemoryLimit, pid: int, *epochs: int) -> bool:
     """Whether a worker is to be replaced after it trained trial 0 for `epochs`."""
     reports = [EpochReport(0, epoch, {}, 0) for epoch in epochs]
-    return limit.check(pid, reports).is_too_large
+    return limit.check(pid, reports)[0]
 
 
 def test_trials_that_start_over_each_time_end_the_limit() -> None:
@@ -291,7 +291,7 @@ def test_memory_that_cannot_be_measured_is_one_line() -> None:
     limit = MemoryLimit(1.5)
     no_process = 2**22 + 1
     found = [limit.check(no_process, [EpochReport(0, epoch, {}, 0)]) for epoch in (1, 2)]
-    assert [f.message for f in found] == [
+    assert [said for _, said in found] == [
         "this system does not say what memory a process takes: going on without "
         "--worker-memory 1.5",
         "",

@@ -178,6 +178,7 @@ import optuna
 from every_write import Shim
 from sweep.ledger.study import create_study, list_studies, open_study
 from sweep.ledger.trials import HYPERPARAMETERS
+from sweep.trial import TrialFinished, TrialState
 
 def url(folder):
     return f"sqlite:///{folder.absolute()}/optuna.db"
@@ -190,7 +191,8 @@ for number in range(2):
     ledger.open_trial(number, optuna.trial.create_trial(
         state=optuna.trial.TrialState.RUNNING, params={"lr": 0.1}, distributions={"lr": lr},
         user_attrs={HYPERPARAMETERS: {"lr": 0.1}}))
-    ledger.close_trial(number, "FAIL", None, [], "val_acc", {"n_epochs": 0}, {})
+    record = TrialFinished(number, TrialState.FAIL, 0, None, None, {}, 0)
+    ledger.close_trial(record, [], "val_acc")
 ledger.close()
 at, is_reached = 1, True
 while is_reached:

@@ -13,7 +13,7 @@ from searches import Call, ScriptedStudy
 from sweep.errors import NotFoundError, StoreError
 from sweep.ledger.study import Ledger, create_study, list_studies, open_study
 from sweep.ledger.trials import HYPERPARAMETERS, best_trial, tuples
-from sweep.trial import EpochReport, TrialState
+from sweep.trial import EpochReport, Failure, TrialFinished, TrialState
 
 REPORTS = [
     EpochReport(0, epoch, {"val_acc": 0.1 * epoch, "val_loss": loss}, 1000 + epoch)
@@ -46,8 +46,8 @@ def running(lr: float = 0.1) -> optuna.trial.FrozenTrial:
 
 def close(ledger: Ledger, number: int, state: TrialState, value: float | None) -> None:
     """End a trial."""
-    result = {"n_epochs": 2, "best_epoch": 2}
-    ledger.close_trial(number, state, value, REPORTS, "val_acc", result, {"a:b": 1})
+    record = TrialFinished(number, state, 5, value, 2, {}, 2)
+    ledger.close_trial(record, REPORTS, "val_acc", "t0", {"a:b": 1})
 
 
 def test_a_study_is_made_once(url: str, ledger: Ledger) -> None:
@@ -65,7 +65,8 @@ def test_a_trial_goes_through_its_states(url: str, ledger: Ledger) -> None:
     assert (trial.state, trial.value, trial.params) == (TrialState.COMPLETE, 0.2, {"lr": 0.1})
     assert trial.hyperparameters == {"lr": 0.1, "hidden": (8, 4)}
     assert trial.curve == {1: 0.1, 2: 0.2}
-    assert trial.result == {"n_epochs": 2, "best_epoch": 2}
+    assert {trial.result[name] for name in ("n_epochs", "best_epoch")} == {2}
+    assert (trial.result["name"], trial.result["time_ms"]) == ("t0", 5)
     assert trial.frozen.system_attrs == {"a:b": 1}, "samplers copy what is there"
 
 
@@ -78,7 +79,7 @@ def test_all_curves_come_back(url: str, ledger: Ledger) -> None:
         EpochReport(1, epoch, {f"metric {n}": epoch / 7 for n in range(30)}, epoch)
         for epoch in range(1, 201)
     ]
-    ledger.close_trial(1, TrialState.PRUNED, 0.2, many, "metric 3", {}, {})
+    ledger.close_trial(TrialFinished(1, TrialState.PRUNED, 0, 0.2, 1, {}, 200), many, "metric 3")
     few, found = (trial.reports for trial in open_study(url, "mine").trials())
     assert found == many
     assert [(r.epoch, r.time_ms, r.metrics["val_acc"]) for r in few] == [
@@ -103,7 +104,7 @@ def test_an_interrupted_trial_is_waiting_until_it_goes_on(url: str, ledger: Ledg
     close(ledger, 0, TrialState.WAITING, None)
     later = open_study(url, "mine")
     assert [t.state for t in later.trials()] == [TrialState.WAITING]
-    later.reopen_trial(0)
+    later.set_state(0, TrialState.RUNNING)
     assert [t.state for t in later.trials()] == [TrialState.RUNNING]
     close(later, 0, TrialState.COMPLETE, 0.3)
     assert [t.value for t in ledger.trials()] == [0.3]
@@ -141,12 +142,14 @@ def test_epochs_that_are_not_told_again_stay(url: str, ledger: Ledger) -> None:
     """A trial that ends before its worker told its old curve keeps that curve."""
     ledger.open_trial(0, running())
     close(ledger, 0, TrialState.WAITING, None)
-    ledger.reopen_trial(0)
-    ledger.close_trial(0, TrialState.FAIL, None, [], "val_acc", {"failure": "error"}, {})
+    ledger.set_state(0, TrialState.RUNNING)
+    failure = Failure("exception", "error")
+    record = TrialFinished(0, TrialState.FAIL, 0, None, None, {}, 0, failure=failure)
+    ledger.close_trial(record, [], "val_acc")
     (trial,) = open_study(url, "mine").trials()
     assert trial.curve == {1: 0.1, 2: 0.2}
     assert [report.epoch for report in trial.reports] == [1, 2]
-    assert trial.result == {"failure": "error"}
+    assert trial.result["failure"]["message"] == "error"
 
 
 def test_a_storage_in_memory_will_do() -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from searches import SIX_SPACE, Call, ScriptedStudy, rising
 
-from sweep.ledger.study import open_study
 from sweep.loading import libraries_set_aside
 from sweep.testing import DATASET, ScriptedTrainer
 from sweep.trial import (
@@ -90,27 +89,15 @@ def test_a_space_that_ends_early(tmp_path: Path) -> None:
     assert search.driver.reason == "exhausted"
 
 
-def test_the_epoch_in_which_a_trial_begins_is_foreseen(study: ScriptedStudy) -> None:
-    """It is written with the trial; what a worker says otherwise is what counts."""
+def test_the_epoch_in_which_a_trial_begins_is_kept(study: ScriptedStudy) -> None:
+    """The ledger has it before another report is taken."""
     search = study.prepare(study.config(trials=3))
     exchange = search.driver.exchange
     exchange([ready()], 1)
     exchange([EpochReport(0, 3, {"val_acc": 0.5}, 0), TrialResult(0, "finished", 3)], 1)
-    assert search.trials[1].start_epoch == 3
+    assert search.trials[1].start_epoch == 0
     exchange([EpochReport(1, 1, {"val_acc": 0.5}, 0, start_epoch=8)], 0)
     assert search.trials[1].start_epoch == 8
-    exchange([TrialResult(1, "finished", 1)], 1)
-    assert search.trials[2].start_epoch == 9
-
-
-def test_one_trial_at_a_time_begins_at_its_beginning(study: ScriptedStudy) -> None:
-    """There every trial has its own epochs."""
-    search = study.prepare(study.config(trials=2))
-    search.driver.exchange([ready(1)], 1)
-    reports = [EpochReport(0, 3, {"val_acc": 0.5}, 0), TrialResult(0, "finished", 3)]
-    search.driver.exchange(reports, 1)
-    search.leave()
-    assert open_study(search.config.storage, "scripted").trials()[1].start_epoch == 0
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -132,7 +119,7 @@ def test_workers_load_before_optuna_does(tmp_path: Path) -> None:
     """A new search has its workers started by the time that Optuna is imported."""
     program = (
         "import sys, sweep.api as api\n"
-        "from sweep.executors import begin_loading\n"
+        "from sweep.search.tasks import begin_loading\n"
         "resolved, _ = api.prepare({'study': 'new', 'executor': 'inline'}, None)\n"
         "begin_loading(resolved.config)\n"
         "print([name for name in ('optuna', 'sqlalchemy', 'mlflow') if name in sys.modules])\n"

@@ -133,16 +133,39 @@ def test_a_trial_that_another_program_ended_is_one_line(study: ScriptedStudy) ->
     ]  # fmt: skip
 
 
-def test_a_trial_added_during_a_search_is_one_line(study: ScriptedStudy) -> None:
-    """The number that another program took is said; the same search then takes its trial in."""
-    search = study.prepare(study.config(trials=3))
-    others(study).enqueue_trial(FITS)
-    with pytest.raises(StoreError, match=r"trial 2 became 3\. Run the same command again"):
-        train(search, search.driver.exchange)
+@pytest.mark.parametrize("when", ["before a trial is handed out", "before it is recorded"])
+def test_a_trial_queued_during_a_search_is_trained(study: ScriptedStudy, when: str) -> None:
+    """`enqueue_trial` while a search runs: its configuration is trained once, as a trial of the
+    study. If its number was just handed out, it moves behind that trial."""
+    search = study.prepare(study.config(trials=5))
+    asked: list[None] = []
+
+    def ask() -> None:
+        if not asked:
+            asked.append(others(study).enqueue_trial(FITS))
+
+    if when == "before a trial is handed out":
+        others(study).enqueue_trial(FITS)
+    else:
+        search.ledger.confirm = ask
+    train(search, search.driver.exchange)
     search.ledger.close()
-    study.run(trials=4)
-    assert [t.state.name for t in others(study).trials] == ["COMPLETE"] * 4
-    assert others(study).trials[2].params == FITS
+    trials = others(study).trials
+    assert [t.state.name for t in trials] == ["COMPLETE"] * 5
+    assert [t.number for t in trials if t.params == FITS] == [2 if not asked else 3]
+    assert [bool(t.system_attrs.get("fixed_params")) for t in trials].count(True) == 1 + len(asked)
+    assert said(search.listener) == []
+
+
+def test_a_running_trial_added_during_a_search_is_told_once(study: ScriptedStudy) -> None:
+    """Another program's trial is left alone; the search trains its own behind it."""
+    search = study.prepare(study.config(trials=4))
+    others(study).ask()
+    train(search, search.driver.exchange)
+    search.ledger.close()
+    states = [t.state.name for t in others(study).trials]
+    assert states == ["COMPLETE", "COMPLETE", "RUNNING", "COMPLETE", "COMPLETE"]
+    assert said(search.listener) == ["trial 2 is left alone: it is RUNNING, and another program's"]
 
 
 def test_a_parameter_of_another_kind_is_one_line(study: ScriptedStudy) -> None:

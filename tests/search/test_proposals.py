@@ -13,13 +13,15 @@ import optuna
 import pytest
 from searches import FREE_SPACE, SIX_SPACE, TESTS
 
-from sweep.config.settings import PRUNERS, SAMPLERS
+from sweep.config.settings import RunConfig
 from sweep.errors import ConfigError, SpaceError
 from sweep.ledger.study import Ledger, create_study, open_study
 from sweep.ledger.trials import HYPERPARAMETERS
-from sweep.search.proposals import Proposals, make_pruner, sampler_factory
+from sweep.search.proposals import Proposals
+from sweep.search.pruners import PRUNERS, make_pruner
+from sweep.search.samplers import SAMPLERS, find_sampler
 from sweep.space import Space, canonical_key, load_space, parse_space
-from sweep.trial import EpochReport, TrialState, derive_seed
+from sweep.trial import EpochReport, TrialFinished, TrialState, derive_seed
 
 HISTORY = 100
 
@@ -28,7 +30,7 @@ def proposals(
     space: Space, sampler: str = "random", pruner: str = "none", seed: int = 0
 ) -> Proposals:
     """Proposals of a maximizing study of five epochs."""
-    return Proposals(space, sampler, pruner, "maximize", seed, 5)
+    return Proposals(space, RunConfig(sampler=sampler, pruner=pruner, seed=seed, epochs=5))
 
 
 def proposed(space: Space, sampler: str, n: int, seed: int = 0) -> list[dict[str, object]]:
@@ -154,11 +156,11 @@ def test_a_sampler_of_the_users_own() -> None:
     assert len(proposed(space, "my_samplers:Mine", 5)) == 5
     assert len(proposed(space, "my_samplers:Seedless", 5)) == 5
     with pytest.raises(ConfigError, match="derived from Optuna's BaseSampler"):
-        sampler_factory("my_samplers:NotASampler", 0)
+        find_sampler("my_samplers:NotASampler")
     with pytest.raises(ConfigError, match="has no 'Mien'"):
-        sampler_factory("my_samplers:Mien", 0)
+        find_sampler("my_samplers:Mien")
     with pytest.raises(ConfigError, match="cannot be imported"):
-        sampler_factory("no_such_module:Mine", 0)
+        find_sampler("no_such_module:Mine")
 
 
 @pytest.mark.parametrize("pruner", PRUNERS)
@@ -199,7 +201,7 @@ def test_a_trial_outlives_the_history_it_was_proposed_from() -> None:
     """A trial that runs while older ones are forgotten ends as usual, and is known afterwards."""
     space = load_space("mlp")
     source = proposals(space, "random")
-    made = Proposals(space, "tpe", "none", "maximize", 0, 5, HISTORY)
+    made = Proposals(space, RunConfig(epochs=5, history=HISTORY))
     running = made.ask(0)
     assert running is not None
     finished = []
@@ -240,7 +242,7 @@ def test_a_bounded_history_is_the_best_and_the_latest() -> None:
         finished[-1].number = number
     asked = []
     for history in (None, 100, 10):
-        made = Proposals(space, "tpe", "none", "maximize", 0, 5, history)
+        made = Proposals(space, RunConfig(epochs=5, history=history))
         made.remember(finished)
         found = made.ask(60)
         assert found is not None
@@ -261,11 +263,12 @@ class Search:
     """Trials one after the other, kept in a study of an Optuna database."""
 
     def __init__(self, url: str, space: Space, sampler: str, pruner: str) -> None:
-        self._url, self._space, self._how = url, space, (sampler, pruner)
+        self._url, self._space = url, space
+        self._config = RunConfig(sampler=sampler, pruner=pruner, seed=3, epochs=9)
 
     def run(self, n_in_all: int) -> list[tuple[dict[str, Any], str, int]]:
         """Go on to `n_in_all` trials as a new process does; (configuration, state, epochs)."""
-        made = Proposals(self._space, *self._how, "maximize", 3, 9)
+        made = Proposals(self._space, self._config)
         ledger, _ = create_study(self._url, "study", "maximize")
         made.remember([trial.frozen for trial in ledger.trials()])
         for number in range(len(ledger.trials()), n_in_all):
@@ -286,7 +289,8 @@ class Search:
         state = TrialState.PRUNED if len(curve) < 9 else TrialState.COMPLETE
         attrs = made.tell(number, state, max(curve.values()))
         reports = [EpochReport(number, epoch, {"m": v}, 0) for epoch, v in curve.items()]
-        ledger.close_trial(number, state, max(curve.values()), reports, "m", {}, attrs)
+        record = TrialFinished(number, state, 0, max(curve.values()), None, {}, len(curve))
+        ledger.close_trial(record, reports, "m", system_attrs=attrs)
 
 
 MIXED_SPACE = """

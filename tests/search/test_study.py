@@ -19,9 +19,9 @@ from sweep.errors import ConfigError, StudyFailedError, StudyLockedError, Undeli
 from sweep.ledger.locks import study_lock
 from sweep.ledger.study import open_study
 from sweep.redact import redacted
-from sweep.search.study import Listeners, first_configurations, search, stored_config
+from sweep.search.study import first_configurations, search, stored_config
 from sweep.space import load_space, parse_space
-from sweep.testing import RecordingListener, example_epoch, example_study
+from sweep.testing import RecordingListener
 from sweep.trial import TrialFinished, TrialStarted, WorkerReady
 
 SMALL: dict[str, Any] = {
@@ -236,6 +236,7 @@ def test_credentials_are_not_kept() -> None:
     )
 
 
+@pytest.mark.usefixtures("here")
 def test_listeners_are_all_closed() -> None:
     """One that fails to close does not keep the others open."""
 
@@ -244,14 +245,12 @@ def test_listeners_are_all_closed() -> None:
             raise OSError("full")
 
     first, last = RecordingListener(), RecordingListener()
-    together = Listeners([first, Failing(), last])
-    together.open(example_study())
-    together.write([example_epoch(0, 1)])
+    config = RunConfig(**SMALL, trials=1)
     with pytest.raises(OSError, match="full"):
-        together.close()
+        search(config, load_space(config.space), [first, Failing(), last])
     assert first.is_closed
     assert last.is_closed
-    assert len(first.records) == len(last.records) == 1
+    assert first.records == last.records
 
 
 def test_python_says_which_setting_is_wrong() -> None:

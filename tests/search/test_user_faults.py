@@ -13,7 +13,7 @@ from searches import TESTS, Call, mlflow_client, start_sweep, sweep, wait_for_li
 
 import sweep as library
 from sweep.ledger.study import open_study
-from sweep.search.endings import LONGEST_TRACEBACK, summary_of
+from sweep.ledger.trials import LONGEST_TRACEBACK, result_of
 from sweep.trial import Failure, TrialFinished, TrialState
 
 STORAGE = "sqlite:///mlruns/optuna.db"
@@ -245,7 +245,7 @@ def test_a_long_traceback_is_kept_from_its_end() -> None:
     record = TrialFinished(
         0, TrialState.FAIL, 0, None, None, {}, 0, failure=Failure("exception", "KeyError", text)
     )
-    kept = summary_of(record, "t000", {})["failure"]["traceback"]
+    kept = result_of(record, "t000", [])["failure"]["traceback"]
     assert len(kept) <= LONGEST_TRACEBACK + 4
     assert kept.startswith("...\n  line ")
     assert kept.endswith("  line 9998\nKeyError: 'x'\n")

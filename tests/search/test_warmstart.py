@@ -12,6 +12,7 @@ import sweep
 from sweep.config.settings import RunConfig
 from sweep.ledger.study import open_study
 from sweep.ledger.trials import LedgerTrial
+from sweep.objective import Objective
 from sweep.search.warmstart import MAX_CARRIED, as_history, carry, differences, incomparable
 from sweep.space import parse_space
 
@@ -197,15 +198,16 @@ def test_the_best_are_carried_first_and_not_too_many() -> None:
     """Best first by the direction; what is beyond the bound is counted."""
     trials, _, config = study("six")
     space = parse_space(NARROW.replace("[Adam]", "[SGD, Adam]").replace("0.02", "0.5"), "s")
-    for maximize in (True, False):
-        told = carry(space, trials, maximize=maximize)
-        values = [t["value"] for t in told.trials]
-        assert values == sorted(values, reverse=maximize)
-    many = carry(space, [t for t in trials if fits(t)][:1] * 1001, maximize=True)
-    assert len(many.trials) == MAX_CARRIED
-    assert many.reasons == {f"the best {MAX_CARRIED} are enough": 1}
-    history = as_history(space, many.trials[:2])
-    assert [t.value for t in history] == [many.trials[0]["value"]] * 2
-    assert history[0].params["lr"] == many.trials[0]["hyperparameters"]["lr"]
+    for direction in ("maximize", "minimize"):
+        kept, _ = carry(space, trials, Objective("", direction))
+        values = [t["value"] for t in kept]
+        assert values == sorted(values, reverse=direction == "maximize")
+    best = [t for t in trials if fits(t)][:1]
+    many, reasons = carry(space, best * 1001, Objective("", "maximize"))
+    assert len(many) == MAX_CARRIED
+    assert reasons == {f"the best {MAX_CARRIED} are enough": 1}
+    history = as_history(space, many[:2])
+    assert [t.value for t in history] == [many[0]["value"]] * 2
+    assert history[0].params["lr"] == many[0]["hyperparameters"]["lr"]
     assert incomparable(RunConfig(), config, "maximize") == ""
     assert incomparable(RunConfig(direction="maximize"), config, "maximize") == ""

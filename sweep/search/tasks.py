@@ -1,0 +1,56 @@
+"""What the workers of a search must know, and how they are started early. Free of Optuna."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+from sweep.config.settings import RunConfig
+from sweep.data import catalog as datasets
+from sweep.executors import make_executor
+from sweep.protocols import Executor
+from sweep.trial import Task
+
+if TYPE_CHECKING:
+    from sweep.space import Space
+
+
+def begin_loading(config: RunConfig, space: Space | None = None) -> Executor:
+    """Start workers, which load their libraries from now on; the caller must kill the executor.
+
+    Call it before Optuna is imported, so that both load at the same time. Raises ConfigError or
+    DataError if the data cannot be fetched.
+    """
+    datasets.prepare(config.data, config.data_dir)
+    executor = make_executor(config.executor, config.workers)
+    with contextlib.suppress(OSError):  # a folder that cannot be written: the search says so
+        executor.warm_up(make_task(config, space))
+    return executor
+
+
+def make_task(config: RunConfig, space: Space | None = None) -> Task:
+    """The settings of a search for its workers; without `space`, names are not checked."""
+    return Task(
+        study=config.study_name,
+        seed=config.seed,
+        data=config.data,
+        data_dir=config.data_dir,
+        module=config.module,
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        metric=config.metric,
+        direction=config.resolved_direction,
+        work_dir=str(config.study_dir.resolve()),
+        log_file=str((config.study_dir / "sweep.log").resolve()),
+        accelerator=config.accelerator,
+        devices=config.devices,
+        precision=config.precision,
+        n_threads=config.threads,
+        population=config.population,
+        checkpoint_interval_s=config.checkpoint_interval_s,
+        trial_timeout_s=config.trial_timeout_s,
+        log_models=config.log_models,
+        worker_memory_gb=config.worker_memory_gb,
+        names=None if space is None else space.names,
+        space=config.space,
+    )
