@@ -23,7 +23,7 @@ FIXED_PARAMS = "fixed_params"
 """Optuna's system attribute of a queued trial (`enqueue_trial`)."""
 N_NUMBERS_A_BLOCK = 2000  # of 25 characters at most: a text in MySQL has 65,535
 RESULT_FIELDS = (
-    "name", "best_epoch", "n_epochs", "metrics", "seconds", "checkpoint", "has_model", "failure",
+    "name", "best_epoch", "n_epochs", "metrics", "seconds", "has_checkpoint", "has_model", "failure",
     "time_ms",
 )  # fmt: skip
 """Entries of a trial's result; all others are tags."""
@@ -124,7 +124,7 @@ def result_of(
         "n_epochs": record.n_epochs,
         "metrics": dict(record.best_metrics),
         "seconds": seconds_of(epochs),
-        "checkpoint": record.checkpoint,
+        "has_checkpoint": record.checkpoint is not None,
         "has_model": record.model_file is not None,
         "time_ms": record.time_ms,
         "failure": failure and {
