@@ -24,8 +24,8 @@ import torch
 
 import sweep
 from sweep.data.tensors import Batches, TensorData, load_search_data
+from sweep.training.lightning_trainer import hush_lightning, quiet_trainer
 from sweep.training.modules import build_module
-from sweep.training.quiet import hush_lightning, quiet_trainer
 from sweep.trial import Record, StudyInfo, TrialStarted
 
 

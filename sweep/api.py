@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sweep.config.settings import PLACES, Resolved, RunConfig, resolve
 from sweep.databases import sqlite
-from sweep.environment.surroundings import foreign_set_aside
+from sweep.environment.launchers import foreign_set_aside
 from sweep.errors import ConfigError, NotFoundError, UsageError, must_be_one_of
 from sweep.loading import collector_paused
 from sweep.protocols import Listener

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from sweep.environment.surroundings import importable
+from sweep.environment.launchers import importable
 from sweep.errors import ConfigError, Interruption, causes, did_you_mean, os_error_text
 from sweep.redact import redacted
 

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sweep.files.trial_folder import BEST, TrialFiles
+from sweep.files.trial_files import BEST, TrialFiles
 from sweep.protocols import Exchange, Executor, Listener, Trainer
 from sweep.trial import (
     DatasetInfo,

@@ -16,17 +16,17 @@ from typing import Any
 import click
 
 from sweep import __version__
+from sweep.environment.launchers import fill_standard_streams, foreign_set_aside, import_path
 from sweep.environment.signals import interrupting
-from sweep.environment.surroundings import fill_standard_streams, foreign_set_aside, import_path
 from sweep.errors import DiskError, SweepError, must_be_one_of, os_error_text
 from sweep.redact import redacted
 from sweep.reporting.formats import ENCODING_ERRORS
 
 COMMANDS = {
     "run": "sweep.cli.run:run",
-    "list": "sweep.cli.read:list_command",
-    "show": "sweep.cli.read:show",
-    "trials": "sweep.cli.read:trials",
+    "list": "sweep.cli.show:list_command",
+    "show": "sweep.cli.show:show",
+    "trials": "sweep.cli.show:trials",
     "best": "sweep.cli.best:best",
     "train": "sweep.cli.train:train",
     "doctor": "sweep.cli.doctor:doctor",

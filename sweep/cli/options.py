@@ -107,7 +107,7 @@ def where(flags: Mapping[str, Any]) -> RunConfig:
 
 def print_config(resolved: Resolved) -> None:
     """Print each setting with its value and origin."""
-    from sweep.config.document import write_document
+    from sweep.config.file import write_document
     from sweep.redact import redacted
 
     for field in dataclasses.fields(RunConfig):

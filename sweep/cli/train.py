@@ -63,7 +63,7 @@ def _recipe(config_file: Path | None, trial: int | None, config: Any) -> tuple[A
 
 
 def _train(recipe: Any, config: Any, output: Path, *, quiet: bool) -> None:
-    from sweep.reuse.downstream import train as train_downstream
+    from sweep.reuse.final_training import train as train_downstream
 
     def say(epoch: int, metrics: Mapping[str, float]) -> None:
         numbers = " ".join(f"{k}={v:.4g}" for k, v in metrics.items())

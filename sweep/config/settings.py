@@ -26,7 +26,7 @@ from sweep.search.samplers import SAMPLERS
 from sweep.trial import Direction
 
 if TYPE_CHECKING:
-    from sweep.config.document import Node
+    from sweep.config.file import Node
 
 _DIRECTION = "--direction must be said for --metric {metric}: maximize or minimize"
 OTHER_VARIABLES: Final = ("SWEEP_KERNEL", "SWEEP_TEST_MNIST")
@@ -339,7 +339,7 @@ def identity_changes(config: RunConfig, stored: Mapping[str, Any]) -> list[str]:
 
 def read_config_file(path: Path) -> dict[str, Node]:
     """The entries of a YAML file of settings. Raises ConfigError with all faults and lines."""
-    from sweep.config.document import Faults, read_file
+    from sweep.config.file import Faults, read_file
 
     faults = Faults(str(path), ConfigError)
     root = read_file(path, faults)

@@ -16,10 +16,10 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
 from sweep.environment import signals
-from sweep.environment.surroundings import fill_standard_streams, import_path, without_foreign
+from sweep.environment.launchers import fill_standard_streams, import_path, without_foreign
 from sweep.errors import StudyFailedError, SweepError
-from sweep.executors.memory import MemoryLimit
-from sweep.files.trial_folder import make_private_folder
+from sweep.executors.memory_limit import MemoryLimit
+from sweep.files.trial_files import make_private_folder
 from sweep.protocols import Exchange
 from sweep.redact import redacted
 from sweep.trial import Failure, Orders, Report, Stop, Task, TrialResult, notice

@@ -14,7 +14,7 @@ import stat
 from pathlib import Path
 
 from sweep.errors import DiskError
-from sweep.files.trial_folder import replace_file
+from sweep.files.trial_files import replace_file
 
 
 def default_cache_dir() -> Path:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sweep.config.settings import RunConfig
-from sweep.files.trial_folder import (
+from sweep.files.trial_files import (
     folder_bytes,
     remove_broken_off_writes,
     remove_resume_states,

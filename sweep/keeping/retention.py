@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from sweep.config.settings import RunConfig
-from sweep.files.trial_folder import TrialFiles, folder_bytes
+from sweep.files.trial_files import TrialFiles, folder_bytes
 from sweep.ledger.trials import LedgerTrial
 from sweep.objective import Objective
 from sweep.tracking.keys import DROPPED_TAG

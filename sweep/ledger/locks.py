@@ -14,7 +14,7 @@ from pathlib import Path
 
 from sweep.databases import postgres, sqlite
 from sweep.errors import DiskError, StoreError, StudyLockedError
-from sweep.files.trial_folder import make_private_folder
+from sweep.files.trial_files import make_private_folder
 
 PRIVATE = 0o600
 OPEN_FILES = Path("/proc/self/fd")

@@ -23,8 +23,8 @@ FIXED_PARAMS = "fixed_params"
 """Optuna's system attribute of a queued trial (`enqueue_trial`)."""
 N_NUMBERS_A_BLOCK = 2000  # of 25 characters at most: a text in MySQL has 65,535
 RESULT_FIELDS = (
-    "name", "best_epoch", "n_epochs", "metrics", "seconds", "has_checkpoint", "has_model", "failure",
-    "time_ms",
+    "name", "best_epoch", "n_epochs", "metrics", "seconds", "has_checkpoint", "has_model",
+    "failure", "time_ms",
 )  # fmt: skip
 """Entries of a trial's result; all others are tags."""
 LONGEST_TRACEBACK = 20_000

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sweep.config.settings import RunConfig
 from sweep.errors import SweepError
-from sweep.files.trial_folder import BEST, RESUME_STATE, VERDICT, TrialFiles, is_whole_checkpoint
+from sweep.files.trial_files import BEST, RESUME_STATE, VERDICT, TrialFiles, is_whole_checkpoint
 from sweep.ledger.study import Ledger
 from sweep.ledger.trials import LedgerTrial
 from sweep.repair.reconcile import Disagreement, reconcile_addresses, reconcile_runs

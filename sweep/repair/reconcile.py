@@ -22,10 +22,10 @@ from sweep.tracking.uri import one_line, quiet, without_credentials
 from sweep.trial import TrialHistory, TrialState
 
 with quiet():
-    from sweep.tracking import addresses
+    from sweep.tracking import moved_folders
     from sweep.tracking.mirror import Mirror
-    from sweep.tracking.picture import CHECKPOINT, LOST_TAG, picture_of_trial
     from sweep.tracking.run import STATUS, RunLog
+    from sweep.tracking.run_content import CHECKPOINT, LOST_TAG, picture_of_trial
     from sweep.tracking.store import is_there, opened, routed
 
 RECOVERED_TAG = "sweep.recovered"
@@ -66,10 +66,12 @@ def reconcile_addresses(tracking_uri: str, study: str, *, fix: bool) -> list[Dis
         return []
     with opened(tracking_uri) as client:
         experiment = client.get_experiment_by_name(study)
-        if experiment is None or not (move := addresses.move_of(client.tracking_uri, experiment)):
+        if experiment is None or not (
+            move := moved_folders.move_of(client.tracking_uri, experiment)
+        ):
             return []
         if fix:
-            addresses.rewrite(client.tracking_uri, experiment, move)
+            moved_folders.rewrite(client.tracking_uri, experiment, move)
         return [Disagreement(move.sentence(study), fix)]
 
 

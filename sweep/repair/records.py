@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sweep.config.settings import RunConfig
-from sweep.files.trial_folder import BEST, MODEL, TrialFiles
+from sweep.files.trial_files import BEST, MODEL, TrialFiles
 from sweep.ledger.ranking import study_end
 from sweep.ledger.study import Ledger
 from sweep.ledger.trials import RESULT_FIELDS, LedgerTrial

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from sweep import hyperparameters as options
 from sweep.config.settings import PLACES, RunConfig
 from sweep.errors import ConfigError, NotFoundError
-from sweep.files.trial_folder import BEST, TrialFiles
+from sweep.files.trial_files import BEST, TrialFiles
 from sweep.ledger.locks import owned_study
 from sweep.ledger.study import Ledger, list_studies, open_study
 from sweep.ledger.trials import LedgerTrial, best_trial

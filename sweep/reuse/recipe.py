@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sweep.config import parsers
-from sweep.config.document import Node, plain, show, write_document
+from sweep.config.file import Node, plain, show, write_document
 from sweep.config.settings import RunConfig, read_config_file
 from sweep.errors import ConfigError, must_be_one_of
 from sweep.hyperparameters import DEFAULT_MODULE

@@ -16,7 +16,7 @@ from typing import Any, cast
 
 from sweep.config.settings import RunConfig
 from sweep.errors import ConfigError, must_be_one_of
-from sweep.files.trial_folder import (
+from sweep.files.trial_files import (
     BEST,
     MODEL,
     RESUME_STATE,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sweep.config.document import read_text
+from sweep.config.file import read_text
 from sweep.errors import NotFoundError, SpaceError, must_be_one_of
 from sweep.space.definition import Space
 from sweep.space.parser import parse_space

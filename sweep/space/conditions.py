@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from sweep import hyperparameters as options
-from sweep.config.document import Faults, show
+from sweep.config.file import Faults, show
 from sweep.errors import must_be_one_of
 from sweep.space.parameters import Widths, among, complaint
 from sweep.space.reading import Entry

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sweep.config.document import show
+from sweep.config.file import show
 from sweep.errors import SpaceError, must_be_one_of
 from sweep.hyperparameters import OPTIMIZERS
 from sweep.space.parameters import (

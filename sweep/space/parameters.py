@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from sweep.config.document import show
+from sweep.config.file import show
 from sweep.errors import must_be_one_of
 from sweep.trial import HyperValue
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from sweep.config.document import BROKEN, Faults, Node, plain, read_document, show
+from sweep.config.file import BROKEN, Faults, Node, plain, read_document, show
 from sweep.errors import must_be_one_of
 from sweep.space.conditions import (
     check_conditions,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
 
-from sweep.config.document import BROKEN, Faults, Node, plain, show
+from sweep.config.file import BROKEN, Faults, Node, plain, show
 from sweep.errors import must_be_one_of
 from sweep.space.parameters import (
     Choices,

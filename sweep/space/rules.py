@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from sweep import hyperparameters as options
-from sweep.config.document import show
+from sweep.config.file import show
 from sweep.errors import must_be_one_of
 from sweep.space.parameters import is_integer, is_number
 from sweep.trial import HyperValue

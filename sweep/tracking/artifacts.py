@@ -25,10 +25,10 @@ from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from sweep.databases import sqlite
 from sweep.errors import NotFoundError, SweepError
-from sweep.files.trial_folder import folder_bytes
+from sweep.files.trial_files import folder_bytes
 from sweep.redact import redacted
-from sweep.tracking.addresses import check_home
 from sweep.tracking.keys import DROPPED_TAG, trial_number
+from sweep.tracking.moved_folders import check_home
 from sweep.tracking.store import every, guarded, in_one_line, is_there, opened, search_runs
 from sweep.tracking.uri import one_line, resolve
 

@@ -24,12 +24,12 @@ from mlflow.entities import LifecycleStage, LoggedModelOutput, ViewType
 from sweep.errors import StoreError
 from sweep.hyperparameters import DEFAULT_MODULE
 from sweep.tracking import keys
-from sweep.tracking.addresses import check_home
 from sweep.tracking.artifacts import drop_files
 from sweep.tracking.keys import DROPPED_TAG
 from sweep.tracking.model import ModelFolders
-from sweep.tracking.picture import CHECKPOINT, describe, picture_of_trial, show
+from sweep.tracking.moved_folders import check_home
 from sweep.tracking.run import RunLog, make_run
+from sweep.tracking.run_content import CHECKPOINT, describe, picture_of_trial, show
 from sweep.tracking.store import find_or_make_experiment, opened, search_runs
 from sweep.trial import Ranked, StudyFinished, StudyInfo, TrialHistory, TrialStarted
 

@@ -27,7 +27,7 @@ from sqlalchemy.exc import OperationalError
 from sweep.databases import postgres, sqlite
 from sweep.errors import DiskError, StoreError, SweepError
 from sweep.redact import redacted
-from sweep.tracking.addresses import HOME_TAG, check_home, home_of, new_location
+from sweep.tracking.moved_folders import HOME_TAG, check_home, home_of, new_location
 from sweep.tracking.uri import one_line, quiet, resolve, without_credentials
 
 _LOGGERS = (

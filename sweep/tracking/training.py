@@ -12,8 +12,8 @@ from mlflow.exceptions import MlflowException
 
 from sweep.hyperparameters import DEFAULT_MODULE
 from sweep.tracking.model import ModelFolders
-from sweep.tracking.picture import picture_of_training, show
 from sweep.tracking.run import RunLog, make_run
+from sweep.tracking.run_content import picture_of_training, show
 from sweep.tracking.store import find_or_make_experiment, guarded, opened
 from sweep.trial import DatasetInfo, EpochReport, TrialFinished, TrialHistory, TrialStarted
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from sweep.data.catalog import is_custom
 from sweep.protocols import Trainer
-from sweep.training.choice import path_of, precision_of, why_plain
-from sweep.training.fluent import nothing_logged
+from sweep.training.engine_choice import path_of, precision_of, why_plain
+from sweep.training.mlflow_calls import nothing_logged
 from sweep.trial import Task
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import Any
 
 import lightning
 
-from sweep.files.trial_folder import replace_file
+from sweep.files.trial_files import replace_file
 from sweep.training.resuming import saved_bytes
 
 

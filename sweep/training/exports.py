@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from sweep.errors import DiskError
-from sweep.files.trial_folder import replace_file
+from sweep.files.trial_files import replace_file
 from sweep.hyperparameters import DEFAULT_MODULE
 from sweep.loading import one_line, raised_by_user_code
 from sweep.training.mlp import MLPClassifier

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from sweep.errors import DiskError
-from sweep.files.trial_folder import (
+from sweep.files.trial_files import (
     BEST,
     MODEL,
     RESUME_STATE,

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from sweep.files.trial_folder import RESUME_STATE, TrialFiles, spec_digest
+from sweep.files.trial_files import RESUME_STATE, TrialFiles, spec_digest
 from sweep.objective import Objective
 from sweep.training.failures import not_finite
 from sweep.trial import EpochReport, Failure, Stop, Task, TrialSpec, now_ms

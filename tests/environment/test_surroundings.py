@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from searches import SWEEP
 
-from sweep.environment.surroundings import (
+from sweep.environment.launchers import (
     PACKAGE_ROOT,
     foreign_set_aside,
     import_path,
@@ -71,7 +71,7 @@ def test_a_named_module_is_found_in_the_folder(
 
 STREAMS = """
 import os, sys
-from sweep.environment.surroundings import fill_standard_streams
+from sweep.environment.launchers import fill_standard_streams
 fill_standard_streams()
 os.write(int(sys.argv[1]), b"%d" % os.open("/dev/null", os.O_RDONLY))
 """
@@ -106,7 +106,7 @@ def test_no_home_is_no_obstacle() -> None:
     if subprocess.run([*unshare, "true"], capture_output=True, check=False).returncode:
         pytest.skip("no user namespaces here")
     program = (
-        "import sweep.environment.surroundings as s; s.ensure_home(); from pathlib import Path;"
+        "import sweep.environment.launchers as s; s.ensure_home(); from pathlib import Path;"
         "print(Path.home())"
     )
     env = {k: v for k, v in os.environ.items() if k != "HOME"}

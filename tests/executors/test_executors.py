@@ -19,9 +19,9 @@ from sweep.config.settings import RunConfig
 from sweep.errors import ConfigError, DataError, StoreError, StudyFailedError, SweepError
 from sweep.executors import make_executor
 from sweep.executors.inline import InlineExecutor
-from sweep.executors.memory import MemoryLimit
+from sweep.executors.memory_limit import MemoryLimit
 from sweep.executors.process import ProcessExecutor
-from sweep.files.trial_folder import TrialFiles
+from sweep.files.trial_files import TrialFiles
 from sweep.protocols import Executor
 from sweep.search.study import Outcome, search
 from sweep.space import parse_space

@@ -11,7 +11,7 @@ import pytest
 from disks import SmallDisk, full_disk, read_only_disk, why_no_disk
 from searches import Call, Finished, query
 
-from sweep.files.trial_folder import is_whole_checkpoint
+from sweep.files.trial_files import is_whole_checkpoint
 
 RUN = (
     "run", "--study", "six", "--trials", "14", "--executor", "process", "--population", "4",

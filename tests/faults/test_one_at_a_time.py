@@ -13,7 +13,7 @@ import pytest
 from harness import Plan, check
 from searches import children_of, start_sweep, sweep
 
-from sweep.files.trial_folder import TrialFiles
+from sweep.files.trial_files import TrialFiles
 from sweep.trial import EpochReport, TrialResult
 
 EPOCHS = 40

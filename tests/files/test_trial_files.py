@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sweep.errors import DiskError
-from sweep.files.trial_folder import RESUME_STATE, VERDICT, TrialFiles, replace_file, spec_digest
+from sweep.files.trial_files import RESUME_STATE, VERDICT, TrialFiles, replace_file, spec_digest
 from sweep.trial import EpochReport, Failure, TrialResult, TrialSpec
 
 SPEC = TrialSpec(17, {"hidden": (64, 32), "optimizer": "Adam", "lr": 1e-3}, 2**62 + 1)
@@ -181,7 +181,7 @@ def test_where_memory_is_out_no_file_is_called_damaged(files: TrialFiles) -> Non
     code = f"""
         import resource
         from pathlib import Path
-        from sweep.files.trial_folder import TrialFiles
+        from sweep.files.trial_files import TrialFiles
         files = TrialFiles({str(files.folder.parents[1])!r}, 17)
         assert files.whole("last.ckpt") is not None
         n_pages = int(Path("/proc/self/statm").read_text().split()[0])
@@ -244,6 +244,6 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
 def test_the_driver_reads_verdicts_without_torch() -> None:
     """Importing trial_files loads nothing heavy."""
     heavy = "{'torch', 'numpy', 'optuna'}"
-    code = f"import sys, sweep.files.trial_folder; print({heavy} & set(sys.modules))"
+    code = f"import sys, sweep.files.trial_files; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -14,7 +14,7 @@ from searches import INLINE, Call, mlflow_client, query, stored_bytes
 import sweep
 from sweep.config.settings import RunConfig
 from sweep.errors import UndeliveredError
-from sweep.files.trial_folder import TrialFiles, folder_bytes, is_whole_checkpoint
+from sweep.files.trial_files import TrialFiles, folder_bytes, is_whole_checkpoint
 from sweep.ledger.study import open_study
 from sweep.ledger.trials import LedgerTrial
 from sweep.tracking.artifacts import run_id_of

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sweep.config.settings import RunConfig
-from sweep.files.trial_folder import TrialFiles
+from sweep.files.trial_files import TrialFiles
 from sweep.keeping.retention import KEPT_IN_WORK_DIR, KeepBest, which_go
 from sweep.trial import TrialFinished, TrialState
 

@@ -14,7 +14,7 @@ from searches import sweep as command
 
 import sweep
 from sweep.config.settings import RunConfig
-from sweep.files.trial_folder import TrialFiles, is_whole_checkpoint
+from sweep.files.trial_files import TrialFiles, is_whole_checkpoint
 from sweep.ledger.study import open_study
 from sweep.ledger.trials import LedgerTrial
 

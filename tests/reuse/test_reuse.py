@@ -34,12 +34,12 @@ from sweep.errors import (
 )
 from sweep.ledger.study import create_study
 from sweep.reuse import Best, Recipe, find_trial, read_recipe
-from sweep.reuse.downstream import train
+from sweep.reuse.final_training import train
 from sweep.reuse.prediction import predict
 from sweep.reuse.recipe import FORMATS, as_lightning, as_python, as_yaml
 from sweep.space import load_space
+from sweep.training.lightning_trainer import quiet_trainer
 from sweep.training.modules import build_module
-from sweep.training.quiet import quiet_trainer
 from sweep.trial import derive_seed
 
 

@@ -14,7 +14,7 @@ import pytest
 from searches import SIX_SPACE, ScriptedStudy, Search, rising, score
 
 from sweep.errors import ConfigError
-from sweep.files.trial_folder import TrialFiles
+from sweep.files.trial_files import TrialFiles
 from sweep.search.driver import MAX_RETRIES
 from sweep.space import canonical_key
 from sweep.testing import DATASET, ScriptedTrainer

@@ -16,7 +16,7 @@ import pytest
 from searches import ScriptedStudy
 
 from sweep.errors import StoreError
-from sweep.files.trial_folder import TrialFiles
+from sweep.files.trial_files import TrialFiles
 from sweep.ledger.study import open_study
 from sweep.search.recorder import MOST_BEHIND, Recorder, Step
 from sweep.testing import RecordingListener

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sweep import hyperparameters as options
-from sweep.config.document import Faults, plain, read_document
+from sweep.config.file import Faults, plain, read_document
 from sweep.errors import SpaceError
 from sweep.space import (
     canonical_key,

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from sweep.files.trial_folder import BEST, RESUME_STATE, TrialFiles
+from sweep.files.trial_files import BEST, RESUME_STATE, TrialFiles
 from sweep.testing import ScriptedExchange, example_task
 from sweep.training import make_trainer
 from sweep.trial import Notice, Task, TrialSpec, derive_seed

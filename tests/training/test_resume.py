@@ -23,7 +23,7 @@ import torch
 from sweep.data.tensors import Split, TensorData, load_search_data
 from sweep.errors import DiskError
 from sweep.executors.process import ProcessExecutor
-from sweep.files.trial_folder import BEST, RESUME_STATE, TrialFiles
+from sweep.files.trial_files import BEST, RESUME_STATE, TrialFiles
 from sweep.testing import example_task
 from sweep.training.compiled.kernel import SWITCH, load_kernel
 from sweep.training.exports import export_model, prepare_export

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from sweep.data.tensors import TensorData
 from sweep.hyperparameters import DEFAULT_MODULE
 from sweep.training.checkpoints import checkpoint_of
-from sweep.training.choice import FUSED_PRECISIONS, MOST_SLOTS, precision_of
 from sweep.training.compiled.kernel import Kernel
+from sweep.training.engine_choice import FUSED_PRECISIONS, MOST_SLOTS, precision_of
 from sweep.training.exports import prepare_export
 from sweep.training.failures import classify
 from sweep.training.fused.population import Population, run_jobs

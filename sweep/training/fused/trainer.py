@@ -21,13 +21,13 @@ from sweep.data.tensors import TensorData, load_search_data
 from sweep.errors import ConfigError, must_be_one_of
 from sweep.hyperparameters import MLP_METRICS
 from sweep.protocols import Exchange
-from sweep.training.choice import MOST_SLOTS, precision_of
 from sweep.training.compiled.kernel import Kernel, load_kernel
 from sweep.training.devices import lightning_devices, ready
+from sweep.training.engine_choice import MOST_SLOTS, precision_of
 from sweep.training.failures import classify
 from sweep.training.fused.engine import DTYPES, FusedEngine
-from sweep.training.quiet import hush_lightning, quiet_trainer
-from sweep.training.slots import Slots
+from sweep.training.lightning_trainer import hush_lightning, quiet_trainer
+from sweep.training.slot_loop import Slots
 from sweep.trial import Task
 
 MEMORY_SHARE = 0.5

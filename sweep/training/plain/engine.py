@@ -11,14 +11,14 @@ import lightning
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
-from sweep.files.trial_folder import RESUME_STATE, replace_file
+from sweep.files.trial_files import RESUME_STATE, replace_file
 from sweep.loading import raised_by_user_code
 from sweep.protocols import Data
 from sweep.training.devices import lightning_devices
 from sweep.training.failures import classify
-from sweep.training.fluent import FluentCalls
+from sweep.training.lightning_trainer import quiet_trainer
+from sweep.training.mlflow_calls import FluentCalls
 from sweep.training.modules import build_module, has_own_loaders
-from sweep.training.quiet import quiet_trainer
 from sweep.training.resuming import (
     load_resume_file,
     random_state,
@@ -28,7 +28,7 @@ from sweep.training.resuming import (
     unusable,
 )
 from sweep.training.run import RESUME_KEY, Run
-from sweep.training.slots import Slots
+from sweep.training.slot_loop import Slots
 from sweep.trial import Report, Task, now_ms
 
 

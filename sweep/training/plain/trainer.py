@@ -20,13 +20,13 @@ from sweep.hyperparameters import DEFAULT_MODULE
 from sweep.loading import import_object
 from sweep.protocols import Data, Exchange
 from sweep.training.devices import ready
-from sweep.training.fluent import FluentCalls
+from sweep.training.lightning_trainer import hush_lightning
+from sweep.training.mlflow_calls import FluentCalls
 from sweep.training.modules import argument_faults, has_own_loaders
 from sweep.training.plain.engine import PlainEngine
-from sweep.training.quiet import hush_lightning
+from sweep.training.process_state import current_folder, undisturbed
 from sweep.training.run import Run
-from sweep.training.slots import Slots
-from sweep.training.surroundings import current_folder, undisturbed
+from sweep.training.slot_loop import Slots
 from sweep.trial import Task
 
 SMALL_FEATURES = 256

@@ -11,10 +11,10 @@ import torch
 
 from sweep.data.tensors import Split, TensorData, load_search_data
 from sweep.errors import ConfigError
-from sweep.files.trial_folder import BEST, MODEL, TrialFiles
+from sweep.files.trial_files import BEST, MODEL, TrialFiles
 from sweep.hyperparameters import DEFAULT_MODULE
-from sweep.training.choice import why_plain
 from sweep.training.compiled.kernel import SWITCH
+from sweep.training.engine_choice import why_plain
 from sweep.training.fused.trainer import FusedTrainer, population_size
 from sweep.training.mlp import MLPClassifier
 from sweep.training.plain.trainer import PlainTrainer

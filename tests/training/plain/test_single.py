@@ -12,7 +12,7 @@ import torch
 import user_code
 
 from sweep.data.tensors import load_search_data
-from sweep.files.trial_folder import BEST, MODEL, TrialFiles
+from sweep.files.trial_files import BEST, MODEL, TrialFiles
 from sweep.testing import ScriptedExchange, TrainerContract, example_task
 from sweep.training.mlp import MLPClassifier
 from sweep.training.modules import build_module

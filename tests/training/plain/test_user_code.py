@@ -18,12 +18,12 @@ import torch
 import user_code
 
 from sweep.errors import ConfigError, DataError, Interruption
-from sweep.files.trial_folder import MODEL, TrialFiles
+from sweep.files.trial_files import MODEL, TrialFiles
 from sweep.testing import ScriptedExchange, example_task
 from sweep.training import make_trainer
 from sweep.training.modules import argument_faults
 from sweep.training.plain.trainer import PlainTrainer
-from sweep.training.surroundings import undisturbed
+from sweep.training.process_state import undisturbed
 from sweep.trial import Notice, TrialSpec
 
 METRIC = {"metric": "val_f1", "population": 1}

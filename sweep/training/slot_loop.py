@@ -18,7 +18,7 @@ from typing import Any, Literal, Protocol
 import lightning
 
 from sweep.errors import DiskError
-from sweep.files.trial_folder import BEST, MODEL, RESUME_STATE
+from sweep.files.trial_files import BEST, MODEL, RESUME_STATE
 from sweep.loading import raised_by_user_code
 from sweep.protocols import Exchange
 from sweep.training.checkpoints import checkpoint_of

@@ -35,7 +35,7 @@ def quiet_trainer(default_root_dir: str | Path, **arguments: Any) -> lightning.T
     """A silent single-process Trainer without logger and checkpoints of its own.
 
     All Trainers are made here, to stay one process under batch systems and launchers, too (see
-    `sweep.environment.surroundings`).
+    `sweep.environment.launchers`).
     """
     alone = LightningEnvironment()
     alone.set_global_rank(0)  # at its import Lightning read it from RANK, SLURM_PROCID, ...

@@ -20,9 +20,9 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from sweep.config.settings import RunConfig
 from sweep.data.tensors import TensorData, load_final_data
+from sweep.environment.launchers import foreign_set_aside
 from sweep.environment.provenance import provenance
 from sweep.environment.signals import stopping
-from sweep.environment.surroundings import foreign_set_aside
 from sweep.errors import (
     StoreError,
     StudyFailedError,
@@ -30,24 +30,24 @@ from sweep.errors import (
     SweepError,
     UndeliveredError,
 )
-from sweep.files.trial_folder import RESUME_STATE, TrialFiles, replace_file, spec_digest
+from sweep.files.trial_files import RESUME_STATE, TrialFiles, replace_file, spec_digest
 from sweep.hyperparameters import DEFAULT_MODULE
 from sweep.loading import one_line, raised_by_user_code
 from sweep.reuse.recipe import Recipe
 from sweep.search.tasks import make_task
 from sweep.training.checkpoints import write_checkpoint
-from sweep.training.choice import why_plain
 from sweep.training.devices import lightning_devices
+from sweep.training.engine_choice import why_plain
 from sweep.training.exports import try_export
-from sweep.training.fluent import FluentCalls
 from sweep.training.fused.trainer import train_side_by_side
+from sweep.training.lightning_trainer import hush_lightning, quiet_trainer
+from sweep.training.mlflow_calls import FluentCalls
 from sweep.training.mlp import MLPClassifier
 from sweep.training.modules import build_module, has_own_loaders
 from sweep.training.plain.trainer import train_one_by_one
-from sweep.training.quiet import hush_lightning, quiet_trainer
 from sweep.training.resuming import seed_everything
 from sweep.training.run import Run
-from sweep.training.slots import Slots, no_model
+from sweep.training.slot_loop import Slots, no_model
 from sweep.trial import (
     EpochReport,
     Notice,
