@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
-import shutil
+import shlex
 import signal
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
+import yaml
 from searches import (
+    Call,
     children_of,
     is_alive,
     mlflow_client,
@@ -20,13 +23,18 @@ from searches import (
     wait_for_line,
 )
 
-COMMAND = ("run", "--trials", "5", "--epochs", "40", "--population", "1")
+from sweep.reporting.lines import parse_line
+
+COMMAND = (
+    "run", "--study", "mine", "--space", "mlp_small", "--trials", "5", "--epochs", "40",
+    "--population", "1", "--no-baseline", "--storage", "sqlite:///other.db", "--patience", "39",
+)  # fmt: skip
 
 
 def trials_of(folder: Path) -> list[optuna.trial.FrozenTrial]:
     """What Optuna has."""
-    storage = f"sqlite:///{folder}/mlruns/optuna.db"
-    return optuna.load_study(study_name="digits-mlp", storage=storage).trials
+    storage = f"sqlite:///{folder}/other.db"
+    return optuna.load_study(study_name="mine", storage=storage).trials
 
 
 def wait_until_gone(pids: list[int], seconds: float) -> list[int]:
@@ -37,81 +45,60 @@ def wait_until_gone(pids: list[int], seconds: float) -> list[int]:
     return [pid for pid in pids if is_alive(pid)]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Path:
-    """One folder for the tests below, which follow each other on one study."""
-    folder = tmp_path_factory.mktemp("interrupted")
-    shutil.copyfile(empty_store, folder / "mlflow.db")
-    return folder
+def settings(call: Call, *command: str) -> dict[str, Any]:
+    """What a search would do."""
+    values: dict[str, Any] = yaml.safe_load(call(*command, "--print-config")[1])
+    return values
 
 
-@pytest.fixture(scope="module")
-def interrupted(folder: Path) -> tuple[int, str, str, list[int]]:
-    """A search that was sent SIGINT, as a terminal does, to the whole group, after trial 1."""
+def interrupt(folder: Path) -> list[str]:
+    """Start a search and send SIGINT, as a terminal does, to its group after trial 1; what it
+    said. Exit code 130, no traceback, no worker left."""
     process = start_sweep(folder, *COMMAND)
-    wait_for_line(process, "trial=1 ")
+    lines = [wait_for_line(process, "study="), wait_for_line(process, "trial=1 ")]
     workers = children_of(process.pid)
     os.killpg(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=30)
-    return process.returncode, out, err, workers
-
-
-Interrupted = tuple[int, str, str, list[int]]
-
-
-def test_ctrl_c_stops_cleanly(interrupted: Interrupted, folder: Path) -> None:
-    """Exit code 130, no traceback, no worker left, and a summary of what there is."""
-    code, out, err, workers = interrupted
-    assert code == 130
-    assert "Traceback" not in out + err
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, "")
     assert workers
     assert wait_until_gone(workers, 3.0) == []
-    assert "digits-mlp: " in out
+    return [*lines, *out.splitlines()]
 
 
-def test_the_interrupted_trial_waits(interrupted: Interrupted, folder: Path) -> None:
-    """In Optuna it is WAITING; those before it are complete."""
-    states = [t.state.name for t in trials_of(folder)]
-    assert states[-1] == "WAITING"
-    assert set(states[:-1]) == {"COMPLETE"}
+def check_what_was_said(call: Call, lines: list[str]) -> None:
+    """The first line names study, trials, objective, population and device, one line says when
+    the search stops, and the command under "Next:" has every setting of this one."""
+    pairs = parse_line(lines[0])
+    assert pairs.pop("device")
+    assert pairs == {
+        "study": "mine", "trials": "5", "epochs": "40", "metric": "val_acc",
+        "direction": "maximize", "population": "1",
+    }  # fmt: skip
+    notices = [parse_line(line)["notice"] for line in lines if line.startswith("notice=")]
+    assert notices == ["stopping at the end of the epoch; Ctrl-C again stops now"]
+    assert any(line.startswith("mine: ") for line in lines)
+    after = lines[lines.index("Next:") + 1 :]
+    going_on = shlex.split(after[0].partition("#")[0])
+    assert going_on == ["sweep", "run", "--study", "mine", "--storage", "sqlite:///other.db"]
+    assert not any("why trials failed" in line for line in after)
+    assert settings(call, *going_on[1:]) == settings(call, *COMMAND)
 
 
-@pytest.fixture(scope="module")
-def killed(interrupted: Interrupted, folder: Path) -> tuple[list[int], list[str]]:
-    """The same command, killed with SIGKILL after one more trial: (workers left, states)."""
+def kill(folder: Path) -> None:
+    """The same command, whose driver is killed after one more trial: its workers leave."""
     process = start_sweep(folder, *COMMAND)
     wait_for_line(process, "trial=")
     workers = children_of(process.pid)
     process.kill()
     process.communicate()
     assert workers
-    return wait_until_gone(workers, 3.0), [t.state.name for t in trials_of(folder)]
+    assert wait_until_gone(workers, 3.0) == []
 
 
-def test_workers_die_with_their_driver(killed: tuple[list[int], list[str]]) -> None:
-    """Three seconds after the driver's SIGKILL no worker is left."""
-    assert killed[0] == []
-
-
-def test_the_same_command_finishes_the_exact_total(
-    killed: tuple[list[int], list[str]], folder: Path
-) -> None:
-    """After Ctrl-C and SIGKILL: five complete trials, nothing RUNNING, nothing twice."""
-    assert "RUNNING" in killed[1]
-    said = sweep(folder, *COMMAND)
-    assert (said.returncode, said.stderr) == (0, "")
-    trials = trials_of(folder)
-    assert Counter(t.state.name for t in trials) == {"COMPLETE": 5}
-    configurations = [str(t.user_attrs["sweep:hyperparameters"]) for t in trials]
-    assert len(set(configurations)) == 5
-    assert "nothing to do" in sweep(folder, *COMMAND).stdout
-
-
-def test_mlflow_agrees_after_all_that(folder: Path) -> None:
+def check_mlflow(folder: Path) -> None:
     """One parent and five children, all FINISHED, with one point an epoch."""
-    assert [t.state.name for t in trials_of(folder)] == ["COMPLETE"] * 5
     client = mlflow_client(folder)
-    experiment = client.get_experiment_by_name("digits-mlp")
+    experiment = client.get_experiment_by_name("mine")
     runs = client.search_runs([experiment.experiment_id])
     children = [r for r in runs if "mlflow.parentRunId" in r.data.tags]
     assert Counter(r.info.status for r in runs) == {"FINISHED": 6}
@@ -119,6 +106,31 @@ def test_mlflow_agrees_after_all_that(folder: Path) -> None:
     for run in children:
         points = client.get_metric_history(run.info.run_id, "val_acc")
         assert sorted(m.step for m in points) == list(range(1, 41))
+
+
+@pytest.mark.usefixtures("ready_store")
+def test_the_same_command_finishes_what_was_interrupted_and_killed(
+    tmp_path: Path, call: Call
+) -> None:
+    """After Ctrl-C, which lets the trial at hand wait, and SIGKILL of the driver: five complete
+    trials, nothing RUNNING, nothing twice, and MLflow agrees."""
+    lines = interrupt(tmp_path)
+    states = [t.state.name for t in trials_of(tmp_path)]
+    assert states[-1] == "WAITING"
+    assert set(states[:-1]) == {"COMPLETE"}
+    check_what_was_said(call, lines)
+    kill(tmp_path)
+    assert "RUNNING" in [t.state.name for t in trials_of(tmp_path)]
+    said = sweep(tmp_path, *COMMAND)
+    assert (said.returncode, said.stderr) == (0, "")
+    trials = trials_of(tmp_path)
+    assert Counter(t.state.name for t in trials) == {"COMPLETE": 5}
+    configurations = [str(t.user_attrs["sweep:hyperparameters"]) for t in trials]
+    assert len(set(configurations)) == 5
+    code, out, errors = call(*COMMAND)
+    assert (code, errors) == (0, [])
+    assert "nothing to do" in out
+    check_mlflow(tmp_path)
 
 
 SLOW = """
@@ -145,38 +157,45 @@ def epoch_of(line: str) -> int:
     return int(line.split(" epoch=")[1].split("/")[0])
 
 
+def running(text: str) -> list[int]:
+    """The epochs that lines of a search tell of."""
+    return [epoch_of(line) for line in text.splitlines() if "state=RUNNING" in line]
+
+
 @pytest.mark.usefixtures("ready_store")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_to_every_process_is_an_interruption(
-    tmp_path: Path, number: signal.Signals
-) -> None:
+def test_a_signal_to_every_process_is_an_interruption(tmp_path: Path) -> None:
     """To the group and to the worker itself, as timeout, systemd, Slurm and a lost terminal send
     it, where a DataLoader has processes of its own: "everything is saved" is true."""
     (tmp_path / "slow.py").write_text(SLOW)
     (tmp_path / "slow.yaml").write_text("# Slow.\nparameters:\n  lr: {float: [0.1, 0.2]}\n")
     command = (
-        "run", "--module", "slow:Slow", "--space", "slow.yaml", "--trials", "1", "--epochs", "8",
+        "run", "--module", "slow:Slow", "--space", "slow.yaml", "--trials", "1", "--epochs", "10",
         "--study", "s", "-v", "--metric", "train_loss", "--direction", "minimize",
     )  # fmt: skip
-    process = start_sweep(tmp_path, *command)
-    assert process.stdout is not None
-    third = next(line for line in process.stdout if " epoch=3/8 " in line)
-    workers = children_of(process.pid)
-    os.killpg(process.pid, number)
-    for worker in workers:
-        os.kill(worker, number)
-    out, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (130, "")
-    assert "everything is saved" in out
-    assert (tmp_path / "mlruns/.sweep/s/trials/00000/last.ckpt").is_file()
-    assert wait_until_gone(workers, 3.0) == []
-    said = sweep(tmp_path, *command)
-    told, again = (
-        [line for line in text.splitlines() if "state=RUNNING" in line]
-        for text in (f"{third}\n{out}", said.stdout)
-    )
-    assert epoch_of(again[0]) == epoch_of(told[-1]) + 1
-    assert said.returncode == 0
+    last = 0
+    for number, epoch in ((signal.SIGTERM, 3), (signal.SIGHUP, 6)):
+        process = start_sweep(tmp_path, *command)
+        assert process.stdout is not None
+        said = ""
+        for line in process.stdout:
+            said += line
+            if max(running(line), default=0) >= epoch:
+                break
+        workers = children_of(process.pid)
+        os.killpg(process.pid, number)
+        for worker in workers:
+            os.kill(worker, number)
+        out, err = process.communicate(timeout=60)
+        assert (process.returncode, err) == (130, "")
+        assert "everything is saved" in out
+        assert (tmp_path / "mlruns/.sweep/s/trials/00000/last.ckpt").is_file()
+        assert wait_until_gone(workers, 3.0) == []
+        told = running(said + out)
+        assert told[0] == last + 1
+        last = told[-1]
+    done = sweep(tmp_path, *command)
+    assert done.returncode == 0, done.stderr
+    assert running(done.stdout)[0] == last + 1
 
 
 @pytest.mark.usefixtures("ready_store")
