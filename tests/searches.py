@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import math
 import os
 import shutil
@@ -14,6 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from sweep.cli.main import main
 from sweep.config.settings import RunConfig
 from sweep.ledger.study import Ledger, create_study
 from sweep.ledger.trials import LedgerTrial
@@ -160,6 +164,27 @@ def sweep(
         timeout=timeout,
         check=False,
     )
+
+
+def in_this_process(
+    folder: Path, env: dict[str, str], *arguments: str
+) -> subprocess.CompletedProcess[str]:
+    """Run `sweep` in this process, where its libraries are loaded already."""
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["sweep", *arguments])
+        for name, value in env.items():
+            patch.setenv(name, value)
+        try:
+            main()
+        except SystemExit as left:
+            code = int(left.code or 0)
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
 
 def start_sweep(

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import io
 import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -18,9 +16,8 @@ from pathlib import Path
 
 import pytest
 from postgres import PASSWORD, Postgres
-from searches import SWEEP, Call, environment, sweep
+from searches import SWEEP, Call, environment, in_this_process, sweep
 
-from sweep.cli.main import main
 from sweep.config.settings import resolve
 from sweep.errors import ConfigError
 from sweep.redact import is_redacted, redacted
@@ -92,27 +89,6 @@ def is_of(command_line: Path, leader: subprocess.Popen[bytes]) -> bool:
     with contextlib.suppress(OSError):
         return os.getsid(int(command_line.parent.name)) == leader.pid
     return False
-
-
-def in_this_process(
-    folder: Path, env: dict[str, str], *arguments: str
-) -> subprocess.CompletedProcess[str]:
-    """Run `sweep` in this process, where its libraries are loaded already."""
-    out, err = io.StringIO(), io.StringIO()
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-    ):
-        patch.chdir(folder)
-        patch.setattr(sys, "argv", ["sweep", *arguments])
-        for name, value in env.items():
-            patch.setenv(name, value)
-        try:
-            main()
-        except SystemExit as left:
-            code = int(left.code or 0)
-    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture(scope="module")

@@ -1,27 +1,17 @@
-"""What a user sees of a search as it begins, stops and is looked at later: real commands."""
+"""What a user sees of a search as it begins, and as it is looked at later."""
 
 from __future__ import annotations
 
 import json
-import os
-import shlex
-import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from searches import SWEEP, Call, environment, query, start_sweep, wait_for_line
+from searches import SWEEP, Call, environment, query
 
 from sweep.reporting.lines import parse_line
-
-SETTINGS = (
-    "--study", "mine", "--space", "mlp_small", "--trials", "9", "--epochs", "150",
-    "--population", "1", "--no-baseline", "--storage", "sqlite:///other.db", "--patience", "120",
-)  # fmt: skip
 
 
 def test_the_first_line_comes_before_the_heavy_imports(tmp_path: Path) -> None:
@@ -44,62 +34,6 @@ main()
     first, *others = done.stdout.splitlines()
     assert parse_line(first) == {"notice": "x: loading Optuna, MLflow and PyTorch ..."}
     assert others[0].startswith("LOADS")
-
-
-@pytest.fixture(scope="module")
-def stopped(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> tuple[Path, list[str]]:
-    """A search that was sent SIGINT after its first trial: its folder, and what it said."""
-    folder = tmp_path_factory.mktemp("stopped")
-    shutil.copyfile(empty_store, folder / "mlflow.db")
-    process = start_sweep(folder, "run", *SETTINGS)
-    lines = [wait_for_line(process, "study="), wait_for_line(process, "trial=0 ")]
-    os.killpg(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (130, "")
-    return folder, [*lines, *out.splitlines()]
-
-
-Stopped = tuple[Path, list[str]]
-
-
-def test_a_search_in_a_pipe_says_what_it_is(stopped: Stopped) -> None:
-    """The first line of the search names study, trials, objective, population and device."""
-    pairs = parse_line(stopped[1][0])
-    assert pairs.pop("device")
-    assert pairs == {
-        "study": "mine", "trials": "9", "epochs": "150", "metric": "val_acc",
-        "direction": "maximize", "population": "1",
-    }  # fmt: skip
-
-
-def test_ctrl_c_is_acknowledged(stopped: Stopped) -> None:
-    """One line says when the search stops, though its whole group was signalled."""
-    notices = [line for line in stopped[1] if line.startswith("notice=")]
-    said = [parse_line(line)["notice"] for line in notices]
-    assert said == ["stopping at the end of the epoch; Ctrl-C again stops now"]
-
-
-def test_after_ctrl_c_the_next_command_continues_the_search(stopped: Stopped) -> None:
-    """The command under "Next:" is short and has every setting of the one that was stopped."""
-    folder, lines = stopped
-    after = lines[lines.index("Next:") + 1 :]
-    going_on = shlex.split(after[0].partition("#")[0])
-    assert going_on == ["sweep", "run", "--study", "mine", "--storage", "sqlite:///other.db"]
-    assert not any("why trials failed" in line for line in after)
-    assert settings(folder, *going_on[2:]) == settings(folder, *SETTINGS)
-
-
-def settings(folder: Path, *flags: str) -> dict[str, Any]:
-    """What `sweep run` with these flags would do."""
-    done = subprocess.run(
-        [*SWEEP, "run", *flags, "--print-config"], cwd=folder, env=environment(), text=True,
-        capture_output=True, check=True,
-    )  # fmt: skip
-    values: dict[str, Any] = yaml.safe_load(done.stdout)
-    return values
-
-
-# looked at later
 
 
 def asked(call: Call, *arguments: str) -> Any:

@@ -1,0 +1,231 @@
+"""Where memory runs out, fewer trials go on at a time; none is lost."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import pickle
+import resource
+import subprocess
+import sys
+import tempfile
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from resume_driver import (
+    BASE,
+    METRICS,
+    N_EPOCHS,
+    Driver,
+    a_task,
+    continued,
+    train,
+)
+from searches import TESTS
+
+from sweep.data.tensors import TensorData
+from sweep.training.compiled.kernel import SWITCH, load_kernel
+from sweep.training.exports import export_model, prepare_export
+from sweep.training.fused.trainer import FusedTrainer
+from sweep.training.mlp import MLPClassifier
+from sweep.trial import (
+    EpochReport,
+    Notice,
+    Orders,
+    Report,
+    Task,
+    TrialSpec,
+    derive_seed,
+)
+
+HERE = Path(__file__).parent
+
+N_LARGE, N_FIRST = 16, 3
+WIDTH = 512
+"""Of two hidden layers: 2.4 MB of weights in float64, four times that with all that goes along."""
+
+
+def large() -> list[TrialSpec]:
+    """Sixteen trials of two hidden layers."""
+    return [
+        TrialSpec(number, BASE | {"hidden": (WIDTH, WIDTH)}, derive_seed(0, "init", number))
+        for number in range(N_LARGE)
+    ]
+
+
+ROOM_MB = {"off": (0, 600), "on": (0, 600)}
+"""Kernel -> between them is a room that more than eight such trials have, with what is written of
+them, and sixteen do not: what torch and the allocator take beside them differs by machine."""
+OUT_OF_MEMORY = ["out of memory with 16 trials at a time: going on with 8"]
+
+
+def limit_memory(room_mb: int) -> None:
+    """This process gets so much more and no more."""
+    n_pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = n_pages * resource.getpagesize() + (room_mb << 20)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+class Narrowing(Driver):
+    """Three trials train for two epochs; then the others come, and memory is limited."""
+
+    room_mb = 0
+
+    def __call__(self, reports: Sequence[Report], n_free: int) -> Orders:
+        if len(self.waiting) == N_LARGE:
+            n_free = N_FIRST
+        elif len(self.waiting) == N_LARGE - N_FIRST:
+            if any(isinstance(r, EpochReport) and r.epoch == 2 for r in reports):
+                limit_memory(self.room_mb)
+            else:
+                n_free = 0
+        return super().__call__(reports, n_free)
+
+
+def train_narrowing(task: Task, data: TensorData, room_mb: int, calls: Path) -> None:
+    """What the driver was told goes to `calls`."""
+    driver = Narrowing(large())
+    driver.room_mb = room_mb
+    FusedTrainer(task, data).train(driver)
+    calls.write_bytes(pickle.dumps(driver.calls))
+
+
+def search_for_room(task: Task, data: TensorData, folder: Path, room_mb: tuple[int, int]) -> None:
+    """In a process of its own, which limits the memory of its children: halves the room until
+    the population was halved once and nothing else happened. Prints what was tried."""
+    torch.set_num_threads(1)
+    export_once(data)
+    too_small, too_large = room_mb
+    while too_large - too_small > 1:
+        tried_mb = (too_small + too_large) // 2
+        calls = folder / "calls"
+        calls.unlink(missing_ok=True)
+        own = dataclasses.replace(task, work_dir=str(folder / str(tried_mb)))
+        if (child := os.fork()) == 0:
+            with contextlib.suppress(BaseException):
+                train_narrowing(own, data, tried_mb, calls)
+            os._exit(0)
+        os.waitpid(child, 0)
+        told = told_in(calls)
+        said = [notice.message for notice in told.of(Notice)]
+        print(tried_mb, said if told.calls else "it failed", flush=True)
+        if said == OUT_OF_MEMORY:
+            return
+        if told.calls and (not said or "going on" not in said[0]):
+            too_large = tried_mb
+        else:
+            too_small = tried_mb
+
+
+def in_a_process(function: str, *given: Any) -> str:
+    """Call a function of this module with `given` in a process of its own; what it prints."""
+    code = f"""
+        import pickle, sys
+        sys.path[:0] = {[str(HERE), str(TESTS)]!r}
+        import test_out_of_memory
+        test_out_of_memory.{function}(*pickle.load(sys.stdin.buffer))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, input=pickle.dumps(given), capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stdout.decode()
+
+
+def told_in(calls: Path) -> Driver:
+    """A driver that was told what the file says; nothing where there is none."""
+    driver = Driver(())
+    driver.calls = pickle.loads(calls.read_bytes()) if calls.exists() else []
+    return driver
+
+
+@pytest.mark.parametrize("kernel", ["off", "on"])
+def test_out_of_memory_halves_the_population(
+    tmp_path: Path, kernel: str, monkeypatch: pytest.MonkeyPatch, data: TensorData
+) -> None:
+    """Where sixteen trials do not fit, eight at a time go on: none lost, every curve as without.
+
+    Those that trained before go on from their resume state. (Far tighter, torch's lazy imports
+    fail in ways that no trainer can answer: the worker dies then, and is replaced.)
+    """
+    task = a_task(tmp_path, checkpoint_interval_s=0.0, precision="64-true")
+    if kernel == "on" and load_kernel(8).kernel is None:
+        pytest.skip("no kernel here")
+    monkeypatch.setenv(SWITCH, kernel)
+    task = dataclasses.replace(task, population=N_LARGE, batch_size=50)
+    tried = in_a_process("search_for_room", task, data, tmp_path, ROOM_MB[kernel])
+    narrow = told_in(tmp_path / "calls")
+    assert [n.message for n in narrow.of(Notice)] == OUT_OF_MEMORY, tried
+    starts = {n: narrow.epochs(n)[0].start_epoch for n in range(N_LARGE)}
+    again = [dataclasses.replace(s, start_epoch=starts[s.number]) for s in large()]
+    roomy = dataclasses.replace(
+        task, work_dir=task.work_dir + "/roomy", checkpoint_interval_s=3600
+    )
+    wide = train(FusedTrainer(roomy, data), again)
+    for number in range(N_LARGE):
+        assert narrow.result(number).outcome == "finished"
+        first = {r.epoch: r for r in reversed(narrow.epochs(number))}
+        for epoch, right in enumerate(wide.curve(number), start=1):
+            ours = tuple(first[epoch].metrics[name] for name in METRICS)
+            assert ours == pytest.approx(right, rel=1e-7)
+    # Each epoch was trained once, also by those that were interrupted.
+    replayed = [[r.epoch for r in narrow.epochs(n) if r.is_replay] for n in range(N_LARGE)]
+    assert replayed == [[1, 2]] * N_FIRST + [[]] * (N_LARGE - N_FIRST)
+    assert all(len(narrow.epochs(n)) == N_EPOCHS + len(replayed[n]) for n in range(N_LARGE))
+
+
+def export_once(data: TensorData) -> None:
+    """Let torch load what its exports need, 0.1 GB, before memory is limited."""
+    model = MLPClassifier(data.info.feature_shape[-1] ** 2, 10, hidden=(WIDTH, WIDTH)).double()
+    prepare_export(model, data.info.feature_shape)
+    with tempfile.TemporaryDirectory() as folder:
+        export_model(Path(folder) / "model.pt2", model, data.info.feature_shape)
+
+
+def train_limited(
+    task: Task, data: TensorData, specs: Sequence[TrialSpec], room_mb: int, calls: Path
+) -> None:
+    """In a process of its own, which gets no more memory from when it is ready."""
+    torch.set_num_threads(1)
+    export_once(data)
+
+    class Limiting(Driver):
+        def __call__(self, reports: Sequence[Report], n_free: int) -> Orders:
+            if not self.calls:
+                limit_memory(room_mb)
+            return super().__call__(reports, n_free)
+
+    driver = Limiting(specs)
+    FusedTrainer(task, data).train(driver)
+    calls.write_bytes(pickle.dumps(driver.calls))
+
+
+def test_out_of_memory_while_trials_are_read_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: TensorData
+) -> None:
+    """Where there is no room to read sixteen resume states, fewer trials go on at a time; none
+    fails, and none starts again."""
+    monkeypatch.setenv(SWITCH, "off")
+    task = a_task(tmp_path, checkpoint_interval_s=3600.0, precision="64-true")
+    task = dataclasses.replace(task, population=N_LARGE, batch_size=50)
+    train(FusedTrainer(task, data), large(), dict.fromkeys(range(N_LARGE), 2))
+    specs = [continued(task, s) for s in large()]
+    calls = tmp_path / "calls"
+    in_a_process("train_limited", task, data, specs, 100, calls)  # they take 160
+    limited = told_in(calls)
+    first, *others = [n.message for n in limited.of(Notice)]
+    assert first == OUT_OF_MEMORY[0]
+    assert all("going on with" in message for message in others)
+    whole = dataclasses.replace(task, work_dir=str(tmp_path / "whole"))
+    wide = train(FusedTrainer(whole, data), large())
+    for number in range(N_LARGE):
+        assert limited.result(number).outcome == "finished"
+        told = {r.epoch: tuple(r.metrics[m] for m in METRICS) for r in limited.epochs(number)}
+        for epoch, right in enumerate(wide.curve(number), start=1):
+            assert told[epoch] == pytest.approx(right, rel=1e-7)
+        # An epoch that was broken off is trained again, from the same resume file.
+        assert {r.epoch for r in limited.epochs(number) if not r.is_replay} == {3, 4}
