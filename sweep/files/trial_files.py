@@ -60,11 +60,13 @@ class TrialFiles:
             return None
 
     def size(self, name: str) -> int:
-        """The size of a file in bytes; 0 if it is missing."""
+        """The size of a file in bytes; 0 if it is missing. Raises DiskError if nobody can say."""
         try:
             return self.path(name).stat().st_size
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError):
             return 0
+        except OSError as error:
+            raise DiskError(f"{self.path(name)} cannot be read: {error.strerror}") from error
 
     def remove(self, *names: str) -> None:
         """Delete files, as far as they exist."""

@@ -92,6 +92,8 @@ class KeepBest:
         self._needed_by: dict[int, set[str]] = {}
         """Trial -> who still needs its folder: a kill would need its verdict, MLflow its files."""
         self._leaving: set[int] = set()
+        self._outdone: dict[int, set[int]] = {}
+        """Trial -> those that it outdid: their files go once it is stored itself."""
         self._to_drop: set[int] = set()
 
     def recall(
@@ -134,7 +136,7 @@ class KeepBest:
                 record = dataclasses.replace(record, checkpoint=None, model_file=None, tags=tags)
             elif has_files:
                 self._needed_by[number].add("MLflow")
-            self._to_drop |= gone - {number}
+            self._outdone[number] = gone - {number}
         return record
 
     def closed(self, number: int) -> None:
@@ -148,6 +150,7 @@ class KeepBest:
         """
         self._release(number, "MLflow")
         with self._lock:
+            self._to_drop |= self._outdone.pop(number, set())
             needed = {n for n in self._to_drop if "MLflow" in self._needed_by.get(n, ())}
             due, self._to_drop = self._to_drop - needed, needed
         return sorted(due)
@@ -169,9 +172,11 @@ class KeepBest:
         self._leaving |= gone_here
         for number in gone:
             del self._stored[number]
-            if number in self._worst_first:
-                at = self._worst_first.index(number)
-                del self._worst_first[at], self._scores[at]
+        # Those among the best keep their rank: they may have gone for want of room.
+        below = gone - {*self._worst_first[-(self._config.keep or 1) :]}
+        if below:
+            self._scores = [score for score in self._scores if -score[1] not in below]
+            self._worst_first = [-number for _, number in self._scores]
         return gone
 
     def _release(self, number: int, who: Literal["ledger", "MLflow"]) -> None:

@@ -214,6 +214,13 @@ class Ledger:
         frozen = self._storage.get_all_trials(self._study_id, deepcopy=False)
         return [from_frozen(t) for t in sorted(frozen, key=lambda t: t.number)]
 
+    def trials_from(self, first: int) -> list[LedgerTrial]:
+        """Trials from number `first` on."""
+        found: list[LedgerTrial] = []
+        while self.has_trial(number := first + len(found)):
+            found.append(from_frozen(self._storage.get_trial(self._id_of(number))))
+        return found
+
     def has_trial(self, number: int) -> bool:
         """Whether trial `number` exists."""
         with contextlib.suppress(KeyError):
@@ -250,7 +257,7 @@ class Ledger:
         """
         trial_id = self._id_of(number)
         trial = self._storage.get_trial(trial_id)
-        if is_queued := bool(from_frozen(trial).queued):
+        if is_queued := from_frozen(trial).queued is not None:
             self._storage.create_new_trial(self._study_id, template_trial=trial)
             self._storage.set_trial_system_attr(trial_id, FIXED_PARAMS, dict(params))
         return is_queued

@@ -68,10 +68,10 @@ class LedgerTrial:
         return not isinstance(self.frozen.user_attrs.get(HYPERPARAMETERS), Mapping)
 
     @property
-    def queued(self) -> Mapping[str, Any]:
-        """The parameters given to Optuna's `enqueue_trial`; empty if the trial is not queued."""
+    def queued(self) -> Mapping[str, Any] | None:
+        """The parameters given to Optuna's `enqueue_trial`; None if the trial is not queued."""
         fixed = self.frozen.system_attrs.get(FIXED_PARAMS)
-        return fixed if self.state is TrialState.WAITING and isinstance(fixed, Mapping) else {}
+        return fixed if self.state is TrialState.WAITING and isinstance(fixed, Mapping) else None
 
 
 @dataclass(frozen=True)

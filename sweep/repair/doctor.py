@@ -62,7 +62,7 @@ def _check_files(
         if trial is None:
             # Not removed: a store that was put back from a copy may not know it yet.
             yield Disagreement(f"{folder} belongs to no trial of the study; `sweep gc` removes it")
-        for part in folder.glob(".*"):
+        for part in filter(Path.is_file, folder.glob(".*")):
             yield _removed(part, "is what a broken-off write left", fix=fix)
         if trial is not None:
             yield from _check_folder(config, trial, fix=fix)

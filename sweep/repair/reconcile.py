@@ -52,8 +52,10 @@ class Disagreement:
     """The repair was tried, and MLflow did not take it."""
 
 
-Fault = tuple[str, Callable[[], str | None]]
-"""A disagreement, and its repair: it returns what could not be repaired, where something is left.
+Fault = tuple[str, Callable[[], str | None], int | None]
+"""A disagreement, its repair, and its trial (None: the study's).
+
+The repair returns a few words on anything it could not mend.
 """
 
 
@@ -117,7 +119,7 @@ def reconcile_runs(
 
 def _settled(mirror: Mirror, fault: Fault, *, fix: bool) -> Disagreement:
     """The fault in words, after its repair if `fix`."""
-    sentence, repair = fault
+    sentence, repair, number = fault
     if not fix:
         return Disagreement(sentence)
     try:
@@ -125,7 +127,7 @@ def _settled(mirror: Mirror, fault: Fault, *, fix: bool) -> Disagreement:
         left = repair()
     except Exception as error:
         without_credentials(error)
-        if not mirror.answers():
+        if not mirror.answers(number):
             raise
         left = f"MLflow refuses the repair: {one_line(error)}"
         return Disagreement(f"{sentence}; {left}", is_refused=True)
@@ -139,9 +141,9 @@ def _faults(
     states, name = records.states(), mirror.study.name
     parents = mirror.parents  # before a repair makes one
     if mirror.is_hidden:
-        yield f"MLflow's experiment {name!r} is deleted", mirror.make
+        yield f"MLflow's experiment {name!r} is deleted", mirror.make, None
     elif mirror.experiment is None and states:
-        yield f"MLflow has no experiment {name!r}", mirror.make
+        yield f"MLflow has no experiment {name!r}", mirror.make, None
     for run in mirror.unnumbered:
         yield _stray(run, "an MLflow run names no trial in its tag sweep.trial")
     for number in sorted(mirror.runs.keys() | states.keys()):
@@ -151,43 +153,44 @@ def _faults(
                 yield _stray(run, f"MLflow has a trial {number} that Optuna does not know")
         elif not runs and state.is_finished and number not in mirror.deleted:
             repair = functools.partial(_make_again, mirror, records, number, is_repair=is_deep)
-            yield f"trial {number} is {state}, but has no MLflow run", repair
+            yield f"trial {number} is {state}, but has no MLflow run", repair, number
         elif runs and (state.is_finished or not is_live):
             for other in runs[1:]:
                 yield _stray(other, f"trial {number} has a second MLflow run")
-            yield from _of_trial(mirror, records, number, is_deep=is_deep)
+            yield from _of_trial(mirror, records, number, state, is_deep=is_deep)
     if is_live or not states:
         return
     if not parents:
-        yield "MLflow has no run of the study itself", functools.partial(_end, mirror, records)
+        end = functools.partial(_end, mirror, records)
+        yield "MLflow has no run of the study itself", end, None
     for run in parents:
         if run.status == "RUNNING":
             sentence = f"the study's MLflow run {run.run_id} says RUNNING, but no driver lives"
-            yield sentence, functools.partial(_end, mirror, records, run)
+            yield sentence, functools.partial(_end, mirror, records, run), None
 
 
 def _of_trial(
-    mirror: Mirror, records: StudyRecords, number: int, *, is_deep: bool
+    mirror: Mirror, records: StudyRecords, number: int, state: TrialState, *, is_deep: bool
 ) -> Iterator[Fault]:
     """Differences of a trial's run from its record."""
-    state, run = records.states()[number], mirror.runs[number][0]
+    run = mirror.runs[number][0]
     wanted = STATUS.get(state, "SCHEDULED")
     if run.status != wanted and (run.status, state) != ("RUNNING", TrialState.RUNNING):
         sentence = f"trial {number} is {state}, but its MLflow run {run.run_id} says {run.status}"
         if state.is_finished and run.status in ("RUNNING", "SCHEDULED"):
             # It stopped half-way: it gets the rest.
-            yield sentence, lambda: mirror.sync(records.trial(number))
+            yield sentence, lambda: _sync(mirror, records.trial(number)), number
         else:
-            yield sentence, functools.partial(_set_status, run, wanted)
+            yield sentence, functools.partial(_set_status, run, wanted), number
     elif state.is_finished and is_deep:
         known = records.trial(number)
         lacks, wrong = _differences(mirror, known, run)
         where = f"trial {number}'s MLflow run {run.run_id}"
         if wrong:
             sentence = f"{where} has other values than Optuna: {_some(wrong)}"
-            yield sentence, functools.partial(_remake, mirror, known, run, sentence)
+            yield sentence, functools.partial(_remake, mirror, known, run, sentence), number
         elif lacks:
-            yield f"{where} lacks {_some(lacks)}", functools.partial(_sync, mirror, known)
+            yield f"{where} lacks {_some(lacks)}", functools.partial(_sync, mirror, known), number
 
 
 # repairs
@@ -198,7 +201,7 @@ def _stray(run: RunLog, sentence: str) -> Fault:
         run.log(tags={"sweep.orphan": sentence, "sweep.role": "orphan"})
         _set_status(run, "KILLED")
 
-    return f"{sentence}: {run.run_id}", repair
+    return f"{sentence}: {run.run_id}", repair, None
 
 
 def _set_status(run: RunLog, status: str) -> None:

@@ -74,14 +74,16 @@ class StudyRecords:
         verdict = files.verdict(spec)
         result = trial.result
         time_ms = result.get("time_ms") or _end_ms(trial)
-        checkpoint, model = files.whole(BEST), files.path(MODEL)
+        # Other files may be another configuration's, which had the number before.
+        checkpoint = files.whole(BEST) if result.get("has_checkpoint", True) else None
+        has_model = result.get("has_model", True) and files.size(MODEL) > 0
         failure = _failure(result.get("failure"), verdict[1].failure if verdict else None)
         reports = trial.reports or (verdict[0] if verdict else [])
         finished = TrialFinished(
             number, trial.state, time_ms, trial.value, result.get("best_epoch"),
             result.get("metrics", {}), result.get("n_epochs", len(trial.curve)),
             checkpoint=str(checkpoint) if checkpoint else None,
-            model_file=str(model) if model.is_file() else None,
+            model_file=str(files.path(MODEL)) if has_model else None,
             failure=failure,
             tags={k: str(v) for k, v in result.items() if k not in RESULT_FIELDS},
         )  # fmt: skip

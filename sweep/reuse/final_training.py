@@ -276,6 +276,7 @@ class _Log:
         self._run = run
         note = json.dumps({"training": digest, "run_id": self.run_id})
         replace_file(file, note.encode())
+        run.sync(())
 
     def stop(self) -> None:
         """End the training after this epoch."""
@@ -327,7 +328,7 @@ class _Log:
         if state is not None:
             finished = TrialFinished(
                 self.spec.number, state, now_ms(), None, None, metrics or {},
-                len(self._reports), checkpoint, archive,
+                self._reports[-1].epoch if self._reports else 0, checkpoint, archive,
             )  # fmt: skip
         self._run.sync(self._reports, finished)
 

@@ -62,7 +62,7 @@ def left_over(
         if not trial.is_foreign:
             params = trial.params or None
             planned.append(Planned(trial.hyperparameters, params, number, trial.start_epoch))
-        elif trial.queued:
+        elif trial.queued is not None:
             try:
                 queued = proposals.queued(number, trial.queued)
                 planned.append(Planned(*queued, number, is_queued=True))

@@ -66,7 +66,7 @@ class Driver:
         listeners: Sequence[Listener] = (), retention: KeepBest | None = None,
     ) -> None:  # fmt: skip
         self._config, self._ledger, self._proposals = config, ledger, proposals
-        self._listeners, self._retention = listeners, retention or KeepBest(config)
+        self._listeners, self._retention = listeners, retention
         self._is_better = config.objective.better
         self._running: dict[int, Running] = {}
         self._planned: collections.deque[Planned] = collections.deque()
@@ -183,7 +183,7 @@ class Driver:
         while self._is_stopping and self._again:
             trial = self._again.popleft()
             self._interrupt(trial, TrialResult(trial.spec.number, "stopped", len(trial.reports)))
-        stops = self._stops([r.number for r in reports if isinstance(r, EpochReport)])
+        stops = self._stops({r.number: r.epoch for r in reports if isinstance(r, EpochReport)})
         starts = [] if self._is_stopping else self._hand_out(n_free + len(stops))
         self._record()
         if starts and not self._has_begun:
@@ -267,11 +267,23 @@ class Driver:
             return Stop(report.number, "converged")
         return None
 
-    def _stops(self, numbers: Sequence[int]) -> tuple[Stop, ...]:
-        trials = [self._running[number] for number in numbers if number in self._running]
-        for trial in trials if self._is_stopping else ():
-            trial.stop = trial.stop or Stop(trial.spec.number, "interrupted")
-        return tuple(trial.stop for trial in trials if trial.stop is not None)
+    def _stops(self, reached: Mapping[int, int]) -> tuple[Stop, ...]:
+        """Orders for trials that have just reported, given their epochs.
+
+        A trial that lost epochs with its worker after it was told to stop trains them again first:
+        its best epoch may be among them.
+        """
+        stops = []
+        for number, epoch in reached.items():
+            trial = self._running.get(number)
+            if trial is None:
+                continue
+            is_behind = epoch < max(trial.reports, default=0)
+            if self._is_stopping and (trial.stop is None or is_behind):
+                trial.stop = Stop(number, "interrupted")
+            waits = is_behind and trial.stop and trial.stop.reason in ("pruned", "converged")
+            stops += [trial.stop] if trial.stop is not None and not waits else []
+        return tuple(stops)
 
     def _finish(self, result: TrialResult) -> None:
         trial = self._running.pop(result.number, None)
@@ -308,22 +320,21 @@ class Driver:
         best = trial.reports.get(best_epoch or 0)
         best_metrics = best.metrics if best else {}
         value = best_metrics.get(self._config.metric)
-        record = self._retention.finish(
-            TrialFinished(
-                number, state, now_ms(), value, best_epoch, best_metrics, result.n_epochs,
-                str(files.path(BEST)) if result.has_checkpoint else None,
-                str(files.path(MODEL)) if result.has_model else None, failure,
-                dict(result.notes),
-            )
+        record = TrialFinished(
+            number, state, now_ms(), value, best_epoch, best_metrics, result.n_epochs,
+            str(files.path(BEST)) if result.has_checkpoint else None,
+            str(files.path(MODEL)) if result.has_model else None, failure, dict(result.notes),
         )  # fmt: skip
+        record = self._retention.finish(record) if self._retention is not None else record
         attrs = self._proposals.tell(number, state, value)
         reports = [trial.reports[epoch] for epoch in sorted(trial.reports)]
         self._closings += [
             partial(
                 self._ledger.close_trial, record, reports, self._config.metric, trial.name, attrs
             ),
-            partial(self._retention.closed, number),
         ]
+        if self._retention is not None:
+            self._closings.append(partial(self._retention.closed, number))
         self._records.append(record)
         if state.is_finished:
             self._n_finished += 1
@@ -343,7 +354,7 @@ class Driver:
     def _hand_out(self, n_slots: int) -> list[TrialSpec]:
         specs: list[TrialSpec] = []
         if n_slots > 0 and not self._is_full() and self._ledger.has_trial(self._next_number):
-            self._take_in(self._ledger.trials()[self._next_number :])  # another program's
+            self._take_in(self._ledger.trials_from(self._next_number))  # another program's
         while len(specs) < n_slots:
             if self._again:
                 specs.append(self._resume(self._again.popleft()))

@@ -76,6 +76,8 @@ class Proposals:
         self._study.pruner.prune(self._study, _RUNNING)
         self._tried: set[str] = set()
         """Keys of all configurations that were tried or are running."""
+        self._n_all, self._n_inside = space.n_configurations(), 0
+        """Configurations of a finite space (None: it is infinite), and those of them tried."""
 
     def remember(self, trials: Sequence[FrozenTrial]) -> None:
         """Learn from finished trials, except other programs' with parameters outside the space.
@@ -98,12 +100,11 @@ class Proposals:
             if hyperparameters is not None or trial.params.keys() <= own.keys():
                 number = trial.number if trial.number >= 0 else place - len(trials)
                 self._known.add(number, trial)
-                self._tried.add(canonical_key(hyperparameters or trial.params))
+                self._note_tried(hyperparameters or trial.params)
 
     def ask(self, number: int) -> Proposal | None:
         """A new configuration for trial `number`; None if the space is exhausted."""
-        n_all = self._space.n_configurations()
-        if n_all is not None and len(self._tried) >= n_all:
+        if self._n_all is not None and self._n_inside >= self._n_all:
             return None
         self._known.window = self._window()
         try:
@@ -197,8 +198,15 @@ class Proposals:
         self._known.set_trial_state_values(number, end, values)
         return self._known.get_trial(number).system_attrs
 
+    def _note_tried(self, hyperparameters: Mapping[str, Any]) -> None:
+        key = canonical_key(hyperparameters)
+        if key not in self._tried and self._n_all is not None:
+            # The reference network, say, may be outside.
+            self._n_inside += self._space.params_for(hyperparameters) is not None
+        self._tried.add(key)
+
     def _accept(self, number: int, hyperparameters: Mapping[str, Any]) -> Proposal:
-        self._tried.add(canonical_key(hyperparameters))
+        self._note_tried(hyperparameters)
         trial = self._known.get_trial(number)
         frozen = create_trial(
             state=OptunaState.RUNNING,

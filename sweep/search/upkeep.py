@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from sweep.config.settings import RunConfig
-from sweep.errors import UndeliveredError
+from sweep.errors import DiskError, StoreError, UndeliveredError
 from sweep.keeping import gc
 from sweep.keeping.retention import KeepBest
 from sweep.ledger.trials import LedgerTrial
@@ -23,16 +23,18 @@ class Upkeep:
     def __init__(self, config: RunConfig, *, is_tracked: bool) -> None:
         self._config = config
         self.tracker: MlflowTracker | None = None
-        self.retention = KeepBest(config)
+        self.retention: KeepBest | None = None
+        """None: all files stay."""
         self._is_delivered: bool | None = None
         """Whether MLflow has all trials of earlier searches; None: there are none."""
         if is_tracked:
             from sweep.tracking import MlflowTracker
 
+            self.retention = retention = KeepBest(config)
             self.tracker = MlflowTracker(
                 config.tracking_uri,
                 config.study_dir / "sweep.log",
-                on_stored=self.retention.stored,
+                on_stored=retention.stored,
             )
 
     @property
@@ -55,13 +57,21 @@ class Upkeep:
         if self.tracker is None or not trials:
             return []
         stored: Mapping[int, int] = {}
-        lines = [self.tracker.warning] if self.tracker.warning is not None else []
-        lines = lines or _refused(self._config, ledger, is_live=True)
-        self._is_delivered = not lines
-        if self._is_delivered:
-            stored, kept = gc.tidy(self._config, ledger.trials())
-            lines = [kept] if kept else []
-        self.retention.recall(trials, stored, is_delivered=self._is_delivered)
+        warning = self.tracker.warning
+        lines = [] if warning is None else [warning]
+        try:
+            lines = lines or _refused(self._config, ledger, is_live=True)
+            self._is_delivered = not lines
+            if self._is_delivered:
+                stored, kept = gc.tidy(self._config, ledger.trials())
+                lines = [kept] if kept else []
+        except StoreError as error:
+            if isinstance(error, DiskError):
+                raise
+            self._is_delivered, stored = False, {}
+            lines = [f"{error}: the search goes on, MLflow is brought up at its end"]
+        if self.retention is not None:
+            self.retention.recall(trials, stored, is_delivered=self._is_delivered)
         return lines
 
     def finish(self, ledger: Ledger) -> None:
@@ -69,7 +79,8 @@ class Upkeep:
         if self.tracker is not None:
             if self._is_delivered is False:
                 bring_up(self._config, ledger)
-            gc.tidy(self._config, ledger.trials(), is_kept_up=bool(self._is_delivered))
+            is_kept_up = self._is_delivered is not False and not self.tracker.has_kept_more
+            gc.tidy(self._config, ledger.trials(), is_kept_up=is_kept_up)
 
 
 def bring_up(config: RunConfig, ledger: Ledger) -> None:

@@ -184,16 +184,18 @@ def drop(stored: Stored) -> None:
             client.delete_logged_model(model.model_id)
 
 
-def drop_files(client: MlflowClient, run_id: str) -> str:
-    """The same for one run, unless its files are in use: then returns their user."""
-    run = client.get_run(run_id)
-    of_run = f"source_run_id = '{run_id}'"
-    models = client.search_logged_models([run.info.experiment_id], of_run)
-    stored = Stored(client, run, models)
-    keeper = keepers_of([stored]).get(run_id, "")
-    if not keeper:
-        drop(stored)
-    return keeper
+def drop_files(client: MlflowClient, run_ids: Sequence[str]) -> dict[str, str]:
+    """The same for several runs, except files in use: run id -> their user."""
+    stored = []
+    for run in map(client.get_run, run_ids):
+        of_run = f"source_run_id = '{run.info.run_id}'"
+        models = client.search_logged_models([run.info.experiment_id], of_run)
+        stored.append(Stored(client, run, models))
+    keepers = keepers_of(stored)
+    for one in stored:
+        if one.run.info.run_id not in keepers:
+            drop(one)
+    return keepers
 
 
 def _checkpoint(run: Run) -> str:

@@ -84,29 +84,43 @@ class Mirror:
             tags = keys.tags(_study_tags(self.study))
             self.parents = [self._make_run(self.study.name, self.study.time_ms, tags)]
 
-    def read(self) -> None:
-        """Read the study's runs: at the beginning, and after a failed call."""
+    def read(self, number: int | None = None) -> None:
+        """Read the study's runs, or those of trial `number`.
+
+        At the beginning and after a failed call. Raises StoreError if the user deleted the
+        experiment meanwhile.
+        """
         assert self.experiment is not None
+        where = self.experiment.experiment_id
+        stage = self.client.get_experiment(where).lifecycle_stage
+        if stage == LifecycleStage.DELETED and not self.is_hidden:
+            raise StoreError(f"MLflow's experiment {self.study.name!r} is deleted")
         known = {run.run_id for runs in self.runs.values() for run in runs}
         runs: dict[int, list[RunLog]] = defaultdict(list)
         parents, unnumbered = list[RunLog](), list[RunLog]()
-        where, tags = [self.experiment.experiment_id], {"sweep.study": self.study.name}
-        for found in search_runs(self.client, where, tags, ViewType.ALL):
-            role, number = found.data.tags.get("sweep.role"), keys.trial_number(found.data.tags)
+        tags = {"sweep.study": self.study.name}
+        if number is not None:
+            tags |= {"sweep.role": "trial", "sweep.trial": str(number)}
+        for found in search_runs(self.client, [where], tags, ViewType.ALL):
+            role, trial = found.data.tags.get("sweep.role"), keys.trial_number(found.data.tags)
             is_deleted = found.info.lifecycle_stage == "deleted" and not self.is_hidden
             run = RunLog(self.client, found)
             if role == "study" and not is_deleted:
                 parents.append(run)
-            elif role == "trial" and number is None and not is_deleted:
+            elif role == "trial" and trial is None and not is_deleted:
                 unnumbered.append(run)
-            elif role == "trial" and number is not None and is_deleted:
-                self.deleted.add(number)
-                self._let_go |= {number} if run.run_id in known else set()
-            elif role == "trial" and number is not None:
-                runs[number].append(run)
-        self.parents, self.unnumbered = parents, unnumbered
+            elif role == "trial" and trial is not None and is_deleted:
+                self.deleted.add(trial)
+                self._let_go |= {trial} if run.run_id in known else set()
+            elif role == "trial" and trial is not None:
+                runs[trial].append(run)
         # The one to keep: the one that ended, else the one with most in it, else the oldest.
-        self.runs = {number: sorted(of_one, key=_in_order) for number, of_one in runs.items()}
+        in_order = {trial: sorted(of_one, key=_in_order) for trial, of_one in runs.items()}
+        if number is None:
+            self.parents, self.unnumbered, self.runs = parents, unnumbered, in_order
+        else:
+            self.runs.pop(number, None)
+            self.runs |= in_order
 
     @property
     def parent(self) -> RunLog:
@@ -115,23 +129,24 @@ class Mirror:
 
     def run_of(self, number: int) -> RunLog | None:
         """The run of a finished trial. A repair may have made it since the runs were read."""
-        if number not in self.runs:
+        if number not in self.runs and number not in self.deleted:
             self.read()
         return self.runs[number][0] if number in self.runs else None
 
-    def answers(self) -> bool:
-        """Whether the store takes a write just now. The study's runs are read again.
+    def answers(self, number: int | None = None) -> bool:
+        """Whether the store takes a write just now.
 
-        If the user deleted the study's own run, it gets a new one.
+        The runs of trial `number`, or all runs of the study, are read again: the answer of a
+        failed call may have been lost. If the user deleted the study's own run, it gets a new one.
         """
         try:
-            assert self.experiment is not None
-            client, where = self.client, self.experiment.experiment_id
-            if client.get_experiment(where).lifecycle_stage == LifecycleStage.DELETED:
-                raise StoreError(f"MLflow's experiment {self.study.name!r} is deleted")
-            self.read()
+            self.read(number)
+            if number is not None:
+                own = self.client.get_run(self.parent.run_id)
+                is_deleted = own.info.lifecycle_stage == LifecycleStage.DELETED
+                self.parents = [] if is_deleted else [RunLog(self.client, own)]
             self.make()
-            client.set_tag(self.parent.run_id, "sweep.role", "study")
+            self.client.set_tag(self.parent.run_id, "sweep.role", "study")
         except Exception:  # noqa: BLE001 - whatever it is, that is no answer
             return False
         return True
@@ -158,6 +173,8 @@ class Mirror:
         """Give a finished trial a new run in place of `old`; checkpoint and model come along."""
         finished = history.finished
         assert finished is not None
+        if DROPPED_TAG in old.tags:
+            finished = replace(finished, tags={**finished.tags, DROPPED_TAG: "true"})
         self.runs[finished.number] = []
         run = self._run_for(history)
         with tempfile.TemporaryDirectory() as scratch:
@@ -168,15 +185,15 @@ class Mirror:
                 self.client.log_outputs(run.run_id, outputs)
             self._show(run, replace(history, finished=finished))
 
-    def drop_files(self, number: int) -> None:
-        """Delete a finished trial's checkpoint and model in MLflow."""
-        run = self.run_of(number)
-        if run is None:
-            return
-        if keeper := drop_files(self.client, run.run_id):
-            _log.warning("trial %d stays: %s", number, keeper)
-        else:
-            run.tags[DROPPED_TAG] = "true"
+    def drop_files(self, numbers: Sequence[int]) -> None:
+        """Delete checkpoints and models of finished trials in MLflow."""
+        runs = {n: run for n in numbers if (run := self.run_of(n)) is not None}
+        keepers = drop_files(self.client, [run.run_id for run in runs.values()])
+        for number, run in runs.items():
+            if keeper := keepers.get(run.run_id):
+                _log.warning("trial %d stays: %s", number, keeper)
+            else:
+                run.tags[DROPPED_TAG] = "true"
 
     def _run_for(self, history: TrialHistory) -> RunLog:
         number = history.started.number
@@ -260,7 +277,7 @@ class Mirror:
     def _rank(self, ranking: Sequence[Ranked]) -> None:
         """Number the best trials; all others lose their tag."""
         ranks = {ranked.number: str(rank) for rank, ranked in enumerate(ranking, 1)}
-        if not ranks.keys() <= self.runs.keys():
+        if ranks.keys() - self.runs.keys() - self.deleted:
             self.read()
         for number, (run, *_) in self.runs.items():
             rank = ranks.get(number)

@@ -173,7 +173,8 @@ def show(
             lost.append(str(picture.checkpoint))
             tags |= {LOST_TAG: "true"} if picture.status == "FINISHED" else {}
         model_id = None
-        archive = picture.model_file if folders and DROPPED_TAG not in run.tags else None
+        is_dropped = DROPPED_TAG in {**run.tags, **picture.tags}
+        archive = picture.model_file if folders and not is_dropped else None
         if archive and folders and Path(archive).is_file():
             model_id = log_model(run, folders, archive, picture.step, picture.params)
         elif archive and run.is_new:
@@ -187,7 +188,7 @@ def show(
 def _is_checkpoint_lost(run: RunLog, picture: Picture) -> bool:
     """Store the checkpoint; returns whether it is gone from the disk, and MLflow has none."""
     file = picture.checkpoint
-    if file is None or DROPPED_TAG in run.tags:
+    if file is None or DROPPED_TAG in {**run.tags, **picture.tags}:
         return False
     if Path(file).is_file():
         run.log_file(file, CHECKPOINT)

@@ -119,6 +119,10 @@ def is_lasting(error: BaseException | None) -> bool:
     return not isinstance(error, MlflowException | OperationalError | OSError)
 
 
+_routes: list[Path | None] = [None]
+"""Log files of the blocks of `routed` that the process is in, the innermost last."""
+
+
 @contextlib.contextmanager
 def routed(log_file: Path | None) -> Iterator[None]:
     """Within, MLflow's messages go to `log_file`, and it repeats no request by itself.
@@ -128,11 +132,13 @@ def routed(log_file: Path | None) -> Iterator[None]:
     """
     before = os.environ.get(_HTTP_RETRIES)
     os.environ[_HTTP_RETRIES] = "0"
+    _routes.append(log_file)
     route_logs(log_file)
     try:
         yield
     finally:
-        route_logs(None)
+        _routes.pop()
+        route_logs(_routes[-1])
         del os.environ[_HTTP_RETRIES]
         if before is not None:
             os.environ[_HTTP_RETRIES] = before

@@ -81,6 +81,8 @@ class Pending:
     """Its run begins or ends: not only new points, which can wait for a flush."""
     n_tries: int = 0
     retry_at: float = 0.0
+    error: Exception | None = None
+    """Why MLflow refused it last."""
 
     @property
     def is_behind(self) -> bool:
@@ -130,7 +132,9 @@ class MlflowTracker:
         self._own = Pending()
         """The study's own run."""
         self._error: Exception | None = None
-        """Why the store does not answer, or what it refused last."""
+        """Why the store does not answer."""
+        self.has_kept_more = False
+        """MLflow refused to drop files."""
         self._flush_at = self._describe_at = self._retry_at = self._away_since = 0.0
         self._alive_at = 0.0
         self._is_storing_files = self._is_closing = False
@@ -249,19 +253,21 @@ class MlflowTracker:
     def _raise_if_behind(self) -> None:
         with self._lock:
             behind = sorted(n for n, pending in self._trials.items() if pending.is_behind)
+            refused = [pending.error for pending in (*self._trials.values(), self._own)]
+            error = self._error or next(filter(None, refused), None)
         what = [named(behind)] if behind else []
         what += ["the study itself"] if self._own.is_behind else []
         said = list(self._mirror.lost) if self._mirror else []
         if what:
             name = self._study.name if self._study else "STUDY"
-            why = f" ({one_line(self._error)})" if self._error else ""
+            why = f" ({one_line(error)})" if error else ""
             lacks = (
                 f"MLflow lacks records of {' and '.join(what)}{why}: the same command, or `sweep "
                 f"doctor {name} --fix`, brings them once MLflow takes them; Optuna has them all"
             )
             said.insert(0, lacks)
         if said:
-            raise UndeliveredError("; ".join(said)) from self._error
+            raise UndeliveredError("; ".join(said)) from error
 
     # the thread
 
@@ -275,7 +281,9 @@ class MlflowTracker:
             # A store that answers is not left alone: a trial that it refuses is tried TRIES times.
             if self._away_since and time.monotonic() >= deadline:
                 break
-            if self._error is not None and sqlite.is_disk_full(self._error):
+            with self._lock:
+                errors = [p.error for p in (*self._trials.values(), self._own)]
+            if any(error and sqlite.is_disk_full(error) for error in (self._error, *errors)):
                 break  # waiting makes no room
             left_s = deadline - time.monotonic()
             time.sleep(max(0.02, min(self._pace.first_retry_s, left_s)))
@@ -298,6 +306,9 @@ class MlflowTracker:
             return False
         try:
             mirror = self._connect()
+            if self._away_since:  # the answer of the last call may have been lost
+                mirror.read()
+                mirror.make()
             is_flush = is_last or now >= self._flush_at
             for number in self._due(is_flush=is_flush, is_last=is_last):
                 self._sync(mirror, self._trials[number], number)
@@ -308,15 +319,27 @@ class MlflowTracker:
             if self._is_description_due(is_last=is_last):
                 self._describe_at = now + DESCRIBED_EVERY_S
                 self._sync(mirror, self._own)
-            while self._dropped:
-                mirror.drop_files(self._dropped[0])
-                del self._dropped[0]
+            self._drop(mirror)
         except Exception as error:  # noqa: BLE001 - the thread must live: the store is asked again
             self._away(error)
             return False
         self._back()
         with self._lock:
             return not any(p.is_wanted for p in (*self._trials.values(), self._own))
+
+    def _drop(self, mirror: Mirror) -> None:
+        """Delete files that are not wanted any more. Raises if the store does not answer."""
+        numbers = list(self._dropped)
+        try:
+            if numbers:
+                mirror.drop_files(numbers)
+        except Exception as error:
+            without_credentials(error)
+            if not mirror.answers():
+                raise
+            _log.warning("MLflow keeps files of %s", named(numbers), exc_info=error)
+            self.has_kept_more = True
+        del self._dropped[: len(numbers)]
 
     def _due(self, *, is_flush: bool, is_last: bool) -> list[int]:
         """Trials to sync now; begun and ended ones come first."""
@@ -360,17 +383,18 @@ class MlflowTracker:
                 mirror.sync(history)
         except Exception as error:
             without_credentials(error)
-            if not mirror.answers():
+            if not mirror.answers(number if started is not None else None):
                 raise
-            self._error = error
+            pending.error = error
             pending.n_tries += 1
             pending.retry_at = time.monotonic() + self._pace.first_retry_s * 2**pending.n_tries
-            _log.warning("MLflow refuses trial %d", number, exc_info=error)
+            what = named([number]) if started is not None else "the study's own run"
+            _log.warning("MLflow refuses %s", what, exc_info=error)
             return
         finally:
             self._alive_at, self._is_storing_files = time.monotonic(), False
         with self._lock:
-            pending.n_tries = 0
+            pending.n_tries, pending.error = 0, None
             if is_begun:  # its parameters come with the next flush, or with its end
                 pending.is_urgent = pending.finished is not None
                 return

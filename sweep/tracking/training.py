@@ -52,7 +52,6 @@ class TrainingRun:
                     client, experiment.experiment_id, picture.name, picture.start_ms, picture.tags
                 )
             self._client, self._run, self.run_id = client, run, run.run_id
-        self.sync(())
         return self.run_id
 
     def sync(self, reports: Sequence[EpochReport], finished: TrialFinished | None = None) -> None:

@@ -161,8 +161,12 @@ def load_resume_file(run: Run) -> dict[str, Any]:
     return checkpoint  # type: ignore[no-any-return]
 
 
-def unusable(run: Run, why: object) -> Notice:
-    """A line for the user: a trial starts from its beginning instead of its resume file."""
+def start_over(run: Run, why: object) -> Notice:
+    """Delete the files of a trial whose resume file is unusable; a line for the user.
+
+    They may be another configuration's, which had the number before.
+    """
+    run.files.remove(RESUME_STATE, BEST, MODEL)
     text = " ".join(str(why).split())[:200]
     return Notice(
         now_ms(),

@@ -201,6 +201,28 @@ def test_an_answer_that_is_lost_makes_no_second_run(
     assert curves(store_uri(server), study) == {str(n): whole_curve(n) for n in range(2)}
 
 
+def test_an_answer_that_is_lost_before_an_outage_makes_no_second_run(
+    server: Server, proxy: Proxy, tmp_path: Path
+) -> None:
+    """The runs are read again once the server is back."""
+    study, left = "lost-then-away", {"calls": 3}
+
+    def away(call: str, body: str) -> Answer | None:
+        if proxy.to_lose.get("runs/create") != 0 or not left["calls"]:
+            return None
+        left["calls"] -= 1
+        return 503, error("TEMPORARILY_UNAVAILABLE")
+
+    tracker = MlflowTracker(proxy.address, pace=PATIENT)
+    tracker.open(records.study_info(study))
+    proxy.to_lose.update({"runs/create": 1})
+    proxy.rule = away
+    tracker.write(a_trial(0))
+    tracker.close()
+    assert (left["calls"], proxy.to_lose["runs/create"]) == (0, 0)
+    assert curves(store_uri(server), study) == {"0": whole_curve(0)}
+
+
 def test_a_known_study_starts_without_its_server_and_the_next_run_delivers(
     server: Server, door: Door, tmp_path: Path
 ) -> None:

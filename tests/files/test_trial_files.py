@@ -59,6 +59,14 @@ def test_files_are_put_whole_and_got_again(files: TrialFiles) -> None:
         assert files.size("best.ckpt") == 0
 
 
+def test_a_size_that_nobody_knows_is_not_zero(files: TrialFiles) -> None:
+    """A disk that does not answer must not look like a trial without a resume state."""
+    files.folder.mkdir(parents=True)
+    files.path("last.ckpt").symlink_to("last.ckpt")
+    with pytest.raises(DiskError, match="cannot be read: Too many levels"):
+        files.size("last.ckpt")
+
+
 def test_folders_are_named_by_number(tmp_path: Path) -> None:
     """Trial 17 lies in trials/00017, trial 123456 in trials/123456."""
     assert TrialFiles(tmp_path, 17).folder == tmp_path / "trials" / "00017"

@@ -97,6 +97,30 @@ def test_a_trial_outside_the_best_hands_over_no_checkpoint(tmp_path: Path) -> No
     assert shelf.here() == [1, 3]
 
 
+def test_an_outdone_trial_stays_until_its_successor_is_stored(tmp_path: Path) -> None:
+    """A kill before that leaves the ledger's best trial with its files in MLflow."""
+    shelf = Shelf(tmp_path, keep=1)
+    shelf.done(0, 0.5)
+    shelf.finish(1, 0.6)
+    shelf.finish(2, None, TrialState.FAIL)
+    shelf.retention.closed(2)
+    shelf.stored(2)
+    assert shelf.dropped == []
+    shelf.retention.closed(1)
+    shelf.stored(1)
+    assert shelf.dropped == [0]
+
+
+def test_a_trial_that_went_for_want_of_room_keeps_its_rank(tmp_path: Path) -> None:
+    """A worse one does not take its place among the best."""
+    shelf = Shelf(tmp_path, keep=3, disk_limit_gb=6e-6)
+    for number, value in enumerate((0.9, 0.8, 0.7)):
+        shelf.done(number, value)
+    shelf.done(3, 0.75, n_bytes=3000)
+    late = shelf.done(4, 0.1, n_bytes=1)
+    assert late.checkpoint is None
+
+
 def test_a_smaller_loss_is_the_better_one(tmp_path: Path) -> None:
     """Ranks follow the direction."""
     shelf = Shelf(tmp_path, keep=1, metric="val_loss")

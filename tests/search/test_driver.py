@@ -23,6 +23,7 @@ from sweep.trial import (
     Failure,
     FailureKind,
     Notice,
+    Stop,
     TrialFinished,
     TrialResult,
     TrialSpec,
@@ -226,6 +227,33 @@ def test_a_stop_is_no_verdict_on_a_trial_that_was_tried_before(study: ScriptedSt
     assert search.driver.exchange(reports, 1).is_stopping
     search.leave()
     assert study.prepare(study.config(trials=1)).states() == ["WAITING"]
+
+
+def test_a_trial_that_lost_epochs_is_stopped_where_it_was(study: ScriptedStudy) -> None:
+    """Patience ended it after epoch 4, and its worker died: it trains up to that epoch again."""
+    search = study.prepare(study.config(trials=1, epochs=9, patience=2))
+    driver = search.driver
+    (spec,) = driver.exchange([], 1).start
+
+    def told(epoch: int, value: float) -> tuple[Stop, ...]:
+        return driver.exchange([EpochReport(spec.number, epoch, {"val_acc": value}, 1)], 0).stop
+
+    stop = (Stop(spec.number, "converged"),)
+    curve = [(1, 0.1), (2, 0.5), (3, 0.4), (4, 0.3)]
+    assert [told(*point) for point in curve] == [(), (), (), stop]
+    died = TrialResult(spec.number, "failed", 0, failure=Failure("killed", "it is gone"))
+    assert len(driver.exchange([died], 1).start) == 1
+    assert [told(*point) for point in curve] == [(), (), (), stop]
+    driver.exchange([TrialResult(spec.number, "stopped", 4, best_epoch=2)], 1)
+    search.leave()
+    (trial,) = study.prepare(study.config(trials=1)).trials
+    assert (str(trial.state), trial.value, trial.result["best_epoch"]) == ("COMPLETE", 0.5, 2)
+
+
+def test_a_finite_space_is_searched_to_its_end_beside_the_baseline(tmp_path: Path) -> None:
+    """The reference network is none of its six configurations, and does not count as one."""
+    search = ScriptedStudy(tmp_path, SIX_SPACE).run(trials=20, baseline=True)
+    assert search.states() == ["COMPLETE"] * 7
 
 
 def test_what_is_not_saved_is_counted(study: ScriptedStudy) -> None:

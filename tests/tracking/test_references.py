@@ -159,7 +159,7 @@ def test_a_trial_that_is_dropped_by_a_running_search_may_stay(six: Path) -> None
     place, store = Place(six), connect(f"sqlite:///{six}/mlflow.db")
     first, second = place.poor[:2]
     kept = place.register(first)
-    assert drop_files(store, place.runs[first].info.run_id) == kept
-    assert drop_files(store, place.runs[second].info.run_id) == ""
+    run_ids = [place.runs[number].info.run_id for number in (first, second)]
+    assert drop_files(store, run_ids) == {run_ids[0]: kept}
     assert {*stored_bytes(TRACKING, "six")} == {*place.runs} - {second}
     sweep.run(study="six", trials=7, **INLINE)

@@ -28,7 +28,7 @@ from sweep.training.members import Linears, Member
 from sweep.training.mlp import MLPClassifier
 from sweep.training.modules import build_module
 from sweep.training.optimizers import OptimizerRule, learning_rates, make_rule
-from sweep.training.resuming import load_resume_file, unusable
+from sweep.training.resuming import load_resume_file, start_over
 from sweep.training.run import RESUME_KEY, Run
 from sweep.trial import Report, Task
 
@@ -93,7 +93,7 @@ class FusedEngine:
             except Exception as error:  # also from malformed values in a resume file
                 if classify(error).kind == "oom":
                     raise
-                opened, said = self._new(run), [unusable(run, error)]
+                opened, said = self._new(run), [start_over(run, error)]
         if not run.is_trained:
             is_bound = run.epoch > 0 or run.spec.start_epoch is not None
             wanted = run.start_epoch + run.epoch if is_bound else None

@@ -25,7 +25,7 @@ from sweep.training.resuming import (
     saved_bytes,
     seed_everything,
     set_random_state,
-    unusable,
+    start_over,
 )
 from sweep.training.run import RESUME_KEY, Run
 from sweep.training.slot_loop import Slots
@@ -74,7 +74,7 @@ class PlainEngine:
                 if has_begun or is_drivers or classify(error).kind == "oom":
                     raise
                 run.restart()
-                self._slots.say(unusable(run, error).message)
+                self._slots.say(start_over(run, error).message)
         self._train(run, None)
 
     def keep_best(self, numbers: Sequence[int]) -> None:

@@ -192,11 +192,12 @@ class _Stack:
         for rule, own in self._rules:
             found: dict[str, list[Any]] = {}
             for member in self.members[own]:
-                epoch, rule = member.epoch, member.rule
+                epoch = member.epoch
                 rates = np.array(
                     learning_rates(member.schedule, member.lr, epoch, n_epochs, n_steps)
                 )
-                for name, values in rule.coefficients(epoch * n_steps, rates).items():
+                at = member.rule.coefficients(epoch * n_steps, rates)
+                for name, values in at.items():
                     found.setdefault(name, []).append(np.broadcast_to(values, n_steps))
             tables = {name: self._column(np.stack(v, 1)) for name, v in found.items()}
             self._tables.append((rule, own, tables))
