@@ -17,21 +17,13 @@ from pathlib import Path
 import optuna
 import pytest
 from postgres import PASSWORD, Postgres
-from searches import (
-    Call,
-    children_of,
-    environment,
-    in_this_process,
-    start_sweep,
-    wait_for_line,
-)
+from searches import Call, children_of, environment, start_sweep, sweep, wait_for_line
 
 from sweep.databases.postgres import StudyClaim
 from sweep.errors import StoreError, StudyLockedError
 from sweep.ledger.study import create_study, list_studies
 
 COMMAND = ("run", "--study", "shared", "--trials", "4", "--epochs", "20", "--population", "1")
-IN_LINE = ("--executor", "inline", "--threads", "1")
 Done = subprocess.CompletedProcess[str]
 
 
@@ -61,7 +53,7 @@ def story(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Itera
         processes = (*children_of(first.pid), first.pid)
         for pid in processes:  # it keeps its lock, and does not end before it is killed
             os.kill(pid, signal.SIGSTOP)
-        story.refused = in_this_process(there, story.env, *COMMAND, *IN_LINE)
+        story.refused = sweep(there, *COMMAND, env=story.env)
         story.pid = first.pid
         for pid in processes:
             os.kill(pid, signal.SIGKILL)
@@ -75,7 +67,7 @@ def story(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Itera
         finally:
             postgres.start()
         story.cut_off = second.returncode, out, err
-        story.done = in_this_process(here, story.env, *COMMAND, *IN_LINE)
+        story.done = sweep(here, *COMMAND, env=story.env)
         yield story
 
 
@@ -180,7 +172,7 @@ def test_tables_of_another_version_are_left_alone(postgres: Postgres, tmp_path: 
     create_study(url, "mine", "maximize")[0].close()
     ((mine,),) = postgres.query(name, "SELECT version_num FROM alembic_version")
     postgres.query(name, "UPDATE alembic_version SET version_num = 'v9.0.0.a'")
-    newer = in_this_process(tmp_path, {"SWEEP_STORAGE": url}, "list")
+    newer = sweep(tmp_path, "list", env={"SWEEP_STORAGE": url})
     assert newer.returncode == 4
     (line,) = newer.stderr.splitlines()
     assert line.endswith("then install the Optuna that wrote it; nothing was changed")

@@ -243,7 +243,7 @@ def test_lightning_cli_reads_it(best: Best, tmp_path: Path) -> None:
             sys.executable, "train.py", "fit", "--config", "cli.yaml", "--trainer.logger=false",
             "--trainer.enable_checkpointing=false", "--trainer.enable_progress_bar=false",
         ],
-        cwd=tmp_path, capture_output=True, text=True, check=False,
+        cwd=tmp_path, capture_output=True, encoding="utf-8", check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     *_, built, val_acc = done.stdout.strip().splitlines()
