@@ -257,13 +257,13 @@ class _Log:
         self._to_start: tuple[TrialSpec, ...] = (spec,)
         self._reports: list[EpochReport] = []
         self._next_try_s = 0.0
-        self._told_ms: list[int] = []
         self.run_id = ""
 
     @property
     def is_unsaved(self) -> bool:
         """Whether the resume state lacks reported epochs."""
-        return bool(TrialFiles(self.parts, self.spec.number).lost_epochs(self._told_ms))
+        told_ms = [report.time_ms for report in self._reports if not report.is_replay]
+        return bool(TrialFiles(self.parts, self.spec.number).lost_epochs(told_ms))
 
     def open(self, run: TrainingRun) -> None:
         """Make the MLflow run, or go on with that of the same training. Raises StoreError."""
@@ -291,7 +291,6 @@ class _Log:
             elif isinstance(report, EpochReport) and not report.is_replay and self._on_epoch:
                 self._on_epoch(report.epoch, report.metrics)
         self._reports += epochs
-        self._told_ms += [report.time_ms for report in epochs if not report.is_replay]
         if epochs and time.monotonic() >= self._next_try_s:
             self._deliver()
         is_stopped = self._is_stopping and epochs

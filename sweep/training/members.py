@@ -6,12 +6,13 @@ Axes: H units of a layer.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from sweep.data.tensors import TensorData
 from sweep.training.optimizers import OptimizerRule
 from sweep.trial import derive_seed
 
@@ -76,9 +77,10 @@ class Job:
     """Trains and validates; scores by trial number."""
 
 
-def cost_of(widths: Sequence[int]) -> int:
-    """The cost of a trial's step, in weights, for units (F, *hidden, C)."""
-    return COST_OF_A_TRIAL + sum(n_in * n_out for n_in, n_out in itertools.pairwise(widths))
+def cost_of(data: TensorData, member: Member) -> int:
+    """The cost of a trial's step on `data`, in weights."""
+    pairs = itertools.pairwise(data.widths(member.hidden))
+    return COST_OF_A_TRIAL + sum(n_in * n_out for n_in, n_out in pairs)
 
 
 def lanes_of(

@@ -92,7 +92,7 @@ class CompiledTrials:
             del self._own[number]
         for member in joining:
             self._own[member.number] = _Own(member, self._data.widths(member.hidden), self._dtype)
-        lanes = lanes_of(self.members, self._cost, self._n_lanes)
+        lanes = lanes_of(self.members, partial(cost_of, self._data), self._n_lanes)
         self._groups = [
             group for lane in lanes for group in _groups([self._own[m.number] for m in lane])
         ]
@@ -101,7 +101,10 @@ class CompiledTrials:
         """Jobs of an epoch over the samples in `order` (n_train,), one per group."""
         order = order.long().contiguous()
         return [
-            Job(sum(self._cost(own.member) for own in group), partial(self._epoch, group, order))
+            Job(
+                sum(cost_of(self._data, own.member) for own in group),
+                partial(self._epoch, group, order),
+            )
             for group in self._groups
         ]
 
@@ -169,9 +172,6 @@ class CompiledTrials:
             x.data_ptr(), y.data_ptr(), order.data_ptr() if order is not None else None, kind,
             len(x), self._data.n_features, info.n_classes, self._batch_size, info.mean, info.std,
         )  # fmt: skip
-
-    def _cost(self, member: Member) -> int:
-        return cost_of(self._data.widths(member.hidden))
 
     def _n_steps_a_call(self, group: Sequence[_Own]) -> int:
         n_samples = max(self._batch_size, LEAST_SAMPLES)

@@ -61,7 +61,7 @@ class StackedTrials:
         before = {frozenset(s.positions): s for lane in self._lanes for s in lane}
         sources = {n: stack for n, stack in self._stack_of.items() if n not in new}
         self._lanes = []
-        for lane in lanes_of([*staying, *joining], self._cost, self._n_lanes):
+        for lane in lanes_of([*staying, *joining], partial(cost_of, self._data), self._n_lanes):
             by_depth: dict[int, list[Member]] = {}
             for member in lane:
                 by_depth.setdefault(len(member.hidden), []).append(member)
@@ -77,7 +77,7 @@ class StackedTrials:
         """Jobs of an epoch over the samples in `order` (n_train,), one per lane."""
         return [
             Job(
-                sum(self._cost(member) for stack in stacks for member in stack.members),
+                sum(cost_of(self._data, member) for stack in stacks for member in stack.members),
                 partial(self._epoch, stacks, order),
             )
             for stacks in self._lanes
@@ -131,9 +131,6 @@ class StackedTrials:
         stack = self._stack_of[number]
         n_states = stack.members[stack.positions[number]].rule.n_states
         return [stack.linears(2 + k, number) for k in range(n_states)]
-
-    def _cost(self, member: Member) -> int:
-        return cost_of(self._data.widths(member.hidden))
 
     def _standardised(self, x: Tensor) -> Tensor:
         """Standardised samples (F, B)."""
