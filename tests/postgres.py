@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from waiting import PATIENCE_S
+
 USER, PASSWORD = "searcher", "hunter2-s3cret"
 
 
@@ -100,7 +102,7 @@ class Postgres:
                 ],
                 cwd=self._folder, stdout=log, stderr=log, **self._as_user,
             )  # fmt: skip
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE_S
         while not self._answers():
             assert self._process.poll() is None, (self._folder / "server.log").read_text()
             assert time.monotonic() < deadline, "PostgreSQL does not answer"

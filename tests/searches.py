@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import PATIENCE_S
 
 from sweep.cli.main import main
 from sweep.config.settings import RunConfig
@@ -152,7 +153,7 @@ def environment(**changes: str) -> dict[str, str]:
 
 
 def sweep(
-    folder: Path, *arguments: str | Path, env: dict[str, str] | None = None, timeout: float = 120
+    folder: Path, *arguments: str | Path, env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run the real command line in `folder`."""
     return subprocess.run(
@@ -161,7 +162,7 @@ def sweep(
         env=environment(**(env or {})),
         capture_output=True,
         text=True,
-        timeout=timeout,
+        timeout=PATIENCE_S,
         check=False,
     )
 

@@ -8,7 +8,6 @@ import os
 import signal
 import socket
 import subprocess
-import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from pathlib import Path
 import pytest
 from postgres import PASSWORD, Postgres
 from searches import SWEEP, Call, environment, in_this_process, sweep
+from waiting import wait_until
 
 from sweep.config.settings import resolve
 from sweep.errors import ConfigError
@@ -69,19 +69,21 @@ def ui(folder: Path, url: str) -> Iterator[tuple[str, str]]:
             start_new_session=True,
         )  # fmt: skip
     try:
-        deadline = time.monotonic() + 60
-        while True:
-            with contextlib.suppress(OSError):
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2).close()
-                break
-            assert server.poll() is None, (folder / "ui.log").read_text()
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        wait_until(lambda: server.poll() is not None or answers(port))
+        assert server.poll() is None, (folder / "ui.log").read_text()
         lines = [p.read_bytes() for p in Path("/proc").glob("[0-9]*/cmdline") if is_of(p, server)]
         yield f"127.0.0.1:{port}", b" ".join(lines).decode()
     finally:
         os.killpg(server.pid, signal.SIGKILL)
         server.wait()
+
+
+def answers(port: int) -> bool:
+    """Whether an MLflow server answers there."""
+    with contextlib.suppress(OSError):
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2).close()
+        return True
+    return False
 
 
 def is_of(command_line: Path, leader: subprocess.Popen[bytes]) -> bool:

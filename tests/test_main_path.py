@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from waiting import PATIENCE_S
 
 RUN = ("run", "--trials", "6", "--epochs", "12", "--study", "main", "--checkpoint-interval", "0.1")
 
@@ -24,7 +25,7 @@ def sweep(tmp_path: Path):
     def call(*arguments: str) -> str:
         done = subprocess.run(
             [sys.executable, "-m", "sweep", *arguments], cwd=tmp_path, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=PATIENCE_S,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout
         return done.stdout
@@ -37,7 +38,7 @@ def kill_in_the_middle(folder: Path) -> None:
     command = [sys.executable, "-m", "sweep", *RUN, "--population", "1"]
     search = subprocess.Popen(command, cwd=folder, start_new_session=True,
                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
-    ends_s = time.monotonic() + 120
+    ends_s = time.monotonic() + PATIENCE_S
     try:
         while not any(folder.glob("mlruns/.sweep/main/trials/*/last.ckpt")):
             assert search.poll() is None, "it ended before it could be killed"
@@ -48,7 +49,6 @@ def kill_in_the_middle(folder: Path) -> None:
         search.wait()
 
 
-@pytest.mark.timeout(600)
 def test_the_main_path(tmp_path: Path, sweep) -> None:
     """A killed search is continued; its best trial is trained again; the stores agree."""
     kill_in_the_middle(tmp_path)

@@ -16,6 +16,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from waiting import PATIENCE_S
+
 from sweep.trial import (
     DatasetInfo,
     EpochReport,
@@ -208,7 +210,7 @@ def mlflow_server(folder: Path, command: Sequence[str]) -> Iterator[str]:
 
 
 def _wait_for(address: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline and server.poll() is None:
         with (
             contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError),

@@ -22,6 +22,7 @@ from searches import (
     sweep,
     wait_for_line,
 )
+from waiting import PATIENCE_S, wait_until
 
 from sweep.reporting.lines import parse_line
 
@@ -37,12 +38,9 @@ def trials_of(folder: Path) -> list[optuna.trial.FrozenTrial]:
     return optuna.load_study(study_name="mine", storage=storage).trials
 
 
-def wait_until_gone(pids: list[int], seconds: float) -> list[int]:
-    """Those of `pids` that are still there after so many seconds."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and any(map(is_alive, pids)):
-        time.sleep(0.05)
-    return [pid for pid in pids if is_alive(pid)]
+def wait_until_gone(pids: list[int]) -> None:
+    """Wait for processes to end."""
+    wait_until(lambda: not any(map(is_alive, pids)), "a worker is left")
 
 
 def settings(call: Call, *command: str) -> dict[str, Any]:
@@ -58,10 +56,10 @@ def interrupt(folder: Path) -> list[str]:
     lines = [wait_for_line(process, "study="), wait_for_line(process, "trial=1 ")]
     workers = children_of(process.pid)
     os.killpg(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, err) == (130, "")
     assert workers
-    assert wait_until_gone(workers, 3.0) == []
+    wait_until_gone(workers)
     return [*lines, *out.splitlines()]
 
 
@@ -92,7 +90,7 @@ def kill(folder: Path) -> None:
     process.kill()
     process.communicate()
     assert workers
-    assert wait_until_gone(workers, 3.0) == []
+    wait_until_gone(workers)
 
 
 def check_mlflow(folder: Path) -> None:
@@ -185,11 +183,11 @@ def test_a_signal_to_every_process_is_an_interruption(tmp_path: Path) -> None:
         os.killpg(process.pid, number)
         for worker in workers:
             os.kill(worker, number)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=PATIENCE_S)
         assert (process.returncode, err) == (130, "")
         assert "everything is saved" in out
         assert (tmp_path / "mlruns/.sweep/s/trials/00000/last.ckpt").is_file()
-        assert wait_until_gone(workers, 3.0) == []
+        wait_until_gone(workers)
         told = running(said + out)
         assert told[0] == last + 1
         last = told[-1]
@@ -212,17 +210,14 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:
     )
     (tmp_path / "slow.yaml").write_text("# Slow.\nparameters:\n  lr: {float: [0.1, 0.2]}\n")
     process = start_sweep(tmp_path, "run", "--module", "slow:Slow", "--space", "slow.yaml")
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "training").exists() and time.monotonic() < deadline:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
+    wait_until(lambda: process.poll() is not None or (tmp_path / "training").exists())
     workers = children_of(process.pid)
     process.send_signal(signal.SIGINT)
     time.sleep(0.8)
     assert process.poll() is None, "the first one waits for the end of the epoch"
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=15)
+    _, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130
     assert err.splitlines()[-1].startswith("sweep: interrupted")
     assert "Traceback" not in err
-    assert wait_until_gone(workers, 3.0) == []
+    wait_until_gone(workers)

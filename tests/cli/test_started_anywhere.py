@@ -10,6 +10,7 @@ from pathlib import Path
 import optuna
 import pytest
 from searches import INLINE, SWEEP, environment, mlflow_client
+from waiting import PATIENCE_S
 
 import sweep as library
 
@@ -77,7 +78,7 @@ def test_files_of_the_folder_and_variables_of_launchers_do_not_count(
         (tmp_path / f"{name}.py").write_text(f"open({name + '.ran'!r}, 'w')\n")
     said = subprocess.run(
         [sys.executable, "-P", *SWEEP[1:], *COMMAND], cwd=tmp_path, env=environment(**LAUNCHED),
-        capture_output=True, text=True, timeout=120, check=False,
+        capture_output=True, text=True, timeout=PATIENCE_S, check=False,
     )  # fmt: skip
     assert (said.returncode, said.stderr) == (0, "")
     assert [path.name for path in tmp_path.glob("*.ran")] == []
@@ -95,12 +96,12 @@ def test_a_search_needs_no_standard_streams(tmp_path: Path, expected: list[objec
     command = 'exec "$@" <&- >&- 2>&-'
     done = subprocess.run(
         ["sh", "-c", command, "sh", *SWEEP, *COMMAND], cwd=tmp_path, env=environment(),
-        timeout=120, check=False,
+        timeout=PATIENCE_S, check=False,
     )  # fmt: skip
     assert done.returncode == 0
     assert values_of(tmp_path) == expected
     listed = subprocess.run(
         ["sh", "-c", 'exec "$@" >&-', "sh", *SWEEP, "list"], cwd=tmp_path, env=environment(),
-        stderr=subprocess.PIPE, timeout=120, check=False,
+        stderr=subprocess.PIPE, timeout=PATIENCE_S, check=False,
     )  # fmt: skip
     assert (listed.returncode, listed.stderr) == (0, b"")

@@ -18,6 +18,7 @@ import optuna
 import pytest
 from postgres import PASSWORD, Postgres
 from searches import Call, children_of, environment, start_sweep, sweep, wait_for_line
+from waiting import PATIENCE_S
 
 from sweep.databases.postgres import StudyClaim
 from sweep.errors import StoreError, StudyLockedError
@@ -63,7 +64,7 @@ def story(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Itera
         wait_for_line(second, "trial=")
         postgres.stop()
         try:
-            out, err = second.communicate(timeout=60)
+            out, err = second.communicate(timeout=PATIENCE_S)
         finally:
             postgres.start()
         story.cut_off = second.returncode, out, err

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from waiting import PATIENCE_S, wait_until
 
 from sweep.environment.signals import SAME_SIGNAL_S, interrupting, stopping
 
@@ -23,15 +24,6 @@ def send(number: signal.Signals) -> None:
 def state_of(pid: int) -> str:
     """R, S, T (suspended), Z, ..."""
     return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-
-
-def wait_until(condition: object) -> None:
-    """Wait for it, half a minute at most."""
-    assert callable(condition)
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline, "it never came"
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -116,8 +108,9 @@ print(child.wait(), fork.exitcode)
 def test_a_worker_lets_signals_pass_and_its_children_do_not() -> None:
     """What the user's code starts can still be ended, as multiprocessing.Pool does."""
     done = subprocess.run(
-        [sys.executable, "-c", WORKER], capture_output=True, text=True, timeout=60, check=False
-    )
+        [sys.executable, "-c", WORKER],
+        capture_output=True, text=True, timeout=PATIENCE_S, check=False,
+    )  # fmt: skip
     assert (done.stdout.split(), done.stderr) == (["-15", "-15"], "")
 
 

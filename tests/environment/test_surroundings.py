@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from searches import SWEEP
+from waiting import PATIENCE_S
 
 from sweep.environment.launchers import (
     PACKAGE_ROOT,
@@ -94,7 +95,7 @@ def test_a_terminal_that_is_gone_takes_what_is_written() -> None:
     ours, theirs = pty.openpty()
     os.close(ours)
     done = subprocess.run(
-        [*SWEEP, "spaces"], stdout=theirs, stderr=subprocess.PIPE, timeout=60, check=False
+        [*SWEEP, "spaces"], stdout=theirs, stderr=subprocess.PIPE, timeout=PATIENCE_S, check=False
     )
     os.close(theirs)
     assert (done.returncode, done.stderr) == (0, b"")

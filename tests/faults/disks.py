@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 
 from searches import SWEEP, environment
+from waiting import PATIENCE_S
 
 UNSHARE = ["unshare", "--user", "--map-root-user", "--mount"]
 
@@ -57,9 +58,9 @@ class SmallDisk:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._holder.communicate("\n", timeout=10)
+        self._holder.communicate("\n", timeout=PATIENCE_S)
 
-    def run(self, *command: str | Path, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    def run(self, *command: str | Path) -> subprocess.CompletedProcess[str]:
         """A command within, with `folder` as its current one."""
         enter = ["nsenter", "-t", str(self._holder.pid), "-U", "-m", "--preserve-credentials"]
         words = [str(word) for word in command]
@@ -68,7 +69,7 @@ class SmallDisk:
             env=environment(),
             capture_output=True,
             text=True,
-            timeout=timeout,
+            timeout=PATIENCE_S,
             check=False,
         )
 

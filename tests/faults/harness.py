@@ -28,6 +28,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from searches import query
+from waiting import PATIENCE_S
 
 VICTIMS = ("driver", "worker", "both")
 GROUP_SIGNALS = ("SIGTERM", "SIGHUP", "SIGINT")
@@ -213,7 +214,7 @@ def _kill(pid: int) -> None:
 
 def _wait_for_end(pids: list[int]) -> None:
     """A worker leaves by itself within a second or two of its driver's death."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE_S
     for pid in pids:
         while _is_worker(pid) and time.monotonic() < deadline:
             time.sleep(0.05)

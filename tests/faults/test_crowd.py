@@ -1,13 +1,11 @@
 from pathlib import Path
 
-import pytest
 from harness import Plan, check
 from searches import start_sweep
 
 N = 4
 
 
-@pytest.mark.timeout(600)
 def test_searches_in_one_fresh_folder_all_finish(tmp_path: Path) -> None:
     """Started in the same instant on stores that do not exist yet, each ends whole."""
     plan = Plan(seed=0, n_kills=0, n_trials=2, epochs=2)

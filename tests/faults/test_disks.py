@@ -47,7 +47,6 @@ def n_used_kb(disk: SmallDisk) -> int:
     return int(disk.run("df", "-k", "--output=used", ".").stdout.split()[1])
 
 
-@pytest.mark.timeout(300)
 def test_a_full_disk_stops_the_search_and_room_lets_it_go_on(
     place: Path, tmp_path: Path, finished: Finished
 ) -> None:
@@ -81,7 +80,6 @@ def test_a_full_disk_stops_the_search_and_room_lets_it_go_on(
     assert all(map(is_whole_checkpoint, checkpoints))
 
 
-@pytest.mark.timeout(120)
 def test_a_read_only_folder_can_be_read(place: Path, six: Path) -> None:
     """What reads answers as ever; what has to write says in one line that it cannot."""
     for name in ("mlflow.db", "mlruns"):

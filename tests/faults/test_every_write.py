@@ -269,7 +269,6 @@ def test_what_varies_is_only_there() -> None:
     ]
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.usefixtures("shim")
 def test_a_search_that_dies_at_any_write_ends_whole() -> None:
     """Wherever a search is killed, or a write of its fails, the same command ends with the stores

@@ -19,7 +19,6 @@ PLAIN, FUSED = Plan(0, 0, n_trials=2, epochs=3), Plan(0, 0, n_trials=6, epochs=4
 
 
 @pytest.mark.usefixtures("ready_store")
-@pytest.mark.timeout(200)
 @pytest.mark.parametrize(
     ("plan", "flags", "without_leak"),
     [

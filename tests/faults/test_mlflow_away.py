@@ -11,7 +11,6 @@ import socket
 import sqlite3
 import subprocess
 import sys
-import time
 import traceback
 from collections.abc import Iterator
 from dataclasses import replace
@@ -24,6 +23,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow_proxy import Answer, Door, Proxy, error, proxy_of, refusing
 from searches import TESTS, Call, sweep
+from waiting import wait_until
 
 from sweep.errors import StoreError, UndeliveredError
 from sweep.repair.reconcile import reconcile_runs
@@ -134,13 +134,6 @@ def bring_up(uri: str, study: StudyInfo, written: list[Record], **how: Any) -> l
     memory = records.Remembered(study, written)
     found = reconcile_runs(uri, memory, fix=True, is_deep=False, **how)
     return [one.sentence for one in found if not one.is_fixed]
-
-
-def wait_until(condition: Any, seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.02)
 
 
 def test_a_server_killed_and_started_two_trials_later_misses_nothing(

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from harness import Plan, check
 from searches import children_of, start_sweep, sweep
+from waiting import PATIENCE_S
 
 from sweep.files.trial_files import TrialFiles
 from sweep.trial import EpochReport, TrialResult
@@ -55,7 +56,6 @@ def first_epoch_since(folder: Path, number: int, time_ms: float) -> int:
 
 
 @pytest.mark.usefixtures("ready_store")
-@pytest.mark.timeout(120)
 def test_killed_down_to_one_trial_at_a_time(tmp_path: Path) -> None:
     """3 trials at a time, then 1: each goes on from its checkpoint, in the fused path."""
     process = start_sweep(tmp_path, *flags(3, "3"))
@@ -63,7 +63,7 @@ def test_killed_down_to_one_trial_at_a_time(tmp_path: Path) -> None:
     (worker,) = children_of(process.pid)
     os.kill(worker, signal.SIGKILL)
     killed_ms = time.time() * 1000
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, err
     assert [line for line in notices(said + out) if "is tried again" not in line] == [
         "a worker with 3 trials was ended by SIGKILL: the next trains 1 at a time"
@@ -74,7 +74,6 @@ def test_killed_down_to_one_trial_at_a_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("ready_store")
-@pytest.mark.timeout(120)
 def test_a_study_goes_on_with_another_population(tmp_path: Path) -> None:
     """auto, then 1, then auto again: each trial goes on from its last checkpoint, in the engine
     of the day, and there is nothing to say about it."""
@@ -84,7 +83,7 @@ def test_a_study_goes_on_with_another_population(tmp_path: Path) -> None:
         heard += notices(wait_for_epoch(process, n_trials - 1, 10))
         os.killpg(process.pid, signal.SIGINT)
         stopped_ms.append(time.time() * 1000)
-        process.communicate(timeout=60)
+        process.communicate(timeout=PATIENCE_S)
         assert process.returncode == 130
     done = sweep(tmp_path, *flags(4, "auto"))
     assert done.returncode == 0, done.stderr

@@ -48,7 +48,7 @@ class DiskWatch:
         if not ended:
             return
         self.n_looks += 1
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 30
         while not self._is_within(*self._look()):
             if time.monotonic() > deadline:
                 self.n_exceeded += 1

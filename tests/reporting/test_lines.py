@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from reporting_records import a_study, curve, finished, ready, report, started
+from waiting import PATIENCE_S
 
 from sweep.reporting.display import Display
 from sweep.reporting.lines import KEYS, Lines, format_line, parse_line
@@ -182,7 +183,7 @@ def test_each_line_is_flushed_and_a_paused_reader_holds_up_nobody():
         closer = threading.Thread(target=display.close)
         closer.start()
         numbers = [parse_line(source.readline())["trial"] for _ in many]
-        closer.join(timeout=10)
+        closer.join(PATIENCE_S)
     assert numbers == [str(i) for i in range(2000)]
 
 
@@ -213,4 +214,4 @@ def test_a_reader_that_goes_away_does_not_stop_the_search():
     search.stdout.close()
     with search.stderr as stderr:
         assert stderr.read() == "searched to the end"
-    assert search.wait(timeout=20) == 0
+    assert search.wait(PATIENCE_S) == 0

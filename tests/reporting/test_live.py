@@ -18,6 +18,7 @@ import pytest
 from reporting_records import a_study, curve, finished, ready, report, started
 from reporting_screen import Screen
 from rich.console import Console
+from waiting import PATIENCE_S, wait_until
 
 from sweep.reporting.display import Display, make_display, width_and_color
 from sweep.reporting.formats import ENCODING_ERRORS
@@ -51,13 +52,6 @@ def shown(progress, width=80, height=24, **settings):
 
 def many_running(n):
     return [record for number in range(n) for record in curve(number, number % 10)]
-
-
-def eventually(condition, timeout_s=10.0):
-    end = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < end, "this never came true"
-        time.sleep(0.01)
 
 
 def test_the_frame_says_what_is_running_and_what_is_best():
@@ -275,7 +269,7 @@ def test_the_terminal_is_left_with_bar_and_counts(width):
     display = Display(LiveTable(console))
     display.open(a_study(n_trials=30))
     display.write(many_running(30))
-    eventually(lambda: "more" in out.getvalue())
+    wait_until(lambda: "more" in out.getvalue())
     display.write([Notice(0, "halved to 16"), *(finished(i) for i in range(30))])
     display.write([StudyFinished(0, {}, 0, 0.98, 0.95, "done")])
     display.close()
@@ -309,10 +303,10 @@ def test_a_narrower_terminal_leaves_nothing_behind():
     display = Display(LiveTable(console))
     display.open(a_study())
     display.write(many_running(5))
-    eventually(lambda: "t004" in terminal.getvalue())
+    wait_until(lambda: "t004" in terminal.getvalue())
     console.width = 40
     display.write(curve(5, 3))
-    eventually(lambda: "t005" in terminal.getvalue())
+    wait_until(lambda: "t005" in terminal.getvalue())
     display.close()
     lines = terminal.screen.lines()
     assert "0/50 trials" in lines[0]
@@ -391,7 +385,7 @@ def test_an_ascii_terminal_gets_ascii():
     display = Display(LiveTable(console))
     display.open(a_study(n_trials=2))
     display.write([finished(0), *curve(1, 8)])
-    eventually(lambda: b"t001" in raw.getvalue())
+    wait_until(lambda: b"t001" in raw.getvalue())
     display.close()
     assert b"----" in raw.getvalue()
 
@@ -421,10 +415,10 @@ def run_in_terminal(code, *, width=100, environ=None):
 
     reader = threading.Thread(target=collect)
     reader.start()
-    assert child.wait(timeout=30) == 0
+    assert child.wait(PATIENCE_S) == 0
     after = termios.tcgetattr(theirs)
     os.close(theirs)
-    reader.join(timeout=10)
+    reader.join(PATIENCE_S)
     os.close(ours)
     assert after == before
     return b"".join(chunks).decode()
@@ -438,7 +432,7 @@ def test_a_latin_1_terminal_keeps_its_letters():
     display = Display(LiveTable(console))
     display.open(a_study(name="café-実験"))
     display.write([ready(), *curve(1, 8)])
-    eventually(lambda: b"t001" in raw.getvalue())
+    wait_until(lambda: b"t001" in raw.getvalue())
     display.close()
     assert "café-\\u5b9f".encode("latin-1") in raw.getvalue()
     assert b"> t001" in raw.getvalue()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from searches import TESTS, Call, mlflow_client, start_sweep, sweep, wait_for_line
+from waiting import PATIENCE_S
 
 import sweep as library
 from sweep.ledger.study import open_study
@@ -189,7 +190,7 @@ def test_ctrl_c_is_told_from_a_keyboard_interrupt_of_user_code(tmp_path: Path) -
     for _ in range(2):
         search.send_signal(signal.SIGINT)
         time.sleep(1)
-    out, err = search.communicate(timeout=20)
+    out, err = search.communicate(timeout=PATIENCE_S)
     assert search.returncode == 130, out + err
     assert "interrupted" in err
 
@@ -211,7 +212,6 @@ class Fluent(Model):
 
 
 @pytest.mark.usefixtures("ready_store")
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("executor", ["process", "inline"])
 def test_metrics_of_mlflows_own_calls_are_the_trials(tmp_path: Path, executor: str) -> None:
     """Whatever address the module sets: no other run, no other store, one notice of the rest."""
@@ -221,7 +221,6 @@ def test_metrics_of_mlflows_own_calls_are_the_trials(tmp_path: Path, executor: s
     done = sweep(
         tmp_path, *RUN, "--module", "fluent:Fluent", "--study", "f", "--executor", executor,
         "--sampler", "grid", "--trials", "3", "--epochs", "2", env={"PYTHONPATH": path},
-        timeout=280,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("parameters, tags and files do not") == 1
