@@ -25,7 +25,7 @@ import torch
 import sweep
 from sweep.data.tensors import Batches, TensorData, load_search_data
 from sweep.training.lightning_trainer import hush_lightning, quiet_trainer
-from sweep.training.modules import build_module
+from sweep.training.modules import build_mlp
 from sweep.trial import Record, StudyInfo, TrialStarted
 
 
@@ -72,7 +72,7 @@ def bare(
     """Seconds for the fits alone."""
     began = time.perf_counter()
     for configuration in configurations:
-        module = build_module("sweep.training.mlp:MLPClassifier", configuration, data.info, 0)
+        module = build_mlp(configuration, data.info, 0)
         trainer = quiet_trainer(tempfile.gettempdir(), max_epochs=args.epochs, accelerator="cpu")
         trainer.fit(module, Batches(data.train, 64, seed=0), Batches(data.val, 4096))
     return time.perf_counter() - began

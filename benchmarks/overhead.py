@@ -172,7 +172,7 @@ def load(args: argparse.Namespace, greet: Tell | None = None) -> Callable[[Tell 
 
     def finished(number: int, best: tuple[int, dict[str, float]]) -> TrialFinished:
         """With the best epoch's weights in files that MLflow stores."""
-        from sweep.training.exports import export_model
+        from sweep.training.exports import Example, export_model
 
         model = MLPClassifier(
             data.n_features, data.info.n_classes, input_mean=data.info.mean,
@@ -191,7 +191,7 @@ def load(args: argparse.Namespace, greet: Tell | None = None) -> Callable[[Tell 
             {"state_dict": model.state_dict(), "hyper_parameters": dict(model.hparams)},
             folder / "best.ckpt",
         )
-        model_file = export_model(folder / "model.pt2", model, data.info.feature_shape)
+        model_file = export_model(folder / "model.pt2", model, Example(data.info.feature_shape))
         epoch, metrics = best
         return TrialFinished(
             number, TrialState.COMPLETE, now_ms(), metrics["val_acc"], epoch, metrics,

@@ -17,15 +17,18 @@ from sweep.errors import SweepError
 
 if TYPE_CHECKING:
     from sweep.api import best, run
+    from sweep.space.vary import floats, ints
     from sweep.training.mlp import MLPClassifier
 
 __version__ = "0.1.0"
-__all__ = ["MLPClassifier", "SweepError", "__version__", "best", "run"]
+__all__ = ["MLPClassifier", "SweepError", "__version__", "best", "floats", "ints", "run"]
 
 _LAZY = {
     "run": "sweep.api",
     "best": "sweep.api",
     "MLPClassifier": "sweep.training.mlp",
+    "floats": "sweep.space.vary",
+    "ints": "sweep.space.vary",
 }
 
 

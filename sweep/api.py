@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from sweep.config.settings import PLACES, Resolved, RunConfig, resolve
 from sweep.databases import sqlite
 from sweep.environment.launchers import foreign_set_aside
-from sweep.errors import ConfigError, NotFoundError, UsageError, must_be_one_of
+from sweep.errors import ConfigError, NotFoundError, SpaceError, UsageError, must_be_one_of
 from sweep.loading import collector_paused
 from sweep.protocols import Listener
-from sweep.space import Space, load_space, parse_space
+from sweep.space import Space, load_space, parse_space, with_changes
 
 if TYPE_CHECKING:
     from sweep.reuse import Best
@@ -77,7 +77,7 @@ def prepare(flags: Mapping[str, Any], config_file: Path | None) -> tuple[Resolve
 def _faults_of_space(config: RunConfig) -> Sequence[str]:
     """Faults of the search space, to be told with those of the settings."""
     try:
-        load_space(config.space, is_mlp=config.is_mlp)
+        _loaded_space(config)
     except UsageError as error:
         return error.faults
     return ()
@@ -86,9 +86,28 @@ def _faults_of_space(config: RunConfig) -> Sequence[str]:
 def _space_of(resolved: Resolved, kept: str) -> Space:
     """The space in flags, environment or file, else the one stored with the study."""
     config = resolved.config
-    if kept and resolved.origins["space"] in ("study", "default"):
-        return parse_space(kept, Path(config.space).stem, is_mlp=config.is_mlp)
-    return load_space(config.space, is_mlp=config.is_mlp)
+    if kept and {resolved.origins[name] for name in ("space", "vary", "set")} <= {
+        "study",
+        "default",
+    }:
+        return parse_space(kept, config.space_name, is_mlp=config.is_mlp)
+    return _loaded_space(config)
+
+
+def _loaded_space(config: RunConfig) -> Space:
+    """The space of `--space`, with `--vary` and `--set` on top. Raises SpaceError, ConfigError."""
+    base = load_space(config.space_file, is_mlp=config.is_mlp) if config.space_file else None
+    if base is not None and not config.vary and not config.set:
+        return base
+    if base is None and not config.vary:
+        raise ConfigError(
+            "nothing varies: say --vary NAME=LOW..HIGH or --vary NAME=A,B,C, or name a --space"
+        )
+    text = with_changes(base.text if base else "", config.vary, config.set)
+    try:
+        return parse_space(text, config.space_name, is_mlp=config.is_mlp)
+    except SpaceError as error:  # its lines are of no file of the user's
+        raise ConfigError(fault.partition(": ")[2] for fault in error.faults) from error
 
 
 def fork(

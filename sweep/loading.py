@@ -6,11 +6,13 @@ import atexit
 import contextlib
 import gc
 import importlib
+import importlib.util
 import sys
 import sysconfig
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeGuard
 
 from sweep.environment.launchers import importable
@@ -19,18 +21,13 @@ from sweep.redact import redacted
 
 
 def import_object(path: str, what: str) -> Any:
-    """The object that `package.module:name` names, looked up from the current folder too.
+    """The object that `package.module:name` or `file.py:name` names, also in the current folder.
 
     Raises ConfigError for a missing name, and with file and line for errors during the import.
     """
-    module_name, _, name = path.partition(":")
+    module_name, _, name = path.rpartition(":")
     try:
-        folder = str(Path.cwd())
-    except OSError:  # user code removed it
-        folder = ""
-    try:
-        with importable(folder) if folder else contextlib.nullcontext():
-            module = importlib.import_module(module_name)
+        module = _imported(module_name)
     except Interruption:
         raise
     except BaseException as error:  # also sys.exit() at the top of a file
@@ -40,6 +37,29 @@ def import_object(path: str, what: str) -> Any:
     except AttributeError:
         hint = did_you_mean(name, vars(module))
         raise ConfigError(f"{what} {path!r}: module {module_name} has no {name!r}{hint}") from None
+
+
+def _imported(name: str) -> ModuleType:
+    """A module by its name, or by its file: then its neighbours are found, too."""
+    try:
+        folder = str(Path.cwd())
+    except OSError:  # user code removed it
+        folder = ""
+    if not name.endswith(".py"):
+        with importable(folder) if folder else contextlib.nullcontext():
+            return importlib.import_module(name)
+    file = Path(folder, name).resolve()
+    known = sys.modules.get(file.stem)
+    if known is not None and getattr(known, "__file__", None) == str(file):
+        return known
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    if spec is None or spec.loader is None or not file.is_file():
+        raise ImportError(f"there is no file {name}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[file.stem] = module  # where pickle and dataclasses look for it
+    with importable(str(file.parent)):
+        spec.loader.exec_module(module)
+    return module
 
 
 def _told(error: BaseException) -> str:
@@ -65,12 +85,13 @@ def place_of(error: BaseException, module: str = "") -> str:
         if isinstance(link, SyntaxError) and link.filename and link.lineno:
             frames.append((link.filename, link.lineno))
         for file, line in reversed(frames):
-            if _is_users(file) or any(Path(file).is_relative_to(folder) for folder in package):
+            if is_users_file(file) or any(Path(file).is_relative_to(folder) for folder in package):
                 return f"{_shown(file)}:{line}"
     return ""
 
 
-def _is_users(file: str) -> bool:
+def is_users_file(file: str) -> bool:
+    """Whether a source file is neither sweep's, nor Python's, nor an installed package's."""
     path, library = Path(file), sysconfig.get_path("stdlib")
     is_installed = bool({"site-packages", "dist-packages"} & set(path.parts))
     is_ours = path.is_relative_to(library) or path.is_relative_to(Path(__file__).parent)

@@ -22,22 +22,22 @@ class Exchange(Protocol):
 
 
 class Data(Protocol):
-    """What trials train on."""
+    """What trials train on: resident tensors, what a user's function returns, a DataModule."""
 
     @property
     def info(self) -> DatasetInfo:
         """Name, digest, shape and size, for MLflow and for networks that fit them."""
         ...
 
-    def loaders(self, batch_size: int, first_epoch: int = 0) -> tuple[Any, Any]:
-        """Training and validation loaders as `Trainer.fit` takes them (validation: or None).
+    def fit_arguments(self, batch_size: int, first_epoch: int = 0) -> dict[str, Any]:
+        """Keyword arguments of `Trainer.fit`: loaders or a DataModule.
 
-        Epoch e of the loader has the data order of the study's epoch `first_epoch` + e.
+        Epoch e has the data order of the study's epoch `first_epoch` + e, if the order is ours.
         """
         ...
 
-    def test_loader(self) -> Any:
-        """The test loader. Raises SealedTestSplitError during a search."""
+    def test_arguments(self) -> dict[str, Any]:
+        """Keyword arguments of `Trainer.test`. Raises SealedTestSplitError during a search."""
         ...
 
     def tensors(self) -> Any:

@@ -114,10 +114,15 @@ class Task:
     """Which completed trials export their model: all, best:K, none or auto."""
     worker_memory_gb: float | None = None
     """A worker process is replaced above this resident memory, in 1e9 bytes; None: no limit."""
+    config: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Fixed arguments in LightningCLI's form, by section: model, data, trainer, optimizer,
+    lr_scheduler."""
+    callbacks: tuple[str, ...] = ()
+    """`package.module:name` of each callback beside those of module and config."""
+    probes: tuple[tuple[str, Mapping[str, HyperValue]], ...] = ()
+    """Configurations for the preflight: one, then one with another value of each parameter."""
     names: tuple[str, ...] | None = None
     """Hyperparameters of the search space, checked against the module; None: not checked."""
-    space: str = ""
-    """Value of `--space`, for messages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,7 +282,8 @@ DEVICE_TAG = "sweep.device"
 class WorkerReady:
     """Record: a worker has loaded its data. The first report of every trainer."""
 
-    dataset: DatasetInfo
+    dataset: DatasetInfo | None
+    """None: the module's own loaders, of which nothing is known."""
     device: str
     """As torch names it, e.g. "cpu" or "cuda:0 NVIDIA H100"."""
     n_slots: int

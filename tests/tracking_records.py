@@ -48,7 +48,7 @@ def trained(folder: Path) -> Trained:
     """A small MLPClassifier as checkpoint and as torch.export archive."""
     import lightning
 
-    from sweep.training.exports import export_model
+    from sweep.training.exports import Example, export_model
     from sweep.training.mlp import MLPClassifier
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -59,7 +59,7 @@ def trained(folder: Path) -> Trained:
     )  # fmt: skip
     trainer.strategy.connect(model)
     trainer.save_checkpoint(folder / "best.ckpt")
-    model_file = export_model(folder / "model.pt2", model, (1, 2, 2))
+    model_file = export_model(folder / "model.pt2", model, Example((1, 2, 2)))
     return Trained(str(folder / "best.ckpt"), model_file)
 
 

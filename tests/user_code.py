@@ -192,6 +192,11 @@ class Signalled(Model):
         return super().training_step(batch, batch_idx)
 
 
+def no_module() -> dict[str, int]:
+    """Named as a module by mistake."""
+    return {"width": 8}
+
+
 def broken_data(*_: Any, **__: Any) -> None:
     """A data function with a bug."""
     raise ZeroDivisionError("no samples left")

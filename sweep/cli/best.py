@@ -8,7 +8,7 @@ import click
 
 from sweep.cli.options import study_argument, where, where_options
 
-FORMATS = ("yaml", "json", "lightning", "python")
+FORMATS = ("yaml", "json", "lightning-cli", "lightning", "python")
 
 
 @click.command(short_help="The best configuration, to reuse.")

@@ -61,6 +61,11 @@ def _option(field: dataclasses.Field[Any]) -> Callable[[F], F]:
             f"{flag}/--no-{flag[2:]}", field.name, default=None, help=f"{text} [default: {state}]"
         )
     default = field.default
+    if isinstance(default, tuple):
+        return click.option(
+            flag, field.name, metavar=meta["metavar"], multiple=True, default=None, help=text,
+            callback=lambda ctx, param, value: value or None,
+        )  # fmt: skip
     shown = f"{default:g}" if isinstance(default, float) else str(default)
     return click.option(
         flag, field.name, metavar=meta["metavar"],

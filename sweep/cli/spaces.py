@@ -63,8 +63,8 @@ def _check_module(module: str, space: Any) -> None:
     from sweep.errors import ConfigError
     from sweep.loading import import_object
 
-    made_by = import_object(module, "--module")
-    from sweep.training.modules import argument_faults
+    import_object(module, "--module")
+    from sweep.training.project.project import module_faults
 
-    if faults := argument_faults(module, made_by, space.names):
+    if faults := module_faults(module, space.names):
         raise ConfigError(faults)

@@ -6,17 +6,19 @@ ConfigError.
 
 from __future__ import annotations
 
+import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from sweep.data.catalog import dataset_names
+from sweep.data.catalog import MODULES_OWN, dataset_names
 from sweep.databases import sqlite
 from sweep.errors import ConfigError, must_be_one_of, shown
 from sweep.redact import redacted
 
-_IMPORT_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+_IMPORT_PATH = re.compile(r"(?:[A-Za-z_][\w.]*|[^\0:]+\.py):[A-Za-z_]\w*")
+_PAIR = re.compile(r"[A-Za-z_][\w.]*=.+", re.DOTALL)
 STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _USERINFO = r"[^/\s@?#{}:]*(?::[^/\s@?#{}:]*)?@"
 _HOST = r"(?:\[[^\]/?#\s@]*\]|[^/?#\s@:\[\]]*)(?::\d*)?"
@@ -154,7 +156,8 @@ study_name = _parser(
 )
 """A name that is safe as a folder and as an experiment."""
 module_path = _parser(
-    "name a LightningModule as package.module:Class", lambda value: _matching(_IMPORT_PATH, value)
+    "name a LightningModule as package.module:Class or file.py:Class",
+    lambda value: _matching(_IMPORT_PATH, value),
 )
 duration = _parser("be a positive time such as 90, 90s, 15m or 2h", _duration)
 """Seconds, from 90, 90s, 15m, 2h or 1d."""
@@ -185,4 +188,33 @@ def choice(choices: tuple[str, ...], *, or_import: str = "") -> Parser:
     return parse
 
 
-data_name = choice(dataset_names(), or_import="function")
+def several(one: Parser) -> Parser:
+    """A parser of one value or a list of values, each by `one`."""
+
+    def parse(field: str, value: Any) -> tuple[Any, ...]:
+        items = value if isinstance(value, list | tuple) else [value]
+        return tuple(one(field, item) for item in items)
+
+    return parse
+
+
+_pairs = several(_parser("be NAME=VALUE", lambda value: _matching(_PAIR, value)))
+
+
+def pairs(field: str, value: Any) -> tuple[str, ...]:
+    """NAME=VALUE, several of them, or a mapping; the last one of a name counts."""
+    if isinstance(value, Mapping):
+        value = [f"{name}={_spelled(item)}" for name, item in value.items()]
+    found = {pair.partition("=")[0]: pair for pair in _pairs(field, value)}
+    return tuple(found.values())
+
+
+def _spelled(value: Any) -> str:
+    """A value of a mapping as it stands on a command line."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+import_paths = several(_parser(
+    "be package.module:name or file.py:name", lambda value: _matching(_IMPORT_PATH, value)
+))  # fmt: skip
+data_name = choice((*dataset_names(), MODULES_OWN), or_import="class or function")

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from sweep.config import parsers
-from sweep.data.catalog import dataset_names
+from sweep.data.catalog import MODULES_OWN, dataset_names
 from sweep.databases import sqlite
+from sweep.environment.sources import defines
 from sweep.errors import ConfigError, did_you_mean, must_be_one_of, shown
 from sweep.executors import EXECUTORS
 from sweep.hyperparameters import DEFAULT_MODULE, MLP_METRICS
@@ -33,6 +34,7 @@ OTHER_VARIABLES: Final = ("SWEEP_KERNEL", "SWEEP_TEST_MNIST")
 """Other environment variables of sweep."""
 PLACES: Final = ("storage", "tracking_uri", "work_dir")
 """Settings that locate a study."""
+DEFAULT_SPACE: Final = "mlp"
 PRECISIONS: Final = ("32-true", "64-true", "16-mixed", "bf16-mixed", "bf16-true", "16-true")
 
 
@@ -57,7 +59,8 @@ class RunConfig:
 
     # fmt: off
     study: str | None = _option(
-        "search", None, parsers.study_name, "NAME", "Name of the study (default: DATA-SPACE).",
+        "search", None, parsers.study_name, "NAME",
+        "Name of the study (default: DATA-SPACE, or MODULE-SPACE).",
     )
     trials: int = _option(
         "budget", 50, parsers.count(1), "N",
@@ -68,20 +71,40 @@ class RunConfig:
     )
     data: str = _option(
         "search", "digits", parsers.data_name, "NAME",
-        "Data set; digits needs no download. Or your own: package.module:function.",
-        is_identity=True, choices=tuple(dataset_names()),
+        "Data set; digits needs no download. Or your own: package.module:name of a "
+        "LightningDataModule or a function.", is_identity=True, choices=tuple(dataset_names()),
     )
     data_dir: str | None = _option(
         "search", None, parsers.path, "DIR", "Folder that already holds the data set's files.",
     )
-    space: str = _option(
-        "search", "mlp", parsers.path, "FILE",
-        "Search space: a name of `sweep spaces`, or a YAML file.",
+    space: str | None = _option(
+        "search", None, parsers.path, "FILE",
+        "Search space: a name of `sweep spaces`, or a YAML file (default: mlp, unless --vary or "
+        "--module is given).",
         is_identity=True,
+    )
+    vary: tuple[str, ...] = _option(
+        "search", (), parsers.pairs, "NAME=SPEC",
+        "Let a name vary: LOW..HIGH with :log or :step=N, or A,B,C. Repeatable; with --space, on "
+        "top of it.",
+    )
+    set: tuple[str, ...] = _option(
+        "search", (), parsers.pairs, "NAME=VALUE",
+        "Fix a name, such as model.depth, data.root or trainer.max_steps. Repeatable.",
     )
     module: str = _option(
         "search", DEFAULT_MODULE, parsers.module_path, "CLASS",
-        "LightningModule to train, as package.module:Class.", is_identity=True,
+        "LightningModule to train, as package.module:Class or file.py:Class; a function or an "
+        "instance will do.", is_identity=True,
+    )
+    lightning: str | None = _option(
+        "search", None, parsers.path, "FILE",
+        "A LightningCLI config: what it sets is fixed, other flags come before it.",
+    )
+    callback: tuple[str, ...] = _option(
+        "search", (), parsers.import_paths, "CLASS",
+        "Lightning callback of each trial, as package.module:Class. Repeatable.",
+        is_identity=True,
     )
     sampler: str = _option(
         "search", "tpe", parsers.choice(tuple(SAMPLERS), or_import="class"), "NAME",
@@ -204,11 +227,23 @@ class RunConfig:
 
     @property
     def study_name(self) -> str:
-        """The study's name: as given, or DATA-SPACE."""
+        """The study's name: as given, or DATA-SPACE; MODULE-SPACE if it brings its own data."""
         if self.study:
             return self.study
-        data = self.data.replace(":", ".")
-        return f"{data}-{Path(self.space).stem}"
+        source = self.module.rpartition(":")[2] if self.data == MODULES_OWN else self.data
+        return (
+            f"{source.replace('.py:', '.').replace(':', '.').replace('/', '.')}-{self.space_name}"
+        )
+
+    @property
+    def space_name(self) -> str:
+        """Name of the search space: of its file, or "vary"."""
+        return Path(self.space_file).stem if self.space_file else "vary"
+
+    @property
+    def space_file(self) -> str:
+        """`space`, or the default space of MLPClassifier; "": the space is `vary` alone."""
+        return self.space or ("" if self.vary or not self.is_mlp else DEFAULT_SPACE)
 
     @property
     def study_dir(self) -> Path:
@@ -268,12 +303,15 @@ def resolve(
     """
     faults: list[str] = []
     kept = {k: (v, "study", k) for k, v in (stored or {}).items() if v is not None}
-    sources = (
+    sources: tuple[dict[str, _Given], ...] = (
         _named(flags, "flag", faults),
         _of_environment(os.environ if env is None else env),
         _of_file(file, faults) if file else {},
         kept,
     )
+    config_file = next((s["lightning"][0] for s in sources[:3] if "lightning" in s), None)
+    if config_file is not None:
+        sources = (*sources[:3], _of_lightning(config_file, faults), kept)
     values, wrong = dict[str, Any](), set[str]()
     origins: dict[str, str] = {}
     for field in dataclasses.fields(RunConfig):
@@ -288,6 +326,9 @@ def resolve(
     is_other_metric = stored and values.get("metric") != stored.get("metric", RunConfig.metric)
     if origins["direction"] == "study" and is_other_metric:
         values["direction"], origins["direction"] = "auto", "default"
+    module = values.get("module", DEFAULT_MODULE)
+    if origins["data"] == "default" and defines(module, "train_dataloader"):
+        values["data"] = MODULES_OWN
     config = RunConfig(**values)  # faulty settings have their defaults here
     faults += _cross_check(config, wrong)
     if faults and also is not None and not wrong & {"space", "module"}:
@@ -331,6 +372,7 @@ def identity_changes(config: RunConfig, stored: Mapping[str, Any]) -> list[str]:
         if not field.metadata["is_identity"] or field.name == "space":
             continue
         before = stored.get(field.name, field.default)
+        before = tuple(before) if isinstance(before, list) else before  # JSON has no tuples
         if before != now[field.name] and (field.name, before) != ("direction", "auto"):
             flag = flag_name(field.name)
             changes.append(f"{flag} was {before!r} and is now {now[field.name]!r}")
@@ -401,6 +443,17 @@ def _of_file(file: Path, faults: list[str]) -> dict[str, _Given]:
         return {}
     places = {key: f"{file}:{node.line}" for key, node in nodes.items()}
     return _named({k: _raw(node) for k, node in nodes.items()}, f"file {file}", faults, places)
+
+
+def _of_lightning(path: Any, faults: list[str]) -> dict[str, _Given]:
+    from sweep.config.lightning_file import settings_of
+
+    try:
+        found = settings_of(Path(parsers.path("--lightning", path)))
+    except ConfigError as error:
+        faults += error.faults
+        return {}
+    return {name: (value, f"file {path}", f"{path}: {name}") for name, value in found.items()}
 
 
 def _raw(node: Node) -> Any:

@@ -129,13 +129,17 @@ CATALOG: Mapping[str, DatasetSpec] = MappingProxyType({spec.name: spec for spec 
 """Data sets by name; the first is the default."""
 
 
+MODULES_OWN = "module"
+"""`--data` of a study whose module brings its own loaders."""
+
+
 def dataset_names() -> tuple[str, ...]:
     """Names of the built-in data sets, the default first."""
     return tuple(CATALOG)
 
 
 def is_custom(name: str) -> bool:
-    """Whether `name` is a function of the user's, `package.module:function`."""
+    """Whether `name` is a function or class of the user's, `package.module:name`."""
     return ":" in name
 
 
@@ -181,7 +185,7 @@ def prepare(name: str, data_dir: str | os.PathLike[str] | None = None) -> None:
     Downloads missing files into the user's cache, never into a folder of the user. Raises
     ConfigError, DataError or DiskError.
     """
-    if is_custom(name) or spec_of(name).is_bundled:
+    if is_custom(name) or name == MODULES_OWN or spec_of(name).is_bundled:
         return
     if folder := resolve_data_dir(data_dir):
         for file in CATALOG[name].md5:

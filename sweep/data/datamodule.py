@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import lightning
 
-from sweep.data.tensors import Batches, load_search_data
+from sweep.data.tensors import load_search_data
 
 
 class SweepData(lightning.LightningDataModule):
@@ -32,10 +34,10 @@ class SweepData(lightning.LightningDataModule):
         """Load the tensors."""
         self._data = load_search_data(self.data_name, self.data_dir, self.seed)
 
-    def train_dataloader(self) -> Batches:
+    def train_dataloader(self) -> Any:
         """Minibatches in seeded order."""
-        return self._data.loaders(self.batch_size)[0]
+        return self._data.fit_arguments(self.batch_size)["train_dataloaders"]
 
-    def val_dataloader(self) -> Batches | None:
+    def val_dataloader(self) -> Any:
         """Validation minibatches in order."""
-        return self._data.loaders(self.batch_size)[1]
+        return self._data.fit_arguments(self.batch_size)["val_dataloaders"]

@@ -103,14 +103,15 @@ class TensorData:
         """Order of the training samples in population epoch `epoch`: (n,) int64, on the CPU."""
         return epoch_order(self.seed, epoch, len(self.train))
 
-    def loaders(self, batch_size: int, first_epoch: int = 0) -> tuple[Batches, Batches | None]:
+    def fit_arguments(self, batch_size: int, first_epoch: int = 0) -> dict[str, Any]:
         """Training and validation minibatches of a trial that began in epoch `first_epoch`."""
         train = Batches(self.train, batch_size, self.seed, first_epoch)
-        return train, Batches(self.val, EVALUATION_BATCH) if self.val else None
+        val = Batches(self.val, EVALUATION_BATCH) if self.val else None
+        return {"train_dataloaders": train, "val_dataloaders": val}
 
-    def test_loader(self) -> Batches:
+    def test_arguments(self) -> dict[str, Any]:
         """Test minibatches, in order. Raises SealedTestSplitError in a search."""
-        return Batches(self.test, EVALUATION_BATCH)
+        return {"dataloaders": Batches(self.test, EVALUATION_BATCH)}
 
     def tensors(self) -> TensorData:
         """The data itself: its tensors are resident."""
@@ -140,13 +141,18 @@ def load_search_data(name: str, data_dir: str | None, seed: int) -> TensorData:
     return TensorData(train, val, _info(name, data_dir, train, val, len(val)), seed)
 
 
-def load_final_data(name: str, data_dir: str | None, seed: int) -> TensorData:
+def load_final_data(
+    name: str, data_dir: str | None, seed: int, *, keeps_val: bool = False
+) -> TensorData:
     """Training and validation samples together, and the test split: for `sweep train` alone.
 
     Arguments and errors are those of `load_search_data`; a user's function without "test" is a
-    ConfigError. The digest of its info covers the test split, too, and n_val is 0.
+    ConfigError. The digest of its info covers the test split, too, and n_val is 0. With
+    `keeps_val` the two stay apart, as in the search.
     """
     train, val, test = _splits(name, data_dir, seed, has_test=True)
+    if keeps_val:
+        return TensorData(train, val, _info(name, data_dir, train, val, len(val)), seed, test)
     both = Split(torch.cat([train.x, val.x]), torch.cat([train.y, val.y]))
     return TensorData(both, None, _info(name, data_dir, both, test, 0), seed, test)
 

@@ -4,6 +4,8 @@
                             model.pt2      the same model as a torch.export archive
                             last.ckpt      resume state; gone once the trial has a verdict
                             verdict.json   all reports and the result, written before hand-over
+                            steps.jsonl    what a module's logger got, [ms, step, values] a line
+                            logged/        figures and files that it got
 
 If the driver is killed between a trial's end and its record of it, it finds the verdict at the
 next start: the trial is recorded, not trained again.
@@ -27,6 +29,7 @@ from sweep.errors import DiskError
 from sweep.trial import EpochReport, Failure, TrialResult, TrialSpec
 
 BEST, MODEL, RESUME_STATE, VERDICT = "best.ckpt", "model.pt2", "last.ckpt", "verdict.json"
+STEPS, LOGGED = "steps.jsonl", "logged"
 _VERSION = 1
 FILE_TIME_MS = 1000
 """Tolerance for a file system's clock."""
@@ -44,6 +47,17 @@ class TrialFiles:
         self.number = number
         self.folder = Path(work_dir, "trials", f"{number:05d}")
 
+    def make_folder(self) -> str:
+        """Make the folder, for what a user's code writes there; returns its path.
+
+        Raises DiskError.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DiskError(f"{self.folder} cannot be made: {error.strerror or error}") from error
+        return str(self.folder)
+
     def path(self, name: str) -> Path:
         """The path of a file, for libraries that read or write one."""
         return self.folder / name
@@ -51,6 +65,16 @@ class TrialFiles:
     def put(self, name: str, content: bytes | bytearray, *, mode: int = 0o666) -> None:
         """Write a file, whole or not at all. Raises DiskError."""
         replace_file(self.folder / name, content, mode=mode)
+
+    def append(self, name: str, content: bytes) -> None:
+        """Add to the end of a file. Raises DiskError."""
+        path = self.folder / name
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("ab") as file:
+                file.write(content)
+        except OSError as error:
+            raise DiskError(f"{path} cannot be written: {error.strerror or error}") from error
 
     def get(self, name: str) -> bytes | None:
         """The content of a file; None if it is missing or unreadable."""

@@ -303,7 +303,8 @@ class Ledger:
             trial_id = self._id_of(record.number)
             written = storage.get_trial(trial_id).intermediate_values
             for report in reports:
-                if written.get(report.epoch) != (point := report.metrics[metric]):
+                point = report.metrics.get(metric)
+                if point is not None and written.get(report.epoch) != point:
                     storage.set_trial_intermediate_value(trial_id, report.epoch, point)
             for key, attr in {**(system_attrs or {}), **report_attrs(reports)}.items():
                 storage.set_trial_system_attr(trial_id, key, attr)

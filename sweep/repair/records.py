@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from sweep.config.settings import RunConfig
@@ -52,7 +51,7 @@ class StudyRecords:
             direction=self._direction,
             epochs=config.epochs,
             config=self._stored,
-            space_name=Path(config.space).stem,
+            space_name=config.space_name,
             space_text=self._space_text,
             time_ms=min(times, default=0),
             tags=self._tags,

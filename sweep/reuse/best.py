@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from sweep import hyperparameters as options
+from sweep.config.lightning_file import sections_of
 from sweep.config.settings import PLACES, RunConfig
 from sweep.errors import ConfigError, NotFoundError
 from sweep.files.trial_files import BEST, TrialFiles
@@ -99,7 +99,7 @@ class Best:
         """Export the module, and bring the trial's run up to it."""
         from sweep.repair.records import StudyRecords
         from sweep.tracking import mirror
-        from sweep.training.exports import try_export
+        from sweep.training.exports import Example, try_export
 
         where, module = self._where, self.load()
         with opened(self.study, where) as (ledger, config), TemporaryDirectory() as folder:
@@ -107,7 +107,8 @@ class Best:
             info, history = known.study(), known.trial(self.trial)
             assert history.finished is not None
             shape = info.dataset.feature_shape if info.dataset else ()
-            file, why = try_export(Path(folder) / "model.pt2", module, shape, config.module)
+            example = Example(shape) if shape else None
+            file, why = try_export(Path(folder) / "model.pt2", module, example, config.module)
             if file is None:
                 raise ConfigError(f"{config.module} cannot be exported: {why}")
             finished = dataclasses.replace(history.finished, model_file=file)
@@ -120,13 +121,9 @@ class Best:
         An MLPClassifier takes float32 samples (n, ...) with F values each and gives class logits
         (n, C). Raises NotFoundError if the checkpoint is gone.
         """
-        from sweep.loading import import_object
+        from sweep.reuse.loading import load
 
-        module = import_object(self.recipe.module, "module")
-        loaded: lightning.LightningModule = module.load_from_checkpoint(
-            self.checkpoint, map_location="cpu", weights_only=True
-        )
-        return loaded.eval()
+        return load(self.recipe, self._where, self.checkpoint)
 
     def predict(self, x: Any) -> np.ndarray[Any, Any]:
         """Classes (n,) int64 of samples, from 0; for your own module, the output of its forward.
@@ -230,13 +227,15 @@ def recipe_of(ledger: Ledger, config: RunConfig, trial: LedgerTrial) -> Recipe:
     """The recipe that trains `trial` of a study with the settings `config` again."""
     given, result = dict(trial.hyperparameters), trial.result
     return Recipe(
-        model={k: v for k, v in given.items() if k not in options.TRAINING_ARGUMENTS},
+        model={k: v for k, v in given.items() if not config.is_mlp or k != "batch_size"},
         data=config.data,
         module=config.module,
         epochs=result.get("best_epoch") or config.epochs,
         batch_size=given.get("batch_size", config.batch_size),
         seed=config.seed,
         precision=config.precision,
+        config=sections_of(Path(config.lightning)) if config.lightning else {},
+        callbacks=tuple(config.callback),
         study=ledger.name,
         trial=trial.number,
         score={k: v for k, v in result.get("metrics", {}).items() if k != "epoch_s"},

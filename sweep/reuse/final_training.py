@@ -6,7 +6,6 @@ It trains and goes on after an interruption as a trial does: by the same slot lo
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import shutil
 import time
@@ -19,11 +18,11 @@ import lightning
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from sweep.config.settings import RunConfig
-from sweep.data.tensors import TensorData, load_final_data
 from sweep.environment.launchers import foreign_set_aside
 from sweep.environment.provenance import provenance
 from sweep.environment.signals import stopping
 from sweep.errors import (
+    SealedTestSplitError,
     StoreError,
     StudyFailedError,
     StudyInterrupted,
@@ -33,18 +32,19 @@ from sweep.errors import (
 from sweep.files.trial_files import RESUME_STATE, TrialFiles, replace_file, spec_digest
 from sweep.hyperparameters import DEFAULT_MODULE
 from sweep.loading import one_line, raised_by_user_code
+from sweep.reuse.loading import task_of
 from sweep.reuse.recipe import Recipe
-from sweep.search.tasks import make_task
 from sweep.training.checkpoints import write_checkpoint
 from sweep.training.devices import lightning_devices
 from sweep.training.engine_choice import why_plain
-from sweep.training.exports import try_export
+from sweep.training.exports import Example, try_export
 from sweep.training.fused.trainer import train_side_by_side
 from sweep.training.lightning_trainer import hush_lightning, quiet_trainer
 from sweep.training.mlflow_calls import FluentCalls
 from sweep.training.mlp import MLPClassifier
-from sweep.training.modules import build_module, has_own_loaders
+from sweep.training.modules import has_own_loaders
 from sweep.training.plain.trainer import train_one_by_one
+from sweep.training.project.project import Built, Project, monitors_validation
 from sweep.training.resuming import seed_everything
 from sweep.training.run import Run
 from sweep.training.slot_loop import Slots, no_model
@@ -105,62 +105,74 @@ def train(
     """
     hush_lightning()
     with foreign_set_aside():
-        data = load_final_data(recipe.data, config.data_dir, recipe.seed)
         parts = output.with_name(f"{output.name}.parts")
         spec = _spec(recipe, parts)
-        say = on_notice or (lambda message: None)
-        log = _Log(spec, parts, on_epoch, say)
+        log = _Log(spec, parts, on_epoch, on_notice or (lambda message: None))
         seed_everything(spec.seed)
-        with _explained(recipe.module):
-            module = build_module(recipe.module, recipe.model, data.info, spec.seed)
-        if has_own_loaders(module):
-            log.say(
-                f"{recipe.module} brings its own train_dataloader: it is trained on that, not on "
-                f"train + validation of {recipe.data}"
-            )
+        project, built = _built(recipe, config, spec, log)
         with log.pausing(), stopping(log.stop):
-            started = _started(recipe, module)
+            started = _started(recipe, built)
             from sweep.tracking import training  # loads MLflow
 
-            log.open(training.TrainingRun(config.tracking_uri, started, data.info, recipe.module))
-            trained = _train(recipe, config, output, (module, data), log)
+            info = built.data.info if built.data is not None else None
+            log.open(training.TrainingRun(config.tracking_uri, started, info, recipe.module))
+            trained = _train(recipe, config, output, (project, built), log)
         shutil.rmtree(parts, ignore_errors=True)
         return trained
 
 
+def _built(recipe: Recipe, config: RunConfig, spec: TrialSpec, log: _Log) -> tuple[Project, Built]:
+    """Module and data of the training: train and validation together, unless something watches
+    validation."""
+    task = task_of(recipe, config, log.parts)
+    with _explained(recipe.module):
+        project = Project(task, end="joined")
+        built = project.built(spec)
+        is_divided = built.data is not None and "datamodule" not in built.data.fit_arguments(1)
+        if has_own_loaders(built.module) or not is_divided:
+            log.say(f"{recipe.module} is trained on {_own(built)}, not on train + validation")
+        elif recipe.module != DEFAULT_MODULE and monitors_validation(built):
+            log.say("validation is watched, so it is kept apart as in the search")
+            project = Project(task, end="apart")
+            seed_everything(spec.seed)
+            built = project.built(spec)
+    return project, built
+
+
+def _own(built: Built) -> str:
+    is_modules = built.data is None or has_own_loaders(built.module)
+    return "the train_dataloader that it brings" if is_modules else "its DataModule's loaders"
+
+
 def _train(
-    recipe: Recipe, config: RunConfig, output: Path,
-    what: tuple[lightning.LightningModule, TensorData], log: _Log,
-) -> Trained:  # fmt: skip
-    module, data = what
-    task = dataclasses.replace(
-        make_task(config), module=recipe.module, data=recipe.data, seed=recipe.seed,
-        epochs=recipe.epochs, batch_size=recipe.batch_size, precision=recipe.precision, metric="",
-        work_dir=str(log.parts),
-    )  # fmt: skip
+    recipe: Recipe, config: RunConfig, output: Path, what: tuple[Project, Built], log: _Log
+) -> Trained:
+    project, built = what
+    task, module = task_of(recipe, config, log.parts), built.module
     slots, calls = Slots(task, log, keeps_end=True), FluentCalls(output.parent)
     try:
         with calls.caught(), _explained(recipe.module):
             if isinstance(module, MLPClassifier) and why_plain(task) is None:
-                train_side_by_side(task, data, slots, ("train_loss",))
+                assert built.data is not None
+                train_side_by_side(task, built.data.tensors(), slots, ("train_loss",))
             else:
-                train_one_by_one(task, data, slots, calls, given=module)
-            run, module = _ended(slots)
-            if run.epoch < recipe.epochs:
+                train_one_by_one(task, project, slots, calls, given=built)
+            run, module, example = _ended(slots)
+            if run.epoch < recipe.epochs and run.stop is not None:
                 saved = "that is not saved" if log.is_unsaved else "that is saved"
                 raise StudyInterrupted(
                     f"interrupted after epoch {run.epoch} of {recipe.epochs}: {saved}, the same "
                     "command goes on"
                 )
-            write_checkpoint(output, module, run.epoch - 1, run.n_steps)  # a test may fail
+            arguments = project.plain_arguments(recipe.model)
+            # Before the test, which may fail.
+            write_checkpoint(output, module, arguments, run.epoch - 1, run.n_steps)
             trainer = quiet_trainer(
                 output.parent, accelerator=config.accelerator,
                 devices=lightning_devices(config.devices), precision=recipe.precision,
             )  # fmt: skip
-            metrics = _test(trainer, module, data, recipe, log)
-            archive, why = try_export(
-                output.with_suffix(".pt2"), module, data.info.feature_shape, recipe.module
-            )
+            metrics = _test(trainer, module, built, recipe, log)
+            archive, why = try_export(output.with_suffix(".pt2"), module, example, recipe.module)
             if archive is None:
                 log.say(no_model(recipe.module, why))
     finally:
@@ -184,29 +196,47 @@ def _explained(module: str) -> Iterator[None]:
 
 
 def _test(
-    trainer: lightning.Trainer, module: lightning.LightningModule, data: TensorData,
-    recipe: Recipe, log: _Log,
+    trainer: lightning.Trainer, module: lightning.LightningModule, built: Built, recipe: Recipe,
+    log: _Log,
 ) -> dict[str, float]:  # fmt: skip
-    """Metrics on the test split, or on the module's own test loader; none without test_step."""
-    is_own = has_own_loaders(module)
-    needed = ("test_step", "test_dataloader") if is_own else ("test_step",)
-    missing = [name for name in needed if not is_overridden(name, module)]
+    """Metrics on the test split, or on the module's own test loader; none if there is none."""
+    given, missing = _test_data(module, built, recipe)
+    if not is_overridden("test_step", module):
+        missing = f"{recipe.module} has no test_step"
     if missing:
-        log.say(f"trained and saved, but not tested: {recipe.module} has no {missing[0]}")
+        log.say(f"trained and saved, but not tested: {missing}")
         return {}
-    given = None if is_own else data.test_loader()
-    results = trainer.test(module, dataloaders=given, verbose=False)
+    results = trainer.test(module, verbose=False, **given)
     return {name: float(value) for result in results for name, value in result.items()}
 
 
-def _ended(slots: Slots) -> tuple[Run, lightning.LightningModule]:
-    """The training and its module. Raises StudyFailedError."""
+def _test_data(
+    module: lightning.LightningModule, built: Built, recipe: Recipe
+) -> tuple[dict[str, Any], str]:
+    """Arguments of `Trainer.test`; and what is missing for it, or ""."""
+    data, is_own = built.data, is_overridden("test_dataloader", module)
+    datamodule = None if data is None else data.fit_arguments(1).get("datamodule")
+    if datamodule is not None and is_overridden("test_dataloader", datamodule):
+        return {"datamodule": datamodule}, ""
+    if is_own:
+        return {}, ""
+    if data is None or datamodule is not None or has_own_loaders(module):
+        who = recipe.data if datamodule is not None else recipe.module
+        return {}, f"{who} has no test_dataloader"
+    try:
+        return data.test_arguments(), ""
+    except SealedTestSplitError:
+        return {}, f'{recipe.data} gives no "test"'
+
+
+def _ended(slots: Slots) -> tuple[Run, lightning.LightningModule, Example | None]:
+    """The training, its module, and a sample of its input. Raises StudyFailedError."""
     assert slots.ended is not None
-    run, module = slots.ended
+    run, module, example = slots.ended
     if module is None:
         why = run.failure.message if run.failure else ""
         raise StudyFailedError(f"the training failed: {why}")
-    return run, module
+    return run, module, example
 
 
 def _spec(recipe: Recipe, parts: Path) -> TrialSpec:
@@ -226,13 +256,15 @@ def _spec(recipe: Recipe, parts: Path) -> TrialSpec:
     )  # fmt: skip
 
 
-def _started(recipe: Recipe, module: lightning.LightningModule) -> TrialStarted:
+def _started(recipe: Recipe, built: Built) -> TrialStarted:
     training: dict[str, Any] = {
         "epochs": recipe.epochs, "batch_size": recipe.batch_size, "seed": recipe.seed,
         "data": recipe.data,
     }  # fmt: skip
     origin = f" of t{recipe.trial:03d}" if recipe.trial is not None else ""
-    source = "its own loaders" if has_own_loaders(module) else "train+val"
+    has_val = built.data is not None and built.data.info.n_val > 0
+    is_own = built.data is None or has_own_loaders(built.module) or built.data.info.n_train == 0
+    source = "its own loaders" if is_own else ("train" if has_val else "train+val")
     tags = {"sweep.study": recipe.study or f"{recipe.data}-train", "sweep.role": "train"}
     if recipe.trial is not None:
         tags["sweep.from_trial"] = str(recipe.trial)

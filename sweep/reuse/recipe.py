@@ -13,6 +13,7 @@ from typing import Any
 from sweep.config import parsers
 from sweep.config.file import Node, plain, show, write_document
 from sweep.config.settings import RunConfig, read_config_file
+from sweep.data.catalog import dataset_names
 from sweep.errors import ConfigError, must_be_one_of
 from sweep.hyperparameters import DEFAULT_MODULE
 from sweep.reporting.tables import plain as json_ready
@@ -44,6 +45,10 @@ class Recipe:
     """MLflow run of the trial."""
     score: Mapping[str, float] = field(default_factory=dict)
     """Metrics of the trial on validation data."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """Fixed arguments by section, in LightningCLI's form."""
+    callbacks: tuple[str, ...] = ()
+    """`package.module:name` of each callback."""
     data_arguments: Mapping[str, Any] = field(default_factory=dict)
     """MLPClassifier's arguments from the data (in_features, ...); `sweep train` finds its own."""
 
@@ -87,25 +92,28 @@ def as_lightning(recipe: Recipe) -> str:
     Model and data are named by class path; the optimizer's own arguments are `dict_kwargs`,
     since MLPClassifier takes them as keyword arguments.
     """
-    model: dict[str, Any] = {"class_path": recipe.module.replace(":", ".")}
-    arguments = _plain(recipe)["model"]
+    trainer = {"max_epochs": recipe.epochs, "precision": recipe.precision}
+    content: dict[str, Any] = {"seed_everything": recipe.seed, "trainer": trainer}
     if recipe.module == DEFAULT_MODULE:
-        arguments |= {**recipe.data_arguments, "seed": recipe.seed}
+        arguments = {**_plain(recipe)["model"], **recipe.data_arguments, "seed": recipe.seed}
         extra = {k: v for k, v in arguments.items() if k not in EXPLICIT_ARGUMENTS}
-        arguments = {k: v for k, v in arguments.items() if k in EXPLICIT_ARGUMENTS}
-        model |= {"dict_kwargs": extra} if extra else {}
-    content = {
-        "seed_everything": recipe.seed,
-        "trainer": {"max_epochs": recipe.epochs, "precision": recipe.precision},
-        "model": model | {"init_args": arguments},
-        "data": {
-            "class_path": "sweep.data.datamodule.SweepData",
-            "init_args": {
-                "name": recipe.data, "batch_size": recipe.batch_size, "seed": recipe.seed,
-            },
-        },
-    }  # fmt: skip
+        init = {k: v for k, v in arguments.items() if k in EXPLICIT_ARGUMENTS}
+        content["model"] = {"class_path": class_path(recipe.module), "init_args": init}
+        content["model"] |= {"dict_kwargs": extra} if extra else {}
+    else:
+        from sweep.reuse.loading import sections  # loads the user's code
+
+        given = sections(recipe)
+        content |= {**given, "trainer": {**given.get("trainer", {}), **trainer}}
+    if recipe.data in dataset_names() or recipe.module == DEFAULT_MODULE:
+        where = {"name": recipe.data, "batch_size": recipe.batch_size, "seed": recipe.seed}
+        content["data"] = {"class_path": "sweep.data.datamodule.SweepData", "init_args": where}
     return write_document(content)
+
+
+def class_path(path: str) -> str:
+    """`package.module:name` or `folder/file.py:name` with dots, as LightningCLI writes it."""
+    return path.replace(".py:", ".").replace(":", ".").replace("/", ".").lstrip(".")
 
 
 def as_python(recipe: Recipe) -> str:
@@ -120,12 +128,13 @@ FORMATS: Mapping[str, Callable[[Recipe], str]] = {
     "yaml": as_yaml,
     "json": as_json,
     "lightning": as_lightning,
+    "lightning-cli": as_lightning,
     "python": as_python,
 }
 
 
 def _plain(recipe: Recipe) -> dict[str, Any]:
-    content = {k: v for k, v in dataclasses.asdict(recipe).items() if v not in (None, {})}
+    content = {k: v for k, v in dataclasses.asdict(recipe).items() if v not in (None, {}, ())}
     content["model"] = {k: list(v) if isinstance(v, tuple) else v for k, v in recipe.model.items()}
     content["score"] = {k: v for k, v in recipe.score.items() if math.isfinite(v)}
     content.pop("data_arguments", None)
@@ -164,6 +173,8 @@ READERS: Mapping[str, Callable[[str, Node], Any]] = {
     "trial": _by(parsers.count(0)),
     "run_id": _by(parsers.text),
     "score": _numbers,
+    "config": _mapping,
+    "callbacks": lambda name, node: tuple(plain(node)),
 }
 """How each entry of a recipe file is read; the settings as their flags are."""
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from sweep.errors import ConfigError
+from sweep.errors import ConfigError, did_you_mean
 from sweep.trial import EpochReport, Failure, Stop, TrialResult, TrialSpec, TrialState
 
 if TYPE_CHECKING:
@@ -27,6 +28,10 @@ class Running:
     told_ms: list[int] = field(default_factory=list)
     """Unix time of each epoch trained by its present worker."""
     best_epoch: int = 0
+    best_value: float = math.nan
+    """Objective at `best_epoch`."""
+    n_since_best: int = 0
+    """Reports with the objective since then."""
     stop: Stop | None = None
     n_retries: int = 0
     spent_s: float = 0.0
@@ -88,3 +93,12 @@ def verdict_of(result: TrialResult, stop: Stop | None) -> tuple[TrialState, Fail
     if reason == "timeout":
         return TrialState.FAIL, Failure("timeout", "the trial took longer than --trial-timeout")
     return TrialState.WAITING, None
+
+
+def never_logged(trial: Running, metric: str) -> Failure:
+    """The failure of a trial that ended without a value of the objective."""
+    names = {name for report in trial.reports.values() for name in report.metrics}
+    logged = sorted(names - {"epoch_s"})
+    what = f"it logged {', '.join(logged)}" if logged else "it logged nothing"
+    hint = did_you_mean(metric, logged)
+    return Failure("exception", f"the trial never logged {metric!r}; {what}{hint}")

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, cast
 
 from sweep.config.settings import RunConfig
-from sweep.errors import ConfigError, must_be_one_of
 from sweep.files.trial_files import (
     BEST,
     MODEL,
@@ -27,7 +26,7 @@ from sweep.keeping.retention import KeepBest
 from sweep.ledger.study import Ledger
 from sweep.ledger.trials import LedgerTrial
 from sweep.protocols import Listener
-from sweep.search.agenda import Planned, Running, left_over, verdict_of
+from sweep.search.agenda import Planned, Running, left_over, never_logged, verdict_of
 from sweep.search.proposals import Proposal, Proposals
 from sweep.search.recorder import Recorder, Step
 from sweep.space import run_name
@@ -162,7 +161,7 @@ class Driver:
         self._recorder.abandon()
 
     def exchange(self, reports: Sequence[Report], n_free: int) -> Orders:
-        """Take reports, decide, answer. Raises ConfigError for a metric that is not reported.
+        """Take reports, decide, answer.
 
         All trials handed out with earlier answers are in the ledger before a report is taken.
         """
@@ -216,17 +215,14 @@ class Driver:
 
     def _welcome(self, worker: WorkerReady) -> None:
         self._records.append(worker)
-        self._openings.append(partial(self._ledger.note_data, worker.dataset))
+        if worker.dataset is not None:
+            self._openings.append(partial(self._ledger.note_data, worker.dataset))
         self._openings.append(partial(self._ledger.note_tags, {DEVICE_TAG: worker.device}))
 
     def _note(self, report: EpochReport) -> None:
         trial = self._running.get(report.number)
         if trial is None:
             return  # already ended, e.g. by its time limit
-        metric = self._config.metric
-        if metric not in report.metrics:
-            known = sorted(set(report.metrics) - {"epoch_s"})
-            raise ConfigError(must_be_one_of("--metric", metric, known))
         if report.epoch in trial.reports:
             return  # a retried trial repeats itself; each point is kept once
         if not trial.reports and report.start_epoch != (trial.spec.start_epoch or 0):
@@ -241,11 +237,13 @@ class Driver:
             trial.told_ms.append(report.time_ms)
         self._records.append(report)
         self._note_metrics(report.metrics)
-        value = report.metrics[metric]
-        best = trial.reports.get(trial.best_epoch)
-        if best is None or self._is_better(value, best.metrics[metric]):
-            trial.best_epoch = report.epoch
-        wants_stop = self._proposals.report(report.number, report.epoch, value)
+        wants_stop = False
+        value = report.metrics.get(self._config.metric)
+        if value is not None:
+            trial.n_since_best += 1
+            if self._is_better(value, trial.best_value):
+                trial.best_epoch, trial.best_value, trial.n_since_best = report.epoch, value, 0
+            wants_stop = self._proposals.report(report.number, report.epoch, value)
         if not report.is_replay:
             trial.stop = trial.stop or self._why_stop(trial, report, wants_stop=wants_stop)
 
@@ -263,7 +261,7 @@ class Driver:
             return None  # all epochs are trained
         if wants_stop:
             return Stop(report.number, "pruned")
-        if patience is not None and report.epoch - trial.best_epoch >= patience:
+        if patience is not None and trial.n_since_best >= patience:
             return Stop(report.number, "converged")
         return None
 
@@ -290,6 +288,8 @@ class Driver:
         if trial is None:
             return  # already ended, e.g. by its time limit
         state, failure = verdict_of(result, trial.stop)
+        if state.is_scored and not trial.best_epoch:
+            state, failure = TrialState.FAIL, never_logged(trial, self._config.metric)
         may_retry = failure is not None and failure.is_transient
         may_retry = may_retry and (self._is_stopping or trial.n_retries < MAX_RETRIES)
         if not may_retry and state is not TrialState.WAITING:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sweep.config.lightning_file import sections_of
 from sweep.config.settings import RunConfig
 from sweep.data import catalog as datasets
 from sweep.executors import make_executor
@@ -52,5 +54,7 @@ def make_task(config: RunConfig, space: Space | None = None) -> Task:
         log_models=config.log_models,
         worker_memory_gb=config.worker_memory_gb,
         names=None if space is None else space.names,
-        space=config.space,
+        probes=() if space is None or config.is_mlp else space.probes(config.seed),
+        callbacks=config.callback,
+        config=sections_of(Path(config.lightning)) if config.lightning else {},
     )

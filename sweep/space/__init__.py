@@ -9,6 +9,7 @@ from sweep.space.catalog import load_space, shipped_spaces, when_to_use
 from sweep.space.definition import Space, sample
 from sweep.space.naming import canonical_key, run_name, short
 from sweep.space.parser import parse_space
+from sweep.space.vary import with_changes
 
 __all__ = [
     "Space",
@@ -20,4 +21,5 @@ __all__ = [
     "shipped_spaces",
     "short",
     "when_to_use",
+    "with_changes",
 ]

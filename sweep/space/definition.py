@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from optuna.trial import BaseTrial
 
 
+PROBE_ATTEMPTS = 20
+"""Draws in search of another value of a parameter."""
+
+
 @dataclass(frozen=True, slots=True)
 class Space:
     """A search space, from `load_space` or `parse_space`."""
@@ -75,10 +79,27 @@ class Space:
 
     def _configuration(self, ask: Ask) -> dict[str, HyperValue]:
         values = dict(self.fixed)
+        varied: dict[str, HyperValue] = {}
         for parameter in self.parameters:
-            if is_active(parameter, values):
-                values[parameter.name] = parameter.decode(ask)
-        return values
+            if is_active(parameter, values | varied):
+                varied[parameter.name] = parameter.decode(ask)
+        return varied | values
+
+    def probes(self, seed: int) -> tuple[tuple[str, Mapping[str, HyperValue]], ...]:
+        """A configuration, and for each of its parameters one with another value of it alone.
+
+        The first item is ("", the configuration), each other one (name, a configuration).
+        """
+        base = dict(self.first[0]) if self.first else self.draw(derive_seed(seed, "probe"))
+        found: list[tuple[str, Mapping[str, HyperValue]]] = [("", base)]
+        for parameter in self.parameters:
+            name = parameter.name
+            for attempt in range(PROBE_ATTEMPTS if name in base else 0):
+                other = self.draw(derive_seed(seed, "probe", name, attempt)).get(name, base[name])
+                if not same(other, base[name]):
+                    found.append((name, {**base, name: other}))
+                    break
+        return tuple(found)
 
     def params_for(
         self,

@@ -86,8 +86,8 @@ def _entries(sections: Mapping[str, Node], faults: Faults, *, is_mlp: bool) -> d
             if is_mlp and name not in rules:
                 text = must_be_one_of("a hyperparameter of MLPClassifier", name, rules)
                 faults.add(node.line, text)
-            elif not name.isidentifier():
-                text = "a hyperparameter must be a Python name, as an argument of the module is"
+            elif not all(part.isidentifier() for part in name.split(".")):
+                text = "a hyperparameter must be a Python name (model.lr), as an argument is"
                 faults.add(node.line, f"{text}, but got {name!r}")
             entries[name] = read(name, node, rules.get(name), faults)
     return entries

@@ -6,7 +6,7 @@ import contextlib
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from sweep.data.catalog import is_custom
+from sweep.data.catalog import MODULES_OWN, is_custom
 from sweep.protocols import Trainer
 from sweep.training.engine_choice import path_of, precision_of, why_plain
 from sweep.training.mlflow_calls import nothing_logged
@@ -28,13 +28,13 @@ def make_trainer(task: Task) -> Trainer:
     with ThreadPoolExecutor(2, thread_name_prefix="beside") as beside:
         # Decompressing MNIST takes 0.4 s and mostly releases the GIL, so the imports run beside
         # it. A user's data function is arbitrary code: it runs in the main thread.
-        data = None if is_custom(task.data) else beside.submit(_load, task).result
+        is_users = is_custom(task.data) or task.data == MODULES_OWN
+        data = None if is_users else beside.submit(_load, task).result
         if path_of(task) == "fused" and task.accelerator in ("auto", "cpu"):
             beside.submit(_compile, task)
         if path_of(task) == "fused":
             from sweep.training.fused.trainer import FusedTrainer
 
-            is_users = is_custom(task.data)
             with nothing_logged(task.work_dir) if is_users else contextlib.nullcontext():
                 return FusedTrainer(task, data)
         from sweep.training.plain.trainer import PlainTrainer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,18 @@ from sweep.training.resuming import saved_bytes
 
 
 def checkpoint_of(
-    model: lightning.LightningModule, epoch: int, global_step: int
+    model: lightning.LightningModule, arguments: Mapping[str, Any], epoch: int, global_step: int
 ) -> dict[str, Any]:
     """`model` as a checkpoint for `type(model).load_from_checkpoint`.
 
-    Holds plain values and CPU tensors only, to load with `weights_only=True`. `epoch` counts from
-    0, like Lightning's.
+    Holds plain values and CPU tensors only, to load with `weights_only=True`.
+
+    Args:
+        model: The trained module.
+        arguments: Of its constructor, in plain values; whatever else `save_hyperparameters` took
+            is kept if it is plain, too.
+        epoch: Counts from 0, like Lightning's.
+        global_step: Optimizer steps taken.
     """
     return {
         "epoch": epoch,
@@ -29,19 +36,40 @@ def checkpoint_of(
         "optimizer_states": [],
         "lr_schedulers": [],
         "hparams_name": "kwargs",
-        "hyper_parameters": {name: _plain(value) for name, value in model.hparams.items()},
+        "hyper_parameters": saved_arguments(model, arguments),
     }
 
 
+def saved_arguments(
+    model: lightning.LightningModule, arguments: Mapping[str, Any]
+) -> dict[str, Any]:
+    """`hyper_parameters` of a checkpoint: plain saved ones, and the constructor's arguments."""
+    saved = {name: value for name, value in model.hparams.items() if is_plain(value)}
+    given = {name: _plain(value) for name, value in {**saved, **arguments}.items()}
+    if any(isinstance(value, Mapping) for value in arguments.values()):
+        given["_instantiator"] = "lightning.pytorch.cli.instantiate_module"  # as LightningCLI
+    return given
+
+
 def write_checkpoint(
-    path: str | Path, model: lightning.LightningModule, epoch: int, global_step: int
-) -> str:
+    path: str | Path, model: lightning.LightningModule, arguments: Mapping[str, Any], epoch: int,
+    global_step: int,
+) -> str:  # fmt: skip
     """Write `checkpoint_of(...)`; returns the path. Raises DiskError.
 
     The write is atomic: a temporary file is flushed and renamed to `path`.
     """
-    replace_file(Path(path), saved_bytes(checkpoint_of(model, epoch, global_step)))
+    replace_file(Path(path), saved_bytes(checkpoint_of(model, arguments, epoch, global_step)))
     return str(path)
+
+
+def is_plain(value: Any) -> bool:
+    """Whether it is a number, text, None, or lists and mappings of those."""
+    if isinstance(value, Mapping):
+        return all(map(is_plain, value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(is_plain, value))
+    return value is None or type(value) in (str, int, float, bool)
 
 
 def _plain(value: Any) -> Any:

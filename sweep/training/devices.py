@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from sweep.protocols import Data
-from sweep.trial import Task, WorkerReady, now_ms
+from sweep.trial import DatasetInfo, Task, WorkerReady, now_ms
 
 
 def lightning_devices(text: str) -> int | list[int]:
@@ -25,6 +24,6 @@ def device_name(task: Task) -> str:
     return f"cpu, {torch.get_num_threads()} threads"
 
 
-def ready(task: Task, data: Data, n_slots: int) -> WorkerReady:
-    """A trainer's first report."""
-    return WorkerReady(data.info, device_name(task), n_slots, now_ms())
+def ready(task: Task, info: DatasetInfo | None, n_slots: int) -> WorkerReady:
+    """A trainer's first report; `info` None: nothing is known of the data."""
+    return WorkerReady(info, device_name(task), n_slots, now_ms())

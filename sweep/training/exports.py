@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,6 @@ from sweep.files.trial_files import replace_file
 from sweep.hyperparameters import DEFAULT_MODULE
 from sweep.loading import one_line, raised_by_user_code
 from sweep.training.mlp import MLPClassifier
-from sweep.training.modules import sample_shape
 from sweep.training.resuming import saved_bytes
 
 AXES, MOST = ("batch", "values"), 2**31 - 1
@@ -32,33 +32,54 @@ STRUCTURE = ("in_features", "n_classes", "activation")
 """Hyperparameters with an effect on an MLP's graph, beside the number of layers and dropout."""
 
 
-def export_model(path: str | Path, model: nn.Module, feature_shape: tuple[int, ...]) -> str:
+@dataclass(frozen=True)
+class Example:
+    """One sample of a module's input: the first tensor of its minibatches."""
+
+    shape: tuple[int, ...]
+    """Without the axis of samples."""
+    dtype: torch.dtype = torch.float32
+
+    @classmethod
+    def of(cls, batch: Any) -> Example | None:
+        """Of a minibatch; None if it does not begin with a tensor."""
+        x = batch[0] if isinstance(batch, list | tuple) and batch else batch
+        return cls(tuple(x.shape[1:]), x.dtype) if isinstance(x, Tensor) and x.ndim else None
+
+
+def export_model(path: str | Path, model: nn.Module, example: Example) -> str:
     """Write `model` as a torch.export archive (.pt2) for any number of samples.
 
     `torch.export.load(path).module()(x)` equals the model in evaluation mode for x
-    (B, *feature_shape) of any float type. It also accepts flat rows (B, F), unless tracing a
-    user's module with a reshape fails. Leaves the model in evaluation mode. Returns the path.
-    Raises DiskError.
+    (B, *example.shape), of any float type if the example is of one. It also accepts flat rows
+    (B, F), unless tracing a user's module with a reshape fails. Leaves the model in evaluation
+    mode. Returns the path. Raises DiskError.
     """
     model.eval()
     if type(model) is MLPClassifier:
-        program = _traced_structure(model, feature_shape).program_of(model)
-    else:
-        program = _export(model, feature_shape)
+        program = _traced_structure(model, example.shape).program_of(model)
+    elif example.dtype.is_floating_point:
+        program = _export(model, example.shape)
+    else:  # such as token ids, which the graph must not turn into floats
+        x = torch.zeros((2, *example.shape), dtype=example.dtype, device=_device(model))
+        sizes = {0: torch.export.Dim(AXES[0], min=1)}
+        program = torch.export.export(_Given(model), (x,), dynamic_shapes=(sizes,), strict=False)
     replace_file(Path(path), saved_bytes(program, torch.export.save))
     return str(path)
 
 
 def try_export(
-    path: Path, module: lightning.LightningModule, of_data: tuple[int, ...], name: str
+    path: Path, module: lightning.LightningModule, example: Example | None, name: str
 ) -> tuple[str | None, str]:
-    """`export_model` for samples of the module's own loaders or of shape `of_data`.
+    """`export_model`; an `example` of None is a reason against it.
 
     Returns (path, ""), or (None, one line) if `torch.export` fails for the user's module `name`.
     Raises DiskError, and any error of the built-in module.
     """
+    if example is None:
+        return None, "its minibatches do not begin with a tensor"
     try:
-        return export_model(path, module, sample_shape(module, of_data)), ""
+        return export_model(path, module, example), ""
     except DiskError:
         raise
     except BaseException as error:
@@ -158,8 +179,24 @@ def _export(model: nn.Module, feature_shape: tuple[int, ...]) -> ExportedProgram
 
 
 def _traced(inference: nn.Module, shape: tuple[int, ...], sizes: Any) -> ExportedProgram:
-    example = torch.zeros(shape, device=next(inference.parameters()).device)
+    example = torch.zeros(shape, device=_device(inference))
     return torch.export.export(inference, (example,), dynamic_shapes=(sizes,), strict=False)
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next(module.parameters()).device
+
+
+class _Given(nn.Module):
+    """The forward pass alone, for x as it is."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Any:
+        """The model's output."""
+        return self.model(x)
 
 
 class _Inference(nn.Module):

@@ -32,7 +32,7 @@ class QuietTrainer(lightning.Trainer):
 
 
 def quiet_trainer(default_root_dir: str | Path, **arguments: Any) -> lightning.Trainer:
-    """A silent single-process Trainer without logger and checkpoints of its own.
+    """A silent single-process Trainer without logger and checkpoints of its own, unless given.
 
     All Trainers are made here, to stay one process under batch systems and launchers, too (see
     `sweep.environment.launchers`).
@@ -48,7 +48,6 @@ def quiet_trainer(default_root_dir: str | Path, **arguments: Any) -> lightning.T
         "enable_progress_bar": False,
         "enable_model_summary": False,
         "num_sanity_val_steps": 0,
-        "log_every_n_steps": 1_000_000,
         "default_root_dir": str(default_root_dir),
     }
     plugins = [alone, *arguments.pop("plugins", ())]

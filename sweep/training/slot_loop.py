@@ -22,7 +22,7 @@ from sweep.files.trial_files import BEST, MODEL, RESUME_STATE
 from sweep.loading import raised_by_user_code
 from sweep.protocols import Exchange
 from sweep.training.checkpoints import checkpoint_of
-from sweep.training.exports import try_export
+from sweep.training.exports import Example, try_export
 from sweep.training.failures import classify
 from sweep.training.model_choice import ModelChoice
 from sweep.training.resuming import Keeper, forget_earlier_try, saved_bytes
@@ -57,6 +57,14 @@ class Engine(Protocol):
         """The trial's module with its best or its last weights."""
         ...
 
+    def example(self, run: Run) -> Example | None:
+        """A sample of the module's input, for its export; None: there is none."""
+        ...
+
+    def checkpoint_arguments(self, run: Run) -> Mapping[str, Any]:
+        """The module's arguments in plain values, for `load_from_checkpoint`."""
+        ...
+
     def close(self, number: int) -> None:
         """Remove the trial and free its memory."""
         ...
@@ -82,17 +90,16 @@ class Slots:
         self._said: set[str] = set()
         self._is_last = False
         self.running: dict[int, Run] = {}
-        self.ended: tuple[Run, lightning.LightningModule | None] | None = None
-        """With `keeps_end`: the last trial, and its module after its last epoch (None: failed)."""
+        self.ended: tuple[Run, lightning.LightningModule | None, Example | None] | None = None
+        """With `keeps_end`: the last trial, its module after its last epoch (None: failed), and a
+        sample for its export."""
         self.n_slots = 0
         self.driver_error: BaseException | None = None
         """Error raised by `exchange` in this process: no fault of a trial."""
 
-    def begin(
-        self, engine: Engine, feature_shape: tuple[int, ...], first: Sequence[Report] = ()
-    ) -> None:
+    def begin(self, engine: Engine, first: Sequence[Report] = ()) -> None:
         """Train with `engine` from now on; send `first` and open trials."""
-        self._engine, self._feature_shape = engine, feature_shape
+        self._engine = engine
         self._reports = [*first, *self._reports]
         self.turn_over()
 
@@ -229,7 +236,8 @@ class Slots:
         self._end_for_good(run, result, reason)
         self._reports.append(result)
         if self.keeps_end:
-            self.ended = run, None if run.failure else self._engine.module(run, "last")
+            module = None if run.failure else self._engine.module(run, "last")
+            self.ended = run, module, self._engine.example(run)
         del self.running[number]  # only now: an out-of-memory error above must not lose the trial
         self._engine.close(number)
 
@@ -256,18 +264,17 @@ class Slots:
     def _write_files(self, run: Run, reason: str) -> tuple[bool, bool]:
         """Write the best epoch's checkpoint and exported model; whether the trial has them."""
         if run.best_epoch is None:
-            if run.epoch or run.stop is None:
-                raise RuntimeError(f"the module never logged {self._task.metric!r}")
             return False, False
         module = self._engine.module(run, "best")
-        checkpoint = checkpoint_of(module, run.best_epoch - 1, run.best_step)
+        arguments = self._engine.checkpoint_arguments(run)
+        checkpoint = checkpoint_of(module, arguments, run.best_epoch - 1, run.best_step)
         run.files.put(BEST, saved_bytes(checkpoint))
         is_exported = reason in ("", "converged") and self._choice.includes(run)
         return True, is_exported and self._export(run, module)
 
     def _export(self, run: Run, module: lightning.LightningModule) -> bool:
         began_s, name = time.perf_counter(), self._task.module
-        path, why = try_export(run.files.path(MODEL), module, self._feature_shape, name)
+        path, why = try_export(run.files.path(MODEL), module, self._engine.example(run), name)
         took_s = time.perf_counter() - began_s
         self.say(no_model(name, why) if path is None else self._choice.exported(took_s))
         return path is not None

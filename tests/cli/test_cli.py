@@ -103,7 +103,7 @@ MISTAKES: dict[str, tuple[tuple[str, ...], int, tuple[str, ...]]] = {
         ("run", "--trials", "many", "--epochs", "-1", "--seed", "1.5"), 2,
         ("--trials", "--epochs", "--seed"),
     ),
-    "module": ((*RUN_INLINE, "--module", "no_such:Model"), 2, ("no_such",)),
+    "module": ((*RUN_INLINE, "--module", "no_such:Model", "--vary", "a=1,2"), 2, ("no_such",)),
     "config": (("run", "--config", "none.yaml"), 2, ("none.yaml",)),
     "config keys": (
         ("run", "--config", "wrong.yaml"), 2, ("did you mean sampler?", "did you mean trials?"),
@@ -183,7 +183,8 @@ def test_an_unknown_variable_is_one_line(call: Call, monkeypatch: pytest.MonkeyP
 
 def test_a_metric_of_unknown_direction_is_one_line(call: Call) -> None:
     """No search begins before the direction is said."""
-    code, _, errors = call("run", "--module", "mine:Model", "--metric", "val_distance")
+    code, _, errors = call("run", "--module", "mine:Model", "--metric", "val_distance",
+                           "--vary", "a=1,2")  # fmt: skip
     assert (code, errors) == (
         2, ["sweep: --direction must be said for --metric val_distance: maximize or minimize"]
     )  # fmt: skip

@@ -36,9 +36,9 @@ def faults(flags: dict[str, Any], **sources: Any) -> tuple[str, ...]:
     return caught.value.faults
 
 
-def config_file(folder: Path, text: str) -> Path:
+def config_file(folder: Path, text: str, name: str = "search.yaml") -> Path:
     """A config file."""
-    path = folder / "search.yaml"
+    path = folder / name
     path.write_text(text)
     return path
 
@@ -246,6 +246,10 @@ def test_a_setting_has_one_spelling_everywhere(tmp_path: Path, name: str) -> Non
         "trial_timeout_s": "5m",
         "metric": "val_loss",
         "devices": "2,",
+        "vary": "lr=0.1..1",
+        "set": "lr=0.1",
+        "callback": "some.module:Callback",
+        "lightning": str(config_file(tmp_path, "model: {}\n", "cli.yaml")),
     }.get(name, OTHERS.get(type(field.default), "4"))
     value = next((c for c in field.metadata["choices"] if c != field.default), value)
     public = flag_name(name)[2:]

@@ -22,7 +22,7 @@ from sweep.errors import (
 from sweep.reuse import Best, Recipe
 from sweep.reuse.final_training import train
 from sweep.training.lightning_trainer import quiet_trainer
-from sweep.training.modules import build_module
+from sweep.training.modules import build_mlp
 from sweep.trial import derive_seed
 
 
@@ -127,7 +127,7 @@ def test_the_engine_trains_what_lightning_trains(at: Path, precision: str, near:
     losses = []
     trained = train(recipe, RunConfig(), at, lambda _, metrics: losses.append(metrics))
     data = load_final_data("digits", None, recipe.seed)
-    module = build_module(recipe.module, recipe.model, data.info, derive_seed(0, "init", 0))
+    module = build_mlp(recipe.model, data.info, derive_seed(0, "init", 0))
     trainer = quiet_trainer(at.parent, max_epochs=3, accelerator="cpu", precision=precision)
     trainer.fit(module, Batches(data.train, recipe.batch_size, seed=recipe.seed))
     assert losses[-1]["train_loss"] == pytest.approx(
@@ -170,8 +170,8 @@ def test_a_loss_that_is_not_finite_ends_the_training(at: Path) -> None:
     ("module", "said", "tested"),
     [
         ("Model", ["has no test_step"], set()),
-        ("Bringing", ["brings its own train_dataloader", "has no test_step"], set()),
-        ("Tested", ["brings its own train_dataloader"], {"test_f1"}),
+        ("Bringing", ["train_dataloader that it brings", "has no test_step"], set()),
+        ("Tested", ["train_dataloader that it brings"], {"test_f1"}),
     ],
 )
 def test_a_module_of_ones_own_is_trained_and_saved_without_a_test(

@@ -13,7 +13,6 @@ import optuna
 import pytest
 from searches import SIX_SPACE, ScriptedStudy, Search, rising, score
 
-from sweep.errors import ConfigError
 from sweep.files.trial_files import TrialFiles
 from sweep.search.driver import MAX_RETRIES
 from sweep.space import canonical_key
@@ -315,15 +314,33 @@ def test_the_last_trial_is_tried_again_too(study: ScriptedStudy) -> None:
     assert study.run(script, trials=3).states() == ["COMPLETE"] * 3
 
 
-def test_a_metric_that_is_not_reported_is_one_clear_error(study: ScriptedStudy) -> None:
-    """The first epoch shows it; the error names what the module does report."""
-    with pytest.raises(ConfigError) as caught:
-        study.run(lambda spec: [{"val_loss": 1.0, "val_accuracy": 0.5}], trials=3)
-    (fault,) = caught.value.faults
-    assert fault == (
-        "--metric must be one of val_accuracy, val_loss, but got 'val_acc' "
-        "(did you mean val_accuracy?)"
+def test_a_trial_without_the_metric_fails_by_itself(study: ScriptedStudy) -> None:
+    """Epochs without it have no point; a trial without one fails, and says what it did log."""
+
+    def script(spec: TrialSpec) -> Iterator[Metrics]:
+        yield {"val_loss": 1.0, "val_accuracy": 0.5}
+        yield {"val_loss": 0.9} | ({"val_acc": 0.7} if spec.number != 1 else {})
+        yield {"val_loss": 0.8}
+
+    search = study.run(script, trials=3, epochs=3)
+    assert search.states() == ["COMPLETE", "FAIL", "COMPLETE"]
+    assert search.trials[0].curve == {2: 0.7}
+    assert search.trials[0].result["best_epoch"] == 2
+    assert search.trials[1].result["failure"]["message"] == (
+        "the trial never logged 'val_acc'; it logged val_accuracy, val_loss (did you mean "
+        "val_accuracy?)"
     )
+
+
+def test_patience_counts_epochs_with_the_metric(study: ScriptedStudy) -> None:
+    """Two values without progress, four epochs after the best one."""
+
+    def script(spec: TrialSpec) -> Iterator[Metrics]:
+        for epoch in range(1, 11):
+            yield {"val_loss": 1.0} | ({"val_acc": 1 / epoch} if epoch % 2 else {})
+
+    search = study.run(script, trials=1, epochs=10, patience=2)
+    assert search.trials[0].result["n_epochs"] == 5
 
 
 def test_the_reference_network_is_trial_0(study: ScriptedStudy) -> None:

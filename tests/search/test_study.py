@@ -191,8 +191,8 @@ def test_identical_failures_end_the_search_with_their_message() -> None:
 
 @pytest.mark.usefixtures("here")
 def test_a_metric_that_the_module_does_not_log_is_named() -> None:
-    """The error comes with the first epoch and lists what there is; it is the one that is said
-    where records cannot be delivered then, either."""
+    """Before the first trial, with what there is; it is the error that is said where records
+    cannot be delivered then, either."""
 
     class Away(RecordingListener):
         def close(self) -> None:
@@ -201,12 +201,8 @@ def test_a_metric_that_the_module_does_not_log_is_named() -> None:
 
     listener = Away()
     space = parse_space("# A line.\nparameters:\n  width: {int: [4, 8]}\n", "m", is_mlp=False)
-    config = RunConfig(
-        **(
-            SMALL
-            | {"module": "user_code:Model", "metric": "val_f1_score", "study": "m", "trials": 2}
-        )
-    )
+    own = {"module": "user_code:Model", "metric": "val_f1_score", "study": "m", "trials": 2}
+    config = RunConfig(**(SMALL | own))
     with pytest.raises(ConfigError, match=r"--metric must be one of .*val_f1.*did you mean"):
         search(config, space, [listener])
     assert listener.is_closed

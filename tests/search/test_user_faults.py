@@ -68,7 +68,7 @@ def test_wrong_names_are_refused_before_the_first_trial(call: Call, tmp_path: Pa
     """All at once, by `validate` and by a worker; the study takes the right file then."""
     space, module = tmp_path / "space.yaml", ("--module", "user_code:Demanding")
     space.write_text("# Two.\nparameters:\n  widht: {choices: [4]}\n  lr: {choices: [1]}\n")
-    parts = ("'widht' (did you mean width?)", "'lr'", "needs 'depth'")
+    parts = ("'lr'", "'widht' (did you mean width?)", "needs 'depth'")
     for command in (("validate", "space.yaml", "--samples", "0"), (*RUN, "--study", "w")):
         code, _, errors = call(*command, *module)
         assert (code, len(errors)) == (2, len(parts)), errors
@@ -93,15 +93,11 @@ def test_names_of_nothing_are_said_before_other_settings(call: Call, tmp_path: P
     assert "leave it out" in line
 
 
-def test_the_space_is_named_where_nobody_named_it(call: Call) -> None:
-    """A module of one's own without --space gets the names of the default space."""
-    code, _, errors = call("run", "--module", "user_code:Model", "--metric", "val_f1",
-                           "--executor", "inline", "--threads", "1")  # fmt: skip
-    assert code == 2
-    assert "must be one of mode, width, but got" in errors[0]
-    assert errors[-1] == (
-        "sweep: these hyperparameters come from search space mlp: name one of yours with --space"
-    )
+def test_what_varies_has_to_be_said(call: Call) -> None:
+    """A module of one's own has no default space."""
+    code, _, errors = call("run", "--module", "user_code:Model", "--metric", "val_f1")
+    assert (code, len(errors)) == (2, 1)
+    assert "nothing varies: say --vary NAME=LOW..HIGH" in errors[0]
 
 
 @pytest.mark.usefixtures("ready_store")
@@ -171,7 +167,7 @@ class Ends(Model):
     n = 0
     def training_step(self, batch, batch_idx):
         Ends.n += 1
-        if Ends.n == 1:
+        if Ends.n <= 2:  # before the first trial, and in it
             raise KeyboardInterrupt("mine")
         print("second trial", flush=True)
         time.sleep(60)

@@ -10,7 +10,7 @@ import torch
 
 from sweep.hyperparameters import ACTIVATIONS
 from sweep.training import exports
-from sweep.training.exports import export_model
+from sweep.training.exports import Example, export_model
 from sweep.training.mlp import MLPClassifier
 
 SHAPE = (1, 8, 8)
@@ -51,9 +51,11 @@ def records(path):
 )
 def test_archives_are_what_torch_writes(tmp_path, hidden, given):
     """Record for record, what tracing and saving the very model gives."""
-    export_model(tmp_path / "other.pt2", build(5, [w + 4 for w in hidden], **given), SHAPE)
+    export_model(
+        tmp_path / "other.pt2", build(5, [w + 4 for w in hidden], **given), Example(SHAPE)
+    )
     model = build(1, hidden, **given)
-    ours = records(export_model(tmp_path / "ours.pt2", model, SHAPE))
+    ours = records(export_model(tmp_path / "ours.pt2", model, Example(SHAPE)))
     torchs = records(by_torch(tmp_path / "torchs.pt2", model))
     # Not where it was traced: these lines name this test's helper and not export_model.
     for archive in (ours, torchs):
@@ -70,7 +72,10 @@ def test_exported_models_of_one_structure(tmp_path, activation):
         for seed, hidden in enumerate([(12, 9), (40, 3), (1, 2)])
     ]
     exports._structures.clear()
-    paths = [export_model(tmp_path / f"{k}.pt2", model, SHAPE) for k, model in enumerate(models)]
+    paths = [
+        export_model(tmp_path / f"{k}.pt2", model, Example(SHAPE))
+        for k, model in enumerate(models)
+    ]
     assert len(exports._structures) == 1
     for model, path in zip(models, paths, strict=True):
         program = torch.export.load(path)
@@ -82,7 +87,7 @@ def test_exported_models_of_one_structure(tmp_path, activation):
 def test_float64(tmp_path):
     """A model of another precision has a graph of its own."""
     for model in (build(0), build(1).double(), build(2)):
-        program = torch.export.load(export_model(tmp_path / "a.pt2", model, SHAPE))
+        program = torch.export.load(export_model(tmp_path / "a.pt2", model, Example(SHAPE)))
         x = torch.rand(3, *SHAPE, dtype=next(model.parameters()).dtype)
         torch.testing.assert_close(program.module()(x), model(x))
 
@@ -94,9 +99,9 @@ def test_a_network_of_one_s_own(tmp_path):
         def forward(self, x):
             return 2.0 * super().forward(x)
 
-    export_model(tmp_path / "plain.pt2", build(), SHAPE)
+    export_model(tmp_path / "plain.pt2", build(), Example(SHAPE))
     model = Doubled(64, 10, hidden=(12, 9)).eval()
-    program = torch.export.load(export_model(tmp_path / "own.pt2", model, SHAPE))
+    program = torch.export.load(export_model(tmp_path / "own.pt2", model, Example(SHAPE)))
     x = torch.rand(3, *SHAPE)
     torch.testing.assert_close(program.module()(x), model(x))
 
@@ -122,7 +127,7 @@ def test_samples_of_another_size(exported, shape):
 def exported(tmp_path_factory):
     """A model, and its archive loaded as MLflow loads it."""
     model = build()
-    path = export_model(tmp_path_factory.mktemp("exported") / "a.pt2", model, SHAPE)
+    path = export_model(tmp_path_factory.mktemp("exported") / "a.pt2", model, Example(SHAPE))
     return model, torch.export.load(path).module()
 
 
@@ -138,7 +143,7 @@ def test_a_user_s_module_that_needs_its_number_of_samples(tmp_path):
             return self.layer(x.flatten(1)) * (1.0 if x.shape[0] == 0 else 2.0)
 
     model = Choosy().eval()
-    path = export_model(tmp_path / "a.pt2", model, (2, 4))
+    path = export_model(tmp_path / "a.pt2", model, Example((2, 4)))
     program = torch.export.load(path).module()
     x = torch.rand(2, 2, 4, dtype=torch.float64)
     torch.testing.assert_close(program(x), model(x.float()))
@@ -148,9 +153,9 @@ def test_a_user_s_module_that_needs_its_number_of_samples(tmp_path):
 
 def test_exporting_leaves_an_earlier_file_alone(tmp_path):
     """A later export with other weights does not change an archive on the disk."""
-    path = export_model(tmp_path / "a.pt2", build(0), (64,))
+    path = export_model(tmp_path / "a.pt2", build(0), Example((64,)))
     before = (tmp_path / "a.pt2").read_bytes()
-    export_model(tmp_path / "b.pt2", build(1), (64,))
+    export_model(tmp_path / "b.pt2", build(1), Example((64,)))
     assert (tmp_path / "a.pt2").read_bytes() == before
     x = torch.rand(3, 64)
     torch.testing.assert_close(torch.export.load(path).module()(x), build(0)(x))

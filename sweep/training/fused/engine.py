@@ -17,16 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from sweep.data.tensors import TensorData
-from sweep.hyperparameters import DEFAULT_MODULE
 from sweep.training.checkpoints import checkpoint_of
 from sweep.training.compiled.kernel import Kernel
 from sweep.training.engine_choice import FUSED_PRECISIONS, MOST_SLOTS, precision_of
-from sweep.training.exports import prepare_export
+from sweep.training.exports import Example, prepare_export
 from sweep.training.failures import classify
 from sweep.training.fused.population import Population, run_jobs
 from sweep.training.members import Linears, Member
 from sweep.training.mlp import MLPClassifier
-from sweep.training.modules import build_module
+from sweep.training.modules import build_mlp
 from sweep.training.optimizers import OptimizerRule, learning_rates, make_rule
 from sweep.training.resuming import load_resume_file, start_over
 from sweep.training.run import RESUME_KEY, Run
@@ -128,7 +127,7 @@ class FusedEngine:
         if (home := opened.home) is None:
             return None
         best = _named(opened.model, home.best_weights(number))
-        checkpoint = checkpoint_of(self.module(run, "last"), run.epoch, run.n_steps)
+        checkpoint = checkpoint_of(self.module(run, "last"), {}, run.epoch, run.n_steps)
         states = home.states(number)
         optimizer, schedulers = self._optimizer_state(run, opened, states)
         return checkpoint | {
@@ -148,6 +147,14 @@ class FusedEngine:
             _copy(opened.member.best, _linears(opened.model))
         return opened.model
 
+    def example(self, run: Run) -> Example:
+        """A sample of the data."""
+        return Example(self._data.info.feature_shape)
+
+    def checkpoint_arguments(self, run: Run) -> Mapping[str, Any]:
+        """None: they are all among the network's saved hyperparameters."""
+        return {}
+
     def close(self, number: int) -> None:
         """Remove the trial from its population."""
         opened = self._open.pop(number, None)
@@ -159,10 +166,9 @@ class FusedEngine:
         # Initial weights are drawn in float32 and then converted, as Lightning does it.
         torch.set_default_dtype(torch.float32)
         try:
-            model = build_module(DEFAULT_MODULE, spec.hyperparameters, self._data.info, spec.seed)
+            model = build_mlp(spec.hyperparameters, self._data.info, spec.seed)
         finally:
             torch.set_default_dtype(default)
-        assert isinstance(model, MLPClassifier)
         model.to(self._dtype)
         arguments = model.optimizer_arguments
         member = Member(

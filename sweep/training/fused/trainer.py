@@ -147,12 +147,12 @@ class _Epochs(lightning.LightningModule):
         first = []
         if not slots.n_slots:
             slots.n_slots = population_size(task, data, self.device)
-            first = [ready(task, data, slots.n_slots)]
+            first = [ready(task, data.info, slots.n_slots)]
         kernel, n_threads = None, 1
         if self.device.type == "cpu":
             kernel, n_threads = self._load_kernel(), torch.get_num_threads()
         self._engine = FusedEngine(task, data, kernel, n_threads, self._metrics)
-        slots.begin(self._engine, data.info.feature_shape, first)
+        slots.begin(self._engine, first)
         self._leave_if_done()
 
     def _load_kernel(self) -> Kernel | None:

@@ -13,12 +13,16 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from sweep.files.trial_files import RESUME_STATE, replace_file
 from sweep.loading import raised_by_user_code
-from sweep.protocols import Data
-from sweep.training.devices import lightning_devices
+from sweep.training.checkpoints import saved_arguments
+from sweep.training.exports import Example
 from sweep.training.failures import classify
 from sweep.training.lightning_trainer import quiet_trainer
 from sweep.training.mlflow_calls import FluentCalls
-from sweep.training.modules import build_module, has_own_loaders
+from sweep.training.modules import has_own_loaders
+from sweep.training.plain.fitting import loaders, trainer_arguments
+from sweep.training.plain.logger import TrialLogger
+from sweep.training.project.project import Built, Project, listed
+from sweep.training.project.sources import ModuleData
 from sweep.training.resuming import (
     load_resume_file,
     random_state,
@@ -37,19 +41,19 @@ class PlainEngine:
 
     Args:
         task: Settings of the study.
-        data: For modules without loaders of their own.
+        project: Builds module and data of each trial.
         slots: Receives the metrics of each epoch.
         calls: Captures metrics from the module's own MLflow calls.
-        given: The first trial's module, with its initial weights; None: build one.
+        given: The first trial's objects, if they are built already.
     """
 
     name = "plain"
 
     def __init__(
-        self, task: Task, data: Data, slots: Slots, calls: FluentCalls,
-        given: lightning.LightningModule | None = None,
+        self, task: Task, project: Project, slots: Slots, calls: FluentCalls,
+        given: Built | None = None,
     ) -> None:  # fmt: skip
-        self._task, self._data, self._slots, self._calls = task, data, slots, calls
+        self._task, self._project, self._slots, self._calls = task, project, slots, calls
         self._given = given
         self._fit: _Fit | None = None
 
@@ -95,7 +99,12 @@ class PlainEngine:
         progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]
         for counts in (progress["total"], progress["current"]):
             counts["ready"] = counts["processed"]  # not counting the epoch starting now
-        return checkpoint | {RESUME_KEY: run.state(fit.best) | {"random": random_state()}}
+        own = {
+            "hyper_parameters": saved_arguments(fit.module, self.checkpoint_arguments(run)),
+            RESUME_KEY: run.state(fit.best) | {"random": random_state()},
+        }
+        others = ("datamodule_h", "hparams_type")  # whatever `save_hyperparameters` took
+        return {k: v for k, v in checkpoint.items() if not k.startswith(others)} | own
 
     def module(self, run: Run, which: Literal["best", "last"]) -> lightning.LightningModule:
         """The trial's module; "best" loads the best weights into it."""
@@ -103,6 +112,14 @@ class PlainEngine:
         if which == "best":
             self._fit.module.load_state_dict(self._fit.best)
         return self._fit.module
+
+    def example(self, run: Run) -> Example | None:
+        """A sample of the trial's first minibatch."""
+        return Example.of(self._fit.sample) if self._fit is not None else None
+
+    def checkpoint_arguments(self, run: Run) -> Mapping[str, Any]:
+        """The trial's own arguments of the module."""
+        return self._project.plain_arguments(run.spec.hyperparameters)
 
     def close(self, number: int) -> None:
         """Release module and Trainer."""
@@ -113,36 +130,40 @@ class PlainEngine:
         if checkpoint is not None:
             run.resume(checkpoint)
         seed_everything(spec.seed)
-        module, self._given = self._given, None
-        if module is None:
-            module = build_module(task.module, spec.hyperparameters, self._data.info, spec.seed)
-        fit = self._fit = _Fit(run, module, self._slots, self._calls, checkpoint)
+        built, self._given = self._given, None
+        if built is None:
+            built = self._project.built(spec)
+        logger = TrialLogger(run.files, run.n_steps)
+        fit = self._fit = _Fit(run, built.module, self._slots, self._calls, logger, checkpoint)
         if run.is_trained and checkpoint is not None:
-            module.load_state_dict(checkpoint["state_dict"])
+            built.module.load_state_dict(checkpoint["state_dict"])
             self._slots.tell(*run.history)
             return
-        fit.trainer = quiet_trainer(
-            task.work_dir,
-            max_epochs=task.epochs,
-            accelerator=task.accelerator,
-            devices=lightning_devices(task.devices),
-            precision=task.precision,
-            callbacks=[fit],
-            plugins=[fit.io],
-        )
-        self._data = self._data.to(fit.trainer.strategy.root_device)
+        self._tell_of_loaders(built)
+        given = trainer_arguments(task, built)
+        logger.trainer = fit.trainer = quiet_trainer(
+            run.files.make_folder(),
+            **given | {
+                "logger": [logger, *listed(given.get("logger"))],
+                "callbacks": [*given["callbacks"], fit],
+                "plugins": [*listed(given.get("plugins")), fit.io],
+            },
+        )  # fmt: skip
         fit.trainer.fit(
-            module,
+            built.module,
             ckpt_path=None if checkpoint is None else run.files.path(RESUME_STATE),
             weights_only=True,
-            **({} if has_own_loaders(module) else self._loaders(run)),
+            **loaders(built, run.start_epoch, fit.trainer),
         )
 
-    def _loaders(self, run: Run) -> dict[str, Any]:
-        task, data = self._task, self._data
-        batch_size = int(run.spec.hyperparameters.get("batch_size", task.batch_size))
-        train, val = data.loaders(batch_size, run.start_epoch)
-        return {"train_dataloaders": train, "val_dataloaders": val}
+    def _tell_of_loaders(self, built: Built) -> None:
+        """Say that the study's data are not used, if the module brings its own."""
+        is_unused = has_own_loaders(built.module) and not isinstance(built.data, ModuleData)
+        if built.data is not None and is_unused and not self._slots.keeps_end:
+            self._slots.say(
+                f"{self._task.module} trains on loaders of its own: what is named after --data "
+                f"{self._task.data} (the study, MLflow's data set) is not what it saw"
+            )
 
 
 class _Fit(lightning.pytorch.callbacks.Checkpoint):
@@ -157,9 +178,13 @@ class _Fit(lightning.pytorch.callbacks.Checkpoint):
 
     def __init__(
         self, run: Run, module: lightning.LightningModule, slots: Slots, calls: FluentCalls,
-        checkpoint: Mapping[str, Any] | None,
+        logger: TrialLogger, checkpoint: Mapping[str, Any] | None,
     ) -> None:  # fmt: skip
-        self.module, self.io = module, _CheckpointIO()
+        self.module, self.io, self._logger = module, _CheckpointIO(), logger
+        self.sample: Any = None
+        """The first minibatch of the trial."""
+        self._seen: dict[str, torch.Tensor] = {}
+        """Lightning's metrics at the last epoch's end: those logged since are other objects."""
         self.best: dict[str, torch.Tensor] = {}
         state = {} if checkpoint is None else checkpoint[RESUME_KEY]
         if state.get("best") is not None:
@@ -196,13 +221,29 @@ class _Fit(lightning.pytorch.callbacks.Checkpoint):
             self._slots.keep_if_due()
         self._epoch_began = time.perf_counter()
 
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any,
+        batch_idx: int,
+    ) -> None:  # fmt: skip
+        """Values are logged by step from here on."""
+        self._logger.is_in_step = True
+        if self.sample is None:
+            self.sample = batch
+
+    def on_validation_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        """Values of a validation belong to the epoch."""
+        self._logger.is_in_step = False
+
     def on_train_epoch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
     ) -> None:
         """Report the epoch and apply the driver's orders."""
         run, slots, self.has_news = self._run, self._slots, True
+        self._logger.is_in_step = False
         metrics, notices = self._calls.metrics(now_ms())
-        metrics |= {k: float(v) for k, v in trainer.callback_metrics.items()}
+        metrics |= self._fresh(trainer.callback_metrics)
         slots.say(*[notice.message for notice in notices])
         run.n_steps = trainer.global_step
         slots.end_epoch({run.spec.number: metrics}, time.perf_counter() - self._epoch_began)
@@ -210,16 +251,29 @@ class _Fit(lightning.pytorch.callbacks.Checkpoint):
             self._tell()
         trainer.should_stop |= run.is_over
 
+    def _fresh(self, metrics: Mapping[str, torch.Tensor]) -> dict[str, float]:
+        """The metrics logged since the last epoch's end, without values by step."""
+        found = {
+            name: float(value)
+            for name, value in metrics.items()
+            if self._seen.get(name) is not value
+            and not (name.endswith("_step") and name.removesuffix("_step") in metrics)
+        }
+        self._seen = dict(metrics)
+        return found
+
     def on_train_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
     ) -> None:
         """Write the resume file of an interrupted trial, or the final state (`keeps_end`)."""
         run = self._run
+        self._logger.write()
         is_interrupted = run.stop is not None and run.stop.reason == "interrupted"
         if run.failure is None and (is_interrupted or self._slots.keeps_end):
             self._slots.keep([run])
 
     def _tell(self, *reports: Report) -> None:
+        self._logger.write()
         self._slots.tell(*reports)
         self.trainer.should_stop |= self._run.is_over
 

@@ -10,21 +10,19 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-import lightning
 import torch
 
 from sweep.data.catalog import is_custom
-from sweep.data.tensors import TensorData, load_search_data
 from sweep.errors import ConfigError
 from sweep.hyperparameters import DEFAULT_MODULE
-from sweep.loading import import_object
 from sweep.protocols import Data, Exchange
 from sweep.training.devices import ready
 from sweep.training.lightning_trainer import hush_lightning
 from sweep.training.mlflow_calls import FluentCalls
-from sweep.training.modules import argument_faults, has_own_loaders
 from sweep.training.plain.engine import PlainEngine
 from sweep.training.process_state import current_folder, undisturbed
+from sweep.training.project.check import preflight
+from sweep.training.project.project import Built, Project
 from sweep.training.run import Run
 from sweep.training.slot_loop import Slots
 from sweep.trial import Task
@@ -47,81 +45,74 @@ class PlainTrainer:
     """
 
     def __init__(
-        self,
-        task: Task,
-        data: TensorData | Callable[[], TensorData] | None = None,
-        *,
-        notice: str = "",
+        self, task: Task, data: Data | Callable[[], Data] | None = None, *, notice: str = ""
     ) -> None:
         self._notice = notice
         if task.n_threads:
             torch.set_num_threads(task.n_threads)
         self._calls = FluentCalls(task.work_dir)
         self._is_users = task.module != DEFAULT_MODULE or is_custom(task.data)
+        self._task = task
         # Reports a wrong name before the first trial.
         with self._caught():
-            made_by = import_object(task.module, "--module")
+            self._project = Project(task, data() if callable(data) else data)
         is_checked = task.module != DEFAULT_MODULE and task.names is not None
-        if is_checked and (faults := argument_faults(task.module, made_by, task.names or ())):
-            raise ConfigError([*faults, *_where_names_are_from(task.space)])
-        self._task = task
-        given = data() if callable(data) else data
-        with self._caught():
-            self._data = given or load_search_data(task.data, task.data_dir, task.seed)
+        if is_checked and (faults := self._project.faults(task.names or ())):
+            raise ConfigError(faults)
 
     def train(self, exchange: Exchange) -> None:
         """Train the trials ordered by `exchange`, until is_last is set and none is left."""
         slots = Slots(self._task, exchange)
         slots.say(self._notice)
         try:
-            train_one_by_one(self._task, self._data, slots, self._calls, self._caught)
+            self._look_ahead(slots)
+            train_one_by_one(self._task, self._project, slots, self._calls, self._caught)
         finally:
             self._calls.remove()
+
+    def _look_ahead(self, slots: Slots) -> None:
+        """Before the study's first trial. Raises ConfigError."""
+        if not self._task.probes or Path(self._task.work_dir, "trials").exists():
+            return
+        hush_lightning()
+        with undisturbed(current_folder()), self._caught():
+            found = preflight(self._project, self._task)
+        if found.faults:
+            raise ConfigError(found.faults)
+        slots.say(*found.notices)
 
     def _caught(self) -> contextlib.AbstractContextManager[None]:
         return self._calls.caught() if self._is_users else contextlib.nullcontext()
 
 
 def train_one_by_one(
-    task: Task, data: Data, slots: Slots, calls: FluentCalls,
+    task: Task, project: Project, slots: Slots, calls: FluentCalls,
     caught: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
-    given: lightning.LightningModule | None = None,
+    given: Built | None = None,
 ) -> None:  # fmt: skip
-    """Train the trials of `slots`, each within `caught`; `given` is the first one's module."""
+    """Train the trials of `slots`, each within `caught`; `given` are the first one's objects."""
     hush_lightning()
     folder, n_threads, slots.n_slots = current_folder(), torch.get_num_threads(), 1
-    if task.module == DEFAULT_MODULE and math.prod(data.info.feature_shape) <= SMALL_FEATURES:
+    info = project.info
+    shape = info.feature_shape if info is not None else ()
+    if task.module == DEFAULT_MODULE and math.prod(shape) <= SMALL_FEATURES:
         torch.set_num_threads(1)
-    engine = PlainEngine(task, data, slots, calls, given)
+    engine = PlainEngine(task, project, slots, calls, given)
     try:
-        slots.begin(engine, data.info.feature_shape, [ready(task, data, 1)])
+        slots.begin(engine, [ready(task, info, 1)])
         while slots.running:
             (run,) = slots.running.values()
             with undisturbed(folder), caught():
-                _train(engine, run, slots, task)
+                _train(engine, run, slots)
             slots.turn_over()
     finally:
         torch.set_num_threads(n_threads)
 
 
-def _train(engine: PlainEngine, run: Run, slots: Slots, task: Task) -> None:
+def _train(engine: PlainEngine, run: Run, slots: Slots) -> None:
     """Train one trial: a user's bug fails the trial, not the search."""
     try:
         engine.fit(run)
-        if not slots.keeps_end and has_own_loaders(engine.module(run, "last")):
-            slots.say(
-                f"{task.module} trains on loaders of its own: what is named after --data "
-                f"{task.data} (the study, MLflow's data set) is not what it saw"
-            )
     except BaseException as error:  # noqa: BLE001 - `fail` re-raises the driver's errors
         slots.fail(run, error)
     slots.conclude(run)
-
-
-def _where_names_are_from(space: str) -> list[str]:
-    """A hint about a shipped search space: a module's user may have got it by default."""
-    if not space or Path(space).suffix:
-        return []
-    return [
-        f"these hyperparameters come from search space {space}: name one of yours with --space"
-    ]

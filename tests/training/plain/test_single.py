@@ -12,10 +12,10 @@ import torch
 import user_code
 
 from sweep.data.tensors import load_search_data
+from sweep.errors import ConfigError
 from sweep.files.trial_files import BEST, MODEL, TrialFiles
 from sweep.testing import ScriptedExchange, TrainerContract, example_task
 from sweep.training.mlp import MLPClassifier
-from sweep.training.modules import build_module
 from sweep.training.plain.trainer import PlainTrainer
 from sweep.trial import Task, TrialSpec
 
@@ -191,25 +191,17 @@ def test_a_module_of_the_users_own(tmp_path: Path) -> None:
     assert failure.message.startswith("ZeroDivisionError: width must not be 8 (")
 
 
-def test_a_class_that_is_no_module_fails_its_trial(tmp_path: Path) -> None:
+def test_a_class_that_is_no_module_is_refused(tmp_path: Path) -> None:
+    """Before any trial, in one line."""
+    with pytest.raises(ConfigError, match="NotAModule must be a LightningModule"):
+        PlainTrainer(example_task(tmp_path, module="user_code:NotAModule"))
+
+
+def test_a_function_that_gives_no_module_fails_its_trial(tmp_path: Path) -> None:
     """The message says what it is and what it should be."""
-    task = example_task(tmp_path, module="user_code:NotAModule")
-    failure = trained(task, {"width": 8}).results()[0].failure
-    assert failure is not None
-    assert "must be a LightningModule, but is a NotAModule" in failure.message
-
-
-def test_weights_do_not_depend_on_the_global_generator() -> None:
-    """A user's module is built from the trial's seed alone, and leaves torch's state alone."""
-    data = load_search_data("digits", None, 0)
-    torch.manual_seed(1)
-    one = build_module("user_code:Model", {"width": 4}, data.info, 5).state_dict()
-    after_one = torch.rand(1)
-    torch.manual_seed(1)
-    assert torch.equal(torch.rand(1), after_one)
-    torch.manual_seed(2)
-    two = build_module("user_code:Model", {"width": 4}, data.info, 5).state_dict()
-    assert all(torch.equal(one[k], two[k]) for k in one)
+    failure = trained(example_task(tmp_path, module="user_code:no_module"), {}).results()[0]
+    assert failure.failure is not None
+    assert "must be a LightningModule, but is a dict" in failure.failure.message
 
 
 def test_nothing_is_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -21,9 +21,9 @@ from sweep.errors import ConfigError, DataError, Interruption
 from sweep.files.trial_files import MODEL, TrialFiles
 from sweep.testing import ScriptedExchange, example_task
 from sweep.training import make_trainer
-from sweep.training.modules import argument_faults
 from sweep.training.plain.trainer import PlainTrainer
 from sweep.training.process_state import undisturbed
+from sweep.training.project.project import module_faults
 from sweep.trial import Notice, TrialSpec
 
 METRIC = {"metric": "val_f1", "population": 1}
@@ -221,11 +221,10 @@ def test_a_folder_that_is_gone_is_left_for_the_first_one(tmp_path: Path) -> None
 FAULTS = {
     "unknown": ("Model", ["widht"], ["must be one of mode, width, but got 'widht' (did you mean "
                                      "width?)"]),
-    "several": ("Demanding", ["widht", "lr"], ["'widht'", "'lr'", "needs 'depth'"]),
-    "missing": ("Demanding", ["width"], ["needs 'depth', which the search space does not give"]),
+    "several": ("Demanding", ["widht", "lr"], ["'lr'", "'widht'", "needs 'depth'"]),
+    "missing": ("Demanding", ["width"], ["needs 'depth', which nothing gives"]),
     "any": ("TakesAny", ["widht", "lr"], []),
     "fine": ("Demanding", ["depth", "width", "batch_size"], []),
-    "not a module": ("NotAModule", ["width"], ["must be a LightningModule"]),
     "a function": ("broken_data", ["width"], []),
 }  # fmt: skip
 
@@ -234,7 +233,7 @@ FAULTS = {
 def test_arguments_are_checked_by_the_signature(case: str) -> None:
     """One sentence for each name that the module does not take, and each that it lacks."""
     name, names, parts = FAULTS[case]
-    found = argument_faults(f"user_code:{name}", getattr(user_code, name), names)
+    found = module_faults(f"user_code:{name}", names)
     assert len(found) == len(parts), found
     for sentence, part in zip(found, parts, strict=True):
         assert part in sentence

@@ -30,7 +30,7 @@ from searches import TESTS
 
 from sweep.data.tensors import TensorData
 from sweep.training.compiled.kernel import SWITCH, load_kernel
-from sweep.training.exports import export_model, prepare_export
+from sweep.training.exports import Example, export_model, prepare_export
 from sweep.training.fused.trainer import FusedTrainer
 from sweep.training.mlp import MLPClassifier
 from sweep.trial import (
@@ -183,7 +183,7 @@ def export_once(data: TensorData) -> None:
     model = MLPClassifier(data.info.feature_shape[-1] ** 2, 10, hidden=(WIDTH, WIDTH)).double()
     prepare_export(model, data.info.feature_shape)
     with tempfile.TemporaryDirectory() as folder:
-        export_model(Path(folder) / "model.pt2", model, data.info.feature_shape)
+        export_model(Path(folder) / "model.pt2", model, Example(data.info.feature_shape))
 
 
 def train_limited(

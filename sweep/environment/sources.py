@@ -1,0 +1,53 @@
+"""Source files of the user's module and data, found and read without importing them."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import hashlib
+import sys
+from pathlib import Path
+
+
+def source_of(path: str) -> Path | None:
+    """The file of `package.module:name` or `file.py:name`; None if it is not found."""
+    module, _, _ = path.rpartition(":")
+    if module.endswith(".py"):
+        return Path(module) if Path(module).is_file() else None
+    parts = Path(*module.split("."))
+    for folder in (".", *sys.path):
+        for file in (Path(folder, f"{parts}.py"), Path(folder, parts, "__init__.py")):
+            if file.is_file():
+                return file
+    return None
+
+
+def digest_of(path: str) -> str | None:
+    """32 hex digits of the source file's content; None if it is not found."""
+    file = source_of(path)
+    if file is not None:
+        with contextlib.suppress(OSError):
+            return hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest()
+    return None
+
+
+def defines(path: str, method: str) -> bool:
+    """Whether the class `path` names, or a base class in the same file, defines a method."""
+    file, name = source_of(path), path.rpartition(":")[2]
+    if file is None:
+        return False
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return False
+    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    names, seen = [name], set[str]()
+    while names:
+        node = classes.get(name := names.pop())
+        if node is None or name in seen:
+            continue
+        seen.add(name)
+        if any(isinstance(part, ast.FunctionDef) and part.name == method for part in node.body):
+            return True
+        names += [base.id for base in node.bases if isinstance(base, ast.Name)]
+    return False

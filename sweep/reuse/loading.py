@@ -1,0 +1,68 @@
+"""A recipe's module: as a task for a trainer, and as a trained module from a checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+
+from sweep.config.settings import RunConfig
+from sweep.data.catalog import is_custom
+from sweep.hyperparameters import DEFAULT_MODULE
+from sweep.reuse.recipe import Recipe, class_path
+from sweep.search.tasks import make_task
+from sweep.training.mlp import MLPClassifier
+from sweep.training.project.project import Project
+from sweep.trial import Task
+
+
+def task_of(recipe: Recipe, config: RunConfig, work_dir: Path) -> Task:
+    """The training of a recipe, on the machine of `config`."""
+    return dataclasses.replace(
+        make_task(config), module=recipe.module, data=recipe.data, seed=recipe.seed,
+        epochs=recipe.epochs, batch_size=recipe.batch_size, precision=recipe.precision, metric="",
+        work_dir=str(work_dir), names=tuple(recipe.model), config=recipe.config,
+        callbacks=recipe.callbacks,
+    )  # fmt: skip
+
+
+def load(recipe: Recipe, config: RunConfig, checkpoint: Path) -> lightning.LightningModule:
+    """The module on the CPU, in evaluation mode.
+
+    A user's module is built from the recipe, as for its trial, and the weights are loaded into
+    it: whatever `save_hyperparameters` took does not matter. Raises any error of the user's code.
+    """
+    if recipe.module == DEFAULT_MODULE:
+        loaded: lightning.LightningModule = MLPClassifier.load_from_checkpoint(
+            checkpoint, map_location="cpu", weights_only=True
+        )
+        return loaded.eval()
+    project = Project(task_of(recipe, config, checkpoint.parent))
+    with torch.random.fork_rng(devices=[]):
+        module = project.module(recipe.model)
+    kept = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    module.load_state_dict(kept["state_dict"])
+    return module.eval()
+
+
+def sections(recipe: Recipe) -> dict[str, Any]:
+    """Model, data, trainer, optimizer and lr_scheduler of a user's module, in LightningCLI's form.
+
+    Raises ConfigError for code that cannot be imported.
+    """
+    trees = Project(task_of(recipe, RunConfig(), Path())).trees(recipe.model)
+    found: dict[str, Any] = {"model": _named(recipe.module, trees["model"])}
+    if is_custom(recipe.data):
+        found["data"] = _named(recipe.data, trees["data"])
+    callbacks = [*trees["trainer"].pop("callbacks", []), *map(class_path, recipe.callbacks)]
+    if callbacks:
+        trees["trainer"]["callbacks"] = [_named(c) if isinstance(c, str) else c for c in callbacks]
+    return found | {name: tree for name, tree in trees.items() if tree and name not in found}
+
+
+def _named(path: str, arguments: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    return {"class_path": class_path(path)} | ({"init_args": arguments} if arguments else {})

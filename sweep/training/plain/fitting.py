@@ -1,0 +1,40 @@
+"""What a trial's Trainer gets: its arguments, and the data of its `fit`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning
+from lightning.pytorch.utilities.model_helpers import is_overridden
+
+from sweep.training.devices import lightning_devices
+from sweep.training.modules import has_own_loaders
+from sweep.training.project.project import Built, listed
+from sweep.trial import Task
+
+
+def trainer_arguments(task: Task, built: Built) -> dict[str, Any]:
+    """Arguments of the Trainer: the task's, then the trial's own."""
+    return {
+        "max_epochs": task.epochs,
+        "accelerator": task.accelerator,
+        "devices": lightning_devices(task.devices),
+        "precision": task.precision,
+        **built.trainer,
+        "callbacks": [*listed(built.trainer.get("callbacks")), *built.callbacks],
+    }
+
+
+def loaders(built: Built, first_epoch: int, trainer: lightning.Trainer) -> dict[str, Any]:
+    """The data for `Trainer.fit`. Hooks that the module defines come before a data set's loaders,
+    a DataModule's come before the module's: as in Lightning."""
+    if built.data is None:
+        return {}
+    data = built.data.to(trainer.strategy.root_device)
+    given: dict[str, Any] = data.fit_arguments(built.batch_size, first_epoch)
+    if "datamodule" in given:
+        return given
+    if has_own_loaders(built.module):
+        return {}
+    is_own = is_overridden("val_dataloader", built.module)
+    return given | ({"val_dataloaders": None} if is_own else {})

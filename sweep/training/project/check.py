@@ -1,0 +1,202 @@
+"""Preflight: a few minibatches before trial 0 show what a search would run into.
+
+One configuration is trained for one minibatch, validated and, once for each parameter, trained
+again with another value of it: a parameter that changes nothing is no hyperparameter.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import inspect
+import re
+import signal
+import tempfile
+import textwrap
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sweep.errors import did_you_mean, must_be_one_of
+from sweep.loading import import_object, is_users_file, raised_by_user_code
+from sweep.training.lightning_trainer import quiet_trainer
+from sweep.training.plain.fitting import loaders, trainer_arguments
+from sweep.training.project.project import Project
+from sweep.training.resuming import seed_everything
+from sweep.trial import Task, TrialSpec
+
+LONGEST_S = 20.0
+"""Time for all trial fits: parameters left then are not examined."""
+
+
+@dataclass
+class Findings:
+    """What a preflight found."""
+
+    faults: list[str] = field(default_factory=list)
+    """Reasons not to begin."""
+    notices: list[str] = field(default_factory=list)
+    metrics: tuple[str, ...] = ()
+    """Names logged in one minibatch of training and validation."""
+    error: BaseException | None = None
+    """What the module raised; its trials may fail, too."""
+
+
+def preflight(project: Project, task: Task) -> Findings:
+    """Train a minibatch with `task.probes[0]`, and with each of the others.
+
+    Changes settings of the process, as any user code may: call it within `undisturbed`.
+    """
+    found = Findings()
+    if not task.probes:
+        return found
+    (_, base), *others = task.probes
+    trees = [project.type_faults(values) for _, values in task.probes]
+    found.faults += dict.fromkeys(fault for faults in trees for fault in faults)
+    if found.faults:
+        return found
+    dead: list[str] = []
+    try:
+        with _limited():
+            before = _outcome(project, task, base)
+            found.metrics = tuple(sorted(before["metrics"]))
+            found.faults += _metric_faults(task, found.metrics)
+            for name, values in others:
+                dead += [name] if _is_dead(project, task, before, values) else []
+    except BaseException as error:  # noqa: BLE001 - user code
+        found.error = raised_by_user_code(error)
+    for name in dead:
+        makers = project.makers(name)
+        if not makers or any(is_read(made_by, path) for made_by, path in makers):
+            found.notices.append(f"{name} changes nothing in the first minibatch")
+        else:
+            found.faults.append(
+                f"{name} changes nothing: neither weights, minibatches, optimizer, schedule nor "
+                f"metrics of {task.module} depend on it"
+            )
+    return found
+
+
+class _TooLongError(Exception):
+    """The preflight takes longer than LONGEST_S."""
+
+
+@contextlib.contextmanager
+def _limited() -> Iterator[None]:
+    """Within, user code is interrupted after LONGEST_S; only in the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(*_: Any) -> None:
+        raise _TooLongError
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, LONGEST_S)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _outcome(project: Project, task: Task, values: Mapping[str, Any]) -> dict[str, Any]:
+    """All that a minibatch of training and validation leaves behind."""
+    seed_everything(0)
+    built = project.built(TrialSpec(0, values, 0))
+    module = built.module
+    with tempfile.TemporaryDirectory() as folder:
+        given = trainer_arguments(task, built) | {
+            "max_epochs": 1, "max_steps": -1, "limit_train_batches": 1, "limit_val_batches": 1,
+            "limit_test_batches": 1, "val_check_interval": 1.0, "check_val_every_n_epoch": 1,
+            "logger": False, "accumulate_grad_batches": 1,
+        }  # fmt: skip
+        trainer = quiet_trainer(folder, **given)
+        trainer.fit(module, **loaders(built, 0, trainer))
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    return {
+        "metrics": metrics,
+        "weights": {name: value.clone() for name, value in module.state_dict().items()},
+        "optimizers": [_settings(optimizer) for optimizer in trainer.optimizers],
+        "schedules": [c.scheduler.state_dict() for c in trainer.lr_scheduler_configs],
+        "trainer": {k: str(v) for k, v in built.trainer.items()},
+        "n_batches": (trainer.num_training_batches, str(trainer.num_val_batches)),
+        "batch_size": built.batch_size if built.data is not None else 0,
+    }
+
+
+def _settings(optimizer: Any) -> list[Any]:
+    groups = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
+    return [type(optimizer).__name__, *groups]
+
+
+def _is_dead(
+    project: Project, task: Task, before: Mapping[str, Any], values: Mapping[str, Any]
+) -> bool:
+    """Whether another value leaves everything as it was; an error counts as a change."""
+    try:
+        return _same(before, _outcome(project, task, values))
+    except _TooLongError:
+        raise
+    except BaseException as error:  # noqa: BLE001 - user code
+        raised_by_user_code(error)
+        return False
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.shape == b.shape and torch.equal(a, b)
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+        return len(a) == len(b) and all(map(_same, a, b))
+    return bool(a == b) or (a != a and b != b)
+
+
+def _metric_faults(task: Task, logged: Sequence[str]) -> list[str]:
+    """A misspelt objective: not logged, not a word of the module's source, but near a name."""
+    if task.metric in logged or not logged or not did_you_mean(task.metric, logged):
+        return []
+    word = re.compile(rf"\b{re.escape(task.metric)}\b")
+    is_word = any(map(word.search, sources(import_object(task.module, "--module"))))
+    return [] if is_word else [must_be_one_of("--metric", task.metric, logged)]
+
+
+def sources(made_by: Any) -> Iterator[str]:
+    """Source text of a class with its bases, or of a function; only the user's own."""
+    for one in made_by.__mro__ if inspect.isclass(made_by) else (made_by,):
+        try:
+            file = inspect.getsourcefile(one)
+            if file is not None and is_users_file(file):
+                yield textwrap.dedent(inspect.getsource(one))
+        except (OSError, TypeError):
+            continue
+
+
+def is_read(made_by: Any, name: str) -> bool:
+    """Whether the user's code may look at an argument of that name; True if nobody can say."""
+    found = [*sources(made_by)]
+    return not found or any(_reads(ast.parse(source), name) for source in found)
+
+
+def _reads(tree: ast.AST, name: str) -> bool:
+    kept = {
+        id(node.value)
+        for node in ast.walk(tree)  # `self.name = name` keeps the value, and reads nothing
+        if isinstance(node, ast.Assign) and all(isinstance(t, ast.Attribute) for t in node.targets)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            values = [*node.args, *(keyword.value for keyword in node.keywords)]
+            if any(isinstance(v, ast.Attribute) and v.attr == "hparams" for v in values):
+                return True
+        is_load = isinstance(getattr(node, "ctx", None), ast.Load) and id(node) not in kept
+        if is_load and name in (getattr(node, "id", None), getattr(node, "attr", None)):
+            return True
+        if isinstance(node, ast.Constant) and node.value == name:
+            return True
+    return False

@@ -1,0 +1,117 @@
+"""The data of a study that are the user's: a LightningDataModule, or what a function returns."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import lightning
+import torch
+from lightning.pytorch.utilities.model_helpers import is_overridden
+
+from sweep.data.rows import GivenData
+from sweep.errors import ConfigError, DataError
+from sweep.loading import import_object, one_line, raised_by_user_code
+from sweep.protocols import Data
+from sweep.training.project.arguments import Arguments, Tree
+from sweep.trial import DatasetInfo, Task
+
+FinalData = Literal["", "joined", "apart"]
+
+
+class ModuleData:
+    """A LightningDataModule as a `sweep.protocols.Data`."""
+
+    def __init__(self, datamodule: lightning.LightningDataModule, info: DatasetInfo) -> None:
+        self.datamodule, self.info = datamodule, info
+
+    def fit_arguments(self, batch_size: int, first_epoch: int = 0) -> dict[str, Any]:
+        """The DataModule itself; its batch size is among its own arguments."""
+        return {"datamodule": self.datamodule}
+
+    def test_arguments(self) -> dict[str, Any]:
+        """The DataModule itself."""
+        return {"datamodule": self.datamodule}
+
+    def tensors(self) -> None:
+        """None: nothing is resident."""
+
+    def to(self, device: torch.device | str) -> ModuleData:
+        """The same: Lightning moves each batch."""
+        return self
+
+
+class DataSource:
+    """Makes a trial's data: anew where an argument varies, else the same object again.
+
+    Args:
+        task: Settings of the study; its `data` names a class, a function or an instance.
+        end: How the final training divides a function's data: "joined" (train and validation
+            together) or "apart"; "": a search, whose test data stay sealed.
+
+    Raises ConfigError for an object of another kind.
+    """
+
+    def __init__(self, task: Task, end: FinalData = "") -> None:
+        made_by = import_object(task.data, "--data")
+        if isinstance(made_by, type) and not issubclass(made_by, lightning.LightningDataModule):
+            raise ConfigError(
+                f"--data {task.data} must be a LightningDataModule or a function, but is the "
+                f"class {made_by.__name__}"
+            )
+        self.arguments = Arguments("data", task.data, made_by)
+        self.is_datamodule = not inspect.isroutine(made_by)
+        self._task, self._end = task, end
+        self._last: tuple[str, Data] | None = None
+        self.info = DatasetInfo(task.data, task.data, "0" * 32, (), 0, 0, 0)
+
+    def data(self, tree: Tree) -> Data:
+        """The data made with these arguments. Raises ConfigError, DataError."""
+        key = json.dumps(tree, sort_keys=True, default=str)
+        if self._last is None or self._last[0] != key:
+            self._last = key, self._made(tree)
+        return self._last[1]
+
+    def _made(self, tree: Tree) -> Data:
+        name = self._task.data
+        try:
+            made = self.arguments.call(tree)
+        except BaseException as error:  # also sys.exit
+            told = one_line(raised_by_user_code(error), name)
+            raise DataError(f"{name} raised {told}") from error
+        if isinstance(made, lightning.LightningDataModule):
+            _set_up_once(made)
+            return ModuleData(made, self.info)
+        if not isinstance(made, Mapping):
+            raise ConfigError(
+                f"--data {name} must be a LightningDataModule, or return one or a mapping with "
+                f'"train", and optionally "val" and "test", but got {type(made).__name__}'
+            )
+        data = GivenData.of(name, made, self._task.seed, has_test=bool(self._end))
+        data = data.joined() if self._end == "joined" else data
+        self.info = data.info
+        return data
+
+
+def _set_up_once(datamodule: lightning.LightningDataModule) -> None:
+    """Skip `setup` in later fits with the same DataModule: its data are there.
+
+    Not for a `setup` that draws from torch's global generator (each trial has its own seed, as in
+    a script), nor where `teardown` may undo it.
+    """
+    setup, done = datamodule.setup, set[str]()
+
+    @functools.wraps(setup)
+    def once(stage: str) -> None:
+        if stage in done:
+            return
+        before = torch.get_rng_state()
+        setup(stage)
+        is_undone = is_overridden("teardown", datamodule)
+        if not is_undone and torch.equal(before, torch.get_rng_state()):
+            done.add(stage)
+
+    datamodule.setup = once  # type: ignore[method-assign]
