@@ -229,6 +229,8 @@ class TrialFinished:
     model_file: str | None = None
     failure: Failure | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
+    logged: str | None = None
+    """Folder with what the module's logger got; None: it got nothing."""
 
 
 @dataclass(frozen=True, slots=True)

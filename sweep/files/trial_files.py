@@ -4,8 +4,7 @@
                             model.pt2      the same model as a torch.export archive
                             last.ckpt      resume state; gone once the trial has a verdict
                             verdict.json   all reports and the result, written before hand-over
-                            steps.jsonl    what a module's logger got, [ms, step, values] a line
-                            logged/        figures and files that it got
+                            logged/        what a module's logger got: steps.jsonl, figures, ...
 
 If the driver is killed between a trial's end and its record of it, it finds the verdict at the
 next start: the trial is recorded, not trained again.
@@ -29,7 +28,9 @@ from sweep.errors import DiskError
 from sweep.trial import EpochReport, Failure, TrialResult, TrialSpec
 
 BEST, MODEL, RESUME_STATE, VERDICT = "best.ckpt", "model.pt2", "last.ckpt", "verdict.json"
-STEPS, LOGGED = "steps.jsonl", "logged"
+LOGGED = "logged"
+"""Folder of what a module's logger got: values by step in STEPS, figures and other files."""
+STEPS = f"{LOGGED}/steps.jsonl"
 _VERSION = 1
 FILE_TIME_MS = 1000
 """Tolerance for a file system's clock."""
@@ -91,6 +92,20 @@ class TrialFiles:
             return 0
         except OSError as error:
             raise DiskError(f"{self.path(name)} cannot be read: {error.strerror}") from error
+
+    def steps(self) -> list[tuple[int, int, dict[str, float]]]:
+        """(Unix time in ms, step, values) of each line of STEPS; torn lines are left out."""
+        found = []
+        for line in (self.get(STEPS) or b"").decode(errors="replace").splitlines():
+            with contextlib.suppress(ValueError, TypeError, AttributeError):
+                time_ms, step, values = json.loads(line)
+                numbers = {str(name): float(value) for name, value in values.items()}
+                found.append((int(time_ms), int(step), numbers))
+        return found
+
+    def logged(self) -> str | None:
+        """The folder LOGGED; None if there is none."""
+        return str(self.path(LOGGED)) if self.path(LOGGED).is_dir() else None
 
     def remove(self, *names: str) -> None:
         """Delete files, as far as they exist."""

@@ -134,7 +134,7 @@ class KeepBest:
             if number in gone:
                 tags = {**record.tags, DROPPED_TAG: "true"}
                 record = dataclasses.replace(record, checkpoint=None, model_file=None, tags=tags)
-            elif has_files:
+            if record.logged or (has_files and number not in gone):
                 self._needed_by[number].add("MLflow")
             self._outdone[number] = gone - {number}
         return record

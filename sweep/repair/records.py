@@ -85,6 +85,7 @@ class StudyRecords:
             model_file=str(files.path(MODEL)) if has_model else None,
             failure=failure,
             tags={k: str(v) for k, v in result.items() if k not in RESULT_FIELDS},
+            logged=files.logged(),
         )  # fmt: skip
         started = TrialStarted(
             number, result.get("name") or run_name(number, trial.hyperparameters),

@@ -324,6 +324,7 @@ class Driver:
             number, state, now_ms(), value, best_epoch, best_metrics, result.n_epochs,
             str(files.path(BEST)) if result.has_checkpoint else None,
             str(files.path(MODEL)) if result.has_model else None, failure, dict(result.notes),
+            files.logged(),
         )  # fmt: skip
         record = self._retention.finish(record) if self._retention is not None else record
         attrs = self._proposals.tell(number, state, value)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from mlflow.entities import Metric
 
+from sweep.files.trial_files import TrialFiles
 from sweep.objective import Objective
 from sweep.redact import redacted
 from sweep.tracking import keys
@@ -69,6 +70,8 @@ class Picture:
     step: int = 0
     """Epoch of checkpoint and model."""
     traceback: str = ""
+    logged: str | None = None
+    """Folder with files of the module's logger."""
 
 
 def picture_of_trial(study: StudyInfo, history: TrialHistory) -> Picture:
@@ -118,6 +121,12 @@ def _picture(
     picture = Picture(started.name, started.time_ms, tags, params, points)
     if finished is None:
         return picture
+    if finished.logged is not None:
+        names = keys.distinct(
+            [n for r in history.reports for n in r.metrics], keys.metric_keys(metric)
+        )
+        by_step = _step_points(Path(finished.logged), names)
+        picture = replace(picture, points=[*points, *by_step], logged=finished.logged)
     if not finished.state.is_finished:
         return replace(picture, status=STATUS[finished.state])
     is_complete = finished.state is TrialState.COMPLETE
@@ -145,6 +154,17 @@ def _curve_points(reports: Sequence[EpochReport], taken: Mapping[str, str]) -> l
     return points
 
 
+def _step_points(logged: Path, taken: Mapping[str, str]) -> list[Metric]:
+    """The values that the module's logger got, by step."""
+    rows = TrialFiles(logged.parent.parent.parent, int(logged.parent.name)).steps()
+    names = keys.distinct([name for _, _, values in rows for name in values], taken)
+    return [
+        Metric(names[name], value, time_ms, step)
+        for time_ms, step, values in rows
+        for name, value in values.items()
+    ]
+
+
 def _outcome_tags(finished: TrialFinished) -> dict[str, str]:
     tags = {**finished.tags, "sweep.n_epochs": str(finished.n_epochs)}
     if finished.best_epoch is not None:
@@ -167,6 +187,8 @@ def show(
     tags, points, lost = dict(picture.tags), list(picture.points), []
     if picture.end_ms is not None:
         run.remove_broken_off_uploads()
+        for file in _files_of(picture.logged):
+            run.log_file(file, f"logged/{file.name}")
         if picture.traceback:
             run.log_text(redacted(picture.traceback), TRACEBACK)
         if _is_checkpoint_lost(run, picture):
@@ -183,6 +205,13 @@ def show(
     run.log(points, picture.params, tags)
     run.set_status(picture.status, picture.end_ms)
     return lost
+
+
+def _files_of(folder: str | None) -> list[Path]:
+    """What the module's logger got, without the values by step: those are points."""
+    if folder is None:
+        return []
+    return sorted(p for p in Path(folder).glob("*") if p.is_file() and p.suffix != ".jsonl")
 
 
 def _is_checkpoint_lost(run: RunLog, picture: Picture) -> bool:

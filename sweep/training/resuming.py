@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import os
+import pickle
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -49,6 +50,28 @@ def saved_bytes(value: Any, save: Callable[[Any, Any], object] = torch.save) -> 
     if buffer.is_full:
         raise MemoryError("no room for a checkpoint")
     return buffer.content
+
+
+def see_that_it_loads(checkpoint: Mapping[str, Any], content: bytes | bytearray) -> None:
+    """Raises TypeError naming the parts that cannot be loaded as plain values.
+
+    A user's `on_save_checkpoint`, callback or DataModule may have added them.
+    """
+    if _loads(content):
+        return
+    strange = [name for name, value in checkpoint.items() if not _loads(saved_bytes(value))]
+    raise TypeError(
+        f"what the module, a callback or the DataModule puts under {', '.join(strange)} are no "
+        "plain values"
+    )
+
+
+def _loads(content: bytes | bytearray) -> bool:
+    try:
+        torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        return False
+    return True
 
 
 class _Buffer(io.RawIOBase):

@@ -19,13 +19,19 @@ import lightning
 
 from sweep.errors import DiskError
 from sweep.files.trial_files import BEST, MODEL, RESUME_STATE
+from sweep.hyperparameters import DEFAULT_MODULE
 from sweep.loading import raised_by_user_code
 from sweep.protocols import Exchange
 from sweep.training.checkpoints import checkpoint_of
 from sweep.training.exports import Example, try_export
 from sweep.training.failures import classify
 from sweep.training.model_choice import ModelChoice
-from sweep.training.resuming import Keeper, forget_earlier_try, saved_bytes
+from sweep.training.resuming import (
+    Keeper,
+    forget_earlier_try,
+    saved_bytes,
+    see_that_it_loads,
+)
 from sweep.training.run import Run
 from sweep.trial import Failure, Notice, Report, Task, TrialResult, TrialSpec, now_ms
 
@@ -259,7 +265,10 @@ class Slots:
     def _write_state(self, run: Run) -> None:
         checkpoint = self._engine.state(run)
         if checkpoint is not None:
-            run.files.put(RESUME_STATE, saved_bytes(checkpoint))
+            content = saved_bytes(checkpoint)
+            if self._task.module != DEFAULT_MODULE:
+                see_that_it_loads(checkpoint, content)
+            run.files.put(RESUME_STATE, content)
 
     def _write_files(self, run: Run, reason: str) -> tuple[bool, bool]:
         """Write the best epoch's checkpoint and exported model; whether the trial has them."""

@@ -36,9 +36,9 @@ class TrialLogger(DummyLogger):
         self.trainer: lightning.Trainer | None = None
         self.is_in_step = False
         """Whether a training step runs: Lightning's other calls bring epochs' metrics."""
-        earlier = (files.get(STEPS) or b"").decode().splitlines()
+        earlier = files.steps()
         if earlier:
-            kept = (f"{line}\n" for line in earlier if _is_up_to(line, step))
+            kept = (f"{json.dumps(row)}\n" for row in earlier if row[1] <= step)
             files.put(STEPS, "".join(kept).encode())
 
     @property
@@ -162,10 +162,3 @@ def _number(value: Any) -> float | None:
     except (TypeError, ValueError):
         return None
     return number if math.isfinite(number) else None
-
-
-def _is_up_to(line: str, step: int) -> bool:
-    try:
-        return int(json.loads(line)[1]) <= step
-    except (ValueError, IndexError, TypeError):  # torn by a kill
-        return False

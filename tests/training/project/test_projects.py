@@ -1,0 +1,140 @@
+"""Projects that were not written for sweep, unedited: searched, resumed and loaded.
+
+Each trains in a trial as in a `Trainer.fit` of its own after `seed_everything`, bit for bit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning
+import projects
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from sweep.config.settings import RunConfig
+from sweep.files.trial_files import BEST, RESUME_STATE, TrialFiles
+from sweep.reuse.loading import load
+from sweep.reuse.recipe import Recipe
+from sweep.testing import ScriptedExchange, example_task
+from sweep.training.lightning_trainer import hush_lightning
+from sweep.training.plain.trainer import PlainTrainer
+from sweep.training.resuming import seed_everything
+from sweep.trial import TrialSpec
+
+EPOCHS, SEED = 4, 11
+PROJECTS: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
+    "boring": ("Boring", "", {}),
+    "boring by hand": ("BoringByHand", "", {}),
+    "transformer": ("Language", "Tokens", {"vocab_size": 50}),
+    "template": ("Template", "Points", {
+        "model.net.class_path": "projects.Encoder", "model.net.width": 4,
+        "model.optimizer.class_path": "torch.optim.SGD", "model.optimizer.lr": 0.05,
+        "model.scheduler.class_path": "torch.optim.lr_scheduler.ExponentialLR",
+        "model.scheduler.init_args.gamma": 0.5, "data.batch_size": 8,
+    }),
+    "cnn": ("Convolving", "Images", {"channels": 3, "batch_size": 8}),
+    "plateau, stopping, rates": ("Watched", "Points", {"lr": 0.02}),
+    "autoencoder": ("Autoencoder", "Images", {"width": 3}),
+    "variational": ("Autoencoder", "Images", {"is_variational": True}),
+    "adversarial": ("Adversarial", "Images", {"lr": 0.02}),
+    "regression": ("Line", "Points", {"lr": 0.05, "noise": 0.3}),
+    "text": ("Reading", "Sentences", {"width": 5}),
+    "segmentation": ("Segmenting", "Images", {"lr": 0.2}),
+}  # fmt: skip
+
+
+class Curve(Callback):
+    """The metrics of each epoch."""
+
+    def __init__(self) -> None:
+        self.epochs: list[dict[str, float]] = []
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        self.epochs.append({k: float(v) for k, v in trainer.callback_metrics.items()})
+
+
+def alone(module: lightning.LightningModule, data: Any, folder: Path) -> list[dict[str, float]]:
+    """The curve of an ordinary `Trainer.fit`, but for the sanity check: a trial has none, and a
+    loader that draws its data from the global generator would see that."""
+    curve = Curve()
+    trainer = lightning.Trainer(
+        default_root_dir=folder, max_epochs=EPOCHS, accelerator="cpu", callbacks=[curve],
+        num_sanity_val_steps=0, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(module, datamodule=data)
+    return curve.epochs
+
+
+def built_by_hand(case: str) -> tuple[lightning.LightningModule, Any]:
+    """Module and data as a script would build them."""
+    name, of_data, given = PROJECTS[case]
+    if case == "template":
+        module: Any = projects.Template(
+            projects.Encoder(width=4), partial(torch.optim.SGD, lr=0.05),
+            partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.5),
+        )  # fmt: skip
+        return module, projects.Points(batch_size=8)
+    taken = {"batch_size", "noise"}
+    module = getattr(projects, name)(**{k: v for k, v in given.items() if k not in taken})
+    if not of_data:
+        return module, None
+    return module, getattr(projects, of_data)(**{k: v for k, v in given.items() if k in taken})
+
+
+def trained(
+    folder: Path, case: str, *, stop_after: int | None = None, is_resumed: bool = False
+) -> ScriptedExchange:
+    """One trial, interrupted after so many epochs."""
+    name, of_data, given = PROJECTS[case]
+    task = example_task(
+        folder, module=f"projects:{name}", data=f"projects:{of_data}" if of_data else "module",
+        metric="val_loss", direction="minimize", epochs=EPOCHS, population=1,
+        names=tuple(given), log_models="none",
+    )  # fmt: skip
+    spec = dataclasses.replace(TrialSpec(0, given, SEED), is_resumed=is_resumed)
+    stops = {} if stop_after is None else {0: stop_after}
+    exchange = ScriptedExchange([spec], stops, "interrupted")
+    PlainTrainer(task).train(exchange)
+    return exchange
+
+
+def curve_of(exchange: ScriptedExchange) -> list[dict[str, float]]:
+    """The metrics of each epoch, without times."""
+    return [{k: v for k, v in r.metrics.items() if k != "epoch_s"} for r in exchange.epochs(0)]
+
+
+@pytest.mark.parametrize("case", PROJECTS)
+def test_a_trial_is_a_fit_of_its_own(tmp_path: Path, case: str) -> None:
+    """The same curve, bit for bit; interrupted and resumed, too; its best weights load."""
+    hush_lightning()
+    whole = trained(tmp_path / "whole", case)
+    result = whole.results()[0]
+    assert result.failure is None
+    assert result.outcome == "finished"
+    seed_everything(SEED)
+    module, data = built_by_hand(case)
+    expected = alone(module, data, tmp_path)
+    found = curve_of(whole)
+    assert len(found) == len(expected)
+    for epoch, (ours, theirs) in enumerate(zip(found, expected, strict=True)):
+        assert ours == {k: theirs[k] for k in ours}, epoch
+
+    if len(expected) == EPOCHS:  # not stopped by itself
+        trained(tmp_path / "parts", case, stop_after=2)
+        assert TrialFiles(tmp_path / "parts" / "example", 0).size(RESUME_STATE) > 0
+        assert curve_of(trained(tmp_path / "parts", case, is_resumed=True)) == found
+
+    name, of_data, given = PROJECTS[case]
+    recipe = Recipe(model=given, module=f"projects:{name}",
+                    data=f"projects:{of_data}" if of_data else "module")  # fmt: skip
+    kept = TrialFiles(tmp_path / "whole" / "example", 0).path(BEST)
+    loaded = load(recipe, RunConfig(), kept)
+    weights = torch.load(kept, weights_only=True)["state_dict"]
+    assert all(torch.equal(weights[k], value) for k, value in loaded.state_dict().items())
