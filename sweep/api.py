@@ -110,6 +110,31 @@ def _loaded_space(config: RunConfig) -> Space:
         raise ConfigError(fault.partition(": ")[2] for fault in error.faults) from error
 
 
+def check(
+    flags: Mapping[str, Any], config_file: Path | None = None, write: Path | None = None
+) -> list[str]:
+    """Try one minibatch of a search over a user's module; returns what was found, in lines.
+
+    With `write`, a first search space goes into that file, and nothing need vary yet. Raises
+    ConfigError with all faults, SweepError.
+    """
+    from sweep.search.tasks import make_task
+
+    space = None
+    if write is None:
+        resolved, space = prepare(flags, config_file)
+        config = resolved.config
+    else:
+        config = resolve(flags, file=config_file).config
+    if config.is_mlp:
+        raise ConfigError("--module must name a module of yours: MLPClassifier needs no check")
+    from sweep.training.project.report import report, write_space
+
+    with foreign_set_aside():
+        task = make_task(config, space)
+        return write_space(task, write) if write is not None else report(task)
+
+
 def fork(
     flags: Mapping[str, Any], config_file: Path | None, new: str
 ) -> tuple[Resolved, Space, Extras, list[str]]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from searches import sweep
+from searches import environment, sweep
+from waiting import PATIENCE_S
 
 from sweep.cli.main import COMMANDS
 from sweep.errors import SweepError
@@ -63,6 +66,36 @@ def test_the_architecture_names_every_room() -> None:
     rooms = [p for p in (ROOT / "sweep").iterdir() if not p.name.startswith("_")]
     names = [p.name + "/" * p.is_dir() for p in rooms if p.is_dir() or p.suffix == ".py"]
     assert [name for name in sorted(names) if f"`{name}`" not in text] == []
+
+
+OWN_PROJECT = (ROOT / "docs" / "own-project.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.usefixtures("ready_store")
+def test_the_page_for_a_project_of_ones_own_works(tmp_path: Path) -> None:
+    """Its files are saved under the names they give, its commands and its program run."""
+    for text in blocks(OWN_PROJECT, "python"):
+        name = re.match(r"# (\w+\.py)\n", text)
+        assert name
+        (tmp_path / name[1]).write_text(text)
+    commands = re.findall(r"^sweep .*$", OWN_PROJECT, re.MULTILINE)[:4]
+    said = {}
+    for command in commands:
+        done = sweep(tmp_path, *command.removeprefix("sweep ").split())
+        assert done.returncode == 0, done.stderr
+        said[command.split()[1]] = done.stdout
+        if command == "sweep best photos":
+            (tmp_path / "best.yaml").write_text(done.stdout)
+    assert "resumed after a kill: yes" in said["check"]
+    assert "exported: yes" in said["check"]
+    assert "5 of 5 trials" in said["run"]
+    assert "test_loss=" in said["train"]
+    program = subprocess.run(
+        [sys.executable, "search.py"], cwd=tmp_path, env=environment(), capture_output=True,
+        text=True, timeout=PATIENCE_S, check=False,
+    )  # fmt: skip
+    assert program.returncode == 0, program.stderr
+    assert program.stdout.startswith("Net(")
 
 
 @pytest.mark.usefixtures("ready_store")

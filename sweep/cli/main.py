@@ -24,6 +24,7 @@ from sweep.reporting.formats import ENCODING_ERRORS
 
 COMMANDS = {
     "run": "sweep.cli.run:run",
+    "check": "sweep.cli.check:check",
     "list": "sweep.cli.show:list_command",
     "show": "sweep.cli.show:show",
     "trials": "sweep.cli.show:trials",

@@ -77,6 +77,11 @@ class Arguments:
             if name in self.names and _is_plain(p.default)
         }
 
+    @property
+    def required(self) -> list[str]:
+        """Arguments without a default."""
+        return [p.name for p in self._signature.values() if self._is_missing(p, ())]
+
     def name_faults(self, names: Collection[str]) -> list[str]:
         """One sentence for each unknown or missing argument; `names` are the given ones."""
         unknown = [self._unknown(name) for name in sorted(names) if not self.takes(name)]

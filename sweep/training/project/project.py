@@ -95,6 +95,11 @@ class Project:
         return load_search_data(*where)
 
     @property
+    def parts(self) -> Mapping[str, Arguments]:
+        """The constructors by section: model, data, trainer."""
+        return self._parts
+
+    @property
     def info(self) -> DatasetInfo | None:
         """The data as MLflow names them; None if nothing is known before a trial.
 
