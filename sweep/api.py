@@ -12,7 +12,7 @@ from sweep.config.settings import PLACES, Resolved, RunConfig, resolve
 from sweep.databases import sqlite
 from sweep.environment.launchers import foreign_set_aside
 from sweep.errors import ConfigError, NotFoundError, SpaceError, UsageError, must_be_one_of
-from sweep.loading import collector_paused
+from sweep.loading import collector_paused, end_if_being_read, in_names
 from sweep.protocols import Listener
 from sweep.space import Space, load_space, parse_space, with_changes
 
@@ -29,13 +29,18 @@ def run(
     Args:
         listeners: Are told of trials as they run (see `sweep.protocols.Listener`).
         config_file: YAML file with settings.
-        **settings: Flags of `sweep run` with underscores, e.g. trials=50, timeout="10m".
+        **settings: Flags of `sweep run` with underscores, e.g. trials=50, timeout="10m". `module`,
+            `data` and `callbacks` may be classes and functions, `vary`, `set` and `trainer`
+            mappings: vary={"model.lr": sweep.floats(1e-4, 1e-1, log=True)}. What a notebook's
+            cell defines is trained by the executor inline.
 
     Returns the outcome: the best trial and the counts. Raises SweepError (see `sweep.errors`).
 
     >>> outcome = sweep.run(trials=20, epochs=5)               # doctest: +SKIP
     """
-    resolved, space = prepare(settings, Path(config_file) if config_file else None)
+    end_if_being_read()
+    named = in_names(settings)
+    resolved, space = prepare(named, Path(config_file) if config_file else None)
     return search_with(resolved.config, space, listeners)
 
 

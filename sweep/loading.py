@@ -7,16 +7,24 @@ import contextlib
 import gc
 import importlib
 import importlib.util
+import os
 import sys
 import sysconfig
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeGuard
 
 from sweep.environment.launchers import importable
-from sweep.errors import ConfigError, Interruption, causes, did_you_mean, os_error_text
+from sweep.errors import (
+    ConfigError,
+    Interruption,
+    causes,
+    did_you_mean,
+    os_error_text,
+    shown,
+)
 from sweep.redact import redacted
 
 
@@ -39,6 +47,45 @@ def import_object(path: str, what: str) -> Any:
         raise ConfigError(f"{what} {path!r}: module {module_name} has no {name!r}{hint}") from None
 
 
+def in_names(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with the names of classes and functions in their place.
+
+    `callbacks` becomes `callback`, `trainer` part of `set`. Raises ConfigError for an object that
+    has no name, such as an instance.
+    """
+    named = dict(settings)
+    if "callbacks" in named:
+        named["callback"] = [*named.pop("callbacks")]
+    if "trainer" in named:
+        own = {f"trainer.{key}": value for key, value in named.pop("trainer").items()}
+        named["set"] = {**named.get("set", {}), **own}
+    for key in ("module", "data", "sampler"):
+        if named.get(key) is not None:
+            named[key] = _name_of(key, named[key])
+    if isinstance(named.get("callback"), list | tuple):
+        named["callback"] = [_name_of("callbacks", item) for item in named["callback"]]
+    paths = [named.get("module"), named.get("data"), *(named.get("callback") or ())]
+    if any(str(path).startswith("__main__:") for path in paths):
+        named.setdefault("executor", "inline")  # no other process has what a cell defines
+    return named
+
+
+def _name_of(key: str, value: Any) -> str:
+    """`package.module:name` of a class or function; `file.py:name` in a script."""
+    if isinstance(value, str):
+        return value
+    name, module = getattr(value, "__qualname__", None), getattr(value, "__module__", None)
+    if name is None or module is None or "." in name:
+        raise ConfigError(
+            f"{key} must be a class or a function at the top of a file, or its name, but got "
+            f"{shown(value)}: its arguments are given by set and vary"
+        )
+    file = getattr(sys.modules.get("__main__"), "__file__", None)
+    if module == "__main__" and file is not None:
+        module = os.path.relpath(file)
+    return f"{module}:{name}"
+
+
 def _imported(name: str) -> ModuleType:
     """A module by its name, or by its file: then its neighbours are found, too."""
     try:
@@ -57,9 +104,27 @@ def _imported(name: str) -> ModuleType:
         raise ImportError(f"there is no file {name}")
     module = importlib.util.module_from_spec(spec)
     sys.modules[file.stem] = module  # where pickle and dataclasses look for it
-    with importable(str(file.parent)):
-        spec.loader.exec_module(module)
+    _being_read.append(file.stem)
+    try:
+        with importable(str(file.parent)), contextlib.suppress(SearchWithin):
+            spec.loader.exec_module(module)
+    finally:
+        _being_read.pop()
     return module
+
+
+class SearchWithin(BaseException):
+    """A script that a trial's module comes from begins its own search: it is read no further."""
+
+
+_being_read: list[str] = []
+"""Files that are being executed for the sake of an object in them."""
+
+
+def end_if_being_read() -> None:
+    """Raises SearchWithin while a user's file is executed for an object in it."""
+    if _being_read:
+        raise SearchWithin(_being_read[-1])
 
 
 def _told(error: BaseException) -> str:

@@ -211,7 +211,7 @@ def _is_loader(part: Part) -> bool:
     """Whether it decides itself over order and size: a loader or an IterableDataset."""
     if isinstance(part, Dataset):
         return isinstance(part, IterableDataset)
-    is_rows = isinstance(part, Tensor | np.ndarray | Mapping | list | tuple)
+    is_rows = isinstance(part, Tensor | np.ndarray | Mapping | list | tuple | str | bytes)
     return not is_rows and hasattr(part, "__iter__")
 
 

@@ -220,13 +220,13 @@ class _Fit(lightning.pytorch.callbacks.Checkpoint):
         else:
             self._slots.keep_if_due()
         self._epoch_began = time.perf_counter()
+        self._logger.is_in_step = True
 
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any,
         batch_idx: int,
     ) -> None:  # fmt: skip
-        """Values are logged by step from here on."""
-        self._logger.is_in_step = True
+        """Keep the first minibatch."""
         if self.sample is None:
             self.sample = batch
 
@@ -235,6 +235,12 @@ class _Fit(lightning.pytorch.callbacks.Checkpoint):
     ) -> None:
         """Values of a validation belong to the epoch."""
         self._logger.is_in_step = False
+
+    def on_validation_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        """A validation within an epoch is followed by further steps."""
+        self._logger.is_in_step = not trainer.sanity_checking
 
     def on_train_epoch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule

@@ -106,6 +106,9 @@ class Project:
         Raises ConfigError or DataError if they cannot be loaded.
         """
         if self._source is not None:
+            varies = [section for n in self._task.names or () for section, _ in self._places(n)]
+            if not self._source.is_datamodule and "data" not in varies:
+                self._source.data(self.trees({})["data"])  # a bug in it is told at once
             return self._source.info
         return self._resident.info if self._resident is not None else None
 
