@@ -134,7 +134,7 @@ def _dry_run(config: Any, space: Any) -> int:
         f"study {config.study_name}: {config.trials} trials of at most {config.epochs} epochs on "
         f"{config.data}, space {space.name}, sampler {config.sampler}, pruner {config.pruner}"
     )
-    if not datasets.is_custom(config.data):
+    if config.data in datasets.dataset_names():
         status = datasets.status(config.data, config.data_dir)
         click.echo(f"data: {'ready' if status.is_ready else 'to be fetched'} ({status.location})")
     first = [configuration for configuration, _ in first_configurations(config, space)]

@@ -29,7 +29,7 @@ LOWEST, HIGHEST = -1.0, 2.0
 
 def predict(module: lightning.LightningModule, recipe: Recipe, x: Any) -> np.ndarray[Any, Any]:
     """See `sweep.reuse.Best.predict`. Raises DataError."""
-    is_own = datasets.is_custom(recipe.data) or has_own_loaders(module)
+    is_own = recipe.data not in datasets.CATALOG or has_own_loaders(module)
     shape = (
         _feature_shape(module, recipe) if recipe.module == DEFAULT_MODULE or not is_own else None
     )

@@ -26,7 +26,7 @@ from sweep.hyperparameters import DEFAULT_MODULE
 from sweep.tracking import keys
 from sweep.tracking.artifacts import drop_files
 from sweep.tracking.keys import DROPPED_TAG
-from sweep.tracking.model import ModelFolders
+from sweep.tracking.model import ModelFolders, folders_of
 from sweep.tracking.moved_folders import check_home
 from sweep.tracking.run import RunLog, make_run
 from sweep.tracking.run_content import CHECKPOINT, describe, picture_of_trial, show
@@ -208,10 +208,10 @@ class Mirror:
         return make_run(self.client, self.experiment.experiment_id, name, time_ms, tags)
 
     def _show(self, run: RunLog, history: TrialHistory) -> None:
-        study = self.study
-        if self._folders is None and study.dataset is not None:
+        study, finished = self.study, history.finished
+        if self._folders is None and finished is not None and finished.model_file is not None:
             module = str(study.config.get("module", DEFAULT_MODULE))
-            self._folders = ModelFolders(study.dataset, module)
+            self._folders = folders_of(finished.model_file, study.dataset, module)
         for file in show(run, picture_of_trial(study, history), study.dataset, self._folders):
             number = history.started.number
             self.lost.append(f"{file} of trial {number} was gone before MLflow had it")

@@ -33,6 +33,7 @@ from sweep.tracking.artifacts import files_of, folder_of
 from sweep.tracking.run import RunLog
 from sweep.trial import DatasetInfo
 
+NAMED_FLOATS = ("float32", "float16", "bfloat16", "float64")
 PINNED = ("torch", "mlflow", "numpy")
 """What a model needs to be loaded; each with the version that is installed here."""
 
@@ -66,18 +67,27 @@ _RUNS_TAGS = ("sweep.study", "sweep.role", "sweep.trial", "sweep.from_trial", "s
 class ModelFolders:
     """Writes model folders; the parts common to a study's models are made once."""
 
-    def __init__(self, dataset: DatasetInfo, module: str = DEFAULT_MODULE) -> None:
-        shape, n_classes = dataset.feature_shape, dataset.n_classes
-        is_ours = module == DEFAULT_MODULE
-        output = TensorSpec(
-            np.dtype("float32"), (-1, n_classes), name="logits" if is_ours else None
-        )
-        # No schema of inputs: MLflow would refuse float64 and flat rows, which the graph takes.
-        self._signature = ModelSignature(outputs=Schema([output]))
-        self.note = _note(dataset) if is_ours else ""
+    def __init__(self, dataset: DatasetInfo | None, interface: Mapping[str, Any] | None) -> None:
+        """Of the built-in network for `dataset`, or of a module with `interface`."""
+        self.note = ""
         """What goes in and what comes out, for MLflow's page of the model."""
+        name = None
+        if interface is None:
+            assert dataset is not None
+            shape, kind, out = dataset.feature_shape, "float32", (dataset.n_classes,)
+            name, out_kind, self.note = "logits", "float32", _note(dataset)
+        else:
+            shape, kind = tuple(interface["input"]["shape"]), interface["input"]["dtype"]
+            given = interface.get("output", {})
+            out, out_kind = tuple(given.get("shape", ())), given.get("dtype", "")
+        # No schema of inputs: MLflow would refuse float64 and flat rows, which the graph takes.
+        self._signature = None
+        if out_kind:
+            output = TensorSpec(np.dtype(out_kind), (-1, *out), name=name)
+            self._signature = ModelSignature(outputs=Schema([output]))
         # One row would make MLflow's exporter fix the batch size to 1.
-        rows = np.linspace(0.0, 1.0, 2 * int(np.prod(shape))).round(4).reshape(2, *shape).tolist()
+        values = np.linspace(0.0, 1.0, 2 * int(np.prod(shape))).round(4).reshape(2, *shape)
+        rows = values.astype(kind).tolist() if kind not in NAMED_FLOATS else values.tolist()
         pins = [f"{name}=={_public_version(name)}" for name in PINNED]
         python = platform.python_version()
         self._files = {
@@ -136,6 +146,18 @@ class ModelFolders:
             env={"conda": "conda.yaml", "virtualenv": "python_env.yaml"},
         )
         return dict(model.to_dict())
+
+
+def folders_of(
+    archive: str, dataset: DatasetInfo | None, module: str = DEFAULT_MODULE
+) -> ModelFolders | None:
+    """For archives like this one; None if nothing tells what goes in."""
+    if module == DEFAULT_MODULE:
+        return ModelFolders(dataset, None) if dataset is not None else None
+    try:
+        return ModelFolders(None, json.loads(Path(archive).with_suffix(".json").read_text()))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def log_model(

@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from sweep.hyperparameters import DEFAULT_MODULE
-from sweep.tracking.model import ModelFolders
+from sweep.tracking.model import folders_of
 from sweep.tracking.run import RunLog, make_run
 from sweep.tracking.run_content import picture_of_training, show
 from sweep.tracking.store import find_or_make_experiment, guarded, opened
@@ -33,7 +33,7 @@ class TrainingRun:
         module: str = DEFAULT_MODULE,
     ) -> None:  # fmt: skip
         self._uri, self._started, self._dataset = tracking_uri, started, dataset
-        self._folders = ModelFolders(dataset, module) if dataset is not None else None
+        self._module = module
         self._client: MlflowClient | None = None
         self._run: RunLog | None = None
         self.run_id = ""
@@ -66,7 +66,9 @@ class TrainingRun:
             # After a call that failed, what the run has is asked for.
             run = self._run or RunLog(self._client, self._client.get_run(self.run_id))
             self._run = None
-            show(run, picture_of_training(history), self._dataset, self._folders)
+            archive = finished.model_file if finished is not None else None
+            folders = folders_of(archive, self._dataset, self._module) if archive else None
+            show(run, picture_of_training(history), self._dataset, folders)
             self._run = run
 
 

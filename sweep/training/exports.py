@@ -6,6 +6,7 @@ only in widths and input statistics, so one trace serves all of them (`_Traced`)
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -79,7 +80,10 @@ def try_export(
     if example is None:
         return None, "its minibatches do not begin with a tensor"
     try:
-        return export_model(path, module, example), ""
+        archive = export_model(path, module, example)
+        if name != DEFAULT_MODULE:
+            replace_file(path.with_suffix(".json"), _interface(module, example).encode())
+        return archive, ""
     except DiskError:
         raise
     except BaseException as error:
@@ -87,6 +91,19 @@ def try_export(
         if name == DEFAULT_MODULE:
             raise
         return None, one_line(why, name)
+
+
+def _interface(module: lightning.LightningModule, example: Example) -> str:
+    """What goes in and what comes out, for MLflow's signature, as JSON."""
+    x = torch.zeros((2, *example.shape), dtype=example.dtype, device=_device(module))
+    with torch.no_grad():
+        y = module(x)
+    tensors = {"input": x} | ({"output": y} if isinstance(y, Tensor) and y.ndim else {})
+    parts = {
+        name: {"shape": [*value.shape[1:]], "dtype": str(value.dtype).removeprefix("torch.")}
+        for name, value in tensors.items()
+    }
+    return json.dumps(parts)
 
 
 def prepare_export(model: MLPClassifier, feature_shape: tuple[int, ...]) -> None:

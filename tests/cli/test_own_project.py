@@ -214,3 +214,20 @@ def test_values_fit_a_loaded_module(folder: Path, monkeypatch: pytest.MonkeyPatc
     theirs = type(loaded).load_from_checkpoint(kept, weights_only=True)
     for ours, other in zip(loaded.parameters(), theirs.parameters(), strict=True):
         assert torch.equal(ours, other)
+
+
+def test_a_logged_model_has_the_modules_own_signature(folder: Path) -> None:
+    """What its minibatches hold and what its forward gives; MLflow serves it."""
+    done = sweep(folder, "run", "--module", "mine:Net", "--data", "mine:Points", "--vary",
+                 "lr=0.01,0.02", "--metric", "val_loss", "--trials", "1", "--epochs", "1",
+                 "--study", "m", "--log-models", "all")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    program = (
+        "import mlflow, numpy, sweep\n"
+        "mlflow.set_tracking_uri('sqlite:///mlflow.db')\n"
+        "model = mlflow.pyfunc.load_model(sweep.best('m').model_uri)\n"
+        "print(model.predict(numpy.ones((5, 4), dtype='float32')).shape)\n"
+        "print(model.metadata.signature.outputs, model.input_example.shape)\n"
+    )
+    lines = python(folder, "-W", "ignore", "-c", program).splitlines()
+    assert lines == ["(5,)", "[Tensor('float32', (-1,))] (2, 4)"]

@@ -302,7 +302,7 @@ def test_model_folders_are_what_mlflow_itself_writes(
     pins = [f"{n}=={v.partition('+')[0]}" for n, v in _versions("torch", "mlflow", "numpy")]
     ids = {key: f"the {key}: \U0001f9ea" for key in ("model_id", "model_uuid", "run_id")}
     ids["artifact_path"] = "/some where/m-1"
-    folders = ModelFolders(records.DATASET)
+    folders = ModelFolders(records.DATASET, None)
     folders.write(tmp_path / "ours", Path(model.model_file), ids)
     mlflow.pytorch.save_model(
         MLPClassifier(4, 3, hidden=(5,)).eval(),
