@@ -21,7 +21,7 @@ def requirements(which: str) -> list[str]:
     project = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["project"]
     found = []
     for text in project["dependencies"]:
-        match = re.fullmatch(r"([\w-]+)>=([\d.]+)(,<[\d.]+)?", text)
+        match = re.fullmatch(r"([\w-]+(?:\[[\w,]+\])?)>=([\d.]+)(,<[\d.]+)?", text)
         if match is None:
             sys.exit(f"pyproject.toml: {text!r} has no lowest version as name>=version")
         if match[1] not in PINNED:

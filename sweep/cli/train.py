@@ -24,10 +24,14 @@ HOW = ("data_dir", "accelerator", "devices", "threads", "storage", "tracking_uri
               callback=expanded,
               help="The checkpoint. [default: trained.ckpt in the study's folder]")  # fmt: skip
 @config_options((*WHAT, *HOW))
+@click.option("--keep-val/--join-val", default=None,
+              help="Keep validation apart, or train on it too. [default: train on it, unless a "
+              "callback or schedule of the module watches it]")  # fmt: skip
 @click.option("-q", "--quiet", is_flag=True, help="Print the test result only.")
 def train(
-    config_file: Path | None, trial: int | None, output: Path | None, quiet: bool, **flags: Any
-) -> None:
+    config_file: Path | None, trial: int | None, output: Path | None, keep_val: bool | None,
+    quiet: bool, **flags: Any,
+) -> None:  # fmt: skip
     """Train a configuration on train + validation, then open the test split once.
 
     \b
@@ -50,7 +54,7 @@ def train(
     if output is None:
         output = Path(config.work_dir) / (recipe.study or f"{recipe.data}-train") / "trained.ckpt"
     output.parent.mkdir(parents=True, exist_ok=True)
-    _train(recipe, config, output, quiet=quiet)
+    _train(recipe, config, output, keep_val, quiet=quiet)
 
 
 def _recipe(config_file: Path | None, trial: int | None, config: Any) -> tuple[Any, Any]:
@@ -62,7 +66,7 @@ def _recipe(config_file: Path | None, trial: int | None, config: Any) -> tuple[A
     return dataclasses.replace(found.recipe, run_id=found.run_id), found._where
 
 
-def _train(recipe: Any, config: Any, output: Path, *, quiet: bool) -> None:
+def _train(recipe: Any, config: Any, output: Path, keep_val: bool | None, *, quiet: bool) -> None:
     from sweep.reuse.final_training import train as train_downstream
 
     def say(epoch: int, metrics: Mapping[str, float]) -> None:
@@ -73,7 +77,8 @@ def _train(recipe: Any, config: Any, output: Path, *, quiet: bool) -> None:
         click.echo(f"sweep: {message}", err=True)
 
     earlier = " (replaced an earlier one)" if output.exists() else ""
-    trained = train_downstream(recipe, config, output, None if quiet else say, warn)
+    hooks = None if quiet else say, warn
+    trained = train_downstream(recipe, config, output, *hooks, keep_val=keep_val)
     for name, value in trained.metrics.items():
         click.echo(f"{name}={value:.4f}")
     click.echo(f"checkpoint: {trained.checkpoint}{earlier}")

@@ -6,6 +6,7 @@ import ast
 import contextlib
 import hashlib
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 
@@ -29,6 +30,23 @@ def digest_of(path: str) -> str | None:
         with contextlib.suppress(OSError):
             return hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest()
     return None
+
+
+def source_tags(paths: Mapping[str, str]) -> dict[str, str]:
+    """A tag for each role (module, data) whose source file is found: its digest."""
+    found = {role: digest_of(path) for role, path in paths.items() if ":" in path}
+    return {f"sweep.source.{role}": digest for role, digest in found.items() if digest}
+
+
+def changes(paths: Mapping[str, str], before: Mapping[str, str]) -> list[str]:
+    """One sentence for each source file that has changed since the tags `before`."""
+    now = source_tags(paths)
+    found = [
+        f"{source_of(path)} has changed since the study's last search: its trials are of both"
+        for role, path in paths.items()
+        if (tag := f"sweep.source.{role}") in now and before.get(tag, now[tag]) != now[tag]
+    ]
+    return [*dict.fromkeys(found)]
 
 
 def defines(path: str, method: str) -> bool:

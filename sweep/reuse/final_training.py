@@ -84,7 +84,7 @@ class Trained:
 
 def train(
     recipe: Recipe, config: RunConfig, output: Path, on_epoch: EpochHook | None = None,
-    on_notice: NoticeHook | None = None,
+    on_notice: NoticeHook | None = None, *, keep_val: bool | None = None,
 ) -> Trained:  # fmt: skip
     """Train `recipe` on train + validation; the test split is read once, after the last epoch.
 
@@ -95,6 +95,7 @@ def train(
             in a folder beside it.
         on_epoch: Called after each epoch with its number (from 1) and metrics.
         on_notice: Called with a line for the user.
+        keep_val: Whether validation stays apart; None: if a callback or schedule watches it.
 
     Raises StudyInterrupted once the epoch of a signal is saved, UndeliveredError if MLflow is
     away at the end (the same call delivers), DataError, StoreError, DiskError, StudyFailedError
@@ -109,7 +110,7 @@ def train(
         spec = _spec(recipe, parts)
         log = _Log(spec, parts, on_epoch, on_notice or (lambda message: None))
         seed_everything(spec.seed)
-        project, built = _built(recipe, config, spec, log)
+        project, built = _built(recipe, config, spec, log, keep_val)
         with log.pausing(), stopping(log.stop):
             started = _started(recipe, built)
             from sweep.tracking import training  # loads MLflow
@@ -121,7 +122,9 @@ def train(
         return trained
 
 
-def _built(recipe: Recipe, config: RunConfig, spec: TrialSpec, log: _Log) -> tuple[Project, Built]:
+def _built(
+    recipe: Recipe, config: RunConfig, spec: TrialSpec, log: _Log, keep_val: bool | None
+) -> tuple[Project, Built]:
     """Module and data of the training: train and validation together, unless something watches
     validation."""
     task = task_of(recipe, config, log.parts)
@@ -131,12 +134,19 @@ def _built(recipe: Recipe, config: RunConfig, spec: TrialSpec, log: _Log) -> tup
         is_divided = built.data is not None and "datamodule" not in built.data.fit_arguments(1)
         if has_own_loaders(built.module) or not is_divided:
             log.say(f"{recipe.module} is trained on {_own(built)}, not on train + validation")
-        elif recipe.module != DEFAULT_MODULE and monitors_validation(built):
-            log.say("validation is watched, so it is kept apart as in the search")
+        elif keep_val or (keep_val is None and _is_watched(recipe, built)):
+            log.say("validation is kept apart, as in the search" + ("" if keep_val else WATCHED))
             project = Project(task, end="apart")
             seed_everything(spec.seed)
             built = project.built(spec)
     return project, built
+
+
+WATCHED = ": a callback or schedule watches it (--join-val trains on it, too)"
+
+
+def _is_watched(recipe: Recipe, built: Built) -> bool:
+    return recipe.module != DEFAULT_MODULE and monitors_validation(built)
 
 
 def _own(built: Built) -> str:

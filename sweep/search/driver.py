@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from sweep.config.settings import RunConfig
+from sweep.environment.sources import source_tags
 from sweep.files.trial_files import (
     BEST,
     MODEL,
@@ -29,6 +30,7 @@ from sweep.protocols import Listener
 from sweep.search.agenda import Planned, Running, left_over, never_logged, verdict_of
 from sweep.search.proposals import Proposal, Proposals
 from sweep.search.recorder import Recorder, Step
+from sweep.search.tasks import sources_of
 from sweep.space import run_name
 from sweep.tracking import keys
 from sweep.trial import (
@@ -85,6 +87,7 @@ class Driver:
         self._is_stopping = self._has_begun = False
         self._said: set[str] = set()
         self._known_metrics: set[str] = set()
+        self._sources = source_tags(sources_of(config))
         self.failure_message = ""
         self.unsaved: list[str] = []
         """A sentence for each interrupted trial whose resume file lacks epochs."""
@@ -416,7 +419,7 @@ class Driver:
         self._records.append(
             TrialStarted(
                 number, name, proposal.hyperparameters, proposal.params, now_ms(),
-                {"sweep.seed": str(spec.seed)},
+                {"sweep.seed": str(spec.seed), **self._sources},
             )
         )  # fmt: skip
         return spec

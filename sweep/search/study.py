@@ -16,6 +16,7 @@ from sweep.config.settings import RunConfig, identity_changes
 from sweep.data.catalog import is_custom
 from sweep.environment.provenance import provenance
 from sweep.environment.signals import stopping
+from sweep.environment.sources import changes, source_tags
 from sweep.errors import ConfigError, StudyFailedError, SweepError
 from sweep.hyperparameters import DEFAULT_MODULE
 from sweep.ledger.locks import lock_folder, owned_study, presence, store_lock
@@ -27,7 +28,7 @@ from sweep.protocols import Exchange, Executor, Listener
 from sweep.redact import redacted
 from sweep.search.driver import Driver
 from sweep.search.proposals import Proposals
-from sweep.search.tasks import begin_loading, make_task
+from sweep.search.tasks import begin_loading, make_task, sources_of
 from sweep.search.upkeep import Upkeep
 from sweep.search.warmstart import as_history, differences, to_retry
 from sweep.space import Space, parse_space
@@ -106,6 +107,7 @@ def search(
                 upkeep.deliver(ledger)
                 return _succeeded(_outcome(config, ledger, info, "done"))
             ledger.settle(False)
+            changed = changes(sources_of(config), ledger.tags) if trials else []
             ledger.note_tags(info.tags)
             _open(listeners, info)
         check = presence(work_dir, config.study_name, config.storage, config.tracking_uri)
@@ -114,7 +116,7 @@ def search(
             held.enter_context(libraries_set_aside())
         held.enter_context(stopping(partial(driver.request_stop, "interrupted"), extras.on_signal))
         with _explained(check), _closing(executor, driver, listeners):
-            driver.say(upkeep.reconcile(ledger, trials))
+            driver.say([*changed, *upkeep.reconcile(ledger, trials)])
             proposals.remember(as_history(space, ledger.carried()))
             driver.plan(trials, first_configurations(config, space), extras.again)
             driver.recall(config.study_dir)
@@ -297,7 +299,7 @@ def _study_info(config: RunConfig, space: Space, ledger: Ledger, is_same_store: 
         space_name=space.name,
         space_text=space.text,
         time_ms=now_ms(),
-        tags=provenance(),
+        tags=provenance() | source_tags(sources_of(config)),
         dataset=ledger.dataset,
         n_done=_n_finished(trials),
         best_value=best.value if best else None,

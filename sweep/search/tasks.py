@@ -58,3 +58,8 @@ def make_task(config: RunConfig, space: Space | None = None) -> Task:
         callbacks=config.callback,
         config=sections_of(Path(config.lightning)) if config.lightning else {},
     )
+
+
+def sources_of(config: RunConfig) -> dict[str, str]:
+    """The user's own code that a search names: module, data."""
+    return {"data": config.data} | ({} if config.is_mlp else {"module": config.module})

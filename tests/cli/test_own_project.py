@@ -231,3 +231,19 @@ def test_a_logged_model_has_the_modules_own_signature(folder: Path) -> None:
     )
     lines = python(folder, "-W", "ignore", "-c", program).splitlines()
     assert lines == ["(5,)", "[Tensor('float32', (-1,))] (2, 4)"]
+
+
+def test_a_changed_source_file_is_said(folder: Path) -> None:
+    """In one line as the study goes on; each trial's run tells which file it had."""
+    command = ("run", "--module", "mine:Net", "--data", "mine:Points", "--vary", "lr=0.01..0.1",
+               "--metric", "val_loss", "--epochs", "1", "--study", "c")  # fmt: skip
+    assert "has changed" not in sweep(folder, *command, "--trials", "1").stdout
+    assert "has changed" not in sweep(folder, *command, "--trials", "2").stdout
+    (folder / "mine.py").write_text(MODEL + "\n# Another line.\n")
+    said = sweep(folder, *command, "--trials", "3").stdout
+    assert said.count("mine.py has changed since the study's last search") == 1
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    experiment = client.get_experiment_by_name("c")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], "tags.`sweep.role` = 'trial'")
+    assert len({run.data.tags["sweep.source.module"] for run in runs}) == 2

@@ -18,10 +18,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import lightning
 import torch
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from sweep.errors import did_you_mean, must_be_one_of
+from sweep.hyperparameters import TRAINING_ARGUMENTS
 from sweep.loading import import_object, is_users_file, raised_by_user_code
 from sweep.training.lightning_trainer import quiet_trainer
 from sweep.training.plain.fitting import loaders, trainer_arguments
@@ -71,7 +74,8 @@ def preflight(project: Project, task: Task) -> Findings:
         found.error = raised_by_user_code(error)
     for name in dead:
         makers = project.makers(name)
-        if not makers or any(is_read(made_by, path) for made_by, path in makers):
+        is_known = bool(makers) or name in TRAINING_ARGUMENTS
+        if not is_known or any(is_read(made_by, path) for made_by, path in makers):
             found.notices.append(f"{name} changes nothing in the first minibatch")
         else:
             found.faults.append(
@@ -115,18 +119,34 @@ def _outcome(project: Project, task: Task, values: Mapping[str, Any]) -> dict[st
             "limit_test_batches": 1, "val_check_interval": 1.0, "check_val_every_n_epoch": 1,
             "logger": False, "accumulate_grad_batches": 1,
         }  # fmt: skip
+        loss = _Loss()
+        given["callbacks"] = [*given["callbacks"], loss]
         trainer = quiet_trainer(folder, **given)
         trainer.fit(module, **loaders(built, 0, trainer))
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     return {
         "metrics": metrics,
+        "loss": loss.value,  # clipped gradients may hide it
         "weights": {name: value.clone() for name, value in module.state_dict().items()},
         "optimizers": [_settings(optimizer) for optimizer in trainer.optimizers],
         "schedules": [c.scheduler.state_dict() for c in trainer.lr_scheduler_configs],
         "trainer": {k: str(v) for k, v in built.trainer.items()},
         "n_batches": (trainer.num_training_batches, str(trainer.num_val_batches)),
-        "batch_size": built.batch_size if built.data is not None else 0,
     }
+
+
+class _Loss(Callback):
+    """What the training step returns."""
+
+    value: float | None = None
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any,
+        batch: Any, batch_idx: int,
+    ) -> None:  # fmt: skip
+        """Keep the loss."""
+        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+        self.value = float(loss) if isinstance(loss, Tensor) and loss.numel() == 1 else None
 
 
 def _settings(optimizer: Any) -> list[Any]:
@@ -180,6 +200,10 @@ def sources(made_by: Any) -> Iterator[str]:
 def is_read(made_by: Any, name: str) -> bool:
     """Whether the user's code may look at an argument of that name; True if nobody can say."""
     found = [*sources(made_by)]
+    try:
+        inspect.getsource(made_by)
+    except (OSError, TypeError):  # such as a class of a notebook's cell
+        return True
     return not found or any(_reads(ast.parse(source), name) for source in found)
 
 
