@@ -32,7 +32,7 @@ from sweep.training.project.project import Project
 from sweep.training.resuming import seed_everything
 from sweep.trial import Task, TrialSpec
 
-LONGEST_S = 20.0
+LONGEST_S = 40.0
 """Time for all trial fits: parameters left then are not examined."""
 
 
