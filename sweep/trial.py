@@ -68,6 +68,15 @@ class TrialState(enum.StrEnum):
         return self in (TrialState.COMPLETE, TrialState.PRUNED)
 
 
+SECTIONS = ("model", "data", "trainer", "optimizer", "lr_scheduler")
+"""Sections of a LightningCLI config, and first parts of dotted names."""
+TRAINER_SETTINGS: Mapping[str, str] = {
+    "max_epochs": "epochs", "accelerator": "accelerator", "devices": "devices",
+    "precision": "precision",
+}  # fmt: skip
+"""Trainer argument -> the setting of sweep in its place."""
+
+
 @dataclass(frozen=True, slots=True)
 class Task:
     """The settings of a study for its workers, sent once."""
@@ -115,8 +124,7 @@ class Task:
     worker_memory_gb: float | None = None
     """A worker process is replaced above this resident memory, in 1e9 bytes; None: no limit."""
     config: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Fixed arguments in LightningCLI's form, by section: model, data, trainer, optimizer,
-    lr_scheduler."""
+    """Fixed arguments in LightningCLI's form, by section (see SECTIONS)."""
     callbacks: tuple[str, ...] = ()
     """`package.module:name` of each callback beside those of module and config."""
     probes: tuple[tuple[str, Mapping[str, HyperValue]], ...] = ()

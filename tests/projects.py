@@ -415,3 +415,29 @@ class Language(LightningTransformer):
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         self.log("val_loss", self.training_step(batch, batch_idx))
+
+
+SET_UP: list[str] = []
+
+
+class Counted(Points):
+    """Notes each setup."""
+
+    def setup(self, stage: str | None = None) -> None:
+        SET_UP.append(type(self).__name__)
+        super().setup(stage)
+
+
+class Drawing(Counted):
+    """Draws from the global generator."""
+
+    def setup(self, stage: str | None = None) -> None:
+        torch.rand(1)
+        super().setup(stage)
+
+
+class TornDown(Counted):
+    """Frees what it has set up."""
+
+    def teardown(self, stage: str) -> None:
+        del self.sets

@@ -65,6 +65,18 @@ class Model(lightning.LightningModule):
         return torch.optim.Adam(self.parameters(), lr=0.01)
 
 
+class Plateau(Model):
+    """Lowers its learning rate where validation gets no better."""
+
+    def configure_optimizers(self) -> Any:
+        optimizer = super().configure_optimizers()
+        schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, mode="max")
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "monitor": "val_f1"},
+        }
+
+
 def misbehave(mode: str) -> None:
     """What a user's code does on a bad day."""
     if mode == "raise":

@@ -8,14 +8,7 @@ from typing import Any
 
 from sweep.config.file import Faults, plain, read_file
 from sweep.errors import ConfigError
-
-FLAGS: Mapping[str, str] = {
-    "max_epochs": "epochs", "accelerator": "accelerator", "devices": "devices",
-    "precision": "precision",
-}  # fmt: skip
-"""Trainer argument -> the setting of sweep in its place."""
-SECTIONS = ("model", "data", "trainer", "optimizer", "lr_scheduler")
-"""Sections that a LightningCLI config may have; others (`ckpt_path`, ...) are not for trials."""
+from sweep.trial import SECTIONS, TRAINER_SETTINGS
 
 
 def settings_of(path: Path) -> dict[str, Any]:
@@ -31,7 +24,11 @@ def settings_of(path: Path) -> dict[str, Any]:
             package, _, name = class_path.rpartition(".")
             found[setting] = f"{package}:{name}"
     trainer = _mapping(whole, "trainer")
-    found |= {flag: trainer[key] for key, flag in FLAGS.items() if trainer.get(key) is not None}
+    found |= {
+        flag: trainer[key]
+        for key, flag in TRAINER_SETTINGS.items()
+        if trainer.get(key) is not None
+    }
     if isinstance(seed := whole.get("seed_everything"), int) and not isinstance(seed, bool):
         found["seed"] = seed
     return found
@@ -45,7 +42,9 @@ def sections_of(path: Path) -> dict[str, dict[str, Any]]:
         if section in ("model", "data") and "class_path" in values:
             values = {**values.get("init_args", {}), **values.get("dict_kwargs", {})}
         if section == "trainer":
-            values = {k: v for k, v in values.items() if k not in FLAGS and v is not None}
+            values = {
+                k: v for k, v in values.items() if k not in TRAINER_SETTINGS and v is not None
+            }
         if values:
             found[section] = values
     return found

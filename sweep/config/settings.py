@@ -327,7 +327,8 @@ def resolve(
     if origins["direction"] == "study" and is_other_metric:
         values["direction"], origins["direction"] = "auto", "default"
     module = values.get("module", DEFAULT_MODULE)
-    if origins["data"] == "default" and defines(module, "train_dataloader"):
+    is_users = module != DEFAULT_MODULE and origins["data"] == "default"
+    if is_users and defines(module, "train_dataloader"):
         values["data"] = MODULES_OWN
     config = RunConfig(**values)  # faulty settings have their defaults here
     faults += _cross_check(config, wrong)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import hashlib
 import sys
@@ -54,6 +53,8 @@ def defines(path: str, method: str) -> bool:
     file, name = source_of(path), path.rpartition(":")[2]
     if file is None:
         return False
+    import ast  # which `--help` does not need
+
     try:
         tree = ast.parse(file.read_bytes())
     except (OSError, SyntaxError, ValueError):

@@ -95,13 +95,7 @@ class TrialFiles:
 
     def steps(self) -> list[tuple[int, int, dict[str, float]]]:
         """(Unix time in ms, step, values) of each line of STEPS; torn lines are left out."""
-        found = []
-        for line in (self.get(STEPS) or b"").decode(errors="replace").splitlines():
-            with contextlib.suppress(ValueError, TypeError, AttributeError):
-                time_ms, step, values = json.loads(line)
-                numbers = {str(name): float(value) for name, value in values.items()}
-                found.append((int(time_ms), int(step), numbers))
-        return found
+        return steps_in(self.path(LOGGED))
 
     def logged(self) -> str | None:
         """The folder LOGGED; None if there is none."""
@@ -183,6 +177,18 @@ class TrialFiles:
             return ""
         epochs = "epoch" if n_lost == 1 else f"{n_lost} epochs"
         return f"trial {self.number} trains its last {epochs} again: its checkpoint is older"
+
+
+def steps_in(logged: Path) -> list[tuple[int, int, dict[str, float]]]:
+    """(Unix time in ms, step, values) of each line of STEPS in a folder LOGGED."""
+    found: list[tuple[int, int, dict[str, float]]] = []
+    with contextlib.suppress(OSError):
+        for line in (logged / Path(STEPS).name).read_text(errors="replace").splitlines():
+            with contextlib.suppress(ValueError, TypeError, AttributeError):  # torn by a kill
+                time_ms, step, values = json.loads(line)
+                numbers = {str(name): float(value) for name, value in values.items()}
+                found.append((int(time_ms), int(step), numbers))
+    return found
 
 
 def spec_digest(spec: TrialSpec) -> str:

@@ -209,8 +209,9 @@ class Mirror:
 
     def _show(self, run: RunLog, history: TrialHistory) -> None:
         study, finished = self.study, history.finished
-        if self._folders is None and finished is not None and finished.model_file is not None:
-            module = str(study.config.get("module", DEFAULT_MODULE))
+        module = str(study.config.get("module", DEFAULT_MODULE))
+        is_same = self._folders is not None and module == DEFAULT_MODULE
+        if not is_same and finished is not None and finished.model_file is not None:
             self._folders = folders_of(finished.model_file, study.dataset, module)
         for file in show(run, picture_of_trial(study, history), study.dataset, self._folders):
             number = history.started.number

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from mlflow.entities import Metric
 
-from sweep.files.trial_files import TrialFiles
+from sweep.files.trial_files import steps_in
 from sweep.objective import Objective
 from sweep.redact import redacted
 from sweep.tracking import keys
@@ -156,7 +156,7 @@ def _curve_points(reports: Sequence[EpochReport], taken: Mapping[str, str]) -> l
 
 def _step_points(logged: Path, taken: Mapping[str, str]) -> list[Metric]:
     """The values that the module's logger got, by step."""
-    rows = TrialFiles(logged.parent.parent.parent, int(logged.parent.name)).steps()
+    rows = steps_in(logged)
     names = keys.distinct([name for _, _, values in rows for name in values], taken)
     return [
         Metric(names[name], value, time_ms, step)

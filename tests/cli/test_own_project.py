@@ -233,6 +233,17 @@ def test_a_logged_model_has_the_modules_own_signature(folder: Path) -> None:
     assert lines == ["(5,)", "[Tensor('float32', (-1,))] (2, 4)"]
 
 
+def test_a_model_is_logged_later_on(folder: Path) -> None:
+    """A minibatch of the DataModule tells what goes in."""
+    done = sweep(folder, "run", "--module", "mine:Net", "--data", "mine:Points", "--vary",
+                 "lr=0.01,0.02", "--metric", "val_loss", "--trials", "1", "--epochs", "1",
+                 "--study", "later", "--log-models", "none")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    logged = sweep(folder, "best", "later", "--trial", "0", "--log-model")
+    assert logged.returncode == 0, logged.stderr
+    assert logged.stderr.startswith("models:/m-")
+
+
 def test_a_changed_source_file_is_said(folder: Path) -> None:
     """In one line as the study goes on; each trial's run tells which file it had."""
     command = ("run", "--module", "mine:Net", "--data", "mine:Points", "--vary", "lr=0.01..0.1",

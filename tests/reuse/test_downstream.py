@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import signal
 from pathlib import Path
 
 import pytest
 import torch
+from mlflow import MlflowClient
 from searches import mlflow_client, query
 
 import sweep
@@ -211,3 +213,24 @@ def test_a_model_that_cannot_be_exported_is_saved(at: Path) -> None:
     train(recipe, RunConfig(), at, None, lines.append)
     assert at.is_file()
     assert "cannot be exported" in lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("keep_val", "said", "n_seen"),
+    [(None, "a callback or schedule watches it", 1347), (False, "", 0), (True, "", 1347)],
+)
+def test_validation_is_kept_apart_where_it_is_watched(
+    at: Path, keep_val: bool | None, said: str, n_seen: int
+) -> None:
+    """Chosen by the module's schedule, and said; or as asked."""
+    lines: list[str] = []
+    recipe = Recipe(model={}, module="user_code:Plateau", epochs=1)
+    if keep_val is False:  # then the schedule has nothing to look at
+        with pytest.raises(StudyFailedError, match="val_f1"):
+            train(recipe, RunConfig(), at, None, lines.append, keep_val=False)
+        return
+    trained = train(recipe, RunConfig(), at, None, lines.append, keep_val=keep_val)
+    assert any("validation is kept apart" in line and said in line for line in lines)
+    run = MlflowClient(RunConfig().tracking_uri).get_run(trained.run_id)
+    data = {one.dataset.name: json.loads(one.dataset.profile) for one in run.inputs.dataset_inputs}
+    assert data["digits-train"]["features_shape"][0] == n_seen

@@ -25,6 +25,21 @@ def trainer_arguments(task: Task, built: Built) -> dict[str, Any]:
     }
 
 
+def first_batch(built: Built) -> Any:
+    """A minibatch of the training, without a Trainer. Raises any error of the user's code."""
+    given = built.data.fit_arguments(built.batch_size) if built.data is not None else {}
+    datamodule = given.get("datamodule")
+    if datamodule is not None:
+        datamodule.prepare_data()
+        datamodule.setup("fit")
+        loader = datamodule.train_dataloader()
+    elif has_own_loaders(built.module):
+        loader = built.module.train_dataloader()
+    else:
+        loader = given["train_dataloaders"]
+    return next(iter(loader))
+
+
 def loaders(built: Built, first_epoch: int, trainer: lightning.Trainer) -> dict[str, Any]:
     """The data for `Trainer.fit`. Hooks that the module defines come before a data set's loaders,
     a DataModule's come before the module's: as in Lightning."""

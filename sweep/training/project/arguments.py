@@ -21,6 +21,7 @@ from jsonargparse import ArgumentError
 from lightning.pytorch.cli import LightningArgumentParser
 
 from sweep.errors import must_be_one_of
+from sweep.training.checkpoints import is_plain
 
 Tree = dict[str, Any]
 """Arguments by name; a nested object is {"class_path": ..., "init_args": {...}}."""
@@ -74,7 +75,7 @@ class Arguments:
         return {
             name: p.default
             for name, p in self._signature.items()
-            if name in self.names and _is_plain(p.default)
+            if name in self.names and p.default is not None and is_plain(p.default)
         }
 
     @property
@@ -229,12 +230,6 @@ def _signature(made_by: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
         return inspect.signature(made_by).parameters
     except (TypeError, ValueError):  # written in C
         return {}
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, list | tuple):
-        return all(map(_is_plain, value))
-    return isinstance(value, str | int | float | bool) and value is not inspect.Parameter.empty
 
 
 def _one_line(text: str) -> str:

@@ -28,14 +28,12 @@ from sweep.training.mlp import MLPClassifier
 from sweep.training.modules import build_mlp
 from sweep.training.project.arguments import Arguments, Tree, put
 from sweep.training.project.sources import DataSource, FinalData
-from sweep.trial import DatasetInfo, Task, TrialSpec
+from sweep.trial import SECTIONS, TRAINER_SETTINGS, DatasetInfo, Task, TrialSpec
 
-SECTIONS = ("model", "data", "trainer", "optimizer", "lr_scheduler")
-"""First parts of dotted names."""
 TRAINERS_FLAGS: Mapping[str, str] = {
-    "max_epochs": "--epochs", "accelerator": "--accelerator", "devices": "--devices",
-    "precision": "--precision", "callbacks": "--callback",
-}  # fmt: skip
+    **{name: f"--{setting}" for name, setting in TRAINER_SETTINGS.items()},
+    "callbacks": "--callback",
+}
 """Trainer arguments with a flag of their own."""
 TRAINERS_OWN = ("default_root_dir", "num_nodes")
 """Trainer arguments that sweep decides: a trial's folder, one machine."""
@@ -132,7 +130,7 @@ class Project:
             data = self._resident if self._source is None else self._source.data(trees["data"])
             module: lightning.LightningModule = self._mlp(given, data, spec.seed)
         else:
-            module = self.module(given)
+            module = self._module(trees)
             data = self._resident if self._source is None else self._source.data(trees["data"])
         trainer = self._parts["trainer"].values(trees["trainer"]) if trees["trainer"] else {}
         return Built(
@@ -172,7 +170,9 @@ class Project:
 
     def module(self, hyperparameters: Mapping[str, Any]) -> lightning.LightningModule:
         """A new module of the user's. Raises TypeError, and any error of the user's code."""
-        trees = self.trees(hyperparameters)
+        return self._module(self.trees(hyperparameters))
+
+    def _module(self, trees: Mapping[str, Tree]) -> lightning.LightningModule:
         module = self._parts["model"].call(trees["model"])
         if not isinstance(module, lightning.LightningModule):
             kind = type(module).__name__

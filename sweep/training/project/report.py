@@ -20,7 +20,7 @@ from sweep.training.plain.trainer import PlainTrainer
 from sweep.training.process_state import undisturbed
 from sweep.training.project.check import preflight
 from sweep.training.project.project import Project
-from sweep.trial import EpochReport, Notice, Orders, Report, Task, TrialResult, TrialSpec
+from sweep.trial import EpochReport, Notice, Orders, Report, Task, TrialSpec
 
 FACTOR = 10.0
 """A first space varies a number between a tenth and ten times its default."""
@@ -92,8 +92,6 @@ class _One:
         self._start: tuple[TrialSpec, ...] = (spec,)
         self.said: list[str] = []
         self.was_kept = False
-        self.result: TrialResult | None = None
-        self.work_dir = ""
 
     def __call__(self, reports: Sequence[Report], n_free: int) -> Orders:
         start, self._start = self._start, ()

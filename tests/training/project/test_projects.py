@@ -138,3 +138,33 @@ def test_a_trial_is_a_fit_of_its_own(tmp_path: Path, case: str) -> None:
     loaded = load(recipe, RunConfig(), kept)
     weights = torch.load(kept, weights_only=True)["state_dict"]
     assert all(torch.equal(weights[k], value) for k, value in loaded.state_dict().items())
+
+
+def n_set_up(folder: Path, data: str, given: list[Mapping[str, Any]]) -> int:
+    """How often `setup` ran in trials with these arguments, one after the other."""
+    projects.SET_UP.clear()
+    names = tuple({name for values in given for name in values})
+    task = example_task(
+        folder, module="projects:Line", data=f"projects:{data}", metric="val_loss", epochs=1,
+        direction="minimize", population=1, names=names, log_models="none",
+    )  # fmt: skip
+    PlainTrainer(task).train(
+        ScriptedExchange([TrialSpec(number, values, 1) for number, values in enumerate(given)])
+    )
+    return len(projects.SET_UP)
+
+
+@pytest.mark.parametrize(
+    ("data", "given", "n"),
+    [
+        ("Counted", [{"lr": 0.1}, {"lr": 0.2}, {"lr": 0.3}], 1),
+        ("Counted", [{"noise": 0.1}, {"noise": 0.2}, {"noise": 0.2}], 2),
+        ("Drawing", [{"lr": 0.1}, {"lr": 0.2}, {"lr": 0.3}], 3),
+        ("TornDown", [{"lr": 0.1}, {"lr": 0.2}], 2),
+    ],
+)
+def test_data_are_set_up_once_where_that_changes_nothing(
+    tmp_path: Path, data: str, given: list[Mapping[str, Any]], n: int
+) -> None:
+    """Anew for other arguments, for a setup that draws random numbers, and after a teardown."""
+    assert n_set_up(tmp_path, data, given) == n
