@@ -16,6 +16,7 @@ Needs neither pytest nor torch.
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -32,6 +33,7 @@ from sweep.trial import (
     Failure,
     Notice,
     Orders,
+    Pulse,
     Record,
     Report,
     Stop,
@@ -126,7 +128,8 @@ class ScriptedTrainer:
 class ScriptedExchange:
     """The driver's end of the seam: hands out `specs`, keeps all reports, stops on request.
 
-    `stop_after` is trial number -> epoch after whose report the trial is to stop.
+    `stop_after` is trial number -> epoch after whose report the trial is to stop, `stop_within`
+    trial number -> how many of its pulses come first.
     """
 
     def __init__(
@@ -134,8 +137,10 @@ class ScriptedExchange:
         specs: Sequence[TrialSpec],
         stop_after: Mapping[int, int] | None = None,
         reason: StopReason = "pruned",
+        stop_within: Mapping[int, int] | None = None,
     ) -> None:
         self._waiting = list(specs)
+        self._stop_within: dict[int, float] = dict(stop_within or {})
         self._stop_after, self._reason = dict(stop_after or {}), reason
         self.reports: list[Report] = []
         self.n_calls = 0
@@ -149,6 +154,10 @@ class ScriptedExchange:
             for r in reports
             if isinstance(r, EpochReport) and self._stop_after.get(r.number) == r.epoch
         )
+        for pulse in [r for r in reports if isinstance(r, Pulse)]:
+            left = self._stop_within.get(pulse.number, math.inf) - 1
+            self._stop_within[pulse.number] = left
+            stops += (Stop(pulse.number, self._reason),) if left <= 0 else ()
         n_start = max(0, n_free + len(stops))
         start, self._waiting = self._waiting[:n_start], self._waiting[n_start:]
         return Orders(stops, tuple(start), is_last=not self._waiting)

@@ -180,14 +180,21 @@ class TrialStarted:
     tags: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     """The study's settings at that time, if they have changed since."""
+    logged: str = ""
+    """Folder for what the module's logger gets; "": unknown."""
+
+
+EPOCHS_DONE = "epochs_done"
+"""Metric beside a user's own: epochs trained, where reports are not one an epoch."""
 
 
 @dataclass(frozen=True, slots=True)
 class EpochReport:
-    """Record: one trial's metrics after one epoch."""
+    """Record: one trial's metrics after one epoch, or after a validation within an epoch."""
 
     number: int
     epoch: int
+    """Counts the trial's reports, from 1: the epoch, if none is within one."""
     metrics: Mapping[str, float]
     """Metric name -> value; train_loss, val_loss and val_acc for MLPClassifier, always epoch_s.
 
@@ -198,6 +205,20 @@ class EpochReport:
     """Epoch of the population at the trial's start."""
     is_replay: bool = False
     """Read from the checkpoint of a resumed trial: recorded, but not judged again."""
+
+    @property
+    def epochs_done(self) -> float:
+        """Epochs trained, e.g. 2.25 after a validation within the third."""
+        return self.metrics.get(EPOCHS_DONE, self.epoch)
+
+
+@dataclass(frozen=True, slots=True)
+class Pulse:
+    """Record: a trial is within an epoch, and can take orders."""
+
+    number: int
+    epoch: int
+    """Its reports so far."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,8 +258,8 @@ class TrialFinished:
     model_file: str | None = None
     failure: Failure | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
-    logged: str | None = None
-    """Folder with what the module's logger got; None: it got nothing."""
+    has_logged: bool = False
+    """Whether the module's logger got anything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -356,8 +377,8 @@ class Notice:
     message: str
 
 
-Report = WorkerReady | Notice | EpochReport | TrialResult
-Record = WorkerReady | TrialStarted | EpochReport | TrialFinished | StudyFinished | Notice
+Report = WorkerReady | Notice | EpochReport | Pulse | TrialResult
+Record = WorkerReady | TrialStarted | EpochReport | Pulse | TrialFinished | StudyFinished | Notice
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,11 +5,14 @@ Found by workers as a user's modules are, through the path of the process that s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import random
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import lightning
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor
 from lightning.pytorch.demos import LightningTransformer
@@ -441,3 +444,87 @@ class TornDown(Counted):
 
     def teardown(self, stage: str) -> None:
         del self.sets
+
+
+class Jittered(torch.utils.data.Dataset[Any]):
+    """Samples that are augmented from the global generator."""
+
+    def __init__(self, of: Any) -> None:
+        self.of = of
+
+    def __len__(self) -> int:
+        return len(self.of)
+
+    def __getitem__(self, i: int) -> Any:
+        x, y = self.of[i]
+        return x + 0.01 * torch.randn(4) + 0.01 * random.random() + 0.01 * np.random.rand(), y
+
+
+class Stream(torch.utils.data.IterableDataset[Any]):
+    """Samples in an order of their own; nobody knows how many."""
+
+    def __init__(self, of: Any) -> None:
+        self.of = of
+
+    def __iter__(self) -> Iterator[Any]:
+        for i in torch.randperm(len(self.of)).tolist():
+            yield self.of[i]
+
+
+class Loaded(Points):
+    """Points by loaders of each kind."""
+
+    def __init__(self, kind: str = "shuffled", batch_size: int = 4) -> None:
+        super().__init__(batch_size=batch_size)
+        self.kind = kind
+
+    def train_dataloader(self) -> Any:
+        of, size = Jittered(self.sets[0]), self.hparams.batch_size
+        if self.kind == "stream":
+            return DataLoader(Stream(of), size)
+        if self.kind == "own generator":
+            return DataLoader(of, size, shuffle=True, generator=torch.Generator().manual_seed(3))
+        if self.kind == "workers":
+            return DataLoader(of, size, shuffle=True, num_workers=2)
+        if self.kind == "two":
+            rows = self.sets[0]
+            return [DataLoader(rows, size, shuffle=True), DataLoader(rows, size, shuffle=True)]
+        return DataLoader(of, size, shuffle=True)
+
+
+class Scheduled(Line):
+    """A rate that changes every step, dropout, and noise from all global generators."""
+
+    def __init__(self, lr: float = 0.05, by_hand: bool = False) -> None:
+        super().__init__(lr=lr)
+        self.automatic_optimization = not by_hand
+        self.drop = nn.Dropout(0.2)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        x, y = batch[0] if isinstance(batch, list) and isinstance(batch[0], list) else batch
+        loss = functional.mse_loss(self.net(self.drop(x)).squeeze(1), y + 0.01 * random.random())
+        self.log("loss", loss)
+        if not self.automatic_optimization:
+            optimizer, schedule = self.optimizers(), self.lr_schedulers()
+            optimizer.zero_grad()
+            self.manual_backward(loss)
+            optimizer.step()
+            schedule.step()
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        x, y = batch
+        self.log("val_loss", functional.mse_loss(self(x), y))
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.Adam(self.parameters(), self.hparams.lr)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=200)
+        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+
+class Slow(Scheduled):
+    """Steps that take a while, and a value logged at each."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        time.sleep(0.15)
+        return super().training_step(batch, batch_idx)

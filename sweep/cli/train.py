@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from sweep.cli.options import config_options, expanded
+from sweep.trial import EPOCHS_DONE
 
 WHAT = ("study", "data", "epochs", "batch_size", "seed", "precision")
 HOW = ("data_dir", "accelerator", "devices", "threads", "storage", "tracking_uri", "work_dir")
@@ -69,9 +70,9 @@ def _recipe(config_file: Path | None, trial: int | None, config: Any) -> tuple[A
 def _train(recipe: Any, config: Any, output: Path, keep_val: bool | None, *, quiet: bool) -> None:
     from sweep.reuse.final_training import train as train_downstream
 
-    def say(epoch: int, metrics: Mapping[str, float]) -> None:
-        numbers = " ".join(f"{k}={v:.4g}" for k, v in metrics.items())
-        click.echo(f"epoch={epoch}/{recipe.epochs} {numbers}")
+    def say(epoch: float, metrics: Mapping[str, float]) -> None:
+        numbers = " ".join(f"{k}={v:.4g}" for k, v in metrics.items() if k != EPOCHS_DONE)
+        click.echo(f"epoch={epoch:g}/{recipe.epochs} {numbers}")
 
     def warn(message: str) -> None:
         click.echo(f"sweep: {message}", err=True)

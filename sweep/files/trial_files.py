@@ -97,9 +97,10 @@ class TrialFiles:
         """(Unix time in ms, step, values) of each line of STEPS; torn lines are left out."""
         return steps_in(self.path(LOGGED))
 
-    def logged(self) -> str | None:
-        """The folder LOGGED; None if there is none."""
-        return str(self.path(LOGGED)) if self.path(LOGGED).is_dir() else None
+    @property
+    def has_logged(self) -> bool:
+        """Whether the module's logger got anything."""
+        return self.path(LOGGED).is_dir()
 
     def remove(self, *names: str) -> None:
         """Delete files, as far as they exist."""

@@ -134,7 +134,7 @@ class KeepBest:
             if number in gone:
                 tags = {**record.tags, DROPPED_TAG: "true"}
                 record = dataclasses.replace(record, checkpoint=None, model_file=None, tags=tags)
-            if record.logged or (has_files and number not in gone):
+            if record.has_logged or (has_files and number not in gone):
                 self._needed_by[number].add("MLflow")
             self._outdone[number] = gone - {number}
         return record

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sweep.config.settings import RunConfig
-from sweep.files.trial_files import BEST, MODEL, TrialFiles
+from sweep.files.trial_files import BEST, LOGGED, MODEL, TrialFiles
 from sweep.ledger.ranking import study_end
 from sweep.ledger.study import Ledger
 from sweep.ledger.trials import RESULT_FIELDS, LedgerTrial
@@ -85,12 +85,12 @@ class StudyRecords:
             model_file=str(files.path(MODEL)) if has_model else None,
             failure=failure,
             tags={k: str(v) for k, v in result.items() if k not in RESULT_FIELDS},
-            logged=files.logged(),
+            has_logged=files.has_logged,
         )  # fmt: skip
         started = TrialStarted(
             number, result.get("name") or run_name(number, trial.hyperparameters),
             trial.hyperparameters, trial.params, _ms(trial.frozen.datetime_start) or time_ms,
-            {"sweep.seed": str(spec.seed)}, trial.settings,
+            {"sweep.seed": str(spec.seed)}, trial.settings, str(files.path(LOGGED)),
         )  # fmt: skip
         return TrialHistory(started, reports, finished, self._lost(finished))
 

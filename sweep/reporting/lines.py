@@ -45,6 +45,7 @@ from typing import Any, TextIO
 from sweep.reporting.formats import format_duration, format_number, format_value
 from sweep.reporting.progress import Progress, TrialProgress
 from sweep.trial import (
+    EPOCHS_DONE,
     EpochReport,
     Notice,
     Record,
@@ -62,7 +63,7 @@ KEYS = (
 """Keys of a trial's line, beside the metric's."""
 STATUS_EVERY_S = 60.0
 LOADING = "starting: a worker loads PyTorch and the data"
-STOPPING = "stopping at the end of the epoch; Ctrl-C again stops now"
+STOPPING = "stopping, and saving what is trained; Ctrl-C again stops now"
 
 _BARE = re.compile(r"[!#-<>-\[\]-~]+")
 _TOKEN = r'"(?:[^"\\]|\\.)*"|[!#-<>-\[\]-~]+'
@@ -172,10 +173,11 @@ def _pairs(progress: Progress, record: Record, trial: TrialProgress | None) -> P
     if isinstance(record, WorkerReady):
         return _start_pairs(progress.study, record) if record is progress.worker else {}
     if trial is not None and isinstance(record, EpochReport):
-        others = {k: v for k, v in record.metrics.items() if k not in (metric, "epoch_s")}
+        own = (metric, "epoch_s", EPOCHS_DONE)
+        others = {k: v for k, v in record.metrics.items() if k not in own}
         value = record.metrics.get(metric)
         return {
-            **_trial_pairs(progress, record.number, TrialState.RUNNING, value, record.epoch),
+            **_trial_pairs(progress, trial, TrialState.RUNNING, value, record.epoch),
             "seconds": round(record.metrics.get("epoch_s", 0.0), 4),
             **_renamed(others, metric),
         }
@@ -184,7 +186,7 @@ def _pairs(progress: Progress, record: Record, trial: TrialProgress | None) -> P
     failure = record.failure
     why = {"failure": failure.kind, "message": failure.message} if failure else {}
     return {
-        **_trial_pairs(progress, record.number, record.state, record.value, record.n_epochs),
+        **_trial_pairs(progress, trial, record.state, record.value, record.n_epochs),
         "best_epoch": record.best_epoch or "-",
         "seconds": round(trial.seconds, 3),
         **why,
@@ -223,14 +225,14 @@ def _status_pairs(progress: Progress) -> Pairs:
 
 
 def _trial_pairs(
-    progress: Progress, number: int, state: TrialState, value: float | None, epoch: int
+    progress: Progress, trial: TrialProgress, state: TrialState, value: float | None, report: int
 ) -> Pairs:
     return {
-        "trial": number,
+        "trial": trial.number,
         "state": state.value,
         progress.study.metric: "-" if value is None else value,
         "best": _at(progress.best_value, progress.best_number),
-        "epoch": f"{epoch}/{progress.study.epochs}",
+        "epoch": f"{trial.epochs_at(report):g}/{progress.study.epochs}",
     }
 
 

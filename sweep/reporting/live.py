@@ -215,7 +215,9 @@ def _trials(progress: Progress, shown: Sequence[TrialProgress], width: int) -> l
     scale = common_scale(curves, is_up=study.direction == "maximize")
     edges = f"{scale[0]:.3g}–{scale[1]:.3g}" if scale and n_cells else ""
     labels = ["epoch", study.metric[:12], *(["best"] if width >= 48 else [])]
-    widths = [max(5, 2 * len(str(study.epochs)) + 1), max(7, len(labels[1])), 7][: len(labels)]
+    done = [len(f"{trial.epochs_done:.4g}") for trial in shown]
+    n_epoch = max([len(str(study.epochs)), *done]) + len(str(study.epochs)) + 1
+    widths = [max(5, n_epoch), max(7, len(labels[1])), 7][: len(labels)]
     others = [*widths, n_cells] if n_cells else widths
     n_name = max(8, min(MOST_OF_A_NAME, width - sum(others) - 2 * len(others)))
 
@@ -230,7 +232,7 @@ def _trials(progress: Progress, shown: Sequence[TrialProgress], width: int) -> l
     for trial, curve in zip(shown, curves, strict=True):
         is_leader = trial is shown[0] and trial.best is not None
         value = format_metric(trial.values[-1] if trial.values else None)
-        cells = (f"{trial.epoch}/{study.epochs}", value, format_metric(trial.best))
+        cells = (f"{trial.epochs_done:.4g}/{study.epochs}", value, format_metric(trial.best))
         name, style = ("▸ ", "bold") if is_leader else ("  ", "")
         lines.append(row(name + trial.name, cells, sparkline(curve, n_cells, scale), style))
     return lines

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from sweep.objective import Objective
 from sweep.trial import (
+    EPOCHS_DONE,
     EpochReport,
     HyperValue,
     Record,
@@ -32,19 +33,28 @@ class TrialProgress:
     number: int
     name: str
     hyperparameters: Mapping[str, HyperValue] = field(default_factory=dict)
-    resumed_at: int = 0
+    resumed_at: float = 0
     """Epochs that earlier sessions trained."""
     metrics: dict[int, Mapping[str, float]] = field(default_factory=dict)
-    """All metrics by epoch, in order."""
+    """All metrics by report (an epoch, or a validation within one), in order."""
     values: list[float] = field(default_factory=list)
-    """The study's metric at each of these epochs; NaN if it was not reported."""
+    """The study's metric at each of these reports; NaN if it was not among them."""
     best: float | None = None
     """The best metric so far."""
 
     @property
     def epoch(self) -> int:
-        """The last finished epoch, from 1; 0 before the first."""
-        return next(reversed(self.metrics), self.resumed_at)
+        """The last report, from 1; 0 before the first."""
+        return next(reversed(self.metrics), 0)
+
+    def epochs_at(self, report: int) -> float:
+        """Epochs trained at a report."""
+        return self.metrics.get(report, {}).get(EPOCHS_DONE, report)
+
+    @property
+    def epochs_done(self) -> float:
+        """Epochs trained, with a begun one's part."""
+        return self.epochs_at(self.epoch) if self.metrics else self.resumed_at
 
     @property
     def seconds(self) -> float:
@@ -144,12 +154,12 @@ class Progress:
         return max(0.0, left_work / done * spent_s - (self._clock() - self._news_s))
 
     def _part(self, trial: TrialProgress) -> float:
-        return min(1.0, trial.epoch / max(self.study.epochs, 1))
+        return min(1.0, trial.epochs_done / max(self.study.epochs, 1))
 
     def _work(self) -> float:
         """Trials' worth of work that this session did."""
         epochs = max(self.study.epochs, 1)
-        running = sum((t.epoch - t.resumed_at) / epochs for t in self.running.values())
+        running = sum((t.epochs_done - t.resumed_at) / epochs for t in self.running.values())
         return self._finished_work + running
 
     def _start(self, record: TrialStarted) -> TrialProgress:
@@ -169,7 +179,7 @@ class Progress:
             return None
         trial = self.running.setdefault(record.number, self._unnamed(record.number))
         if record.is_replay or not trial.metrics:
-            trial.resumed_at = record.epoch if record.is_replay else record.epoch - 1
+            trial.resumed_at = _begun_at(record)
         while trial.metrics and trial.epoch >= record.epoch:
             trial.metrics.popitem()
             trial.values.pop()
@@ -213,3 +223,10 @@ class Progress:
     @staticmethod
     def _unnamed(number: int) -> TrialProgress:
         return TrialProgress(number, f"t{number:03d}")
+
+
+def _begun_at(first: EpochReport) -> float:
+    """Epochs trained before this session, by a trial's first report in it."""
+    if first.is_replay:
+        return first.epochs_done
+    return 0.0 if EPOCHS_DONE in first.metrics else first.epoch - 1

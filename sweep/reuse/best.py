@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from sweep.ledger.locks import owned_study
 from sweep.ledger.study import Ledger, list_studies, open_study
 from sweep.ledger.trials import LedgerTrial, best_trial
 from sweep.reuse.recipe import Recipe
+from sweep.trial import EPOCHS_DONE
 
 if TYPE_CHECKING:
     import lightning
@@ -241,11 +243,12 @@ def only_study(where: RunConfig) -> str:
 def recipe_of(ledger: Ledger, config: RunConfig, trial: LedgerTrial) -> Recipe:
     """The recipe that trains `trial` of a study with the settings `config` again."""
     given, result = dict(trial.hyperparameters), trial.result
+    metrics, n_reports = result.get("metrics", {}), result.get("best_epoch") or config.epochs
     return Recipe(
         model={k: v for k, v in given.items() if not config.is_mlp or k != "batch_size"},
         data=config.data,
         module=config.module,
-        epochs=result.get("best_epoch") or config.epochs,
+        epochs=max(1, math.ceil(metrics.get(EPOCHS_DONE, n_reports))),
         batch_size=given.get("batch_size", config.batch_size),
         seed=config.seed,
         precision=config.precision,
@@ -253,7 +256,7 @@ def recipe_of(ledger: Ledger, config: RunConfig, trial: LedgerTrial) -> Recipe:
         callbacks=tuple(config.callback),
         study=ledger.name,
         trial=trial.number,
-        score={k: v for k, v in result.get("metrics", {}).items() if k != "epoch_s"},
+        score={k: v for k, v in metrics.items() if k not in ("epoch_s", EPOCHS_DONE)},
         data_arguments=ledger.data_arguments if config.is_mlp else {},
     )
 

@@ -6,7 +6,9 @@ It trains and goes on after an interruption as a trial does: by the same slot lo
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,7 +31,7 @@ from sweep.errors import (
     SweepError,
     UndeliveredError,
 )
-from sweep.files.trial_files import RESUME_STATE, TrialFiles, replace_file, spec_digest
+from sweep.files.trial_files import LOGGED, RESUME_STATE, TrialFiles, replace_file, spec_digest
 from sweep.hyperparameters import DEFAULT_MODULE
 from sweep.loading import one_line, raised_by_user_code
 from sweep.reuse.loading import task_of
@@ -52,6 +54,7 @@ from sweep.trial import (
     EpochReport,
     Notice,
     Orders,
+    Pulse,
     Report,
     Stop,
     TrialFinished,
@@ -65,7 +68,7 @@ from sweep.trial import (
 if TYPE_CHECKING:
     from sweep.tracking.training import TrainingRun
 
-EpochHook = Callable[[int, Mapping[str, float]], None]
+EpochHook = Callable[[float, Mapping[str, float]], None]
 NoticeHook = Callable[[str], object]
 TRY_AGAIN_S = 30.0
 """Pause after MLflow failed to take an epoch: each attempt may delay the training."""
@@ -93,7 +96,8 @@ def train(
         config: Machine and stores: data_dir, accelerator, devices, tracking_uri.
         output: Path of the Lightning checkpoint. Until the training is done, the resume state is
             in a folder beside it.
-        on_epoch: Called after each epoch with its number (from 1) and metrics.
+        on_epoch: Called after each epoch, and each validation within one, with the epochs done
+            and the metrics.
         on_notice: Called with a line for the user.
         keep_val: Whether validation stays apart; None: if a callback or schedule watches it.
 
@@ -112,7 +116,9 @@ def train(
         seed_everything(spec.seed)
         project, built = _built(recipe, config, spec, log, keep_val)
         with log.pausing(), stopping(log.stop):
-            started = _started(recipe, built)
+            started = dataclasses.replace(
+                _started(recipe, built), logged=str(TrialFiles(parts, spec.number).path(LOGGED))
+            )
             from sweep.tracking import training  # loads MLflow
 
             info = built.data.info if built.data is not None else None
@@ -168,15 +174,16 @@ def _train(
             else:
                 train_one_by_one(task, project, slots, calls, given=built)
             run, module, example = _ended(slots)
-            if run.epoch < recipe.epochs and run.stop is not None:
+            if not run.is_trained and run.stop is not None:
                 saved = "that is not saved" if log.is_unsaved else "that is saved"
                 raise StudyInterrupted(
-                    f"interrupted after epoch {run.epoch} of {recipe.epochs}: {saved}, the same "
-                    "command goes on"
+                    f"interrupted after epoch {run.epochs_done:g} of {recipe.epochs}: {saved}, "
+                    "the same command goes on"
                 )
             arguments = project.plain_arguments(recipe.model)
             # Before the test, which may fail.
-            write_checkpoint(output, module, arguments, run.epoch - 1, run.n_steps)
+            n_epochs = math.ceil(run.epochs_done)
+            write_checkpoint(output, module, arguments, n_epochs - 1, run.n_steps)
             trainer = quiet_trainer(
                 output.parent, accelerator=config.accelerator,
                 devices=lightning_devices(config.devices), precision=recipe.precision,
@@ -188,7 +195,7 @@ def _train(
     finally:
         calls.remove()
     log.finish(metrics, str(output), archive)
-    return Trained(metrics, output, log.run_id, run.epoch)
+    return Trained(metrics, output, log.run_id, n_epochs)
 
 
 @contextlib.contextmanager
@@ -321,7 +328,7 @@ class _Log:
         run.sync(())
 
     def stop(self) -> None:
-        """End the training after this epoch."""
+        """End the training after this epoch, or within it."""
         self._is_stopping = True
 
     def __call__(self, reports: Sequence[Report], n_free: int) -> Orders:
@@ -331,11 +338,11 @@ class _Log:
             if isinstance(report, Notice):
                 self.say(report.message)
             elif isinstance(report, EpochReport) and not report.is_replay and self._on_epoch:
-                self._on_epoch(report.epoch, report.metrics)
+                self._on_epoch(report.epochs_done, report.metrics)
         self._reports += epochs
         if epochs and time.monotonic() >= self._next_try_s:
             self._deliver()
-        is_stopped = self._is_stopping and epochs
+        is_stopped = self._is_stopping and any(isinstance(r, EpochReport | Pulse) for r in reports)
         start, self._to_start = self._to_start, ()
         stop = (Stop(self.spec.number, "interrupted"),) if is_stopped else ()
         return Orders(stop, start, is_last=True)

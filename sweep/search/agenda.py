@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sweep.errors import ConfigError, did_you_mean
-from sweep.trial import EpochReport, Failure, Stop, TrialResult, TrialSpec, TrialState
+from sweep.trial import EPOCHS_DONE, EpochReport, Failure, Stop, TrialResult, TrialSpec, TrialState
 
 if TYPE_CHECKING:
     from sweep.ledger.trials import LedgerTrial
@@ -98,7 +98,7 @@ def verdict_of(result: TrialResult, stop: Stop | None) -> tuple[TrialState, Fail
 def never_logged(trial: Running, metric: str) -> Failure:
     """The failure of a trial that ended without a value of the objective."""
     names = {name for report in trial.reports.values() for name in report.metrics}
-    logged = sorted(names - {"epoch_s"})
+    logged = sorted(names - {"epoch_s", EPOCHS_DONE})
     what = f"it logged {', '.join(logged)}" if logged else "it logged nothing"
     hint = did_you_mean(metric, logged)
     return Failure("exception", f"the trial never logged {metric!r}; {what}{hint}")

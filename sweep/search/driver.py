@@ -18,6 +18,7 @@ from sweep.config.settings import RunConfig
 from sweep.environment.sources import source_tags
 from sweep.files.trial_files import (
     BEST,
+    LOGGED,
     MODEL,
     RESUME_STATE,
     TrialFiles,
@@ -40,6 +41,7 @@ from sweep.trial import (
     EpochReport,
     Failure,
     Orders,
+    Pulse,
     Record,
     Report,
     Stop,
@@ -175,6 +177,8 @@ class Driver:
                 self._welcome(report)
             elif isinstance(report, EpochReport):
                 self._note(report)
+            elif isinstance(report, Pulse):
+                self._feel(report)
             elif isinstance(report, TrialResult):
                 self._finish(report)
             elif not (is_greeting and report.message in self._said):
@@ -185,7 +189,9 @@ class Driver:
         while self._is_stopping and self._again:
             trial = self._again.popleft()
             self._interrupt(trial, TrialResult(trial.spec.number, "stopped", len(trial.reports)))
-        stops = self._stops({r.number: r.epoch for r in reports if isinstance(r, EpochReport)})
+        stops = self._stops(
+            {r.number: r.epoch for r in reports if isinstance(r, EpochReport | Pulse)}
+        )
         starts = [] if self._is_stopping else self._hand_out(n_free + len(stops))
         self._record()
         if starts and not self._has_begun:
@@ -257,16 +263,27 @@ class Driver:
         self.say(keys.renamed(new) if new else ())
 
     def _why_stop(self, trial: Running, report: EpochReport, *, wants_stop: bool) -> Stop | None:
-        limit, patience = self._config.trial_timeout_s, self._config.patience
-        if limit is not None and time.monotonic() - trial.began > limit:
+        patience = self._config.patience
+        if self._is_late(trial):
             return Stop(report.number, "timeout")
-        if report.epoch >= self._config.epochs:
+        if report.epochs_done >= self._config.epochs:
             return None  # all epochs are trained
         if wants_stop:
             return Stop(report.number, "pruned")
         if patience is not None and trial.n_since_best >= patience:
             return Stop(report.number, "converged")
         return None
+
+    def _is_late(self, trial: Running) -> bool:
+        limit = self._config.trial_timeout_s
+        return limit is not None and time.monotonic() - trial.began > limit
+
+    def _feel(self, pulse: Pulse) -> None:
+        """Within an epoch a trial may be late, and its logger may have news."""
+        self._records.append(pulse)
+        trial = self._running.get(pulse.number)
+        if trial is not None and trial.stop is None and self._is_late(trial):
+            trial.stop = Stop(pulse.number, "timeout")
 
     def _stops(self, reached: Mapping[int, int]) -> tuple[Stop, ...]:
         """Orders for trials that have just reported, given their epochs.
@@ -327,7 +344,7 @@ class Driver:
             number, state, now_ms(), value, best_epoch, best_metrics, result.n_epochs,
             str(files.path(BEST)) if result.has_checkpoint else None,
             str(files.path(MODEL)) if result.has_model else None, failure, dict(result.notes),
-            files.logged(),
+            files.has_logged,
         )  # fmt: skip
         record = self._retention.finish(record) if self._retention is not None else record
         attrs = self._proposals.tell(number, state, value)
@@ -420,6 +437,7 @@ class Driver:
             TrialStarted(
                 number, name, proposal.hyperparameters, proposal.params, now_ms(),
                 {"sweep.seed": str(spec.seed), **self._sources},
+                logged=str(TrialFiles(self._config.study_dir, number).path(LOGGED)),
             )
         )  # fmt: skip
         return spec

@@ -118,15 +118,16 @@ def _picture(
 ) -> Picture:  # fmt: skip
     started, finished = history.started, history.finished
     points = _curve_points(history.reports, keys.metric_keys(metric))
-    picture = Picture(started.name, started.time_ms, tags, params, points)
-    if finished is None:
-        return picture
-    if finished.logged is not None:
+    if started.logged:
         names = keys.distinct(
             [n for r in history.reports for n in r.metrics], keys.metric_keys(metric)
         )
-        by_step = _step_points(Path(finished.logged), names)
-        picture = replace(picture, points=[*points, *by_step], logged=finished.logged)
+        points += _step_points(Path(started.logged), names)
+    picture = Picture(
+        started.name, started.time_ms, tags, params, points, logged=started.logged or None
+    )
+    if finished is None:
+        return picture
     if not finished.state.is_finished:
         return replace(picture, status=STATUS[finished.state])
     is_complete = finished.state is TrialState.COMPLETE

@@ -26,6 +26,7 @@ from sweep.trial import (
     DEVICE_TAG,
     MAX_RANKED,
     EpochReport,
+    Pulse,
     Ranked,
     Record,
     StudyFinished,
@@ -206,12 +207,15 @@ class MlflowTracker:
             begun = self._trials.setdefault(record.number, Pending())
             begun.started, begun.finished, begun.is_urgent = record, None, True
             begun.n_new += 1
-        elif isinstance(record, EpochReport | TrialFinished) and record.number in self._trials:
+        elif (
+            isinstance(record, EpochReport | Pulse | TrialFinished)
+            and record.number in self._trials
+        ):
             pending = self._trials[record.number]
             pending.n_new += 1
             if isinstance(record, EpochReport):
                 pending.reports.append(record)
-            else:
+            elif isinstance(record, TrialFinished):
                 pending.finished, pending.is_urgent = record, True
                 self._note_score(record)
 

@@ -205,7 +205,7 @@ def random_state() -> dict[str, Any]:
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "numpy": [str(name), [int(key) for key in keys], *rest],
+        "numpy": [str(name), np.asarray(keys).tolist(), *rest],
         "python": [version, list(internal), gauss],
     }
 

@@ -10,7 +10,7 @@ from typing import Any
 from sweep.files.trial_files import RESUME_STATE, TrialFiles, spec_digest
 from sweep.objective import Objective
 from sweep.training.failures import not_finite
-from sweep.trial import EpochReport, Failure, Stop, Task, TrialSpec, now_ms
+from sweep.trial import EPOCHS_DONE, EpochReport, Failure, Stop, Task, TrialSpec, now_ms
 
 RESUME_KEY = "sweep"
 """Where a resume file keeps the trial's record, for which Lightning has no key."""
@@ -34,7 +34,8 @@ class Run:
         """Forget all epochs: the trial trains from its beginning."""
         self.start_epoch = self.spec.start_epoch or 0
         self.epoch = 0
-        """Epochs trained."""
+        """Reports so far: epochs, and validations within epochs."""
+        self.epochs_done = 0.0
         self.n_steps = 0
         """Optimizer steps taken, as the engine counts them."""
         self.best_epoch: int | None = None
@@ -46,7 +47,7 @@ class Run:
     @property
     def is_trained(self) -> bool:
         """Whether all epochs are trained."""
-        return self.epoch >= self.task.epochs
+        return self.epochs_done >= self.task.epochs
 
     @property
     def is_over(self) -> bool:
@@ -74,6 +75,7 @@ class Run:
             else (float(best["value"]), int(best["epoch"]), int(best["step"]))
         )
         self.start_epoch, self.epoch, self.history = start_epoch, epoch, history
+        self.epochs_done = history[-1].epochs_done if history else 0.0
         self.n_steps = int(checkpoint["global_step"])
         self.best_value, self.best_epoch, self.best_step = value, best_epoch, step
 
@@ -94,11 +96,12 @@ class Run:
         }
 
     def take(self, metrics: Mapping[str, float]) -> bool:
-        """Count an epoch with its metrics. Returns whether it is the best so far.
+        """Count an epoch, or a part of one, with its metrics. Returns whether it is the best.
 
         A NaN or infinite training loss or objective fails the trial.
         """
         self.epoch += 1
+        self.epochs_done = metrics.get(EPOCHS_DONE, self.epoch)
         for name in ("train_loss", self.task.metric):
             if not math.isfinite(value := metrics.get(name, 0.0)):
                 self.failure = not_finite(self.epoch, name, value)

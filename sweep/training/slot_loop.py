@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
@@ -117,18 +118,25 @@ class Slots:
                 self._reports.append(Notice(now_ms(), text))
 
     def end_epoch(self, metrics: Mapping[int, Mapping[str, float]], epoch_s: float) -> None:
-        """Record an epoch's metrics by trial number; `epoch_s` is the time of all, in seconds."""
+        """Record metrics of an epoch, or of a part of one, by trial number.
+
+        `epoch_s` is the time of all, in seconds.
+        """
         runs = {number: self.running[number] for number in metrics}
         self._engine.keep_best([n for n, run in runs.items() if run.take(metrics[n])])
         for number, run in runs.items():
             if run.failure is None:
                 self._reports.append(run.report(metrics[number], epoch_s / len(metrics)))
 
-    def keep_if_due(self) -> None:
-        """Write resume files if the interval has passed: all at one epoch boundary, so trials
-        resumed together share the data order again."""
-        if self.running and self._keeper.is_due:
+    def keep_if_due(self) -> bool:
+        """Write resume files if the interval has passed; returns whether it has.
+
+        All at one epoch boundary, so trials resumed together share the data order again.
+        """
+        is_due = bool(self.running) and self._keeper.is_due
+        if is_due:
             self.keep(self.running.values())
+        return is_due
 
     def keep(self, runs: Iterable[Run]) -> None:
         """Write resume files now; a failing disk is reported once."""
@@ -276,7 +284,8 @@ class Slots:
             return False, False
         module = self._engine.module(run, "best")
         arguments = self._engine.checkpoint_arguments(run)
-        checkpoint = checkpoint_of(module, arguments, run.best_epoch - 1, run.best_step)
+        epoch = max(0, math.ceil(run.history[run.best_epoch - 1].epochs_done) - 1)
+        checkpoint = checkpoint_of(module, arguments, epoch, run.best_step)
         run.files.put(BEST, saved_bytes(checkpoint))
         is_exported = reason in ("", "converged") and self._choice.includes(run)
         return True, is_exported and self._export(run, module)

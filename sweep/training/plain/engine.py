@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +14,7 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from sweep.files.trial_files import RESUME_STATE, replace_file
+from sweep.hyperparameters import DEFAULT_MODULE
 from sweep.loading import raised_by_user_code
 from sweep.training.checkpoints import saved_arguments
 from sweep.training.exports import Example
@@ -19,8 +22,9 @@ from sweep.training.failures import classify
 from sweep.training.lightning_trainer import quiet_trainer
 from sweep.training.mlflow_calls import FluentCalls
 from sweep.training.modules import has_own_loaders
-from sweep.training.plain.fitting import loaders, trainer_arguments
+from sweep.training.plain.fitting import loaders, trainer_arguments, wrap_train_loaders
 from sweep.training.plain.logger import TrialLogger
+from sweep.training.plain.resumable import ResumableLoader
 from sweep.training.project.project import Built, Project, listed
 from sweep.training.project.sources import ModuleData
 from sweep.training.resuming import (
@@ -33,7 +37,17 @@ from sweep.training.resuming import (
 )
 from sweep.training.run import RESUME_KEY, Run
 from sweep.training.slot_loop import Slots
-from sweep.trial import Report, Task, now_ms
+from sweep.trial import EPOCHS_DONE, Pulse, Report, Task, now_ms
+
+PULSE_S = 1.0
+"""Within an epoch the driver is asked for orders this often."""
+PARTIAL = (
+    "a trial goes on within an epoch: means over that epoch's training steps are of those since"
+)
+
+
+class LeftWithinEpochError(Exception):
+    """Ends `Trainer.fit` between two steps, at the driver's order."""
 
 
 class PlainEngine:
@@ -88,20 +102,21 @@ class PlainEngine:
             self._fit.best = {name: value.detach().clone() for name, value in weights.items()}
 
     def state(self, run: Run) -> dict[str, Any] | None:
-        """The Trainer's checkpoint, with the global generators' state; None if no epoch was
+        """The Trainer's checkpoint, with the global generators' state; None if nothing was
         trained since the last one."""
         fit = self._fit
         if fit is None or not fit.has_news:
             return None
         fit.has_news = False
         fit.trainer.save_checkpoint(RESUME_STATE)
-        checkpoint = fit.io.taken
-        progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]
-        for counts in (progress["total"], progress["current"]):
-            counts["ready"] = counts["processed"]  # not counting the epoch starting now
+        checkpoint, places = fit.io.taken, fit.places()
+        if not places:
+            progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]
+            for counts in (progress["total"], progress["current"]):
+                counts["ready"] = counts["processed"]  # not counting the epoch starting now
         own = {
             "hyper_parameters": saved_arguments(fit.module, self.checkpoint_arguments(run)),
-            RESUME_KEY: run.state(fit.best) | {"random": random_state()},
+            RESUME_KEY: run.state(fit.best) | {"random": random_state(), "places": places},
         }
         others = ("datamodule_h", "hparams_type")  # whatever `save_hyperparameters` took
         return {k: v for k, v in checkpoint.items() if not k.startswith(others)} | own
@@ -149,12 +164,15 @@ class PlainEngine:
                 "plugins": [*listed(given.get("plugins")), fit.io],
             },
         )  # fmt: skip
-        fit.trainer.fit(
-            built.module,
-            ckpt_path=None if checkpoint is None else run.files.path(RESUME_STATE),
-            weights_only=True,
-            **loaders(built, run.start_epoch, fit.trainer),
-        )
+        if task.module != DEFAULT_MODULE:
+            wrap_train_loaders(fit.trainer, fit.resumable)
+        with contextlib.suppress(LeftWithinEpochError):
+            fit.trainer.fit(
+                built.module,
+                ckpt_path=None if checkpoint is None else run.files.path(RESUME_STATE),
+                weights_only=True,
+                **loaders(built, run.start_epoch, fit.trainer),
+            )
 
     def _tell_of_loaders(self, built: Built) -> None:
         """Say that the study's data are not used, if the module brings its own."""
@@ -171,7 +189,8 @@ class _Fit(lightning.pytorch.callbacks.Checkpoint):
 
     A Checkpoint, because Lightning calls those last, after the module has logged. Resume files are
     written at the start of an epoch, not at its end: Lightning steps metric-based schedulers
-    (ReduceLROnPlateau) only after the end-of-epoch hooks.
+    (ReduceLROnPlateau) only after the end-of-epoch hooks. In a long epoch they are written between
+    two steps, as the next minibatch is fetched.
     """
 
     trainer: lightning.Trainer
@@ -192,19 +211,69 @@ class _Fit(lightning.pytorch.callbacks.Checkpoint):
         self.has_begun = False
         """Whether the Trainer is set up: errors from now on are the trial's own."""
         self.has_news = False
-        """Whether an epoch was trained since the last resume file."""
+        """Whether anything was trained since the last resume file."""
         self._run, self._slots, self._calls = run, slots, calls
         self._random_state = state.get("random")
         self._is_resumed = checkpoint is not None
-        self._epoch_began = time.perf_counter()
+        self._part_began_s = time.perf_counter()
+        self._loaders: list[ResumableLoader] = []
+        self._loaders_epoch = -1
+        self._goes_on_from = list(state.get("places") or ())
+        """Places of the loaders in the epoch of a resume file."""
+        self._is_within = bool(self._goes_on_from)
+        self._is_in_step = self._is_between_steps = self._has_validated = False
+        self._told_s = time.monotonic()
+
+    def resumable(self, loader: Any) -> ResumableLoader:
+        """A train loader that asks for orders between two steps."""
+        if self._loaders_epoch != self.trainer.current_epoch:  # they may be made anew
+            self._loaders, self._loaders_epoch = [], self.trainer.current_epoch
+        place = self._goes_on_from.pop(0) if self._goes_on_from else None
+        between = None if self._loaders else self._between_steps
+        self._loaders.append(ResumableLoader(loader, between, place))
+        return self._loaders[-1]
+
+    def places(self) -> list[dict[str, Any]]:
+        """Where each train loader stands, between two steps of an epoch; else empty."""
+        if not self._is_between_steps:
+            return []
+        is_ahead = any(loader.is_prefetched for loader in self._loaders)
+        return [loader.place(is_ahead=is_ahead) for loader in self._loaders]
+
+    def _between_steps(self) -> None:
+        """Write a resume file if due; ask the driver for orders now and then."""
+        trainer, run, slots = self.trainer, self._run, self._slots
+        n_done = trainer.fit_loop.epoch_loop.batch_progress.current.completed
+        if self._is_in_step or n_done % trainer.accumulate_grad_batches:
+            return
+        if self._has_validated:  # Lightning would do what follows a validation twice
+            self._has_validated = False
+            return
+        self._is_between_steps = True
+        try:
+            is_due = slots.keep_if_due()
+            if run.stop is None and (is_due or time.monotonic() - self._told_s >= PULSE_S):
+                self._tell(Pulse(run.spec.number, run.epoch))
+            if run.stop is not None and run.stop.reason == "interrupted":
+                slots.keep([run])
+        finally:
+            self._is_between_steps = False
+        if run.is_over:
+            self.has_news = False
+            raise LeftWithinEpochError
 
     def on_train_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
     ) -> None:
         """Report the epochs before the interruption again."""
         self.has_begun = True
+        if self._is_within:
+            # Lightning begins no epoch, and the loaders restore the random generators.
+            self._is_resumed, self._logger.is_in_step = False, True
+            self._slots.say(PARTIAL)
         if self._run.history:
             self._tell(*self._run.history)
+            trainer.should_stop |= self._run.is_over
 
     def on_train_epoch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
@@ -219,16 +288,24 @@ class _Fit(lightning.pytorch.callbacks.Checkpoint):
             trainer.fit_loop._resuming_from_checkpoint = False
         else:
             self._slots.keep_if_due()
-        self._epoch_began = time.perf_counter()
-        self._logger.is_in_step = True
+        self._part_began_s = time.perf_counter()
+        self._has_validated, self._logger.is_in_step = False, True
 
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any,
         batch_idx: int,
     ) -> None:  # fmt: skip
         """Keep the first minibatch."""
+        self._is_in_step = True
         if self.sample is None:
             self.sample = batch
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any,
+        batch: Any, batch_idx: int,
+    ) -> None:  # fmt: skip
+        """A resume file may be written before the next minibatch."""
+        self._is_in_step, self.has_news = False, True
 
     def on_validation_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
@@ -239,23 +316,39 @@ class _Fit(lightning.pytorch.callbacks.Checkpoint):
     def on_validation_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
     ) -> None:
-        """A validation within an epoch is followed by further steps."""
-        self._logger.is_in_step = not trainer.sanity_checking
+        """Report a validation within an epoch; the last one is reported with the epoch."""
+        is_last_step = 0 <= trainer.max_steps <= trainer.global_step
+        if not self._loaders or trainer.is_last_batch or trainer.should_stop or is_last_step:
+            return
+        self._has_validated, self._logger.is_in_step = True, True
+        self._report(trainer, _epochs_done(trainer))
+        self._tell()
+        is_kept_first = self._run.stop is not None and self._run.stop.reason == "interrupted"
+        trainer.should_stop |= self._run.is_over and not is_kept_first
 
     def on_train_epoch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
     ) -> None:
         """Report the epoch and apply the driver's orders."""
-        run, slots, self.has_news = self._run, self._slots, True
-        self._logger.is_in_step = False
-        metrics, notices = self._calls.metrics(now_ms())
-        metrics |= self._fresh(trainer.callback_metrics)
-        slots.say(*[notice.message for notice in notices])
-        run.n_steps = trainer.global_step
-        slots.end_epoch({run.spec.number: metrics}, time.perf_counter() - self._epoch_began)
+        run, self.has_news, self._logger.is_in_step = self._run, True, False
+        is_kept_first = run.stop is not None and run.stop.reason == "interrupted"
+        if run.is_over and not is_kept_first:  # ended at a validation
+            return
+        self._report(trainer, trainer.current_epoch + 1)
         if not run.is_over:  # the last epoch is sent with the result
             self._tell()
         trainer.should_stop |= run.is_over
+
+    def _report(self, trainer: lightning.Trainer, epochs_done: float) -> None:
+        run, slots = self._run, self._slots
+        metrics, notices = self._calls.metrics(now_ms())
+        metrics |= self._fresh(trainer.callback_metrics)
+        if epochs_done != run.epoch + 1:  # other reports than one an epoch
+            metrics[EPOCHS_DONE] = epochs_done
+        slots.say(*[notice.message for notice in notices])
+        run.n_steps, now_s = trainer.global_step, time.perf_counter()
+        slots.end_epoch({run.spec.number: metrics}, now_s - self._part_began_s)
+        self._part_began_s = now_s
 
     def _fresh(self, metrics: Mapping[str, torch.Tensor]) -> dict[str, float]:
         """The metrics logged since the last epoch's end, without values by step."""
@@ -281,7 +374,14 @@ class _Fit(lightning.pytorch.callbacks.Checkpoint):
     def _tell(self, *reports: Report) -> None:
         self._logger.write()
         self._slots.tell(*reports)
-        self.trainer.should_stop |= self._run.is_over
+        self._told_s = time.monotonic()
+
+
+def _epochs_done(trainer: lightning.Trainer) -> float:
+    """Trained epochs, and the part of the present one if its length is known."""
+    n_steps = trainer.num_training_batches
+    n_done = trainer.fit_loop.epoch_loop.batch_progress.current.completed
+    return trainer.current_epoch + (n_done / n_steps if math.isfinite(n_steps) else 0.0)
 
 
 class _CheckpointIO(TorchCheckpointIO):

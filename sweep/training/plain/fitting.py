@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import lightning
@@ -53,3 +54,17 @@ def loaders(built: Built, first_epoch: int, trainer: lightning.Trainer) -> dict[
         return {}
     is_own = is_overridden("val_dataloader", built.module)
     return given | ({"val_dataloaders": None} if is_own else {})
+
+
+def wrap_train_loaders(trainer: lightning.Trainer, wrap: Callable[[Any], Any]) -> None:
+    """Let the Trainer train on `wrap(loader)` for each of its train loaders.
+
+    Whoever brings them, all pass its strategy's `process_dataloader`, samplers included.
+    """
+    processed = trainer.strategy.process_dataloader
+
+    def process_dataloader(dataloader: object) -> object:
+        loader = processed(dataloader)
+        return wrap(loader) if trainer.training else loader
+
+    trainer.strategy.process_dataloader = process_dataloader  # type: ignore[method-assign]

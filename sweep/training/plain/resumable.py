@@ -1,0 +1,111 @@
+"""A train loader that can go on in the midst of an epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.data import sized_len
+
+from sweep.training.resuming import random_state, set_random_state
+
+
+class ResumableLoader:
+    """Wraps any loader; counts its minibatches, and can skip those of an earlier try.
+
+    Skipped minibatches are loaded again under the random state that they had, so order and
+    augmentations of the others are as without an interruption. Not exact for augmentations
+    of several loaders that draw from the same generator in turn.
+
+    Args:
+        loader: A DataLoader or any other iterable.
+        between: Called before the next minibatch is fetched, but not before an epoch's first.
+        place: A `place` to go on from, in the first iteration; None: its beginning.
+    """
+
+    def __init__(
+        self,
+        loader: Any,
+        between: Callable[[], None] | None = None,
+        place: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._loader, self._between, self._goes_on_from = loader, between, place
+        self._batches: Iterator[Any] = iter(())
+        self._ahead: list[Any] = []
+        self._n_fetched = 0
+        self._at: dict[str, Any] = {}
+        """The random state as the epoch's iterator was made, and before its first and its last
+        minibatch."""
+        self.is_prefetched = sized_len(loader) is None
+        """Lightning fetches a minibatch ahead, to know which is the last."""
+
+    def __getattr__(self, name: str) -> Any:
+        """Everything else is the loader's own."""
+        return getattr(self._loader, name)
+
+    def __len__(self) -> int:
+        """Minibatches an epoch. Raises TypeError if the loader does not know."""
+        return len(self._loader)
+
+    def __iter__(self) -> ResumableLoader:
+        """Begin an epoch."""
+        self._ahead, self._n_fetched = [], 0
+        if self._goes_on_from is None:
+            self._at = {"iter": self._random_state()}
+            self._batches = iter(self._loader)
+        return self
+
+    def __next__(self) -> Any:
+        """The next minibatch."""
+        if self._goes_on_from is not None:
+            self._go_on(self._goes_on_from)
+        elif self._n_fetched == 0:
+            self._at["first"] = self._at["last"] = self._random_state()
+        elif self._between is not None and not self._ahead:
+            self._between()
+        if self._ahead:
+            return self._ahead.pop(0)
+        if self.is_prefetched:
+            self._at["last"] = self._random_state()
+        batch = next(self._batches)
+        self._n_fetched += 1
+        return batch
+
+    def place(self, *, is_ahead: bool) -> dict[str, Any]:
+        """Where an epoch stands, in plain values.
+
+        `is_ahead`: the last minibatch is fetched, but not trained yet.
+        """
+        return {
+            "at": {**self._at, "now": self._random_state()},
+            "n_fetched": self._n_fetched, "is_ahead": is_ahead,
+        }  # fmt: skip
+
+    def _go_on(self, place: Mapping[str, Any]) -> None:
+        self._goes_on_from = None
+        self._at, self._n_fetched = dict(place["at"]), int(place["n_fetched"])
+        self._set_random_state(self._at["iter"])
+        self._batches = iter(self._loader)
+        self._set_random_state(self._at["first"])
+        for _ in range(self._n_fetched - place["is_ahead"]):
+            next(self._batches)
+        if place["is_ahead"]:
+            self._set_random_state(self._at["last"])
+            self._ahead = [next(self._batches)]
+        self._set_random_state(self._at["now"])
+
+    @property
+    def _generators(self) -> list[torch.Generator]:
+        """The loader's own generators."""
+        takers = self._loader, getattr(self._loader, "sampler", None)
+        found = [getattr(taker, "generator", None) for taker in takers]
+        return [g for g in found if isinstance(g, torch.Generator)]
+
+    def _random_state(self) -> dict[str, Any]:
+        return {"all": random_state(), "own": [g.get_state() for g in self._generators]}
+
+    def _set_random_state(self, state: Mapping[str, Any]) -> None:
+        set_random_state(state["all"])
+        for generator, own in zip(self._generators, state["own"], strict=False):
+            generator.set_state(own)
