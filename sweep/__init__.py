@@ -19,9 +19,19 @@ if TYPE_CHECKING:
     from sweep.api import best, run
     from sweep.space.vary import floats, ints
     from sweep.training.mlp import MLPClassifier
+    from sweep.training.plain.function import TrialStopped
 
 __version__ = "0.1.0"
-__all__ = ["MLPClassifier", "SweepError", "__version__", "best", "floats", "ints", "run"]
+__all__ = [
+    "MLPClassifier",
+    "SweepError",
+    "TrialStopped",
+    "__version__",
+    "best",
+    "floats",
+    "ints",
+    "run",
+]
 
 _LAZY = {
     "run": "sweep.api",
@@ -29,6 +39,7 @@ _LAZY = {
     "MLPClassifier": "sweep.training.mlp",
     "floats": "sweep.space.vary",
     "ints": "sweep.space.vary",
+    "TrialStopped": "sweep.training.plain.function",
 }
 
 

@@ -30,9 +30,12 @@ def run(
         listeners: Are told of trials as they run (see `sweep.protocols.Listener`).
         config_file: YAML file with settings.
         **settings: Flags of `sweep run` with underscores, e.g. trials=50, timeout="10m". `module`,
-            `data` and `callbacks` may be classes and functions, `vary`, `set` and `trainer`
-            mappings: vary={"model.lr": sweep.floats(1e-4, 1e-1, log=True)}. What a notebook's
-            cell defines is trained by the executor inline.
+            `data` and `callbacks` may be classes, functions and instances, `vary`, `set` and
+            `trainer` mappings: vary={"model.lr": sweep.floats(1e-4, 1e-1, log=True)}. In place of
+            a module, `build` may be a function of the parameters (a dict) that returns module,
+            data and Trainer arguments, or the first of them; `objective` any function of
+            parameters and `report` that returns a number. Instances, inner functions and what a
+            notebook's cell defines are trained by the executor inline.
 
     Returns the outcome: the best trial and the counts. Raises SweepError (see `sweep.errors`).
 
@@ -131,6 +134,8 @@ def check(
         config = resolved.config
     else:
         config = resolve(flags, file=config_file).config
+    if config.kind == "objective":
+        raise ConfigError("an objective function has no minibatch to try: run a trial of it")
     if config.is_mlp:
         raise ConfigError("--module must name a module of yours: MLPClassifier needs no check")
     from sweep.training.project.report import report, write_space

@@ -8,6 +8,7 @@ import gc
 import importlib
 import importlib.util
 import os
+import re
 import sys
 import sysconfig
 import traceback
@@ -34,6 +35,12 @@ def import_object(path: str, what: str) -> Any:
     Raises ConfigError for a missing name, and with file and line for errors during the import.
     """
     module_name, _, name = path.rpartition(":")
+    if module_name == GIVEN:
+        if name not in _given:
+            raise ConfigError(
+                f"{what} was an object of the program that began the study: run that again"
+            )
+        return _given[name]
     try:
         module = _imported(module_name)
     except Interruption:
@@ -48,12 +55,21 @@ def import_object(path: str, what: str) -> Any:
 
 
 def in_names(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings with the names of classes and functions in their place.
+    """Settings with names in place of objects.
 
-    `callbacks` becomes `callback`, `trainer` part of `set`. Raises ConfigError for an object that
-    has no name, such as an instance.
+    `callbacks` becomes `callback`, `trainer` part of `set`; `build` and `objective` are the module
+    of that kind. Classes and functions at the top of a file have names that any process can
+    import. Other objects (instances, closures, what a notebook's cell defines) get one of this
+    process, whose executor is then inline. Raises ConfigError for two modules, or another
+    executor.
     """
     named = dict(settings)
+    given = [key for key in ("module", "build", "objective") if named.get(key) is not None]
+    if len(given) > 1:
+        raise ConfigError(f"{' and '.join(given)} are two ways to say what trains: give one")
+    for kind in ("build", "objective"):
+        if (made_by := named.pop(kind, None)) is not None:
+            named |= {"module": made_by, "kind": kind}
     if "callbacks" in named:
         named["callback"] = [*named.pop("callbacks")]
     if "trainer" in named:
@@ -65,9 +81,18 @@ def in_names(settings: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(named.get("callback"), list | tuple):
         named["callback"] = [_name_of("callbacks", item) for item in named["callback"]]
     paths = [named.get("module"), named.get("data"), *(named.get("callback") or ())]
-    if any(str(path).startswith("__main__:") for path in paths):
-        named.setdefault("executor", "inline")  # no other process has what a cell defines
+    is_ours = any(str(path).startswith(("__main__:", f"{GIVEN}:")) for path in paths)
+    if is_ours and named.setdefault("executor", "inline") != "inline":
+        raise ConfigError(
+            "module, data and callbacks must be classes or functions at the top of a file for "
+            f"executor={named['executor']!r}: leave it out to train in this process"
+        )
     return named
+
+
+GIVEN = "given"
+"""In place of a module's name: an object of this process."""
+_given: dict[str, Any] = {}
 
 
 def _name_of(key: str, value: Any) -> str:
@@ -75,11 +100,12 @@ def _name_of(key: str, value: Any) -> str:
     if isinstance(value, str):
         return value
     name, module = getattr(value, "__qualname__", None), getattr(value, "__module__", None)
-    if name is None or module is None or "." in name:
-        raise ConfigError(
-            f"{key} must be a class or a function at the top of a file, or its name, but got "
-            f"{shown(value)}: its arguments are given by set and vary"
-        )
+    if name is None or module is None or not name.isidentifier():
+        if key == "sampler" or not (callable(value) or hasattr(value, "__dict__")):
+            raise ConfigError(f"{key} must be a class or a function, but got {shown(value)}")
+        name = re.sub(r"\W+", "_", name or type(value).__qualname__).strip("_")
+        _given[name] = value
+        return f"{GIVEN}:{name}"
     file = getattr(sys.modules.get("__main__"), "__file__", None)
     if module == "__main__" and file is not None:
         module = os.path.relpath(file)

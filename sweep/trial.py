@@ -68,6 +68,11 @@ class TrialState(enum.StrEnum):
         return self in (TrialState.COMPLETE, TrialState.PRUNED)
 
 
+Kind = Literal["module", "build", "objective"]
+"""A LightningModule's class, a function that builds all, or any function with a score."""
+KINDS: tuple[Kind, ...] = ("module", "build", "objective")
+VALUE = "value"
+"""The metric of an objective function, unless `--metric` names it."""
 SECTIONS = ("model", "data", "trainer", "optimizer", "lr_scheduler")
 """Sections of a LightningCLI config, and first parts of dotted names."""
 TRAINER_SETTINGS: Mapping[str, str] = {
@@ -90,7 +95,7 @@ class Task:
     data_dir: str | None
     """Folder of the data set's files; None: the user's cache."""
     module: str
-    """`package.module:Class` of the LightningModule."""
+    """`package.module:name` of what is trained: see `kind`."""
     epochs: int
     """Maximum number of epochs of a trial."""
     batch_size: int
@@ -111,6 +116,8 @@ class Task:
     """Lightning's `precision`."""
     n_threads: int | None = None
     """Threads for torch on a CPU; None: torch's own default."""
+    kind: Kind = "module"
+    """How `module` is called."""
     population: int | None = None
     """Trials that a worker trains at the same time; None: chosen by device; 1: plain trainer."""
     was_larger: bool = False
@@ -363,7 +370,7 @@ class StudyFinished:
     best_number: int | None
     best_value: float | None
     baseline_value: float | None
-    """Objective of trial 0 if that is the reference network."""
+    """Objective of trial 0 if that is the baseline."""
     reason: EndReason
     ranking: Sequence[Ranked] = ()
     """The best completed trials, best first, at most `MAX_RANKED`."""

@@ -134,7 +134,7 @@ class _Terminal(io.FileIO):
 
 def _tell_unknown_variables() -> None:
     if any(name.startswith("SWEEP_") for name in os.environ):
-        from sweep.config.settings import unknown_variables
+        from sweep.config.notices import unknown_variables
 
         for line in unknown_variables(os.environ):
             click.echo(f"sweep: {line}", err=True)

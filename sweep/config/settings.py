@@ -17,14 +17,14 @@ from sweep.config import parsers
 from sweep.data.catalog import MODULES_OWN, dataset_names
 from sweep.databases import sqlite
 from sweep.environment.sources import defines
-from sweep.errors import ConfigError, did_you_mean, must_be_one_of, shown
+from sweep.errors import ConfigError, must_be_one_of, shown
 from sweep.executors import EXECUTORS
 from sweep.hyperparameters import DEFAULT_MODULE, MLP_METRICS
 from sweep.objective import Objective, told_direction
 from sweep.redact import redacted
 from sweep.search.pruners import PRUNERS
 from sweep.search.samplers import SAMPLERS
-from sweep.trial import Direction
+from sweep.trial import KINDS, VALUE, Direction, Kind
 
 if TYPE_CHECKING:
     from sweep.config.file import Node
@@ -96,6 +96,12 @@ class RunConfig:
         "search", DEFAULT_MODULE, parsers.module_path, "CLASS",
         "LightningModule to train, as package.module:Class or file.py:Class; a function or an "
         "instance will do.", is_identity=True,
+    )
+    kind: Kind = _option(
+        "search", "module", KINDS, "KIND",
+        "How --module is called: module; build, a function of the parameters that returns module, "
+        "data and Trainer arguments; or objective, any function of (params, report).",
+        is_identity=True,
     )
     lightning: str | None = _option(
         "search", None, parsers.path, "FILE",
@@ -270,6 +276,8 @@ class RunConfig:
     def resolved_direction(self) -> Direction:
         """`direction`; auto: by the metric's name. Raises ConfigError for an unknown metric."""
         direction = told_direction(self.metric) if self.direction == "auto" else self.direction
+        if direction is None and self.kind == "objective" and self.metric == VALUE:
+            return "minimize"  # as in Optuna; the worker says so
         if direction is None:
             raise ConfigError(_DIRECTION.format(metric=shown(self.metric)[1:-1]))
         return direction
@@ -328,8 +336,11 @@ def resolve(
         values["direction"], origins["direction"] = "auto", "default"
     module = values.get("module", DEFAULT_MODULE)
     is_users = module != DEFAULT_MODULE and origins["data"] == "default"
-    if is_users and defines(module, "train_dataloader"):
+    kind = values.get("kind", "module")
+    if is_users and (kind != "module" or defines(module, "train_dataloader")):
         values["data"] = MODULES_OWN
+    if kind == "objective" and origins["metric"] == "default":
+        values["metric"] = VALUE
     config = RunConfig(**values)  # faulty settings have their defaults here
     faults += _cross_check(config, wrong)
     if faults and also is not None and not wrong & {"space", "module"}:
@@ -352,32 +363,6 @@ def flag_name(field_name: str) -> str:
 def setting_names() -> dict[str, str]:
     """Public name -> field name of every setting, in the order of the fields."""
     return {public_name(f.name): f.name for f in dataclasses.fields(RunConfig)}
-
-
-def unknown_variables(env: Mapping[str, str]) -> list[str]:
-    """One sentence for each variable of `env` named SWEEP_* without being a setting."""
-    names = setting_names()
-    known = [f"SWEEP_{name.upper()}" for name in (*names, *names.values())] + [*OTHER_VARIABLES]
-    return [
-        f"{name} is not a setting{did_you_mean(name, known)}: it is ignored"
-        for name in sorted(env)
-        if name.startswith("SWEEP_") and name not in known
-    ]
-
-
-def identity_changes(config: RunConfig, stored: Mapping[str, Any]) -> list[str]:
-    """One sentence for each setting of the stored search that cannot change, but did."""
-    changes = []
-    now = dataclasses.asdict(config) | {"direction": config.resolved_direction}
-    for field in dataclasses.fields(RunConfig):
-        if not field.metadata["is_identity"] or field.name == "space":
-            continue
-        before = stored.get(field.name, field.default)
-        before = tuple(before) if isinstance(before, list) else before  # JSON has no tuples
-        if before != now[field.name] and (field.name, before) != ("direction", "auto"):
-            flag = flag_name(field.name)
-            changes.append(f"{flag} was {before!r} and is now {now[field.name]!r}")
-    return changes
 
 
 def read_config_file(path: Path) -> dict[str, Node]:
@@ -477,6 +462,7 @@ def _cross_check(config: RunConfig, wrong: Collection[str]) -> list[str]:
             _ = config.resolved_direction
         except ConfigError as error:
             faults += error.faults
+    faults += _kind_faults(config)
     if config.executor == "inline" and config.workers > 1:
         faults.append("--executor inline runs in this process: --workers must be 1")
     if _same_database(config.storage, config.tracking_uri):
@@ -490,6 +476,19 @@ def _cross_check(config: RunConfig, wrong: Collection[str]) -> list[str]:
             f"{config.study_name!r} cannot be a study's name: give one with --study NAME"
         )
     return faults
+
+
+def _kind_faults(config: RunConfig) -> list[str]:
+    if config.kind == "module":
+        return []
+    if config.is_mlp:
+        return [f"--kind {config.kind} needs a function: --module FILE.py:NAME"]
+    brought = {"--data": config.data != MODULES_OWN, "--lightning": config.lightning is not None,
+               "--callback": bool(config.callback)}  # fmt: skip
+    said = [flag for flag, is_given in brought.items() if is_given]
+    what = "trains by itself" if config.kind == "objective" else "brings its own"
+    fault = f"--kind {config.kind}: the function {what}, so leave out {', '.join(said)}"
+    return [fault] if said else []
 
 
 def _same_database(storage: str, tracking_uri: str) -> bool:

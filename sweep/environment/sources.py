@@ -5,8 +5,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import ast
 
 
 def source_of(path: str) -> Path | None:
@@ -50,15 +54,40 @@ def changes(paths: Mapping[str, str], before: Mapping[str, str]) -> list[str]:
 
 def defines(path: str, method: str) -> bool:
     """Whether the class `path` names, or a base class in the same file, defines a method."""
-    file, name = source_of(path), path.rpartition(":")[2]
-    if file is None:
-        return False
+    return next(_definitions(path, method), None) is not None
+
+
+def defaults_of(path: str) -> dict[str, Any]:
+    """The plain default values in the signature of a class's constructor, or of a function.
+
+    Those of base classes in the same file count for a class that has no constructor of its own.
+    """
     import ast  # which `--help` does not need
 
+    function = next(_definitions(path, "__init__"), None)
+    if function is None:
+        return {}
+    taken = function.args
+    named = [*taken.posonlyargs, *taken.args]
+    pairs = [*zip(named[len(named) - len(taken.defaults) :], taken.defaults, strict=True)]
+    pairs += [(a, v) for a, v in zip(taken.kwonlyargs, taken.kw_defaults, strict=True) if v]
+    found = {}
+    for argument, value in pairs:
+        with contextlib.suppress(ValueError):
+            found[argument.arg] = ast.literal_eval(value)
+    return found
+
+
+def _definitions(path: str, method: str) -> Iterator[ast.FunctionDef]:
+    """The function that `path` names; or a method of that class and its bases, nearest first."""
+    import ast
+
+    file, name = source_of(path), path.rpartition(":")[2]
     try:
-        tree = ast.parse(file.read_bytes())
+        tree = ast.parse(file.read_bytes() if file is not None else b"")
     except (OSError, SyntaxError, ValueError):
-        return False
+        return
+    yield from (n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == name)
     classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
     names, seen = [name], set[str]()
     while names:
@@ -66,7 +95,7 @@ def defines(path: str, method: str) -> bool:
         if node is None or name in seen:
             continue
         seen.add(name)
-        if any(isinstance(part, ast.FunctionDef) and part.name == method for part in node.body):
-            return True
+        yield from (
+            part for part in node.body if isinstance(part, ast.FunctionDef) and part.name == method
+        )
         names += [base.id for base in node.bases if isinstance(base, ast.Name)]
-    return False

@@ -142,6 +142,14 @@ class Best:
 
         return load(self.recipe, self._where, self.checkpoint)
 
+    def data(self) -> Any:
+        """The data of the trial's training: a new LightningDataModule, or whatever the user's
+        function returns; SweepData for a built-in data set; None for a module's own loaders.
+        """
+        from sweep.reuse.loading import data_of_recipe
+
+        return data_of_recipe(self.recipe, self._where)
+
     def predict(self, x: Any) -> np.ndarray[Any, Any]:
         """Classes (n,) int64 of samples, from 0; for your own module, the output of its forward.
 
@@ -248,6 +256,7 @@ def recipe_of(ledger: Ledger, config: RunConfig, trial: LedgerTrial) -> Recipe:
         model={k: v for k, v in given.items() if not config.is_mlp or k != "batch_size"},
         data=config.data,
         module=config.module,
+        kind=config.kind,
         epochs=max(1, math.ceil(metrics.get(EPOCHS_DONE, n_reports))),
         batch_size=given.get("batch_size", config.batch_size),
         seed=config.seed,

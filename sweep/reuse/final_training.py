@@ -24,6 +24,7 @@ from sweep.environment.launchers import foreign_set_aside
 from sweep.environment.provenance import provenance
 from sweep.environment.signals import stopping
 from sweep.errors import (
+    ConfigError,
     SealedTestSplitError,
     StoreError,
     StudyFailedError,
@@ -108,6 +109,11 @@ def train(
     A module with its own loaders is trained on those, as in a search, and tested on its own test
     loader. One without test_step is not tested.
     """
+    if recipe.kind == "objective":
+        raise ConfigError(
+            f"{recipe.module} is an objective function, which trains by itself: call it with the "
+            "parameters of `sweep best`"
+        )
     hush_lightning()
     with foreign_set_aside():
         parts = output.with_name(f"{output.name}.parts")

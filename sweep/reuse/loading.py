@@ -11,7 +11,9 @@ import lightning
 import torch
 
 from sweep.config.settings import RunConfig
-from sweep.data.catalog import is_custom
+from sweep.data.catalog import MODULES_OWN, is_custom
+from sweep.data.datamodule import SweepData
+from sweep.errors import ConfigError
 from sweep.hyperparameters import DEFAULT_MODULE
 from sweep.reuse.recipe import Recipe, class_path
 from sweep.search.tasks import make_task
@@ -23,8 +25,9 @@ from sweep.trial import Task
 def task_of(recipe: Recipe, config: RunConfig, work_dir: Path) -> Task:
     """The training of a recipe, on the machine of `config`."""
     return dataclasses.replace(
-        make_task(config), module=recipe.module, data=recipe.data, seed=recipe.seed,
-        epochs=recipe.epochs, batch_size=recipe.batch_size, precision=recipe.precision, metric="",
+        make_task(config), module=recipe.module, kind=recipe.kind, data=recipe.data,
+        seed=recipe.seed, epochs=recipe.epochs, batch_size=recipe.batch_size,
+        precision=recipe.precision, metric="",
         work_dir=str(work_dir), names=tuple(recipe.model), config=recipe.config,
         callbacks=recipe.callbacks,
     )  # fmt: skip
@@ -36,6 +39,8 @@ def load(recipe: Recipe, config: RunConfig, checkpoint: Path) -> lightning.Light
     A user's module is built from the recipe, as for its trial, and the weights are loaded into
     it: whatever `save_hyperparameters` took does not matter. Raises any error of the user's code.
     """
+    if recipe.kind == "objective":
+        raise ConfigError(f"{recipe.module} is an objective function: it leaves no module")
     if recipe.module == DEFAULT_MODULE:
         loaded: lightning.LightningModule = MLPClassifier.load_from_checkpoint(
             checkpoint, map_location="cpu", weights_only=True
@@ -47,6 +52,17 @@ def load(recipe: Recipe, config: RunConfig, checkpoint: Path) -> lightning.Light
     kept = torch.load(checkpoint, map_location="cpu", weights_only=True)
     module.load_state_dict(kept["state_dict"])
     return module.eval()
+
+
+def data_of_recipe(recipe: Recipe, config: RunConfig) -> Any:
+    """See `Best.data`. Raises any error of the user's code."""
+    if recipe.kind == "module" and not is_custom(recipe.data):
+        if recipe.data == MODULES_OWN:
+            return None
+        return SweepData(
+            recipe.data, batch_size=recipe.batch_size, seed=recipe.seed, data_dir=config.data_dir
+        )
+    return Project(task_of(recipe, config, Path())).made_data(recipe.model)
 
 
 def sections(recipe: Recipe) -> dict[str, Any]:

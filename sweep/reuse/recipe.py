@@ -18,6 +18,7 @@ from sweep.errors import ConfigError, must_be_one_of
 from sweep.hyperparameters import DEFAULT_MODULE
 from sweep.reporting.tables import plain as json_ready
 from sweep.space.rules import RULES, TRAINING_RULES
+from sweep.trial import Kind
 
 EXPLICIT_ARGUMENTS = (
     "in_features", "n_classes", "hidden", "activation", "dropout", "optimizer", "lr", "schedule",
@@ -34,6 +35,8 @@ class Recipe:
     """Hyperparameters of the module."""
     data: str = "digits"
     module: str = DEFAULT_MODULE
+    kind: Kind = "module"
+    """How `module` is called."""
     epochs: int = 10
     """Epochs to train: the best epoch of the recipe's trial."""
     batch_size: int = 64
@@ -92,6 +95,8 @@ def as_lightning(recipe: Recipe) -> str:
     Model and data are named by class path; the optimizer's own arguments are `dict_kwargs`,
     since MLPClassifier takes them as keyword arguments.
     """
+    if recipe.kind != "module":
+        raise ConfigError(f"{recipe.module} is a function: LightningCLI has no form for it")
     trainer = {"max_epochs": recipe.epochs, "precision": recipe.precision}
     content: dict[str, Any] = {"seed_everything": recipe.seed, "trainer": trainer}
     if recipe.module == DEFAULT_MODULE:
@@ -120,6 +125,10 @@ def as_python(recipe: Recipe) -> str:
     """One line of Python to build the module, untrained."""
     module, _, name = recipe.module.partition(":")
     given = {**recipe.model, **recipe.data_arguments}
+    if recipe.kind == "build":
+        return f"from {module} import {name}; model, *others = {name}({given!r})\n"
+    if recipe.kind == "objective":
+        return f"from {module} import {name}; params = {given!r}\n"
     arguments = ", ".join(f"{k}={v!r}" for k, v in given.items())
     return f"from {module} import {name}; model = {name}({arguments})\n"
 
@@ -138,6 +147,7 @@ def _plain(recipe: Recipe) -> dict[str, Any]:
     content["model"] = {k: list(v) if isinstance(v, tuple) else v for k, v in recipe.model.items()}
     content["score"] = {k: v for k, v in recipe.score.items() if math.isfinite(v)}
     content.pop("data_arguments", None)
+    content.pop("kind", None) if recipe.kind == "module" else None
     return content
 
 
@@ -166,7 +176,7 @@ def _by(parse: parsers.Parser) -> Callable[[str, Node], Any]:
     return read
 
 
-_SETTINGS = ("data", "module", "epochs", "batch_size", "seed", "precision", "study")
+_SETTINGS = ("data", "module", "kind", "epochs", "batch_size", "seed", "precision", "study")
 READERS: Mapping[str, Callable[[str, Node], Any]] = {
     "model": _mapping,
     **{f.name: _by(f.metadata["parse"]) for f in fields(RunConfig) if f.name in _SETTINGS},

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from sweep import hyperparameters as options
-from sweep.config.settings import RunConfig, identity_changes
+from sweep.config.notices import identity_changes
+from sweep.config.settings import RunConfig
 from sweep.data.catalog import is_custom
 from sweep.environment.provenance import provenance
 from sweep.environment.signals import stopping
-from sweep.environment.sources import changes, source_tags
+from sweep.environment.sources import changes, defaults_of, source_tags
 from sweep.errors import ConfigError, StudyFailedError, SweepError
 from sweep.hyperparameters import DEFAULT_MODULE
 from sweep.ledger.locks import lock_folder, owned_study, presence, store_lock
@@ -186,11 +187,42 @@ def first_configurations(
 ) -> list[tuple[Mapping[str, Any], Mapping[str, Any] | None]]:
     """Configurations to train before the sampler is asked, with Optuna's parameters.
 
-    The reference network comes first; its parameters are None if the space lacks it.
+    The baseline comes first: the reference network, or the constructors' defaults; its parameters
+    are None if the space lacks it. Raises ConfigError for a parameter without a default.
     """
-    is_first = config.baseline and config.module == DEFAULT_MODULE
-    reference = [(dict(options.REFERENCE), _reference_params(config, space))] if is_first else []
+    reference: list[tuple[Mapping[str, Any], Mapping[str, Any] | None]] = []
+    if config.baseline and config.is_mlp:
+        reference = [(dict(options.REFERENCE), _reference_params(config, space))]
+    elif space.has_defaults_first:
+        values = default_configuration(config, space)
+        reference = [(values, space.params_for(values))]
     return [*reference, *((values, space.params_for(values)) for values in space.first)]
+
+
+def default_configuration(config: RunConfig, space: Space) -> dict[str, Any]:
+    """The fixed values, and the constructors' defaults of all that varies.
+
+    They are read from the source files, not run. Raises ConfigError for a parameter without one.
+    """
+    known = {
+        "model": defaults_of(config.module),
+        "data": defaults_of(config.data) if is_custom(config.data) else {},
+    }
+    found, faults = dict(space.fixed), list[str]()
+    for parameter in space.parameters:
+        section, _, name = parameter.name.rpartition(".")
+        places = known.values() if not section else [known.get(section, {})]
+        given = [place[name] for place in places if name in place]
+        if given:
+            found[parameter.name] = tuple(given[0]) if isinstance(given[0], list) else given[0]
+        else:
+            faults.append(
+                f"first: defaults: {parameter.name} has no plain default in the source of module "
+                "or data: write first: as a list of configurations"
+            )
+    if faults:
+        raise ConfigError(faults)
+    return found
 
 
 def _reference_params(config: RunConfig, space: Space) -> Mapping[str, Any] | None:
@@ -337,7 +369,7 @@ def _outcome(
     n_finished = _n_finished(trials)
     if reason in ("timeout", "interrupted") and n_finished >= config.trials:
         reason = "done"  # the stop came too late
-    end = study_end(config, trials, reason, now_ms())
+    end = study_end(config, trials, reason, now_ms(), info.space_text)
     return Outcome(
         info, end, n_finished - info.n_done, best, tuple(unsaved), len(to_retry(trials))
     )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sweep.config.lightning_file import sections_of
 from sweep.config.settings import RunConfig
@@ -38,6 +39,7 @@ def make_task(config: RunConfig, space: Space | None = None) -> Task:
         data=config.data,
         data_dir=config.data_dir,
         module=config.module,
+        kind=config.kind,
         epochs=config.epochs,
         batch_size=config.batch_size,
         metric=config.metric,
@@ -54,10 +56,17 @@ def make_task(config: RunConfig, space: Space | None = None) -> Task:
         log_models=config.log_models,
         worker_memory_gb=config.worker_memory_gb,
         names=None if space is None else space.names,
-        probes=() if space is None or config.is_mlp else space.probes(config.seed),
+        probes=_probes(config, space),
         callbacks=config.callback,
         config=sections_of(Path(config.lightning)) if config.lightning else {},
     )
+
+
+def _probes(config: RunConfig, space: Space | None) -> tuple[tuple[str, Mapping[str, Any]], ...]:
+    """Configurations for the preflight; none where there is nothing to try in advance."""
+    if space is None or config.is_mlp or config.kind == "objective":
+        return ()
+    return space.probes(config.seed)
 
 
 def sources_of(config: RunConfig) -> dict[str, str]:

@@ -49,6 +49,8 @@ class Space:
     """Values of every configuration."""
     first: tuple[Mapping[str, HyperValue], ...]
     """Configurations to try first, resolved and complete."""
+    has_defaults_first: bool = False
+    """Trial 0 has the defaults of the user's constructors: the baseline."""
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -19,6 +19,8 @@ from sweep.space.reading import Entry, read_fixed, read_parameter
 from sweep.space.rules import RULES, TRAINING_RULES
 from sweep.trial import HyperValue
 
+DEFAULTS = "defaults"
+"""In place of the list in `first:`: the constructors' own values."""
 _SECTIONS = ("parameters", "fixed", "first")
 
 
@@ -53,9 +55,15 @@ def parse_space(
         fixed={e.name: e.values[0] for e in entries.values() if e.kind == "fixed" and e.values},
         first=(),
     )
-    first = _first(sections.get("first", Node(0, [])), space, entries, faults)
+    node = sections.get("first", Node(0, []))
+    is_defaults = node.value == DEFAULTS
+    if is_defaults and is_mlp:
+        faults.add(
+            node.line, "first: defaults is for a module of yours: MLPClassifier's is --baseline"
+        )
+    first = () if is_defaults else _first(node, space, entries, faults)
     faults.raise_if_any()
-    return replace(space, first=first)
+    return replace(space, first=first, has_defaults_first=is_defaults)
 
 
 def _sections(root: Node, faults: Faults) -> dict[str, Node]:
@@ -108,7 +116,7 @@ def _first(
 ) -> tuple[dict[str, HyperValue], ...]:
     """The configurations of `first:`, resolved; values are checked once the rest is in order."""
     if not faults.expect(
-        node, isinstance(node.value, list), "first must be a list of configurations"
+        node, isinstance(node.value, list), "first must be a list of configurations, or defaults"
     ):
         return ()
     is_sound = not len(faults)

@@ -267,7 +267,7 @@ def _verdict(study: StudyInfo, end: StudyFinished | None, ranking: Sequence[Rank
     counts = ", ".join(f"{n} {name.lower()}" for name, n in end.n_by_state.items() if n)
     text = f"{best}\n\n{sum(end.n_by_state.values())} trials: {counts}."
     if end.baseline_value is not None:
-        text += f" The reference network has {end.baseline_value:.6g}."
+        text += f" The baseline, trial 0, has {end.baseline_value:.6g}."
     if end.reason not in ("done", "exhausted"):
         text += f" The search ended early ({end.reason})."
     return text

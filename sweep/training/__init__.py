@@ -25,6 +25,10 @@ def make_trainer(task: Task) -> Trainer:
     trainer selected for another reason reports it to the user. Raises the errors of
     `sweep.data.tensors.load_search_data`.
     """
+    if task.kind == "objective":
+        from sweep.training.plain.function import FunctionTrainer
+
+        return FunctionTrainer(task)
     with ThreadPoolExecutor(2, thread_name_prefix="beside") as beside:
         # Decompressing MNIST takes 0.4 s and mostly releases the GIL, so the imports run beside
         # it. A user's data function is arbitrary code: it runs in the main thread.

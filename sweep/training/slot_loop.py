@@ -60,8 +60,8 @@ class Engine(Protocol):
         """A checkpoint to resume from, in Lightning's format; None: nothing new to keep."""
         ...
 
-    def module(self, run: Run, which: Literal["best", "last"]) -> lightning.LightningModule:
-        """The trial's module with its best or its last weights."""
+    def module(self, run: Run, which: Literal["best", "last"]) -> lightning.LightningModule | None:
+        """The trial's module with its best or its last weights; None: the engine has none."""
         ...
 
     def example(self, run: Run) -> Example | None:
@@ -283,6 +283,8 @@ class Slots:
         if run.best_epoch is None:
             return False, False
         module = self._engine.module(run, "best")
+        if module is None:
+            return False, False
         arguments = self._engine.checkpoint_arguments(run)
         epoch = max(0, math.ceil(run.history[run.best_epoch - 1].epochs_done) - 1)
         checkpoint = checkpoint_of(module, arguments, epoch, run.best_step)

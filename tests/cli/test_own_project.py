@@ -258,3 +258,33 @@ def test_a_changed_source_file_is_said(folder: Path) -> None:
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id], "tags.`sweep.role` = 'trial'")
     assert len({run.data.tags["sweep.source.module"] for run in runs}) == 2
+
+
+SPACE = """
+parameters:
+  model.lr: {float: [0.02, 0.1]}
+  data.batch_size: {choices: [8, 16, 32]}
+first: defaults
+"""
+
+
+def test_the_constructors_defaults_are_the_baseline(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trial 0 has them, also outside the space; later trials are compared with it. A parameter
+    without a plain default is named."""
+    (folder / "space.yaml").write_text(SPACE)
+    run = ("run", "--module", "mine.py:Net", "--data", "mine.py:Points", "--metric", "val_loss",
+           "--trials", "3", "--epochs", "1", "--space", "space.yaml")  # fmt: skip
+    done = sweep(folder, *run, "--study", "d")
+    assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(folder)
+    first = library.best("d", trial=0)
+    assert first.config == {"model.lr": 0.01, "data.batch_size": 16}
+    assert "than trial 0, the baseline" in done.stdout
+    data = first.data()
+    assert (type(data).__name__, data.hparams.batch_size) == ("Points", 16)
+    (folder / "space.yaml").write_text(SPACE.replace("model.lr", "model.width"))
+    refused = sweep(folder, *run, "--study", "e")
+    assert refused.returncode == 2
+    assert "model.width has no plain default" in refused.stderr

@@ -12,13 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sweep.config.notices import identity_changes, unknown_variables
 from sweep.config.settings import (
     RunConfig,
     flag_name,
-    identity_changes,
     read_config_file,
     resolve,
-    unknown_variables,
 )
 from sweep.errors import ConfigError, SpaceError
 from sweep.objective import Objective
@@ -253,14 +252,16 @@ def test_a_setting_has_one_spelling_everywhere(tmp_path: Path, name: str) -> Non
     }.get(name, OTHERS.get(type(field.default), "4"))
     value = next((c for c in field.metadata["choices"] if c != field.default), value)
     public = flag_name(name)[2:]
-    expected = getattr(resolve({name: value}, env={}).config, name)
+    with_it = {"module": "some.module:build", "metric": "val_loss"} if name == "kind" else {}
+    expected = getattr(resolve({name: value, **with_it}, env={}).config, name)
     assert expected != field.default
     variable = "SWEEP_" + public.replace("-", "_").upper()
-    assert getattr(resolve({}, env={variable: value}).config, name) == expected
-    assert getattr(resolve({public.replace("-", "_"): value}, env={}).config, name) == expected
+    assert getattr(resolve(with_it, env={variable: value}).config, name) == expected
+    flags = {public.replace("-", "_"): value, **with_it}
+    assert getattr(resolve(flags, env={}).config, name) == expected
     for key in (public, public.replace("-", "_"), name):
         file = config_file(tmp_path, f"{key}: {value}\n")
-        assert getattr(resolve({}, env={}, file=file).config, name) == expected
+        assert getattr(resolve(with_it, env={}, file=file).config, name) == expected
 
 
 @pytest.mark.parametrize(

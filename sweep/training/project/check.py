@@ -6,13 +6,10 @@ again with another value of it: a parameter that changes nothing is no hyperpara
 
 from __future__ import annotations
 
-import ast
 import contextlib
-import inspect
 import re
 import signal
 import tempfile
-import textwrap
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,10 +22,11 @@ from torch import Tensor
 
 from sweep.errors import did_you_mean, must_be_one_of
 from sweep.hyperparameters import TRAINING_ARGUMENTS
-from sweep.loading import import_object, is_users_file, raised_by_user_code
+from sweep.loading import import_object, raised_by_user_code
 from sweep.training.lightning_trainer import quiet_trainer
 from sweep.training.plain.fitting import loaders, trainer_arguments
 from sweep.training.project.project import Project
+from sweep.training.project.reading import is_read, is_used, sources
 from sweep.training.resuming import seed_everything
 from sweep.trial import Task, TrialSpec
 
@@ -73,9 +71,7 @@ def preflight(project: Project, task: Task) -> Findings:
     except BaseException as error:  # noqa: BLE001 - user code
         found.error = raised_by_user_code(error)
     for name in dead:
-        makers = project.makers(name)
-        is_known = bool(makers) or name in TRAINING_ARGUMENTS
-        if not is_known or any(is_read(made_by, path) for made_by, path in makers):
+        if _may_act_later(project, task, name):
             found.notices.append(f"{name} changes nothing in the first minibatch")
         else:
             found.faults.append(
@@ -83,6 +79,15 @@ def preflight(project: Project, task: Task) -> Findings:
                 f"metrics of {task.module} depend on it"
             )
     return found
+
+
+def _may_act_later(project: Project, task: Task, name: str) -> bool:
+    """Whether a parameter that changes nothing in a minibatch is looked at by the user's code."""
+    if task.kind == "build":
+        return is_used(import_object(task.module, "--module"), name)
+    makers = project.makers(name)
+    is_known = bool(makers) or name in TRAINING_ARGUMENTS
+    return not is_known or any(is_read(made_by, path) for made_by, path in makers)
 
 
 class _TooLongError(Exception):
@@ -184,43 +189,3 @@ def _metric_faults(task: Task, logged: Sequence[str]) -> list[str]:
     word = re.compile(rf"\b{re.escape(task.metric)}\b")
     is_word = any(map(word.search, sources(import_object(task.module, "--module"))))
     return [] if is_word else [must_be_one_of("--metric", task.metric, logged)]
-
-
-def sources(made_by: Any) -> Iterator[str]:
-    """Source text of a class with its bases, or of a function; only the user's own."""
-    for one in made_by.__mro__ if inspect.isclass(made_by) else (made_by,):
-        try:
-            file = inspect.getsourcefile(one)
-            if file is not None and is_users_file(file):
-                yield textwrap.dedent(inspect.getsource(one))
-        except (OSError, TypeError):
-            continue
-
-
-def is_read(made_by: Any, name: str) -> bool:
-    """Whether the user's code may look at an argument of that name; True if nobody can say."""
-    found = [*sources(made_by)]
-    try:
-        inspect.getsource(made_by)
-    except (OSError, TypeError):  # such as a class of a notebook's cell
-        return True
-    return not found or any(_reads(ast.parse(source), name) for source in found)
-
-
-def _reads(tree: ast.AST, name: str) -> bool:
-    kept = {
-        id(node.value)
-        for node in ast.walk(tree)  # `self.name = name` keeps the value, and reads nothing
-        if isinstance(node, ast.Assign) and all(isinstance(t, ast.Attribute) for t in node.targets)
-    }
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call):
-            values = [*node.args, *(keyword.value for keyword in node.keywords)]
-            if any(isinstance(v, ast.Attribute) and v.attr == "hparams" for v in values):
-                return True
-        is_load = isinstance(getattr(node, "ctx", None), ast.Load) and id(node) not in kept
-        if is_load and name in (getattr(node, "id", None), getattr(node, "attr", None)):
-            return True
-        if isinstance(node, ast.Constant) and node.value == name:
-            return True
-    return False

@@ -27,7 +27,8 @@ from sweep.protocols import Data
 from sweep.training.mlp import MLPClassifier
 from sweep.training.modules import build_mlp
 from sweep.training.project.arguments import Arguments, Tree, put
-from sweep.training.project.sources import DataSource, FinalData
+from sweep.training.project.reading import ignored_names
+from sweep.training.project.sources import DataSource, FinalData, data_of
 from sweep.trial import SECTIONS, TRAINER_SETTINGS, DatasetInfo, Task, TrialSpec
 
 TRAINERS_FLAGS: Mapping[str, str] = {
@@ -67,7 +68,10 @@ class Project:
     def __init__(self, task: Task, data: Data | None = None, end: FinalData = "") -> None:
         self._task = task
         self._parts: dict[str, Arguments] = {}
-        if task.module != DEFAULT_MODULE:
+        self._build: Any = None
+        if task.kind == "build":
+            self._build = import_object(task.module, "--module")
+        elif task.module != DEFAULT_MODULE:
             self._parts["model"] = _module_arguments(task.module)
         self._source = None
         self._end, self._given = end, data
@@ -125,6 +129,8 @@ class Project:
     def built(self, spec: TrialSpec) -> Built:
         """The objects of one trial. Raises any error of the user's code."""
         given, task = spec.hyperparameters, self._task
+        if self._build is not None:
+            return self._built_by_function(given)
         trees = self.trees(given)
         if task.module == DEFAULT_MODULE:
             data = self._resident if self._source is None else self._source.data(trees["data"])
@@ -138,14 +144,45 @@ class Project:
             tuple(_built_callback(made_by) for made_by in self._callbacks),
         )  # fmt: skip
 
+    def made_data(self, hyperparameters: Mapping[str, Any]) -> Any:
+        """What the user's class or function makes of a trial's arguments; None: nothing."""
+        if self._build is not None:
+            return self._returned(hyperparameters)[1]
+        if self._source is None:
+            return None
+        return self._source.arguments.call(self.trees(hyperparameters)["data"])
+
+    def _returned(self, hyperparameters: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+        made = self._build(dict(hyperparameters))
+        module, data, trainer = (*(made if isinstance(made, tuple) else (made,)), None, None)[:3]
+        return module, data, trainer
+
+    def _built_by_function(self, given: Mapping[str, Any]) -> Built:
+        """What a function of the parameters returns: module, data, Trainer arguments."""
+        name = self._task.module
+        module, data, trainer = self._returned(given)
+        if not isinstance(module, lightning.LightningModule):
+            kind = type(module).__name__
+            raise TypeError(f"{name} must return a LightningModule first, but returned a {kind}")
+        trainer = dict(trainer or {})
+        others = [key for key in trainer if key != "callbacks"]
+        if faults := [fault for key in others if (fault := _trainers_fault(key))]:
+            raise TypeError(f"{name}: {'; '.join(faults)}")
+        known = None if data is None else data_of(data, name, self._task, self._end)
+        return Built(module, known, int(given.get("batch_size", self._task.batch_size)), trainer)
+
     def plain_arguments(self, hyperparameters: Mapping[str, Any]) -> Tree:
         """The arguments of a user's module as plain values, for its checkpoint."""
+        if self._build is not None:
+            return dict(hyperparameters)
         if self._task.module == DEFAULT_MODULE:
             return {}  # all are among its saved hyperparameters
         return self.trees(hyperparameters)["model"]
 
     def faults(self, names: Collection[str]) -> list[str]:
         """One sentence for each name that nobody takes, and each argument that nobody gives."""
+        if self._build is not None:
+            return ignored_names(self._build, self._task)
         found = [fault for name in sorted(names) if (fault := self._name_fault(name))]
         for section, part in self._parts.items():
             paths = [path for name in names for taker, path in self._places(name)
@@ -156,6 +193,8 @@ class Project:
 
     def type_faults(self, hyperparameters: Mapping[str, Any]) -> list[str]:
         """One sentence for each argument of another type than its annotation's."""
+        if self._build is not None:
+            return []
         trees = self.trees(hyperparameters)
         parts = self._parts.items()
         return [fault for section, part in parts for fault in part.type_faults(trees[section])]
@@ -170,6 +209,8 @@ class Project:
 
     def module(self, hyperparameters: Mapping[str, Any]) -> lightning.LightningModule:
         """A new module of the user's. Raises TypeError, and any error of the user's code."""
+        if self._build is not None:
+            return self._built_by_function(hyperparameters).module
         return self._module(self.trees(hyperparameters))
 
     def _module(self, trees: Mapping[str, Tree]) -> lightning.LightningModule:
@@ -202,10 +243,8 @@ class Project:
         section, _, path = name.partition(".")
         if not path or section not in SECTIONS:
             return None if self._is_taken(name) else self._untaken(name)
-        if section == "trainer" and path in TRAINERS_FLAGS:
-            return f"{name} is {TRAINERS_FLAGS[path]}"
-        if section == "trainer" and path in TRAINERS_OWN:
-            return f"{name} is sweep's own: it cannot be set"
+        if section == "trainer" and (fault := _trainers_fault(path)):
+            return fault
         if section in ("optimizer", "lr_scheduler"):
             return None
         if section not in self._parts:
@@ -225,6 +264,14 @@ class Project:
         takers = " or ".join(part.name for part in self._parts.values())
         hint = did_you_mean(name, known)
         return f"no argument {name!r} of {takers}{hint}"
+
+
+def _trainers_fault(argument: str) -> str | None:
+    """Why an argument of the Trainer cannot be given."""
+    if argument in TRAINERS_FLAGS:
+        return f"trainer.{argument} is {TRAINERS_FLAGS[argument]}"
+    is_ours = argument in TRAINERS_OWN
+    return f"trainer.{argument} is sweep's own: it cannot be set" if is_ours else None
 
 
 def _module_arguments(path: str) -> Arguments:

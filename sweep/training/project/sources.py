@@ -66,7 +66,7 @@ class DataSource:
         self.is_datamodule = not inspect.isroutine(made_by)
         self._task, self._end = task, end
         self._last: tuple[str, Data] | None = None
-        self.info = DatasetInfo(task.data, task.data, "0" * 32, (), 0, 0, 0)
+        self.info = _unknown_info(task)
 
     def data(self, tree: Tree) -> Data:
         """The data made with these arguments. Raises ConfigError, DataError."""
@@ -82,18 +82,29 @@ class DataSource:
         except BaseException as error:  # also sys.exit
             told = one_line(raised_by_user_code(error), name)
             raise DataError(f"{name} raised {told}") from error
-        if isinstance(made, lightning.LightningDataModule):
-            _set_up_once(made)
-            return ModuleData(made, self.info)
-        if not isinstance(made, Mapping):
-            raise ConfigError(
-                f"--data {name} must be a LightningDataModule, or return one or a mapping with "
-                f'"train", and optionally "val" and "test", but got {type(made).__name__}'
-            )
-        data = GivenData.of(name, made, self._task.seed, has_test=bool(self._end))
-        data = data.joined() if self._end == "joined" else data
+        data = data_of(made, f"--data {name}", self._task, self._end)
+        if isinstance(data, ModuleData):
+            _set_up_once(data.datamodule)
         self.info = data.info
         return data
+
+
+def data_of(made: Any, name: str, task: Task, end: FinalData = "") -> ModuleData | GivenData:
+    """What a user's class or function made, as data. Raises ConfigError for anything else."""
+    if isinstance(made, lightning.LightningDataModule):
+        return ModuleData(made, _unknown_info(task))
+    if not isinstance(made, Mapping):
+        raise ConfigError(
+            f"{name} must be a LightningDataModule, or return one or a mapping with "
+            f'"train", and optionally "val" and "test", but got {type(made).__name__}'
+        )
+    data = GivenData.of(name.removeprefix("--data "), made, task.seed, has_test=bool(end))
+    return data.joined() if end == "joined" else data
+
+
+def _unknown_info(task: Task) -> DatasetInfo:
+    """Of data that only their minibatches describe."""
+    return DatasetInfo(task.data, task.data, "0" * 32, (), 0, 0, 0)
 
 
 def _set_up_once(datamodule: lightning.LightningDataModule) -> None:
