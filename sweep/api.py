@@ -14,6 +14,7 @@ from sweep.environment.launchers import foreign_set_aside
 from sweep.errors import ConfigError, NotFoundError, SpaceError, UsageError, must_be_one_of
 from sweep.loading import collector_paused, end_if_being_read, in_names
 from sweep.protocols import Listener
+from sweep.reporting.bar import Bar, is_notebook
 from sweep.space import Space, load_space, parse_space, with_changes
 
 if TYPE_CHECKING:
@@ -22,13 +23,15 @@ if TYPE_CHECKING:
 
 
 def run(
-    *, listeners: Sequence[Listener] = (), config_file: str | None = None, **settings: Any
-) -> Outcome:
-    """Run or continue a search, as `sweep run` does, without printing anything.
+    *, listeners: Sequence[Listener] = (), config_file: str | None = None,
+    progress: bool | None = None, **settings: Any,
+) -> Outcome:  # fmt: skip
+    """Run or continue a search, as `sweep run` does, without its output.
 
     Args:
         listeners: Are told of trials as they run (see `sweep.protocols.Listener`).
         config_file: YAML file with settings.
+        progress: Draw a bar; None: in a notebook.
         **settings: Flags of `sweep run` with underscores, e.g. trials=50, timeout="10m". `module`,
             `data` and `callbacks` may be classes, functions and instances, `vary`, `set` and
             `trainer` mappings: vary={"model.lr": sweep.floats(1e-4, 1e-1, log=True)}. In place of
@@ -44,6 +47,8 @@ def run(
     end_if_being_read()
     named = in_names(settings)
     resolved, space = prepare(named, Path(config_file) if config_file else None)
+    if progress or (progress is None and is_notebook()):
+        listeners = (*listeners, Bar())
     return search_with(resolved.config, space, listeners)
 
 
