@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sweep.config.settings import PLACES, Resolved, RunConfig, resolve
 from sweep.databases import sqlite
 from sweep.environment.launchers import foreign_set_aside
+from sweep.environment.sources import unknown_name
 from sweep.errors import ConfigError, NotFoundError, SpaceError, UsageError, must_be_one_of
 from sweep.loading import collector_paused, end_if_being_read, in_names
 from sweep.protocols import Listener
@@ -81,10 +82,25 @@ def best(study: str | None = None, *, trial: int | None = None, **where: Any) ->
 def prepare(flags: Mapping[str, Any], config_file: Path | None) -> tuple[Resolved, Space]:
     """The checked configuration and space; other settings come from a stored study."""
     resolved = resolve(flags, file=config_file, also=_faults_of_space)
+    _see_that_they_exist(resolved.config)
     stored, space_text = _stored(resolved.config)
     if stored:
         resolved = resolve(flags, file=config_file, stored=stored)
     return resolved, _space_of(resolved, space_text)
+
+
+def _see_that_they_exist(config: RunConfig) -> None:
+    """Raises ConfigError for files and names of the user's that are not there; imports nothing."""
+    named = {"--module": config.module, "--data": config.data} | {
+        f"--callback {path}": path for path in config.callback
+    }
+    faults = [
+        f"{flag.partition(' ')[0]} {path}: {fault}"
+        for flag, path in named.items()
+        if ":" in path and (fault := unknown_name(path))
+    ]
+    if faults:
+        raise ConfigError(faults)
 
 
 def _faults_of_space(config: RunConfig) -> Sequence[str]:

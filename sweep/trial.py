@@ -82,6 +82,17 @@ TRAINER_SETTINGS: Mapping[str, str] = {
 """Trainer argument -> the setting of sweep in its place."""
 
 
+def trainers_fault(argument: str) -> str | None:
+    """Why an argument of the Trainer cannot be given; None: it can."""
+    if argument in TRAINER_SETTINGS:
+        return f"trainer.{argument} is --{TRAINER_SETTINGS[argument]}"
+    if argument == "callbacks":
+        return "trainer.callbacks is --callback"
+    if argument in ("default_root_dir", "num_nodes"):  # the trial's folder, one machine
+        return f"trainer.{argument} is sweep's own: it cannot be set"
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class Task:
     """The settings of a study for its workers, sent once."""
@@ -108,6 +119,8 @@ class Task:
     """The study's folder for checkpoints (`<work_dir>/trials/00017/best.ckpt`)."""
     log_file: str
     """File for the output of libraries."""
+    session: str = ""
+    """Of one search: what its workers prepare on a machine, they prepare once."""
     accelerator: str = "auto"
     """Lightning's `accelerator`."""
     devices: str = "1"

@@ -528,3 +528,17 @@ class Slow(Scheduled):
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         time.sleep(0.15)
         return super().training_step(batch, batch_idx)
+
+
+class Prepared(Points):
+    """Leaves a line in a file each time it prepares its data."""
+
+    def __init__(self, noise: float = 0.1, root: str = "", keeps: bool = False) -> None:
+        super().__init__(noise=noise)
+        self.root, self.keeps = root, keeps
+
+    def prepare_data(self) -> None:
+        with Path(self.root, "prepared.txt").open("a") as file:
+            file.write("prepared\n")
+        if self.keeps:
+            self.found = True

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from sweep.errors import did_you_mean
 
 if TYPE_CHECKING:
     import ast
@@ -24,6 +27,23 @@ def source_of(path: str) -> Path | None:
             if file.is_file():
                 return file
     return None
+
+
+def unknown_name(path: str) -> str | None:
+    """Why `package.module:name` cannot be found, as far as the source file alone can tell."""
+    module, _, name = path.rpartition(":")
+    file = source_of(path)
+    if file is None:
+        return f"there is no file {module}" if module.endswith(".py") else None
+    try:
+        text = file.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    dynamic = r"import \*|__getattr__|globals\(\)|setattr"
+    if re.search(rf"\b{re.escape(name)}\b|{dynamic}", text):
+        return None
+    names = re.findall(r"^(?:class|def)\s+(\w+)", text, re.MULTILINE)
+    return f"{module} has no {name!r}{did_you_mean(name, names)}"
 
 
 def digest_of(path: str) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,10 @@ from sweep.trial import Task
 
 if TYPE_CHECKING:
     from sweep.space import Space
+
+
+SESSION = uuid.uuid4().hex
+"""Of this process's searches."""
 
 
 def begin_loading(config: RunConfig, space: Space | None = None) -> Executor:
@@ -58,6 +63,7 @@ def make_task(config: RunConfig, space: Space | None = None) -> Task:
         names=None if space is None else space.names,
         probes=_probes(config, space),
         callbacks=config.callback,
+        session=SESSION,
         config=sections_of(Path(config.lightning)) if config.lightning else {},
     )
 

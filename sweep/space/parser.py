@@ -17,7 +17,7 @@ from sweep.space.definition import Space
 from sweep.space.naming import canonical_key
 from sweep.space.reading import Entry, read_fixed, read_parameter
 from sweep.space.rules import RULES, TRAINING_RULES
-from sweep.trial import HyperValue
+from sweep.trial import HyperValue, trainers_fault
 
 DEFAULTS = "defaults"
 """In place of the list in `first:`: the constructors' own values."""
@@ -97,6 +97,8 @@ def _entries(sections: Mapping[str, Node], faults: Faults, *, is_mlp: bool) -> d
             elif not all(part.isidentifier() for part in name.split(".")):
                 text = "a hyperparameter must be a Python name (model.lr), as an argument is"
                 faults.add(node.line, f"{text}, but got {name!r}")
+            elif name.startswith("trainer.") and (fault := trainers_fault(name[8:])):
+                faults.add(node.line, fault)
             entries[name] = read(name, node, rules.get(name), faults)
     return entries
 

@@ -61,7 +61,9 @@ def with_changes(text: str, vary: Sequence[str], fixed: Sequence[str]) -> str:
         return text
     whole: Any = plain(read_document(text, Faults("space"))) if text else {}
     sections = {key: dict(whole.get(key) or {}) for key in ("parameters", "fixed")}
-    faults: list[str] = []
+    both = sorted({pair.partition("=")[0] for pair in vary}
+                  & {pair.partition("=")[0] for pair in fixed})  # fmt: skip
+    faults = [f"--set {name} fixes what --vary {name} varies: leave one out" for name in both]
     for pair in (*vary, *fixed):
         name, is_varied = pair.partition("=")[0], pair in vary
         try:

@@ -29,15 +29,7 @@ from sweep.training.modules import build_mlp
 from sweep.training.project.arguments import Arguments, Tree, put
 from sweep.training.project.reading import ignored_names
 from sweep.training.project.sources import DataSource, FinalData, data_of
-from sweep.trial import SECTIONS, TRAINER_SETTINGS, DatasetInfo, Task, TrialSpec
-
-TRAINERS_FLAGS: Mapping[str, str] = {
-    **{name: f"--{setting}" for name, setting in TRAINER_SETTINGS.items()},
-    "callbacks": "--callback",
-}
-"""Trainer arguments with a flag of their own."""
-TRAINERS_OWN = ("default_root_dir", "num_nodes")
-"""Trainer arguments that sweep decides: a trial's folder, one machine."""
+from sweep.trial import SECTIONS, DatasetInfo, Task, TrialSpec, trainers_fault
 
 
 @dataclass(frozen=True)
@@ -166,7 +158,7 @@ class Project:
             raise TypeError(f"{name} must return a LightningModule first, but returned a {kind}")
         trainer = dict(trainer or {})
         others = [key for key in trainer if key != "callbacks"]
-        if faults := [fault for key in others if (fault := _trainers_fault(key))]:
+        if faults := [fault for key in others if (fault := trainers_fault(key))]:
             raise TypeError(f"{name}: {'; '.join(faults)}")
         known = None if data is None else data_of(data, name, self._task, self._end)
         return Built(module, known, int(given.get("batch_size", self._task.batch_size)), trainer)
@@ -243,7 +235,7 @@ class Project:
         section, _, path = name.partition(".")
         if not path or section not in SECTIONS:
             return None if self._is_taken(name) else self._untaken(name)
-        if section == "trainer" and (fault := _trainers_fault(path)):
+        if section == "trainer" and (fault := trainers_fault(path)):
             return fault
         if section in ("optimizer", "lr_scheduler"):
             return None
@@ -264,14 +256,6 @@ class Project:
         takers = " or ".join(part.name for part in self._parts.values())
         hint = did_you_mean(name, known)
         return f"no argument {name!r} of {takers}{hint}"
-
-
-def _trainers_fault(argument: str) -> str | None:
-    """Why an argument of the Trainer cannot be given."""
-    if argument in TRAINERS_FLAGS:
-        return f"trainer.{argument} is {TRAINERS_FLAGS[argument]}"
-    is_ours = argument in TRAINERS_OWN
-    return f"trainer.{argument} is sweep's own: it cannot be set" if is_ours else None
 
 
 def _module_arguments(path: str) -> Arguments:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import inspect
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import lightning
@@ -19,6 +21,8 @@ from sweep.protocols import Data
 from sweep.training.project.arguments import Arguments, Tree
 from sweep.trial import DatasetInfo, Task
 
+PREPARED = "prepared"
+"""File of a study: the arguments whose data its last search has prepared."""
 FinalData = Literal["", "joined", "apart"]
 
 
@@ -72,10 +76,10 @@ class DataSource:
         """The data made with these arguments. Raises ConfigError, DataError."""
         key = json.dumps(tree, sort_keys=True, default=str)
         if self._last is None or self._last[0] != key:
-            self._last = key, self._made(tree)
+            self._last = key, self._made(tree, key)
         return self._last[1]
 
-    def _made(self, tree: Tree) -> Data:
+    def _made(self, tree: Tree, key: str) -> Data:
         name = self._task.data
         try:
             made = self.arguments.call(tree)
@@ -84,6 +88,8 @@ class DataSource:
             raise DataError(f"{name} raised {told}") from error
         data = data_of(made, f"--data {name}", self._task, self._end)
         if isinstance(data, ModuleData):
+            if self._task.session:
+                _prepare_once(data.datamodule, self._task, key)
             _set_up_once(data.datamodule)
         self.info = data.info
         return data
@@ -105,6 +111,34 @@ def data_of(made: Any, name: str, task: Task, end: FinalData = "") -> ModuleData
 def _unknown_info(task: Task) -> DatasetInfo:
     """Of data that only their minibatches describe."""
     return DatasetInfo(task.data, task.data, "0" * 32, (), 0, 0, 0)
+
+
+def _prepare_once(datamodule: lightning.LightningDataModule, task: Task, key: str) -> None:
+    """Call `prepare_data` for the first of a search's workers on this machine alone.
+
+    The others wait for it. Not for one that leaves something in the DataModule, against
+    Lightning's advice.
+    """
+    prepare, file = datamodule.prepare_data, Path(task.work_dir, PREPARED)
+
+    @functools.wraps(prepare)
+    def once() -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("a+") as known:  # its first line is the search, the others arguments
+            fcntl.flock(known, fcntl.LOCK_EX)
+            known.seek(0)
+            session, *done = known.read().splitlines() or [""]
+            done = done if session == task.session else []
+            if key in done:
+                return
+            before = dict(vars(datamodule))
+            prepare()
+            after = vars(datamodule)
+            if before.keys() == after.keys() and all(before[k] is after[k] for k in before):
+                known.truncate(0)
+                known.write("\n".join([task.session, *done, key]))
+
+    datamodule.prepare_data = once  # type: ignore[method-assign]
 
 
 def _set_up_once(datamodule: lightning.LightningDataModule) -> None:

@@ -168,3 +168,23 @@ def test_data_are_set_up_once_where_that_changes_nothing(
 ) -> None:
     """Anew for other arguments, for a setup that draws random numbers, and after a teardown."""
     assert n_set_up(tmp_path, data, given) == n
+
+
+@pytest.mark.parametrize(("keeps", "n"), [(False, 2), (True, 4)])
+def test_data_are_prepared_once_a_search(tmp_path: Path, keeps: bool, n: int) -> None:
+    """By the first of its workers, and again for other arguments; by each trial if it leaves
+    something in the DataModule."""
+    task = example_task(
+        tmp_path, module="projects:Line", data="projects:Prepared", metric="val_loss", epochs=1,
+        direction="minimize", population=1, names=("lr", "noise"), log_models="none",
+        session="one", config={"data": {"root": str(tmp_path), "keeps": keeps}},
+    )  # fmt: skip
+    given = [{"lr": lr, "noise": noise} for noise in (0.1, 0.2) for lr in (0.1, 0.2)]
+    for number, values in enumerate(given):  # a worker each
+        PlainTrainer(task).train(ScriptedExchange([TrialSpec(number, values, 1)]))
+    file = tmp_path / "prepared.txt"
+    assert len(file.read_text().splitlines()) == n
+    PlainTrainer(dataclasses.replace(task, session="two")).train(
+        ScriptedExchange([TrialSpec(4, given[0], 1)])
+    )
+    assert len(file.read_text().splitlines()) == n + 1
