@@ -43,6 +43,7 @@ bench: $(VENV)/run ## Run the benchmarks (half an hour; results on the screen)
 	$(BIN)/python benchmarks/tracking_cost.py
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/scaling.py
+	[ -z "$$SWEEP_TEST_MNIST" ] || $(BIN)/python benchmarks/own_module.py --mnist "$$SWEEP_TEST_MNIST"
 
 soak: $(VENV)/test ## Kill searches at 200 random instants and fault every write (a night)
 	$(BIN)/python tests/faults/harness.py --kills 100 --population auto
@@ -50,6 +51,7 @@ soak: $(VENV)/test ## Kill searches at 200 random instants and fault every write
 	$(BIN)/python tests/faults/harness.py --kills 100 --population mixed
 	$(BIN)/python tests/faults/harness.py --kills 50 --population auto --epochs 60 --signals
 	$(BIN)/python tests/faults/harness.py --kills 50 --population 1 --epochs 60 --signals
+	$(BIN)/python tests/faults/own_projects.py
 	$(BIN)/python tests/faults/every_write.py --every --jobs 2 --results every-write.jsonl
 	rm every-write.jsonl  # it lets a soak that was broken off go on
 	$(BIN)/python tests/faults/every_write.py --sample 40 --side driver worker --fault kill

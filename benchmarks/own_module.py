@@ -190,12 +190,11 @@ def main() -> None:
             for i in range(args.rounds):
                 for way in sorted(WAYS, reverse=bool(i % 2)):
                     found[way].append(measured(way, name, args.mnist))
-            ratios = [s / o for s, o in zip(found["searched"], found["own"], strict=True)]
-            said = ", ".join(
-                f"{way} {statistics.median(ms):.2f} ms a step" for way, ms in found.items()
-            )
-            middle, each = statistics.median(ratios), " ".join(f"{r:.3f}" for r in ratios)
-            print(f"{name}: {said}; searched / own {middle:.3f} (rounds: {each})", flush=True)
+            steps = {way: statistics.median(ms) for way, ms in found.items()}
+            said = ", ".join(f"{way} {ms:.2f} ms a step" for way, ms in steps.items())
+            each = " ".join(f"{way} {min(ms):.2f}-{max(ms):.2f}" for way, ms in found.items())
+            ratio = steps["searched"] / steps["own"]
+            print(f"{name}: {said}; searched / own {ratio:.3f} (rounds: {each})", flush=True)
     finally:
         for process in busy:
             process.kill()
