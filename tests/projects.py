@@ -480,7 +480,9 @@ class Loaded(Points):
 
     def train_dataloader(self) -> Any:
         of, size = Jittered(self.sets[0]), self.hparams.batch_size
-        if self.kind == "stream":
+        if self.kind.startswith("drawn"):
+            of = Jittered(self.drawn(80))
+        if self.kind.endswith("stream"):
             return DataLoader(Stream(of), size)
         if self.kind == "own generator":
             return DataLoader(of, size, shuffle=True, generator=torch.Generator().manual_seed(3))
@@ -490,6 +492,15 @@ class Loaded(Points):
             rows = self.sets[0]
             return [DataLoader(rows, size, shuffle=True), DataLoader(rows, size, shuffle=True)]
         return DataLoader(of, size, shuffle=True)
+
+    def val_dataloader(self) -> Any:
+        return DataLoader(self.drawn(20) if self.kind.startswith("drawn") else self.sets[1], 20)
+
+    @staticmethod
+    def drawn(n: int) -> Any:
+        """Rows from the global generator, as Lightning's demos draw them."""
+        x = torch.rand(n, 4)
+        return TensorDataset(x, x.sum(1))
 
 
 class Scheduled(Line):

@@ -268,8 +268,9 @@ class _Fit(lightning.pytorch.callbacks.Checkpoint):
         """Report the epochs before the interruption again."""
         self.has_begun = True
         if self._is_within:
-            # Lightning begins no epoch, and the loaders restore the random generators.
-            self._is_resumed, self._logger.is_in_step = False, True
+            self._is_resumed, self._logger.is_in_step = False, True  # Lightning begins no epoch
+            if self._random_state is not None:
+                set_random_state(self._random_state)
             self._slots.say(PARTIAL)
         if self._run.history:
             self._tell(*self._run.history)

@@ -51,9 +51,8 @@ class ResumableLoader:
     def __iter__(self) -> ResumableLoader:
         """Begin an epoch."""
         self._ahead, self._n_fetched = [], 0
-        if self._goes_on_from is None:
-            self._at = {"iter": self._random_state()}
-            self._batches = iter(self._loader)
+        self._at = {"iter": self._random_state()}
+        self._batches = iter(self._loader)  # also before it goes on: it draws a random number
         return self
 
     def __next__(self) -> Any:
@@ -84,6 +83,10 @@ class ResumableLoader:
 
     def _go_on(self, place: Mapping[str, Any]) -> None:
         self._goes_on_from = None
+        afterwards = place["at"]["now"]
+        if place["is_ahead"]:  # the Trainer is being set up, which may draw random numbers, too
+            next(self._batches)
+            afterwards = self._random_state()
         self._at, self._n_fetched = dict(place["at"]), int(place["n_fetched"])
         self._set_random_state(self._at["iter"])
         self._batches = iter(self._loader)
@@ -93,7 +96,7 @@ class ResumableLoader:
         if place["is_ahead"]:
             self._set_random_state(self._at["last"])
             self._ahead = [next(self._batches)]
-        self._set_random_state(self._at["now"])
+        self._set_random_state(afterwards)
 
     @property
     def _generators(self) -> list[torch.Generator]:

@@ -59,6 +59,8 @@ CASES: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any], Mapping[str, Any
     "validated often": ({"val_check_interval": 5}, {}, {}),
     "a stream": ({}, {"kind": "stream"}, {}),
     "a stream, validated often": ({"val_check_interval": 7}, {"kind": "stream"}, {}),
+    "drawn in its loaders": ({}, {"kind": "drawn"}, {}),
+    "a stream, drawn in its loaders": ({}, {"kind": "drawn stream"}, {}),
     "own generator": ({}, {"kind": "own generator"}, {}),
     "worker processes": ({}, {"kind": "workers"}, {}),
     "two loaders": ({}, {"kind": "two"}, {}),
