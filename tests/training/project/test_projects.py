@@ -19,13 +19,14 @@ from lightning.pytorch.callbacks import Callback
 
 from sweep.config.settings import RunConfig
 from sweep.files.trial_files import BEST, RESUME_STATE, TrialFiles
+from sweep.reuse import final_training
 from sweep.reuse.loading import load
 from sweep.reuse.recipe import Recipe
 from sweep.testing import ScriptedExchange, example_task
 from sweep.training.lightning_trainer import hush_lightning
 from sweep.training.plain.trainer import PlainTrainer
 from sweep.training.resuming import seed_everything
-from sweep.trial import TrialSpec
+from sweep.trial import StopReason, TrialSpec
 
 EPOCHS, SEED = 4, 11
 PROJECTS: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
@@ -89,8 +90,9 @@ def built_by_hand(case: str) -> tuple[lightning.LightningModule, Any]:
 
 
 def trained(
-    folder: Path, case: str, *, stop_after: int | None = None, is_resumed: bool = False
-) -> ScriptedExchange:
+    folder: Path, case: str, *, stop_after: int | None = None, is_resumed: bool = False,
+    reason: StopReason = "interrupted",
+) -> ScriptedExchange:  # fmt: skip
     """One trial, interrupted after so many epochs."""
     name, of_data, given = PROJECTS[case]
     task = example_task(
@@ -100,7 +102,7 @@ def trained(
     )  # fmt: skip
     spec = dataclasses.replace(TrialSpec(0, given, SEED), is_resumed=is_resumed)
     stops = {} if stop_after is None else {0: stop_after}
-    exchange = ScriptedExchange([spec], stops, "interrupted")
+    exchange = ScriptedExchange([spec], stops, reason)
     PlainTrainer(task).train(exchange)
     return exchange
 
@@ -138,6 +140,25 @@ def test_a_trial_is_a_fit_of_its_own(tmp_path: Path, case: str) -> None:
     loaded = load(recipe, RunConfig(), kept)
     weights = torch.load(kept, weights_only=True)["state_dict"]
     assert all(torch.equal(weights[k], value) for k, value in loaded.state_dict().items())
+
+
+@pytest.mark.usefixtures("ready_store")
+@pytest.mark.parametrize("case", PROJECTS)
+def test_a_project_is_pruned_and_trained_downstream(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    """A pruned trial keeps its best weights; the training after the search has a checkpoint that
+    loads, whatever the module can or cannot be tested on."""
+    monkeypatch.chdir(tmp_path)
+    name, of_data, given = PROJECTS[case]
+    pruned = trained(tmp_path, case, stop_after=1, reason="pruned").results()[0]
+    assert (pruned.outcome, pruned.n_epochs, pruned.best_epoch) == ("stopped", 1, 1)
+    recipe = Recipe(model=given, module=f"projects:{name}", epochs=2, study=case,
+                    data=f"projects:{of_data}" if of_data else "module")  # fmt: skip
+    assert load(recipe, RunConfig(), TrialFiles(tmp_path / "example", 0).path(BEST))
+    done = final_training.train(recipe, RunConfig(accelerator="cpu"), tmp_path / "final.ckpt")
+    assert done.n_epochs == 2
+    assert load(recipe, RunConfig(), done.checkpoint)
 
 
 def n_set_up(folder: Path, data: str, given: list[Mapping[str, Any]]) -> int:
