@@ -170,6 +170,38 @@ class Template(lightning.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
 
+class Hydra(lightning.LightningModule):
+    """As lightning-hydra-template has it: the annotations do not say that they are callables."""
+
+    def __init__(
+        self,
+        net: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        scheduler: torch.optim.lr_scheduler,
+        compile: bool = False,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(logger=False, ignore=["net"])
+        self.net = net
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return functional.mse_loss(self.net(batch[0]).squeeze(1), batch[1])
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        loss = functional.mse_loss(self.net(batch[0]).squeeze(1), batch[1])
+        self.log("val/loss", loss, on_step=False, on_epoch=True)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.hparams.optimizer(params=self.trainer.model.parameters())
+        if self.hparams.scheduler is None:
+            return {"optimizer": optimizer}
+        schedule = {
+            "scheduler": self.hparams.scheduler(optimizer=optimizer), "monitor": "val/loss",
+            "interval": "epoch", "frequency": 1,
+        }  # fmt: skip
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+
 class Watched(Line):
     """Stops early, watches its rate, lowers it on a plateau; logs by step, too."""
 

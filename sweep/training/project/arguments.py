@@ -14,13 +14,16 @@ import functools
 import inspect
 import os
 import re
+import typing
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
+import torch
 from jsonargparse import ArgumentError
 from lightning.pytorch.cli import LightningArgumentParser
 
-from sweep.errors import must_be_one_of
+from sweep.errors import ConfigError, must_be_one_of
+from sweep.loading import import_object
 from sweep.training.checkpoints import is_plain
 
 Tree = dict[str, Any]
@@ -44,10 +47,12 @@ class Arguments:
         self.section, self.name, self.made_by = section, name, made_by
         self.is_instance = not (inspect.isclass(made_by) or inspect.isroutine(made_by))
         self._signature = _signature(made_by) if not self.is_instance else {}
+        self._factories = {n for n, p in self._signature.items() if _is_factory(p.annotation)}
+        """Arguments for an optimizer's or a schedule's class: it is made once the weights are."""
         self._has_any = any(p.kind is p.VAR_KEYWORD for p in self._signature.values())
         self._parser = LightningArgumentParser(exit_on_error=False)
         known: Iterable[str] = ()
-        how: dict[str, Any] = {"fail_untyped": False, "skip": {*skip}}
+        how: dict[str, Any] = {"fail_untyped": False, "skip": {*skip, *self._factories}}
         with _only_libraries():
             if inspect.isclass(made_by):
                 add = functools.partial(self._parser.add_class_arguments, instantiate=False)
@@ -91,7 +96,11 @@ class Arguments:
 
     def type_faults(self, tree: Tree) -> list[str]:
         """One sentence for each argument of another type than its annotation's."""
-        found: list[str] = []
+        found = [
+            f"{self.section}.{name}: {fault}"
+            for name in tree.keys() & self._factories
+            if (fault := _factory(tree[name])[1])
+        ]
         left = {name: value for name, value in tree.items() if name in self._checked}
         while left:
             try:
@@ -116,7 +125,11 @@ class Arguments:
     def values(self, tree: Tree) -> dict[str, Any]:
         """The arguments of `tree`, nested objects made. Raises any error of the user's code."""
         checked = {name: value for name, value in tree.items() if name in self._checked}
-        extra = {name: value for name, value in tree.items() if name not in self._checked}
+        extra = {
+            name: _factory(value)[0] if name in self._factories else value
+            for name, value in tree.items()
+            if name not in self._checked
+        }
         if not checked:
             return extra
         made = self._parser.instantiate(self._parse(checked))[self.section]
@@ -134,7 +147,7 @@ class Arguments:
         if not isinstance(value, Mapping) or "class_path" in value:
             return value
         found = _class_of(self._signature[name]) if name in self._signature else None
-        if found is None:
+        if found is None or (name in self._factories and _needs_another(found)):
             return value
         inner = {k: v for k, v in value.items() if k not in _CLASS_KEYS}
         path = f"{found.__module__}.{found.__qualname__}"
@@ -207,6 +220,40 @@ def put(tree: Tree, path: str, value: Any) -> None:
     if isinstance(tree[first].get("init_args"), Mapping):
         tree[first]["init_args"] = dict(tree[first]["init_args"])
     put(tree[first], rest, value)
+
+
+def _is_factory(annotation: Any) -> bool:
+    """Whether an annotation names optimizers or schedules, which need the module's weights first.
+
+    Projects write `optimizer: torch.optim.Optimizer` for a `functools.partial` of one, and
+    `scheduler: torch.optim.lr_scheduler` for that of a schedule.
+    """
+    kinds = typing.get_args(annotation) or (annotation,)
+    bases = (torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler)
+    return any(
+        kind is torch.optim.lr_scheduler or (inspect.isclass(kind) and issubclass(kind, bases))
+        for kind in kinds
+    )
+
+
+def _needs_another(found: type) -> bool:
+    """Whether a class is but the base of optimizers or schedules."""
+    return found in (torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler)
+
+
+def _factory(value: Any) -> tuple[Any, str]:
+    """The class in {"class_path": ..., "init_args": ...} with its arguments; or a fault."""
+    given: Any = {"class_path": value} if isinstance(value, str) else value
+    if not isinstance(given, Mapping) or "class_path" not in given:
+        is_lacking = isinstance(given, Mapping)
+        return value, "it needs its class_path, such as torch.optim.Adam" if is_lacking else ""
+    package, _, name = str(given["class_path"]).rpartition(".")
+    try:
+        made_by = import_object(f"{package}:{name}", "class_path")
+    except ConfigError as error:
+        return value, str(error)
+    arguments = {**given.get("init_args", {}), **given.get("dict_kwargs", {})}
+    return functools.partial(made_by, **arguments), ""
 
 
 def _class_of(parameter: inspect.Parameter) -> type | None:

@@ -90,7 +90,6 @@ def test_a_misspelt_metric_is_told_before_trial_0(tmp_path: Path, metric: str, f
         ("lrr=1,2", "no argument 'lrr' of projects:Living or projects:Points (did you mean lr?)"),
         ("model.lrr=1,2", "an argument of projects:Living must be one of "),
         ("data.nose=1,2", "an argument of projects:Points must be one of "),
-        ("trainer.max_epochs=1,2", "trainer.max_epochs is --epochs"),
         ("trainer.gradient_clip=1,2", "an argument of Trainer must be one of "),
     ],
 )

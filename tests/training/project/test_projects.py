@@ -39,6 +39,12 @@ PROJECTS: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
         "model.scheduler.class_path": "torch.optim.lr_scheduler.ExponentialLR",
         "model.scheduler.init_args.gamma": 0.5, "data.batch_size": 8,
     }),
+    "hydra template": ("Hydra", "Points", {
+        "model.net.class_path": "projects.Encoder", "model.net.width": 4,
+        "model.optimizer.class_path": "torch.optim.Adam", "model.optimizer.lr": 0.05,
+        "model.scheduler.class_path": "torch.optim.lr_scheduler.ReduceLROnPlateau",
+        "model.scheduler.patience": 0, "data.batch_size": 8,
+    }),
     "cnn": ("Convolving", "Images", {"channels": 3, "batch_size": 8}),
     "plateau, stopping, rates": ("Watched", "Points", {"lr": 0.02}),
     "autoencoder": ("Autoencoder", "Images", {"width": 3}),
@@ -48,6 +54,9 @@ PROJECTS: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
     "text": ("Reading", "Sentences", {"width": 5}),
     "segmentation": ("Segmenting", "Images", {"lr": 0.2}),
 }  # fmt: skip
+
+
+METRICS = {"hydra template": "val/loss"}
 
 
 class Curve(Callback):
@@ -82,6 +91,12 @@ def built_by_hand(case: str) -> tuple[lightning.LightningModule, Any]:
             partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.5),
         )  # fmt: skip
         return module, projects.Points(batch_size=8)
+    if case == "hydra template":
+        module = projects.Hydra(
+            projects.Encoder(width=4), partial(torch.optim.Adam, lr=0.05),
+            partial(torch.optim.lr_scheduler.ReduceLROnPlateau, patience=0),
+        )  # fmt: skip
+        return module, projects.Points(batch_size=8)
     taken = {"batch_size", "noise"}
     module = getattr(projects, name)(**{k: v for k, v in given.items() if k not in taken})
     if not of_data:
@@ -97,7 +112,7 @@ def trained(
     name, of_data, given = PROJECTS[case]
     task = example_task(
         folder, module=f"projects:{name}", data=f"projects:{of_data}" if of_data else "module",
-        metric="val_loss", direction="minimize", epochs=EPOCHS, population=1,
+        metric=METRICS.get(case, "val_loss"), direction="minimize", epochs=EPOCHS, population=1,
         names=tuple(given), log_models="none",
     )  # fmt: skip
     spec = dataclasses.replace(TrialSpec(0, given, SEED), is_resumed=is_resumed)
