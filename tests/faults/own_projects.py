@@ -27,21 +27,21 @@ sys.path[:0] = [str(HERE.parent), str(HERE.parent / "training" / "project")]
 
 import projects  # noqa: E402
 from searches import SWEEP, environment  # noqa: E402
-from test_projects import PROJECTS  # noqa: E402
+from test_projects import METRICS, PROJECTS  # noqa: E402
 from waiting import PATIENCE_S  # noqa: E402
 
 from sweep.ledger.study import open_study  # noqa: E402
 from sweep.space.vary import floats  # noqa: E402
 
-LEFT_OUT = ("epoch_s", "train_loss", "loss", "epochs_done")
+LEFT_OUT = ("epoch_s", "loss", "train_loss", "train_loss_epoch", "train_loss_step")
 """Times, and means over training steps, which are of the steps since a resume."""
 
 
 def command(case: str) -> list[str]:
     """Two trials of a project, one after the other."""
     name, of_data, given = PROJECTS[case]
-    words = ["run", "--module", f"projects:{name}", "--metric", "val_loss", "--trials", "2",
-             "--epochs", "4", "--study", "s", "--checkpoint-interval", "0.001",
+    words = ["run", "--module", f"projects:{name}", "--trials", "2",
+             "--metric", METRICS.get(case, "val_loss"), "--epochs", "4", "--study", "s", "--checkpoint-interval", "0.001",
              "--vary", f"trainer.gradient_clip_val={floats(1e3, 1e4)}" if "hand" not in case
              and case != "adversarial" else "trainer.log_every_n_steps=10..99"]  # fmt: skip
     words += ["--data", f"projects:{of_data}"] if of_data else []
