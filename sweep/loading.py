@@ -79,7 +79,9 @@ def in_names(settings: Mapping[str, Any]) -> dict[str, Any]:
         if named.get(key) is not None:
             named[key] = _name_of(key, named[key])
     if isinstance(named.get("callback"), list | tuple):
-        named["callback"] = [_name_of("callbacks", item) for item in named["callback"]]
+        named["callback"] = [
+            _name_of("callbacks", item, place) for place, item in enumerate(named["callback"])
+        ]
     paths = [named.get("module"), named.get("data"), *(named.get("callback") or ())]
     is_ours = any(str(path).startswith(("__main__:", f"{GIVEN}:")) for path in paths)
     if is_ours and named.setdefault("executor", "inline") != "inline":
@@ -95,7 +97,7 @@ GIVEN = "given"
 _given: dict[str, Any] = {}
 
 
-def _name_of(key: str, value: Any) -> str:
+def _name_of(key: str, value: Any, place: int = 0) -> str:
     """`package.module:name` of a class or function; `file.py:name` in a script."""
     if isinstance(value, str):
         return value
@@ -103,7 +105,8 @@ def _name_of(key: str, value: Any) -> str:
     if name is None or module is None or not name.isidentifier():
         if key == "sampler" or not (callable(value) or hasattr(value, "__dict__")):
             raise ConfigError(f"{key} must be a class or a function, but got {shown(value)}")
-        name = re.sub(r"\W+", "_", name or type(value).__qualname__).strip("_")
+        kind = re.sub(r"\W+", "_", name or type(value).__qualname__).strip("_")
+        name = f"{key}_{kind}" if key != "callbacks" else f"callback_{place}_{kind}"
         _given[name] = value
         return f"{GIVEN}:{name}"
     file = getattr(sys.modules.get("__main__"), "__file__", None)

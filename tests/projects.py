@@ -17,6 +17,7 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor
 from lightning.pytorch.demos import LightningTransformer
 from lightning.pytorch.demos.boring_classes import BoringModel, ManualOptimBoringModel
+from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Optimizer
@@ -503,6 +504,23 @@ class Stream(torch.utils.data.IterableDataset[Any]):
             yield self.of[i]
 
 
+class Stateful(DataLoader[Any]):
+    """A loader that keeps its place by itself."""
+
+    n_given = 0
+
+    def __iter__(self) -> Any:
+        rows, first = [*super().__iter__()], self.n_given % len(self)
+        for self.n_given in range(first + 1, len(rows) + 1):
+            yield rows[self.n_given - 1]
+
+    def state_dict(self) -> dict[str, int]:
+        return {"n": self.n_given}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.n_given = state["n"]
+
+
 class Loaded(Points):
     """Points by loaders of each kind."""
 
@@ -520,6 +538,14 @@ class Loaded(Points):
             return DataLoader(of, size, shuffle=True, generator=torch.Generator().manual_seed(3))
         if self.kind == "workers":
             return DataLoader(of, size, shuffle=True, num_workers=2)
+        if self.kind == "stateful":
+            return Stateful(of, size)
+        if self.kind == "persistent" and not hasattr(self, "kept"):
+            self.kept: Any = DataLoader(of, size, num_workers=1, persistent_workers=True)
+        if self.kind == "combined" and not hasattr(self, "kept"):
+            self.kept = CombinedLoader([DataLoader(of, size)])
+        if hasattr(self, "kept"):
+            return self.kept
         if self.kind == "two":
             rows = self.sets[0]
             return [DataLoader(rows, size, shuffle=True), DataLoader(rows, size, shuffle=True)]
@@ -563,6 +589,35 @@ class Scheduled(Line):
         optimizer = torch.optim.Adam(self.parameters(), self.hparams.lr)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=200)
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+
+class Looking(Scheduled):
+    """Looks at its training data in hooks, as for statistics."""
+
+    def on_train_start(self) -> None:
+        self.n_seen = len([*self.trainer.train_dataloader])
+
+    def on_validation_epoch_end(self) -> None:
+        self.n_seen += len([*self.trainer.train_dataloader])
+
+
+class Collecting(Scheduled):
+    """Collects from an epoch's beginning on."""
+
+    def on_train_epoch_start(self) -> None:
+        self.outs: list[Tensor] = []
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = super().training_step(batch, batch_idx)
+        self.outs.append(loss.detach())
+        return loss
+
+
+class Stopping(Scheduled):
+    """Its callback wants to stop at the second validation."""
+
+    def configure_callbacks(self) -> Any:
+        return [EarlyStopping("val_loss", patience=1, min_delta=1e6)]
 
 
 class Slow(Scheduled):

@@ -55,10 +55,10 @@ PRIVATE: dict[str, tuple[str, str]] = {
         "what torch.export's guide says for sizes that come from data; without it a model is "
         "exported for its own shape",
     ),
-    "trainer.fit_loop._resuming_from_checkpoint": (
+    "trainer.fit_loop._res": (  # _resuming_from_checkpoint, _restarting
         "sweep.training.plain.engine",
-        "a DataLoader of the user's draws its order anew after a resume; without it that epoch's "
-        "order differs from the uninterrupted one",
+        "a resumed trial begins an epoch as any other: a DataLoader draws its order anew, and "
+        "with max_steps the epoch is not taken for one that was broken off",
     ),
 }
 """Private names of other libraries (their beginnings) -> the module that uses them, and why."""

@@ -74,7 +74,8 @@ def changes(paths: Mapping[str, str], before: Mapping[str, str]) -> list[str]:
 
 def defines(path: str, method: str) -> bool:
     """Whether the class `path` names, or a base class in the same file, defines a method."""
-    return next(_definitions(path, method), None) is not None
+    tree, name = _tree(path), path.rpartition(":")[2]
+    return next(_methods(tree, name, method), None) is not None
 
 
 def defaults_of(path: str) -> dict[str, Any]:
@@ -84,7 +85,9 @@ def defaults_of(path: str) -> dict[str, Any]:
     """
     import ast  # which `--help` does not need
 
-    function = next(_definitions(path, "__init__"), None)
+    tree, name = _tree(path), path.rpartition(":")[2]
+    functions = (n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == name)
+    function = next(functions, None) or next(_methods(tree, name, "__init__"), None)
     if function is None:
         return {}
     taken = function.args
@@ -98,20 +101,25 @@ def defaults_of(path: str) -> dict[str, Any]:
     return found
 
 
-def _definitions(path: str, method: str) -> Iterator[ast.FunctionDef]:
-    """The function that `path` names; or a method of that class and its bases, nearest first."""
+def _tree(path: str) -> ast.Module:
+    """The source file of `package.module:name`; an empty one if it cannot be read."""
     import ast
 
-    file, name = source_of(path), path.rpartition(":")[2]
+    file = source_of(path)
     try:
-        tree = ast.parse(file.read_bytes() if file is not None else b"")
+        return ast.parse(file.read_bytes() if file is not None else b"")
     except (OSError, SyntaxError, ValueError):
-        return
-    yield from (n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == name)
+        return ast.parse("")
+
+
+def _methods(tree: ast.Module, name: str, method: str) -> Iterator[ast.FunctionDef]:
+    """A method of a class and of its bases in the same file, nearest first."""
+    import ast
+
     classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
     names, seen = [name], set[str]()
     while names:
-        node = classes.get(name := names.pop())
+        node = classes.get(name := names.pop(0))
         if node is None or name in seen:
             continue
         seen.add(name)

@@ -9,24 +9,23 @@ from collections.abc import Sequence
 
 from sweep.config.settings import RunConfig
 from sweep.hyperparameters import REFERENCE
-from sweep.ledger.trials import LedgerTrial, best_trial
+from sweep.ledger.trials import BASELINE, LedgerTrial, best_trial
 from sweep.objective import Objective
-from sweep.space import canonical_key, parse_space
+from sweep.space import canonical_key
 from sweep.trial import MAX_RANKED, EndReason, Ranked, StudyFinished, TrialState
 
 
 def study_end(
-    config: RunConfig, trials: Sequence[LedgerTrial], reason: EndReason, time_ms: int,
-    space_text: str = "",
-) -> StudyFinished:  # fmt: skip
-    """The final record of a search over `space_text` that ended for `reason`."""
+    config: RunConfig, trials: Sequence[LedgerTrial], reason: EndReason, time_ms: int
+) -> StudyFinished:
+    """The final record of a search that ended for `reason`."""
     best = best_trial(trials, config.resolved_direction)
     return StudyFinished(
         time_ms,
         n_by_state=dict(Counter(str(t.state) for t in trials)),
         best_number=best.number if best else None,
         best_value=best.value if best else None,
-        baseline_value=_baseline_value(config, trials, space_text),
+        baseline_value=_baseline_value(config, trials),
         reason=reason,
         ranking=ranking_of(trials, Objective(config.metric, config.resolved_direction)),
     )
@@ -45,14 +44,10 @@ def ranking_of(trials: Sequence[LedgerTrial], objective: Objective) -> list[Rank
     ]
 
 
-def _baseline_value(
-    config: RunConfig, trials: Sequence[LedgerTrial], space_text: str
-) -> float | None:
+def _baseline_value(config: RunConfig, trials: Sequence[LedgerTrial]) -> float | None:
     """The objective of trial 0 if that is the reference network, or has the defaults."""
     if not trials or trials[0].state is not TrialState.COMPLETE:
         return None
     is_reference = canonical_key(trials[0].hyperparameters) == canonical_key(REFERENCE)
-    is_baseline = is_reference and config.baseline
-    if not config.is_mlp and space_text:
-        is_baseline = parse_space(space_text, is_mlp=False).has_defaults_first
+    is_baseline = config.baseline if is_reference else BASELINE in trials[0].frozen.user_attrs
     return trials[0].value if is_baseline else None

@@ -16,6 +16,8 @@ from sweep.trial import Direction, EpochReport, TrialFinished, TrialState, secon
 HYPERPARAMETERS = "sweep:hyperparameters"
 RESULT = "sweep:result"
 START_EPOCH = "sweep:start_epoch"
+BASELINE = "sweep:baseline"
+"""User attribute of a trial with the constructors' defaults, the first of its study."""
 SETTINGS = "sweep:settings"
 REPORTS = "sweep:reports"
 """Prefix of the system attributes with all metrics of a trial, a list of epochs each."""

@@ -64,7 +64,7 @@ class StudyRecords:
         n_finished = sum(trial.state.is_finished for trial in trials)
         time_ms = max((_end_ms(trial) for trial in trials), default=0) or now_ms()
         reason: EndReason = "done" if n_finished >= self._config.trials else "interrupted"
-        return study_end(self._config, trials, reason, time_ms, self._space_text)
+        return study_end(self._config, trials, reason, time_ms)
 
     def trial(self, number: int) -> TrialHistory:
         """The record of a finished trial: from the ledger and the files in its folder."""

@@ -49,6 +49,8 @@ class Planned:
     """Number of an interrupted or queued trial; None: a new trial."""
     start_epoch: int | None = None
     """Epoch of the population at the trial's first start."""
+    is_baseline: bool = False
+    """It has the constructors' defaults, and is the study's first trial."""
     is_queued: bool = False
     """Another program queued the trial, by Optuna's `enqueue_trial`."""
 

@@ -26,7 +26,7 @@ from sweep.files.trial_files import (
 )
 from sweep.keeping.retention import KeepBest
 from sweep.ledger.study import Ledger
-from sweep.ledger.trials import LedgerTrial
+from sweep.ledger.trials import BASELINE, LedgerTrial
 from sweep.protocols import Listener
 from sweep.search.agenda import Planned, Running, left_over, never_logged, verdict_of
 from sweep.search.proposals import Proposal, Proposals
@@ -99,17 +99,25 @@ class Driver:
         trials: Sequence[LedgerTrial],
         first: Sequence[tuple[Mapping[str, Any], Mapping[str, Any] | None]],
         again: Sequence[int] = (),
-    ) -> None:
-        """Take in the study's trials; plan the first configurations and failed ones to repeat."""
+        *, has_baseline: bool = False,
+    ) -> None:  # fmt: skip
+        """Take in the study's trials; plan the first configurations and failed ones to repeat.
+
+        `has_baseline`: the first configuration is the baseline of a new study.
+        """
         self._take_in(trials)
         begun = [p.hyperparameters for p in self._planned]
         for trial in trials:
             if trial.number in again and trial.hyperparameters not in begun:
                 self._planned.append(Planned(trial.hyperparameters, trial.params or None))
         known = [p.hyperparameters for p in self._planned]
-        for hyperparameters, params in first:
+        for place, (hyperparameters, params) in enumerate(first):
+            is_baseline = has_baseline and place == 0
+            if is_baseline and trials:
+                continue
             if hyperparameters not in known and not self._proposals.is_known(hyperparameters):
-                self._planned.append(Planned(hyperparameters, params))
+                planned = Planned(hyperparameters, params, is_baseline=is_baseline)
+                self._planned.append(planned)
         self._record()
 
     def _take_in(self, trials: Sequence[LedgerTrial]) -> None:
@@ -337,6 +345,8 @@ class Driver:
     ) -> None:
         number, files = result.number, TrialFiles(self._config.study_dir, result.number)
         best_epoch = result.best_epoch or trial.best_epoch or None
+        if self._config.kind == "objective":  # a later try may report other values
+            best_epoch = trial.best_epoch or None
         best = trial.reports.get(best_epoch or 0)
         best_metrics = best.metrics if best else {}
         value = best_metrics.get(self._config.metric)
@@ -406,6 +416,8 @@ class Driver:
             if planned.number is not None:
                 return self._adopt(planned, planned.number)
             proposal = self._proposals.adopt(number, planned.hyperparameters, planned.params)
+            if planned.is_baseline:
+                proposal.frozen.set_user_attr(BASELINE, True)
         if proposal is None:
             return None
         self._openings.append(partial(self._ledger.open_trial, number, proposal.frozen))

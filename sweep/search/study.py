@@ -33,6 +33,7 @@ from sweep.search.tasks import begin_loading, make_task, sources_of
 from sweep.search.upkeep import Upkeep
 from sweep.search.warmstart import as_history, differences, to_retry
 from sweep.space import Space, parse_space
+from sweep.space.parameters import is_active
 from sweep.trial import EndReason, Orders, Report, StudyFinished, StudyInfo, now_ms
 
 VOLATILE = ("storage", "study", "timeout_s")
@@ -96,6 +97,7 @@ def search(
         confirm = held.enter_context(owned_study(work_dir, config.study_name, config.storage))
         executor.warm_up(make_task(asked, space))
         proposals = Proposals(space, config)  # a wrong sampler is said before a store is made
+        first = first_configurations(config, space)
         upkeep = Upkeep(config, is_tracked=extras.is_tracked)
         listeners = [*upkeep.listeners, *listeners]
         with store_lock(lock_folder(work_dir, config.storage)):
@@ -119,7 +121,7 @@ def search(
         with _explained(check), _closing(executor, driver, listeners):
             driver.say([*changed, *upkeep.reconcile(ledger, trials)])
             proposals.remember(as_history(space, ledger.carried()))
-            driver.plan(trials, first_configurations(config, space), extras.again)
+            driver.plan(trials, first, extras.again, has_baseline=space.has_defaults_first)
             driver.recall(config.study_dir)
             executor.run(_checked(driver.exchange, check))
             driver.settle()
@@ -210,6 +212,8 @@ def default_configuration(config: RunConfig, space: Space) -> dict[str, Any]:
     }
     found, faults = dict(space.fixed), list[str]()
     for parameter in space.parameters:
+        if not is_active(parameter, found):
+            continue
         section, _, name = parameter.name.rpartition(".")
         places = known.values() if not section else [known.get(section, {})]
         given = [place[name] for place in places if name in place]
@@ -369,7 +373,7 @@ def _outcome(
     n_finished = _n_finished(trials)
     if reason in ("timeout", "interrupted") and n_finished >= config.trials:
         reason = "done"  # the stop came too late
-    end = study_end(config, trials, reason, now_ms(), info.space_text)
+    end = study_end(config, trials, reason, now_ms())
     return Outcome(
         info, end, n_finished - info.n_done, best, tuple(unsaved), len(to_retry(trials))
     )

@@ -60,6 +60,10 @@ def empty(params, report):
 
 def deaf(params, report):
     return 1.0
+
+
+def counted(params, report):
+    return sum(params[f"x_{i}"] for i in range(2))
 """
 
 
@@ -156,6 +160,35 @@ def test_objects_of_the_program_train_in_its_process() -> None:
         library.run(module=projects.Line, data=projects.Points(), executor="process")
     with pytest.raises(ConfigError, match="module and objective are two ways"):
         library.run(module=projects.Line, objective=lambda params, report: 1.0)
+
+
+@pytest.mark.usefixtures("folder")
+def test_names_that_are_put_together_are_no_ignored_ones() -> None:
+    """And two objects of a kind are two objects."""
+    found = library.run(
+        objective="fun.py:counted", vary={"x_0": [1, 2], "x_1": [1, 2]}, trials=4, study="counted"
+    )
+    assert found.end.best_value == 2
+    seen = []
+    callbacks = [Counting(seen, 1), Counting(seen, 2)]
+    library.run(
+        module=projects.Line, data=lambda: projects.Points(), callbacks=callbacks,
+        vary={"lr": [0.01, 0.02]}, metric="val_loss", trials=1, epochs=1, study="callbacks",
+    )  # fmt: skip
+    assert seen[-2:] == [1, 2]
+
+
+class Counting(lightning.pytorch.callbacks.Callback):
+    """Leaves its number."""
+
+    def __init__(self, seen: list[int], number: int) -> None:
+        self.seen, self.number = seen, number
+
+    def __deepcopy__(self, memo: object) -> Counting:
+        return Counting(self.seen, self.number)
+
+    def on_train_end(self, trainer: object, pl_module: object) -> None:
+        self.seen.append(self.number)
 
 
 @pytest.mark.usefixtures("folder")

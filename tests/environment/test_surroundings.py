@@ -19,6 +19,7 @@ from sweep.environment.launchers import (
     import_path,
     without_foreign,
 )
+from sweep.environment.sources import defaults_of, defines, unknown_name
 from sweep.loading import import_object
 
 LAUNCHED = {
@@ -116,3 +117,26 @@ def test_no_home_is_no_obstacle() -> None:
         check=False,
     )  # fmt: skip
     assert (done.stdout.strip(), done.stderr) == ("/nonexistent", "")
+
+
+def test_what_a_source_file_defines_is_read_without_running_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Methods of a class and of its bases, the nearest first; a function has none."""
+    monkeypatch.chdir(tmp_path)
+    Path("own.py").write_text(
+        "class A:\n    def __init__(self, lr=0.1, *, width=8, act=print): ...\n"
+        "class B:\n    def __init__(self, lr=0.2): ...\n"
+        "    def train_dataloader(self): ...\n"
+        "class C(A, B): ...\n"
+        "def make(lr=0.3): ...\n"
+        "raise SystemExit\n"
+    )
+    assert defines("own.py:C", "train_dataloader")
+    assert not defines("own.py:make", "train_dataloader")
+    assert defaults_of("own.py:C") == {"lr": 0.1, "width": 8}
+    assert defaults_of("own.py:make") == {"lr": 0.3}
+    assert defaults_of("own.py:D") == {}
+    assert unknown_name("own.py:Make") == "own.py has no 'Make' (did you mean make?)"
+    assert unknown_name("none.py:Make") == "there is no file none.py"
+    assert unknown_name("own:C") is None

@@ -41,7 +41,8 @@ def command(case: str) -> list[str]:
     """Two trials of a project, one after the other."""
     name, of_data, given = PROJECTS[case]
     words = ["run", "--module", f"projects:{name}", "--trials", "2",
-             "--metric", METRICS.get(case, "val_loss"), "--epochs", "4", "--study", "s", "--checkpoint-interval", "0.001",
+             "--metric", METRICS.get(case, "val_loss"), "--epochs", "4", "--study", "s",
+             "--checkpoint-interval", "0.001",
              "--vary", f"trainer.gradient_clip_val={floats(1e3, 1e4)}" if "hand" not in case
              and case != "adversarial" else "trainer.log_every_n_steps=10..99"]  # fmt: skip
     words += ["--data", f"projects:{of_data}"] if of_data else []

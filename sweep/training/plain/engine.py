@@ -110,6 +110,9 @@ class PlainEngine:
         fit.has_news = False
         fit.trainer.save_checkpoint(RESUME_STATE)
         checkpoint, places = fit.io.taken, fit.places()
+        if places and fit.has_validated:  # Lightning will count the last step once more
+            loop = checkpoint["loops"]["fit_loop"]["epoch_loop.state_dict"]
+            loop["_batches_that_stepped"] -= 1
         if not places:
             progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]
             for counts in (progress["total"], progress["current"]):
@@ -221,13 +224,17 @@ class _Fit(lightning.pytorch.callbacks.Checkpoint):
         self._goes_on_from = list(state.get("places") or ())
         """Places of the loaders in the epoch of a resume file."""
         self._is_within = bool(self._goes_on_from)
-        self._is_in_step = self._is_between_steps = self._has_validated = False
+        self._is_in_step = self._is_between_steps = False
+        self.has_validated = False
+        """Whether the last step was followed by a validation."""
         self._told_s = time.monotonic()
 
     def resumable(self, loader: Any) -> ResumableLoader:
         """A train loader that asks for orders between two steps."""
         if self._loaders_epoch != self.trainer.current_epoch:  # they may be made anew
             self._loaders, self._loaders_epoch = [], self.trainer.current_epoch
+        if isinstance(loader, ResumableLoader):  # of a CombinedLoader that is used again
+            loader = loader.loader
         place = self._goes_on_from.pop(0) if self._goes_on_from else None
         between = None if self._loaders else self._between_steps
         self._loaders.append(ResumableLoader(loader, between, place))
@@ -237,7 +244,7 @@ class _Fit(lightning.pytorch.callbacks.Checkpoint):
         """Where each train loader stands, between two steps of an epoch; else empty."""
         if not self._is_between_steps:
             return []
-        is_ahead = any(loader.is_prefetched for loader in self._loaders)
+        is_ahead = not math.isfinite(self.trainer.num_training_batches)
         return [loader.place(is_ahead=is_ahead) for loader in self._loaders]
 
     def _between_steps(self) -> None:
@@ -246,8 +253,8 @@ class _Fit(lightning.pytorch.callbacks.Checkpoint):
         n_done = trainer.fit_loop.epoch_loop.batch_progress.current.completed
         if self._is_in_step or n_done % trainer.accumulate_grad_batches:
             return
-        if self._has_validated:  # Lightning would do what follows a validation twice
-            self._has_validated = False
+        if self.has_validated and _has_plateau_by_step(trainer):
+            self.has_validated = False  # Lightning would step it twice
             return
         self._is_between_steps = True
         try:
@@ -257,16 +264,18 @@ class _Fit(lightning.pytorch.callbacks.Checkpoint):
             if run.stop is not None and run.stop.reason == "interrupted":
                 slots.keep([run])
         finally:
-            self._is_between_steps = False
+            self._is_between_steps = self.has_validated = False
         if run.is_over:
             self.has_news = False
+            self._logger.write()
             raise LeftWithinEpochError
 
     def on_train_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
     ) -> None:
         """Report the epochs before the interruption again."""
-        self.has_begun = True
+        # Within an epoch the module may lack what it collects from its beginning on.
+        self.has_begun = not self._is_within
         if self._is_within:
             self._is_resumed, self._logger.is_in_step = False, True  # Lightning begins no epoch
             if self._random_state is not None:
@@ -287,10 +296,12 @@ class _Fit(lightning.pytorch.callbacks.Checkpoint):
                 set_random_state(self._random_state)
             # Lightning drew the order of a user's DataLoader before this: make it draw again.
             trainer.fit_loop._resuming_from_checkpoint = False
+            # With `max_steps` it would take an epoch's beginning for its midst.
+            trainer.fit_loop._restarting = trainer.fit_loop.epoch_loop.restarting = False
         else:
             self._slots.keep_if_due()
         self._part_began_s = time.perf_counter()
-        self._has_validated, self._logger.is_in_step = False, True
+        self.has_validated, self._logger.is_in_step = False, True
 
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any,
@@ -318,10 +329,9 @@ class _Fit(lightning.pytorch.callbacks.Checkpoint):
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
     ) -> None:
         """Report a validation within an epoch; the last one is reported with the epoch."""
-        is_last_step = 0 <= trainer.max_steps <= trainer.global_step
-        if not self._loaders or trainer.is_last_batch or trainer.should_stop or is_last_step:
+        if not self._loaders or trainer.is_last_batch or _is_ending(trainer):
             return
-        self._has_validated, self._logger.is_in_step = True, True
+        self.has_validated, self._logger.is_in_step = True, True
         self._report(trainer, _epochs_done(trainer))
         self._tell()
         is_kept_first = self._run.stop is not None and self._run.stop.reason == "interrupted"
@@ -341,7 +351,7 @@ class _Fit(lightning.pytorch.callbacks.Checkpoint):
         trainer.should_stop |= run.is_over
 
     def _report(self, trainer: lightning.Trainer, epochs_done: float) -> None:
-        run, slots = self._run, self._slots
+        run, slots, self.has_begun = self._run, self._slots, True
         metrics, notices = self._calls.metrics(now_ms())
         metrics |= self._fresh(trainer.callback_metrics)
         if epochs_done != run.epoch + 1:  # other reports than one an epoch
@@ -376,6 +386,20 @@ class _Fit(lightning.pytorch.callbacks.Checkpoint):
         self._logger.write()
         self._slots.tell(*reports)
         self._told_s = time.monotonic()
+
+
+def _is_ending(trainer: lightning.Trainer) -> bool:
+    """Whether the fit ends within this epoch, at the wish of a callback or after `max_steps`."""
+    is_short = trainer.current_epoch < (trainer.min_epochs or 0)
+    is_short |= trainer.global_step < (trainer.min_steps or 0)
+    is_last_step = 0 <= trainer.max_steps <= trainer.global_step
+    return (trainer.should_stop and not is_short) or is_last_step
+
+
+def _has_plateau_by_step(trainer: lightning.Trainer) -> bool:
+    """Whether a schedule follows a metric after each step."""
+    configs = trainer.lr_scheduler_configs
+    return any(config.reduce_on_plateau and config.interval == "step" for config in configs)
 
 
 def _epochs_done(trainer: lightning.Trainer) -> float:

@@ -47,8 +47,10 @@ class TrialReport:
         self.number, self.seed = run.spec.number, run.spec.seed
         self.epochs = run.task.epochs
         """How often the function may report: `--epochs`."""
-        self.folder = Path(run.files.make_folder())
-        """The trial's own folder. It is kept while a trial waits to be tried again."""
+        self.folder = Path(run.files.make_folder(), "own")
+        """The function's folder, kept while a trial waits to be tried again. Its reports begin
+        anew then: those that an earlier try made count once."""
+        self.folder.mkdir(exist_ok=True)
 
     def __call__(self, value: float | None = None, **metrics: float) -> None:
         """Report the objective, other metrics, or both, after an epoch.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -10,49 +11,87 @@ from lightning.fabric.utilities.data import sized_len
 
 from sweep.training.resuming import random_state, set_random_state
 
+_OWN = ("loader", "_between", "_goes_on_from", "_epoch")
+_CLOSED = ("state_dict", "load_state_dict")
+"""Lightning would go on by these, too, if the loader has them."""
+
 
 class ResumableLoader:
     """Wraps any loader; counts its minibatches, and can skip those of an earlier try.
 
     Skipped minibatches are loaded again under the random state that they had, so order and
-    augmentations of the others are as without an interruption. Not exact for augmentations
-    of several loaders that draw from the same generator in turn.
+    augmentations of the others are as without an interruption. Not exact where several loaders, or
+    a loader and the module, draw from one generator in turn as minibatches are made.
 
     Args:
         loader: A DataLoader or any other iterable.
         between: Called before the next minibatch is fetched, but not before an epoch's first.
-        place: A `place` to go on from, in the first iteration; None: its beginning.
+        place: A `place` to go on from, in the first epoch; None: its beginning.
     """
 
     def __init__(
-        self,
-        loader: Any,
-        between: Callable[[], None] | None = None,
+        self, loader: Any, between: Callable[[], None] | None = None,
         place: Mapping[str, Any] | None = None,
-    ) -> None:
-        self._loader, self._between, self._goes_on_from = loader, between, place
-        self._batches: Iterator[Any] = iter(())
-        self._ahead: list[Any] = []
-        self._n_fetched = 0
-        self._at: dict[str, Any] = {}
-        """The random state as the epoch's iterator was made, and before its first and its last
-        minibatch."""
-        self.is_prefetched = sized_len(loader) is None
-        """Lightning fetches a minibatch ahead, to know which is the last."""
+    ) -> None:  # fmt: skip
+        self.loader, self._between, self._goes_on_from = loader, between, place
+        self._epoch: _Epoch | None = None
 
     def __getattr__(self, name: str) -> Any:
         """Everything else is the loader's own."""
-        return getattr(self._loader, name)
+        if name in _CLOSED or name in _OWN:
+            raise AttributeError(name)
+        return getattr(self.loader, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute of the loader's: Lightning resets iterators and seeds workers so."""
+        if name in _OWN:
+            object.__setattr__(self, name, value)
+        else:
+            setattr(self.loader, name, value)
 
     def __len__(self) -> int:
         """Minibatches an epoch. Raises TypeError if the loader does not know."""
-        return len(self._loader)
+        return len(self.loader)
 
-    def __iter__(self) -> ResumableLoader:
-        """Begin an epoch."""
-        self._ahead, self._n_fetched = [], 0
-        self._at = {"iter": self._random_state()}
-        self._batches = iter(self._loader)  # also before it goes on: it draws a random number
+    def __iter__(self) -> Iterator[Any]:
+        """Begin an epoch for Lightning's loop; for all others, such as a user's hook, iterate over
+        the loader itself."""
+        if not _is_lightnings(inspect.currentframe()):
+            return iter(self.loader)
+        place, self._goes_on_from = self._goes_on_from, None
+        self._epoch = _Epoch(self.loader, self._between, place)
+        return self._epoch
+
+    def place(self, *, is_ahead: bool) -> dict[str, Any]:
+        """Where the epoch stands, in plain values.
+
+        `is_ahead`: the last minibatch is fetched, but not trained yet.
+        """
+        assert self._epoch is not None
+        return self._epoch.place(is_ahead=is_ahead)
+
+
+def _is_lightnings(frame: Any) -> bool:
+    """Whether Lightning's CombinedLoader called the function of `frame`."""
+    name = str(frame.f_back.f_globals.get("__name__", "")) if frame and frame.f_back else ""
+    return name.startswith(("lightning.", "pytorch_lightning.")) and "combined_loader" in name
+
+
+class _Epoch:
+    """An iteration over a loader, for Lightning's loop."""
+
+    def __init__(
+        self, loader: Any, between: Callable[[], None] | None, place: Mapping[str, Any] | None
+    ) -> None:
+        self._loader, self._between, self._goes_on_from = loader, between, place
+        self._ahead: list[Any] = []
+        self._n_fetched = 0
+        self._is_unsized = sized_len(loader) is None
+        self._at: dict[str, Any] = {"iter": self._random_state()}
+        """The random state as the iterator was made, and before its first and last minibatch."""
+        self._batches = iter(loader)  # also before it goes on: it draws a random number
+
+    def __iter__(self) -> _Epoch:
         return self
 
     def __next__(self) -> Any:
@@ -65,28 +104,24 @@ class ResumableLoader:
             self._between()
         if self._ahead:
             return self._ahead.pop(0)
-        if self.is_prefetched:
+        if self._is_unsized:
             self._at["last"] = self._random_state()
         batch = next(self._batches)
         self._n_fetched += 1
         return batch
 
     def place(self, *, is_ahead: bool) -> dict[str, Any]:
-        """Where an epoch stands, in plain values.
-
-        `is_ahead`: the last minibatch is fetched, but not trained yet.
-        """
         return {
             "at": {**self._at, "now": self._random_state()},
             "n_fetched": self._n_fetched, "is_ahead": is_ahead,
         }  # fmt: skip
 
     def _go_on(self, place: Mapping[str, Any]) -> None:
-        self._goes_on_from = None
-        afterwards = place["at"]["now"]
+        self._goes_on_from, now = None, place["at"]["now"]
+        afterwards = now
         if place["is_ahead"]:  # the Trainer is being set up, which may draw random numbers, too
             next(self._batches)
-            afterwards = self._random_state()
+            afterwards = {"all": random_state(), "own": now["own"]}
         self._at, self._n_fetched = dict(place["at"]), int(place["n_fetched"])
         self._set_random_state(self._at["iter"])
         self._batches = iter(self._loader)

@@ -14,6 +14,7 @@ import functools
 import inspect
 import os
 import re
+import types
 import typing
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
@@ -45,7 +46,9 @@ class Arguments:
 
     def __init__(self, section: str, name: str, made_by: Any, skip: Collection[str] = ()) -> None:
         self.section, self.name, self.made_by = section, name, made_by
-        self.is_instance = not (inspect.isclass(made_by) or inspect.isroutine(made_by))
+        is_partial = isinstance(made_by, functools.partial)
+        is_made = inspect.isclass(made_by) or inspect.isroutine(made_by) or is_partial
+        self.is_instance = not is_made
         self._signature = _signature(made_by) if not self.is_instance else {}
         self._factories = {n for n, p in self._signature.items() if _is_factory(p.annotation)}
         """Arguments for an optimizer's or a schedule's class: it is made once the weights are."""
@@ -57,7 +60,7 @@ class Arguments:
             if inspect.isclass(made_by):
                 add = functools.partial(self._parser.add_class_arguments, instantiate=False)
                 known = add(made_by, section, **how)
-            elif not self.is_instance:
+            elif inspect.isroutine(made_by):
                 known = self._parser.add_function_arguments(made_by, section, **how)
         self._checked = {name.split(".")[1] for name in known}
         """Arguments whose types jsonargparse found; others are passed as they are."""
@@ -228,10 +231,12 @@ def _is_factory(annotation: Any) -> bool:
     Projects write `optimizer: torch.optim.Optimizer` for a `functools.partial` of one, and
     `scheduler: torch.optim.lr_scheduler` for that of a schedule.
     """
-    kinds = typing.get_args(annotation) or (annotation,)
+    is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    kinds = typing.get_args(annotation) if is_union else (annotation,)
     bases = (torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler)
     return any(
-        kind is torch.optim.lr_scheduler or (inspect.isclass(kind) and issubclass(kind, bases))
+        kind is torch.optim.lr_scheduler
+        or (typing.get_origin(kind) is None and inspect.isclass(kind) and issubclass(kind, bases))
         for kind in kinds
     )
 
@@ -248,6 +253,8 @@ def _factory(value: Any) -> tuple[Any, str]:
         is_lacking = isinstance(given, Mapping)
         return value, "it needs its class_path, such as torch.optim.Adam" if is_lacking else ""
     package, _, name = str(given["class_path"]).rpartition(".")
+    if not package:  # a name alone, as LightningCLI allows
+        package = "torch.optim" if hasattr(torch.optim, name) else "torch.optim.lr_scheduler"
     try:
         made_by = import_object(f"{package}:{name}", "class_path")
     except ConfigError as error:

@@ -70,13 +70,19 @@ def is_used(function: Any, name: str) -> bool:
         return True
     if _reads(tree, name):
         return True
-    parts = (ast.Subscript, ast.Attribute)
-    of_one = {  # params["lr"], params.get("lr"): not all of them
-        id(node.value)
-        for node in ast.walk(tree)
-        if isinstance(node, parts) and getattr(node, "attr", "get") in ("get", "pop")
-    }
+    of_one = {id(taker) for node in ast.walk(tree) if (taker := _asked_by_name(node))}
     return any(
         isinstance(node, ast.Name) and node.id == taken and id(node) not in of_one
         for node in ast.walk(tree)
     )
+
+
+def _asked_by_name(node: ast.AST) -> ast.expr | None:
+    """`params` in `params["lr"]` and `params.get("lr")`, where the name stands there."""
+    if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
+        return node.value
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+        is_get = node.func.attr in ("get", "pop") and node.args
+        if is_get and isinstance(node.args[0], ast.Constant):
+            return node.func.value
+    return None

@@ -20,9 +20,11 @@ EPOCHS, N_STEPS = 2, 20
 """80 samples in minibatches of four."""
 
 
-def a_task(folder: Path, trainer: Mapping[str, Any], data: Mapping[str, Any]) -> Task:
+def a_task(
+    folder: Path, trainer: Mapping[str, Any], data: Mapping[str, Any], module: str = "Scheduled"
+) -> Task:
     return example_task(
-        folder, module="projects:Scheduled", data="projects:Loaded", metric="val_loss",
+        folder, module=f"projects:{module}", data="projects:Loaded", metric="val_loss",
         direction="minimize", epochs=EPOCHS, population=1, log_models="none",
         checkpoint_interval_s=0.0, config={"trainer": dict(trainer), "data": dict(data)},
     )  # fmt: skip
@@ -61,6 +63,12 @@ CASES: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any], Mapping[str, Any
     "a stream, validated often": ({"val_check_interval": 7}, {"kind": "stream"}, {}),
     "drawn in its loaders": ({}, {"kind": "drawn"}, {}),
     "a stream, drawn in its loaders": ({}, {"kind": "drawn stream"}, {}),
+    "a part of a stream": ({"limit_train_batches": 15}, {"kind": "stream"}, {}),
+    "a loader with a state": ({}, {"kind": "stateful"}, {}),
+    "validated at each step": ({"val_check_interval": 1}, {}, {}),
+    "validated as it accumulates": (
+        {"val_check_interval": 2, "accumulate_grad_batches": 2}, {}, {},
+    ),
     "own generator": ({}, {"kind": "own generator"}, {}),
     "worker processes": ({}, {"kind": "workers"}, {}),
     "two loaders": ({}, {"kind": "two"}, {}),
@@ -82,7 +90,7 @@ def test_a_trial_goes_on_within_an_epoch(tmp_path: Path, case: str) -> None:
     whole_task = a_task(tmp_path / "whole", trainer, data)
     whole = trained(whole_task, **given)
     task = a_task(tmp_path / "parts", trainer, data)
-    stops = (2, 7) if case == "accumulated" else (4, 22)
+    stops = (2, 7) if case in ("accumulated", "validated as it accumulates") else (4, 22)
     first = trained(task, stop_within=stops[0], **given)
     assert first.results()[0].outcome == "stopped"
     second = trained(task, is_resumed=True, stop_within=stops[1], **given)
@@ -146,3 +154,50 @@ def test_a_resume_file_of_an_epochs_end_has_no_place(tmp_path: Path) -> None:
     assert curve(trained(task, is_resumed=True)) == curve(
         trained(dataclasses.replace(task, work_dir=task.work_dir + "/whole"))
     )
+
+
+@pytest.mark.parametrize("kind", ["persistent", "combined"])
+def test_a_loader_is_used_by_one_trial_after_the_other(tmp_path: Path, kind: str) -> None:
+    """A DataModule that is kept, and with it its loader, trains each of them to its end."""
+    task = a_task(tmp_path, {}, {"kind": kind})
+    specs = [TrialSpec(number, {"lr": 0.03}, 11) for number in range(3)]
+    exchange = ScriptedExchange(specs)
+    PlainTrainer(task).train(exchange)
+    assert [r.failure for r in exchange.results().values()] == [None] * 3
+    assert [len(exchange.epochs(number)) for number in range(3)] == [EPOCHS] * 3
+
+
+def test_a_module_may_look_at_its_training_data(tmp_path: Path) -> None:
+    """A loop over the loader in a hook leaves the Trainer's own as it is."""
+    looking = trained(a_task(tmp_path / "looking", {"val_check_interval": 5}, {}, "Looking"))
+    assert [r.epochs_done for r in looking.epochs(0)] == [i / 4 for i in range(1, 9)]
+
+
+def test_a_module_that_collects_in_an_epoch_starts_over(tmp_path: Path) -> None:
+    """What it collected is lost with the process: it trains from its beginning, and does not
+    fail."""
+    task = a_task(tmp_path, {}, {}, "Collecting")
+    whole = trained(dataclasses.replace(task, work_dir=task.work_dir + "/whole"))
+    trained(task, stop_within=4)
+    rest = trained(task, is_resumed=True)
+    assert curve(rest)[-EPOCHS:] == curve(whole)
+    assert "from its beginning" in " ".join(
+        n.message for n in rest.reports if isinstance(n, Notice)
+    )
+
+
+def test_a_wish_to_stop_that_is_not_granted_ends_no_reports(tmp_path: Path) -> None:
+    """Validations are reported until `min_epochs` is met."""
+    trainer = {"val_check_interval": 5, "min_epochs": 2}
+    exchange = trained(a_task(tmp_path, trainer, {}, "Stopping"))
+    assert [r.epochs_done for r in exchange.epochs(0)] == [i / 4 for i in range(1, 9)]
+
+
+def test_a_trial_of_steps_goes_on_after_an_epoch(tmp_path: Path) -> None:
+    """With `max_steps` an interruption at an epoch's end adds no epoch."""
+    trainer = {"max_steps": 33}
+    whole_task = a_task(tmp_path / "whole", trainer, {})
+    task = a_task(tmp_path / "parts", trainer, {})
+    whole = trained(whole_task)
+    trained(task, stop_after=1)
+    assert curve(trained(task, is_resumed=True)) == curve(whole)
