@@ -95,7 +95,7 @@ def _see_that_they_exist(config: RunConfig) -> None:
         f"--callback {path}": path for path in config.callback
     }
     faults = [
-        f"{flag.partition(' ')[0]} {path}: {fault}"
+        f"{flag.partition(' ')[0]} {path!r}{fault}"
         for flag, path in named.items()
         if ":" in path and (fault := unknown_name(path))
     ]

@@ -30,11 +30,16 @@ def source_of(path: str) -> Path | None:
 
 
 def unknown_name(path: str) -> str | None:
-    """Why `package.module:name` cannot be found, as far as the source file alone can tell."""
+    """Why `package.module:name` cannot be found, as far as the source file alone can tell.
+
+    A sentence's end, as `loading.import_object` would say it; None: it may be there.
+    """
     module, _, name = path.rpartition(":")
     file = source_of(path)
     if file is None:
-        return f"there is no file {module}" if module.endswith(".py") else None
+        return (
+            f" cannot be imported: there is no file {module}" if module.endswith(".py") else None
+        )
     try:
         text = file.read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -43,7 +48,7 @@ def unknown_name(path: str) -> str | None:
     if re.search(rf"\b{re.escape(name)}\b|{dynamic}", text):
         return None
     names = re.findall(r"^(?:class|def)\s+(\w+)", text, re.MULTILINE)
-    return f"{module} has no {name!r}{did_you_mean(name, names)}"
+    return f": module {module} has no {name!r}{did_you_mean(name, names)}"
 
 
 def digest_of(path: str) -> str | None:

@@ -137,6 +137,6 @@ def test_what_a_source_file_defines_is_read_without_running_it(
     assert defaults_of("own.py:C") == {"lr": 0.1, "width": 8}
     assert defaults_of("own.py:make") == {"lr": 0.3}
     assert defaults_of("own.py:D") == {}
-    assert unknown_name("own.py:Make") == "own.py has no 'Make' (did you mean make?)"
-    assert unknown_name("none.py:Make") == "there is no file none.py"
+    assert unknown_name("own.py:Make") == ": module own.py has no 'Make' (did you mean make?)"
+    assert unknown_name("none.py:Make") == " cannot be imported: there is no file none.py"
     assert unknown_name("own:C") is None

@@ -50,7 +50,7 @@ def test_a_file_that_cannot_be_imported_is_named_with_its_line(
 ) -> None:
     """Whatever it raises: exit code 2, one line with file, line, class and message."""
     text, said = IMPORTS[kind]
-    (tmp_path / f"broken_{kind}.py").write_text(text)
+    (tmp_path / f"broken_{kind}.py").write_text(f"{text}\nOwn = None\n")
     (tmp_path / "space.yaml").write_text(WIDTHS)
     module = f"broken_{kind}:Own"
     for command in (("validate", "space.yaml"), RUN):
