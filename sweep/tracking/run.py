@@ -155,11 +155,17 @@ def make_run(
 
 def dataset_name(info: DatasetInfo, part: str) -> str:
     """MLflow tells data sets apart by name and digest, so each part needs its own name."""
-    return f"{info.name[:400]}-{part}"
+    is_known = info.n_train or info.n_val
+    return f"{info.name[:400]}-{part}" if is_known else info.name[:400]
 
 
 def _inputs(info: DatasetInfo) -> list[DatasetInput]:
-    """MLflow's inputs for the training and the validation part of `info`."""
+    """MLflow's inputs for the training and the validation part of `info`; for data whose size
+    nobody knows beforehand (a DataModule), their name alone."""
+    if not info.n_train and not info.n_val:
+        source = json.dumps({"uri": info.source})
+        whole = Dataset(dataset_name(info, ""), info.digest, "local", source)
+        return [DatasetInput(whole, [InputTag("mlflow.data.context", "training")])]
     parts = (("train", "training", info.n_train), ("val", "validation", info.n_val))
     return [
         DatasetInput(_dataset(info, part, n), [InputTag("mlflow.data.context", context)])

@@ -175,6 +175,8 @@ def test_what_the_logger_got_is_in_the_trials_run(folder: Path) -> None:
     assert steps("train_loss_step") == [*range(8)]
     assert steps("inner/size") == [0, 1, 2, 3]
     assert steps("lr-SGD_step") == [*range(8)]
+    (data,) = run.inputs.dataset_inputs
+    assert data.dataset.name == "mine.py:Points"
     files = [one.path for one in client.list_artifacts(run.info.run_id, "logged")]
     assert files == ["logged/a_note-3.txt"]
 

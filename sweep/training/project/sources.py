@@ -14,7 +14,9 @@ import lightning
 import torch
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
+from sweep.data.catalog import is_custom
 from sweep.data.rows import GivenData
+from sweep.environment.sources import digest_of
 from sweep.errors import ConfigError, DataError
 from sweep.loading import import_object, one_line, raised_by_user_code
 from sweep.protocols import Data
@@ -110,7 +112,8 @@ def data_of(made: Any, name: str, task: Task, end: FinalData = "") -> ModuleData
 
 def _unknown_info(task: Task) -> DatasetInfo:
     """Of data that only their minibatches describe."""
-    return DatasetInfo(task.data, task.data, "0" * 32, (), 0, 0, 0)
+    origin = task.data if is_custom(task.data) else task.module  # a function that builds all
+    return DatasetInfo(origin, origin, digest_of(origin) or "0" * 32, (), 0, 0, 0)
 
 
 def _prepare_once(datamodule: lightning.LightningDataModule, task: Task, key: str) -> None:
