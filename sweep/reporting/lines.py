@@ -63,7 +63,7 @@ KEYS = (
 """Keys of a trial's line, beside the metric's."""
 STATUS_EVERY_S = 60.0
 LOADING = "starting: a worker loads PyTorch and the data"
-STOPPING = "stopping, and saving what is trained; Ctrl-C again stops now"
+STOPPING = "stopping and saving; Ctrl-C again stops now"
 
 _BARE = re.compile(r"[!#-<>-\[\]-~]+")
 _TOKEN = r'"(?:[^"\\]|\\.)*"|[!#-<>-\[\]-~]+'

@@ -73,7 +73,7 @@ def check_what_was_said(call: Call, lines: list[str]) -> None:
         "direction": "maximize", "population": "1",
     }  # fmt: skip
     notices = [parse_line(line)["notice"] for line in lines if line.startswith("notice=")]
-    assert notices == ["stopping, and saving what is trained; Ctrl-C again stops now"]
+    assert notices == ["stopping and saving; Ctrl-C again stops now"]
     assert any(line.startswith("mine: ") for line in lines)
     after = lines[lines.index("Next:") + 1 :]
     going_on = shlex.split(after[0].partition("#")[0])

@@ -159,7 +159,7 @@ def test_a_stop_is_acknowledged_at_once():
         display.acknowledge()
         said = parse_line(source.readline())["notice"]
         display.close()
-    assert said == "stopping, and saving what is trained; Ctrl-C again stops now"
+    assert said == "stopping and saving; Ctrl-C again stops now"
 
 
 def test_a_notice_is_a_line():

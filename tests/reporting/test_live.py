@@ -158,7 +158,7 @@ def test_a_stop_that_was_asked_for_is_shown():
         clock.now_s += 1
         progress.apply(report(0, epoch, 0.9))
     lines = shown(progress, 80, 24, is_stopping=True)
-    assert lines[3] == "stopping, and saving what is trained; Ctrl-C again stops now"
+    assert lines[3] == "stopping and saving; Ctrl-C again stops now"
     assert "ETA" in shown(progress, 80, 24)[0]
     assert "ETA" not in lines[0]
 
@@ -171,7 +171,7 @@ def test_a_narrow_terminal_keeps_names_and_what_a_second_ctrl_c_does():
     progress = Progress(a_study(), Clock())
     progress.apply(report(0, 1, 0.9))
     told = shown(progress, 57, 20, is_stopping=True)
-    assert "stopping, and saving what is trained; Ctrl-C again stops now" in told
+    assert "stopping and saving; Ctrl-C again stops now" in told
 
 
 def test_something_moves_within_a_long_epoch():
@@ -478,7 +478,7 @@ def test_a_first_line_and_a_stop_on_a_real_terminal():
     screen.feed(output)
     assert screen.lines()[0] == "x: on"
     assert "4/4 trials" in screen.lines()[1]
-    assert "stopping, and saving what is trained; Ctrl-C again stops now" in output
+    assert "stopping and saving; Ctrl-C again stops now" in output
 
 
 def test_a_search_that_ends_without_close_brings_the_cursor_back():

@@ -39,8 +39,9 @@ from sweep.training.run import RESUME_KEY, Run
 from sweep.training.slot_loop import Slots
 from sweep.trial import EPOCHS_DONE, Pulse, Report, Task, now_ms
 
-PULSE_S = 1.0
-"""Within an epoch the driver is asked for orders this often."""
+LONG_EPOCH_S, PULSE_S = 10.0, 1.0
+"""In an epoch that has taken so long the driver is asked for orders this often: shorter ones are
+worth ending, since means over their training steps would be of a part."""
 PARTIAL = (
     "a trial goes on within an epoch: means over that epoch's training steps are of those since"
 )
@@ -227,7 +228,7 @@ class _Fit(lightning.pytorch.callbacks.Checkpoint):
         self._is_in_step = self._is_between_steps = False
         self.has_validated = False
         """Whether the last step was followed by a validation."""
-        self._told_s = time.monotonic()
+        self._told_s = self._epoch_began_s = time.monotonic()
 
     def resumable(self, loader: Any) -> ResumableLoader:
         """A train loader that asks for orders between two steps."""
@@ -258,8 +259,12 @@ class _Fit(lightning.pytorch.callbacks.Checkpoint):
             return
         self._is_between_steps = True
         try:
-            is_due = slots.keep_if_due()
-            if run.stop is None and (is_due or time.monotonic() - self._told_s >= PULSE_S):
+            now_s, is_due = time.monotonic(), False
+            age_s = now_s - self._epoch_began_s
+            if age_s >= run.task.checkpoint_interval_s:
+                is_due = slots.keep_if_due()
+            is_pulse = age_s >= LONG_EPOCH_S and now_s - self._told_s >= PULSE_S
+            if run.stop is None and (is_due or is_pulse):
                 self._tell(Pulse(run.spec.number, run.epoch))
             if run.stop is not None and run.stop.reason == "interrupted":
                 slots.keep([run])
@@ -300,7 +305,7 @@ class _Fit(lightning.pytorch.callbacks.Checkpoint):
             trainer.fit_loop._restarting = trainer.fit_loop.epoch_loop.restarting = False
         else:
             self._slots.keep_if_due()
-        self._part_began_s = time.perf_counter()
+        self._part_began_s, self._epoch_began_s = time.perf_counter(), time.monotonic()
         self.has_validated, self._logger.is_in_step = False, True
 
     def on_train_batch_start(

@@ -113,7 +113,8 @@ def test_twice_interrupted(tmp_path: Path, data: TensorData) -> None:
 
 
 def test_another_process_goes_on_where_one_was_killed(tmp_path: Path) -> None:
-    """SIGKILL in the midst of an epoch loses that epoch and what the interval allows, no more."""
+    """SIGKILL in the midst of an epoch loses what the interval allows, no more; the mean over that
+    epoch's training steps is of those since."""
     task = a_task(tmp_path, module="resume_module:Dropping", checkpoint_interval_s=0.0)
     whole_task = dataclasses.replace(task, work_dir=task.work_dir + "/whole")
     given = TrialSpec(0, {}, 11)
@@ -140,7 +141,9 @@ def test_another_process_goes_on_where_one_was_killed(tmp_path: Path) -> None:
     assert done.returncode == -9, done.stderr
     rest = train(PlainTrainer(task), [continued(task, given)])
     assert [r.is_replay for r in rest.epochs(0)] == [True, True, True, False]
-    assert rest.curve(0) == train(PlainTrainer(whole_task), [given]).curve(0)
+    found, expected = rest.curve(0), train(PlainTrainer(whole_task), [given]).curve(0)
+    assert found[:3] == expected[:3]
+    assert [values[1:] for values in found] == [values[1:] for values in expected]
 
 
 # --- the fused path, to rounding
