@@ -203,6 +203,16 @@ def start_sweep(
     )
 
 
+def python(folder: Path, *arguments: str) -> str:
+    """What a Python program prints, run in `folder`; it must succeed."""
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=folder, env=environment(), capture_output=True,
+        text=True, timeout=PATIENCE_S, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def wait_for_line(process: subprocess.Popen[str], start: str) -> str:
     """The first line of standard output that begins with `start`."""
     assert process.stdout is not None

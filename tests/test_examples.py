@@ -5,14 +5,12 @@ from __future__ import annotations
 import ast
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import nbclient
 import nbformat
 import pytest
-from searches import environment, sweep
+from searches import environment, python, sweep
 from waiting import PATIENCE_S
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -30,16 +28,6 @@ def copied(file: Path, folder: Path) -> list[list[str]]:
     commands = [shlex.split(line[2:]) for line in text.splitlines() if line.startswith("$ ")]
     assert commands
     return commands
-
-
-def python(folder: Path, *arguments: str) -> str:
-    """What a program prints."""
-    done = subprocess.run(
-        [sys.executable, *arguments], cwd=folder, env=environment(), capture_output=True,
-        text=True, timeout=PATIENCE_S, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def test_every_example_is_named_on_the_page() -> None:

@@ -46,7 +46,7 @@ from sweep.training.lightning_trainer import hush_lightning, quiet_trainer
 from sweep.training.mlflow_calls import FluentCalls
 from sweep.training.mlp import MLPClassifier
 from sweep.training.modules import has_own_loaders
-from sweep.training.plain.trainer import train_one_by_one
+from sweep.training.plain.trainer import train_plainly
 from sweep.training.project.project import Built, Project, monitors_validation
 from sweep.training.resuming import seed_everything
 from sweep.training.run import Run
@@ -178,7 +178,7 @@ def _train(
                 assert built.data is not None
                 train_side_by_side(task, built.data.tensors(), slots, ("train_loss",))
             else:
-                train_one_by_one(task, project, slots, calls, given=built)
+                train_plainly(task, project, slots, calls, given=built)
             run, module, example = _ended(slots)
             if not run.is_trained and run.stop is not None:
                 saved = "that is not saved" if log.is_unsaved else "that is saved"

@@ -54,6 +54,11 @@ class Run:
         """Whether it is fully trained, stopped or failed."""
         return self.is_trained or self.stop is not None or self.failure is not None
 
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether it is to stop for now, and to go on later."""
+        return self.stop is not None and self.stop.reason == "interrupted"
+
     def resume(self, checkpoint: Mapping[str, Any]) -> None:
         """Restore the record of a resume file; its reports become replays.
 

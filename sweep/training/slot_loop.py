@@ -11,7 +11,8 @@ import collections
 import contextlib
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -27,6 +28,7 @@ from sweep.training.checkpoints import checkpoint_of
 from sweep.training.exports import Example, try_export
 from sweep.training.failures import classify
 from sweep.training.model_choice import ModelChoice
+from sweep.training.process_state import current_folder, undisturbed
 from sweep.training.resuming import (
     Keeper,
     forget_earlier_try,
@@ -306,6 +308,26 @@ class Slots:
             return
         run.files.write_verdict(run.history, result, run.spec)
         run.files.remove(RESUME_STATE)
+
+
+def train_one_by_one(
+    slots: Slots, engine: Any, first: Report, caught: Callable[[], AbstractContextManager[None]]
+) -> None:
+    """Let `engine.fit(run)` train one trial after the other, each within `caught`.
+
+    A user's bug fails the trial, not the search; `first` is the worker's greeting.
+    """
+    folder, slots.n_slots = current_folder(), 1
+    slots.begin(engine, [first])
+    while slots.running:
+        (run,) = slots.running.values()
+        with undisturbed(folder), caught():
+            try:
+                engine.fit(run)
+            except BaseException as error:  # noqa: BLE001 - `fail` re-raises the driver's errors
+                slots.fail(run, error)
+            slots.conclude(run)
+        slots.turn_over()
 
 
 def no_model(module: str, why: str) -> str:

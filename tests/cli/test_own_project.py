@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,8 +11,7 @@ import pytest
 import torch
 import yaml
 from mlflow import MlflowClient
-from searches import environment, sweep
-from waiting import PATIENCE_S
+from searches import python, sweep
 
 import sweep as library
 from sweep.files.trial_files import TrialFiles
@@ -114,16 +111,6 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "mine.py").write_text(MODEL)
     (tmp_path / "cli.yaml").write_text(yaml.safe_dump(CONFIG))
     return tmp_path
-
-
-def python(folder: Path, *arguments: str) -> str:
-    """What a program prints."""
-    done = subprocess.run(
-        [sys.executable, *arguments], cwd=folder, env=environment(), capture_output=True,
-        text=True, timeout=PATIENCE_S, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def trials_of(folder: Path, study: str) -> list[Mapping[str, Any]]:

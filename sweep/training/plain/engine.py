@@ -266,7 +266,7 @@ class _Fit(lightning.pytorch.callbacks.Checkpoint):
             is_pulse = age_s >= LONG_EPOCH_S and now_s - self._told_s >= PULSE_S
             if run.stop is None and (is_due or is_pulse):
                 self._tell(Pulse(run.spec.number, run.epoch))
-            if run.stop is not None and run.stop.reason == "interrupted":
+            if run.is_interrupted:
                 slots.keep([run])
         finally:
             self._is_between_steps = self.has_validated = False
@@ -339,16 +339,15 @@ class _Fit(lightning.pytorch.callbacks.Checkpoint):
         self.has_validated, self._logger.is_in_step = True, True
         self._report(trainer, _epochs_done(trainer))
         self._tell()
-        is_kept_first = self._run.stop is not None and self._run.stop.reason == "interrupted"
-        trainer.should_stop |= self._run.is_over and not is_kept_first
+        # An interrupted one writes its resume file first, between two steps.
+        trainer.should_stop |= self._run.is_over and not self._run.is_interrupted
 
     def on_train_epoch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
     ) -> None:
         """Report the epoch and apply the driver's orders."""
         run, self.has_news, self._logger.is_in_step = self._run, True, False
-        is_kept_first = run.stop is not None and run.stop.reason == "interrupted"
-        if run.is_over and not is_kept_first:  # ended at a validation
+        if run.is_over and not run.is_interrupted:  # ended at a validation
             return
         self._report(trainer, trainer.current_epoch + 1)
         if not run.is_over:  # the last epoch is sent with the result
@@ -383,8 +382,7 @@ class _Fit(lightning.pytorch.callbacks.Checkpoint):
         """Write the resume file of an interrupted trial, or the final state (`keeps_end`)."""
         run = self._run
         self._logger.write()
-        is_interrupted = run.stop is not None and run.stop.reason == "interrupted"
-        if run.failure is None and (is_interrupted or self._slots.keeps_end):
+        if run.failure is None and (run.is_interrupted or self._slots.keeps_end):
             self._slots.keep([run])
 
     def _tell(self, *reports: Report) -> None:

@@ -15,11 +15,10 @@ from sweep.loading import import_object
 from sweep.protocols import Exchange
 from sweep.training.devices import ready
 from sweep.training.mlflow_calls import FluentCalls
-from sweep.training.process_state import current_folder, undisturbed
 from sweep.training.project.reading import ignored_names
 from sweep.training.resuming import seed_everything
 from sweep.training.run import Run
-from sweep.training.slot_loop import Slots
+from sweep.training.slot_loop import Slots, train_one_by_one
 from sweep.trial import VALUE, Report, Task, now_ms
 
 MINIMIZED = f"{VALUE} is minimized; --direction maximize is the other way"
@@ -118,32 +117,23 @@ class FunctionTrainer:
 
     def train(self, exchange: Exchange) -> None:
         """Train the trials ordered by `exchange`, until is_last is set and none is left."""
-        task, folder = self._task, current_folder()
-        slots = Slots(task, exchange)
-        slots.n_slots = 1
+        task, slots = self._task, Slots(self._task, exchange)
+        self._slots = slots
         if (task.metric, task.direction) == (VALUE, "minimize"):
             slots.say(MINIMIZED)
         try:
-            slots.begin(self, [ready(task, None, 1)])
-            while slots.running:
-                (run,) = slots.running.values()
-                with undisturbed(folder), self._calls.caught():
-                    self._train(run, slots)
-                slots.turn_over()
+            train_one_by_one(slots, self, ready(task, None, 1), self._calls.caught)
         finally:
             self._calls.remove()
 
-    def _train(self, run: Run, slots: Slots) -> None:
-        seed_everything(run.spec.seed)
-        try:
-            report = TrialReport(run, slots, self._calls)
-            with contextlib.suppress(TrialStopped):
-                report.end(self._function(dict(run.spec.hyperparameters), report))
-        except BaseException as error:  # noqa: BLE001 - `fail` re-raises the driver's errors
-            slots.fail(run, error)
-        slots.conclude(run)
-
     # the engine of the slot loop: there is no module
+
+    def fit(self, run: Run) -> None:
+        """Call the function for a trial. Raises any error of it."""
+        seed_everything(run.spec.seed)
+        report = TrialReport(run, self._slots, self._calls)
+        with contextlib.suppress(TrialStopped):
+            report.end(self._function(dict(run.spec.hyperparameters), report))
 
     def open(self, run: Run) -> Sequence[Report]:
         """Does nothing: a trial that was interrupted starts again."""

@@ -23,8 +23,7 @@ from sweep.training.plain.engine import PlainEngine
 from sweep.training.process_state import current_folder, undisturbed
 from sweep.training.project.check import preflight
 from sweep.training.project.project import Built, Project
-from sweep.training.run import Run
-from sweep.training.slot_loop import Slots
+from sweep.training.slot_loop import Slots, train_one_by_one
 from sweep.trial import Task
 
 SMALL_FEATURES = 256
@@ -66,7 +65,7 @@ class PlainTrainer:
         slots.say(self._notice)
         try:
             self._look_ahead(slots)
-            train_one_by_one(self._task, self._project, slots, self._calls, self._caught)
+            train_plainly(self._task, self._project, slots, self._calls, self._caught)
         finally:
             self._calls.remove()
 
@@ -85,34 +84,20 @@ class PlainTrainer:
         return self._calls.caught() if self._is_users else contextlib.nullcontext()
 
 
-def train_one_by_one(
+def train_plainly(
     task: Task, project: Project, slots: Slots, calls: FluentCalls,
     caught: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
     given: Built | None = None,
 ) -> None:  # fmt: skip
     """Train the trials of `slots`, each within `caught`; `given` are the first one's objects."""
     hush_lightning()
-    folder, n_threads, slots.n_slots = current_folder(), torch.get_num_threads(), 1
+    n_threads = torch.get_num_threads()
     info = project.info
     shape = info.feature_shape if info is not None else ()
     if task.module == DEFAULT_MODULE and math.prod(shape) <= SMALL_FEATURES:
         torch.set_num_threads(1)
     engine = PlainEngine(task, project, slots, calls, given)
     try:
-        slots.begin(engine, [ready(task, info, 1)])
-        while slots.running:
-            (run,) = slots.running.values()
-            with undisturbed(folder), caught():
-                _train(engine, run, slots)
-            slots.turn_over()
+        train_one_by_one(slots, engine, ready(task, info, 1), caught)
     finally:
         torch.set_num_threads(n_threads)
-
-
-def _train(engine: PlainEngine, run: Run, slots: Slots) -> None:
-    """Train one trial: a user's bug fails the trial, not the search."""
-    try:
-        engine.fit(run)
-    except BaseException as error:  # noqa: BLE001 - `fail` re-raises the driver's errors
-        slots.fail(run, error)
-    slots.conclude(run)
