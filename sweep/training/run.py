@@ -27,6 +27,8 @@ class Run:
     def __init__(self, spec: TrialSpec, task: Task) -> None:
         self.spec, self.task = spec, task
         self.files = TrialFiles(task.work_dir, spec.number)
+        self.is_held = False
+        """Whether a Trainer of its own still has it: it has not ended then."""
         self.objective = Objective(task.metric, task.direction)
         self.restart()
 

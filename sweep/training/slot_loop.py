@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import gc
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -135,10 +136,15 @@ class Slots:
 
         All at one epoch boundary, so trials resumed together share the data order again.
         """
-        is_due = bool(self.running) and self._keeper.is_due
+        is_due = bool(self.running) and self.is_keeping_due
         if is_due:
             self.keep(self.running.values())
         return is_due
+
+    @property
+    def is_keeping_due(self) -> bool:
+        """Whether the interval between resume files has passed."""
+        return self._keeper.is_due
 
     def keep(self, runs: Iterable[Run]) -> None:
         """Write resume files now; a failing disk is reported once."""
@@ -170,7 +176,7 @@ class Slots:
         Each result is sent at once: the driver records it while the next trial is exported. New
         trials are requested after the last result.
         """
-        ended = [run for run in self.running.values() if run.is_over]
+        ended = self._ended()
         for run in ended:
             self.conclude(run)
             if run is not ended[-1]:
@@ -186,12 +192,15 @@ class Slots:
             while self._backlog and len(self.running) < self.n_slots:
                 self._open(self._backlog.popleft())
                 has_opened = True
-            if self._reports or any(run.is_over for run in self.running.values()):
+            if self._reports or self._ended():
                 continue
             if self.running or self._is_last:
                 return
             if not has_opened:
                 time.sleep(IDLE_S)
+
+    def _ended(self) -> list[Run]:
+        return [run for run in self.running.values() if run.is_over and not run.is_held]
 
     def halve(self, failure: Failure) -> None:
         """Out of memory: halve the slots and queue running trials again from their resume files;
@@ -236,7 +245,7 @@ class Slots:
             try:
                 has_checkpoint, has_model = self._write_files(run, reason)
             except BaseException as error:
-                if self._may_fit_later(error):
+                if self.may_fit_later(error):
                     raise
                 self.fail(run, error)
         notes = {"sweep.trainer": self._engine.name, "sweep.start_epoch": str(run.start_epoch)}
@@ -263,13 +272,14 @@ class Slots:
         try:
             self._reports += self._engine.open(run)
         except Exception as error:  # a bad configuration fails its own trial only
-            if spec.is_resumed and self._may_fit_later(error):
+            if spec.is_resumed and self.may_fit_later(error):
                 self._backlog.appendleft(spec)  # it fitted before
                 raise
             self.fail(run, error)
         self.running[spec.number] = run
 
-    def _may_fit_later(self, error: BaseException) -> bool:
+    def may_fit_later(self, error: BaseException) -> bool:
+        """Whether memory ran out that fewer trials might not need."""
         return self.n_slots > 1 and classify(error).kind == "oom"
 
     def _write_state(self, run: Run) -> None:
@@ -328,6 +338,42 @@ def train_one_by_one(
                 slots.fail(run, error)
             slots.conclude(run)
         slots.turn_over()
+
+
+def train_in_turns(
+    slots: Slots, make_engine: Callable[[], Any], first: Report, n_slots: int,
+    caught: Callable[[], AbstractContextManager[None]],
+) -> None:  # fmt: skip
+    """Let an engine train up to `n_slots` trials at the same time, each until it ends.
+
+    Out of memory, half as many go on, each from its last checkpoint.
+    """
+    folder, slots.n_slots, greeting = current_folder(), n_slots, [first]
+    while True:
+        engine = make_engine()
+        with undisturbed(folder), caught():
+            try:
+                slots.begin(engine, greeting)
+                while slots.running:
+                    for number, error in engine.advance():
+                        run = slots.running[number]
+                        if error is not None:
+                            slots.fail(run, error)
+                            if slots.may_fit_later(error):
+                                raise error
+                        slots.conclude(run)
+                    slots.turn_over()
+                return
+            except (RuntimeError, MemoryError, OSError) as error:
+                failure = classify(error)
+                if failure.kind != "oom":
+                    raise
+            finally:
+                engine.end()
+        slots.halve(failure)
+        greeting = []
+        del engine
+        gc.collect()
 
 
 def no_model(module: str, why: str) -> str:

@@ -1,11 +1,16 @@
-"""The engine of one trial at a time: an ordinary lightning.Trainer, for any LightningModule."""
+"""The engine for any LightningModule: an ordinary lightning.Trainer for each trial.
+
+One trial at a time, or several side by side, which see the same minibatches: each is loaded once
+for all of them.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,11 +25,15 @@ from sweep.training.checkpoints import saved_arguments
 from sweep.training.exports import Example
 from sweep.training.failures import classify
 from sweep.training.lightning_trainer import quiet_trainer
+from sweep.training.likeness import UnlikeError, fingerprint
 from sweep.training.mlflow_calls import FluentCalls
 from sweep.training.modules import has_own_loaders
-from sweep.training.plain.fitting import loaders, trainer_arguments, wrap_train_loaders
+from sweep.training.plain.fitting import loaders, trainer_arguments, wrap_loaders
+from sweep.training.plain.lanes import Lane
 from sweep.training.plain.logger import TrialLogger
-from sweep.training.plain.resumable import ResumableLoader
+from sweep.training.plain.resumable import ResumableLoader, WrappedLoader
+from sweep.training.plain.shared import SharedLoader, Streams, Want
+from sweep.training.plain.together import Together
 from sweep.training.project.project import Built, Project, listed
 from sweep.training.project.sources import ModuleData
 from sweep.training.resuming import (
@@ -52,7 +61,10 @@ class LeftWithinEpochError(Exception):
 
 
 class PlainEngine:
-    """Trains a trial from its first to its last epoch in one `Trainer.fit`.
+    """Trains each trial from its first to its last epoch in one `Trainer.fit`.
+
+    Alone, a trial draws the order of its data as the user's own script would; side by side, the
+    order is the population epoch's.
 
     Args:
         task: Settings of the study.
@@ -60,52 +72,89 @@ class PlainEngine:
         slots: Receives the metrics of each epoch.
         calls: Captures metrics from the module's own MLflow calls.
         given: The first trial's objects, if they are built already.
+        is_shared: Train several trials side by side.
     """
-
-    name = "plain"
 
     def __init__(
         self, task: Task, project: Project, slots: Slots, calls: FluentCalls,
-        given: Built | None = None,
+        given: Built | None = None, *, is_shared: bool = False,
     ) -> None:  # fmt: skip
         self._task, self._project, self._slots, self._calls = task, project, slots, calls
-        self._given = given
-        self._fit: _Fit | None = None
+        self._given, self._is_shared = given, is_shared
+        self.name = "side by side" if is_shared else "plain"
+        self._fits: dict[int, _Fit] = {}
+        self._kept_at: Any = None
+        self._streams = Streams(task.seed)
+        self._together = Together(self._streams)
 
     def open(self, run: Run) -> Sequence[Report]:
-        """Does nothing: user code runs in `fit` only."""
+        """Let a trial train with the others; alone it trains in `fit`."""
+        if self._is_shared:
+            run.is_held = True
+            self._together.start(run.spec.number, partial(self.fit, run))
         return ()
 
-    def fit(self, run: Run) -> None:
+    def advance(self) -> list[tuple[int, BaseException | None]]:
+        """Train the trials side by side until some end; their numbers, and errors."""
+        ended = self._together.advance()
+        for number, _ in ended:
+            self._slots.running[number].is_held = False
+        return ended
+
+    def end(self) -> None:
+        """Leave all trials as they are."""
+        self._together.end()
+        self._fits = {}
+
+    def fit(self, run: Run, lane: Lane | None = None) -> None:
         """Train the trial to its end, from its resume file if that is usable.
+
+        Args:
+            run: The trial.
+            lane: Where it trains in turns with others.
 
         Raises any error of the module.
         """
         if run.spec.is_resumed:
             try:
-                self._train(run, load_resume_file(run))
+                self._train(run, load_resume_file(run), lane)
                 return
             except BaseException as error:
                 raised_by_user_code(error)
                 # An error before the first step is the file's fault, not the trial's.
-                has_begun = self._fit is not None and self._fit.has_begun
+                fit = self._fits.get(run.spec.number)
+                has_begun = fit is not None and fit.has_begun
                 is_drivers = self._slots.driver_error is not None
                 if has_begun or is_drivers or classify(error).kind == "oom":
                     raise
                 run.restart()
                 self._slots.say(start_over(run, error).message)
-        self._train(run, None)
+        self._train(run, None, lane)
+
+    def keep_if_due(self, run: Run, at: Hashable) -> bool:
+        """Write the trial's resume file if it, or another one's at the same moment, is due;
+        returns whether."""
+        is_due = self._kept_at == at or self._slots.is_keeping_due
+        if is_due:
+            self._kept_at = at
+            self._slots.keep([run])
+        return is_due
+
+    def epoch_to_join(self, pace: str) -> int:
+        """The population epoch in which a new trial can train with the others of its pace."""
+        others = [fit.epoch_to_join for fit in self._fits.values() if fit.pace == pace]
+        return max(others, default=0)
 
     def keep_best(self, numbers: Sequence[int]) -> None:
-        """Copy the module's current weights."""
-        if numbers and self._fit is not None:
-            weights = self._fit.module.state_dict()
-            self._fit.best = {name: value.detach().clone() for name, value in weights.items()}
+        """Copy the modules' current weights."""
+        for fit in (self._fits[number] for number in numbers if number in self._fits):
+            weights = fit.module.state_dict()
+            fit.best = {name: value.detach().clone() for name, value in weights.items()}
 
     def state(self, run: Run) -> dict[str, Any] | None:
         """The Trainer's checkpoint, with the global generators' state; None if nothing was
         trained since the last one."""
-        fit = self._fit
+        fit = self._fits.get(run.spec.number)
         if fit is None or not fit.has_news:
             return None
         fit.has_news = False
@@ -120,21 +169,23 @@ class PlainEngine:
                 counts["ready"] = counts["processed"]  # not counting the epoch starting now
         own = {
             "hyper_parameters": saved_arguments(fit.module, self.checkpoint_arguments(run)),
-            RESUME_KEY: run.state(fit.best) | {"random": random_state(), "places": places},
+            RESUME_KEY: run.state(fit.best)
+            | {"random": random_state(), "places": places, "is_shared": fit.is_shared},
         }
         others = ("datamodule_h", "hparams_type")  # whatever `save_hyperparameters` took
         return {k: v for k, v in checkpoint.items() if not k.startswith(others)} | own
 
     def module(self, run: Run, which: Literal["best", "last"]) -> lightning.LightningModule:
         """The trial's module; "best" loads the best weights into it."""
-        assert self._fit is not None
+        fit = self._fits[run.spec.number]
         if which == "best":
-            self._fit.module.load_state_dict(self._fit.best)
-        return self._fit.module
+            fit.module.load_state_dict(fit.best)
+        return fit.module
 
     def example(self, run: Run) -> Example | None:
         """A sample of the trial's first minibatch."""
-        return Example.of(self._fit.sample) if self._fit is not None else None
+        fit = self._fits.get(run.spec.number)
+        return Example.of(fit.sample) if fit is not None else None
 
     def checkpoint_arguments(self, run: Run) -> Mapping[str, Any]:
         """The trial's own arguments of the module."""
@@ -142,21 +193,30 @@ class PlainEngine:
 
     def close(self, number: int) -> None:
         """Release module and Trainer."""
-        self._fit = None
+        self._fits.pop(number, None)
 
-    def _train(self, run: Run, checkpoint: Mapping[str, Any] | None) -> None:
-        task, spec, self._fit = self._task, run.spec, None
+    def _train(self, run: Run, checkpoint: Mapping[str, Any] | None, lane: Lane | None) -> None:
+        task, spec = self._task, run.spec
+        self._fits.pop(spec.number, None)
+        is_shared = self._is_shared
         if checkpoint is not None:
             run.resume(checkpoint)
+            is_shared = bool(checkpoint[RESUME_KEY].get("is_shared"))
         seed_everything(spec.seed)
         built, self._given = self._given, None
         if built is None:
             built = self._project.built(spec)
+        if checkpoint is None and spec.start_epoch is None and is_shared:
+            run.start_epoch = self.epoch_to_join(built.pace)
         logger = TrialLogger(run.files, run.n_steps)
-        fit = self._fit = _Fit(run, built.module, self._slots, self._calls, logger, checkpoint)
+        fit = self._fits[spec.number] = _Fit(
+            run, built, self, self._slots, self._calls, logger, checkpoint,
+            (self._streams.batch if lane is None else lane.wait) if is_shared else None,
+            lane.outside if lane is not None else lambda call: call(),
+        )  # fmt: skip
         if run.is_trained and checkpoint is not None:
             built.module.load_state_dict(checkpoint["state_dict"])
-            self._slots.tell(*run.history)
+            fit.tell(*run.history)
             return
         self._tell_of_loaders(built)
         given = trainer_arguments(task, built)
@@ -169,7 +229,7 @@ class PlainEngine:
             },
         )  # fmt: skip
         if task.module != DEFAULT_MODULE:
-            wrap_train_loaders(fit.trainer, fit.resumable)
+            wrap_loaders(fit.trainer, fit.wrapped)
         with contextlib.suppress(LeftWithinEpochError):
             fit.trainer.fit(
                 built.module,
@@ -200,10 +260,16 @@ class _Fit(lightning.pytorch.callbacks.Checkpoint):
     trainer: lightning.Trainer
 
     def __init__(
-        self, run: Run, module: lightning.LightningModule, slots: Slots, calls: FluentCalls,
+        self, run: Run, built: Built, engine: PlainEngine, slots: Slots, calls: FluentCalls,
         logger: TrialLogger, checkpoint: Mapping[str, Any] | None,
+        take: Callable[[Want], Any] | None, outside: Callable[[Callable[[], Any]], Any],
     ) -> None:  # fmt: skip
-        self.module, self.io, self._logger = module, _CheckpointIO(), logger
+        self.module, self.io, self._logger = built.module, _CheckpointIO(), logger
+        self.pace = built.pace
+        self._engine, self._take, self._outside = engine, take, outside
+        self.is_shared = take is not None
+        """Whether its minibatches are the population's."""
+        self._data: Hashable = None
         self.sample: Any = None
         """The first minibatch of the trial."""
         self._seen: dict[str, torch.Tensor] = {}
@@ -220,7 +286,8 @@ class _Fit(lightning.pytorch.callbacks.Checkpoint):
         self._random_state = state.get("random")
         self._is_resumed = checkpoint is not None
         self._part_began_s = time.perf_counter()
-        self._loaders: list[ResumableLoader] = []
+        self._loaders: list[WrappedLoader] = []
+        self._val_loaders: list[WrappedLoader] = []
         self._loaders_epoch = -1
         self._goes_on_from = list(state.get("places") or ())
         """Places of the loaders in the epoch of a resume file."""
@@ -230,16 +297,59 @@ class _Fit(lightning.pytorch.callbacks.Checkpoint):
         """Whether the last step was followed by a validation."""
         self._told_s = self._epoch_began_s = time.monotonic()
 
-    def resumable(self, loader: Any) -> ResumableLoader:
-        """A train loader that asks for orders between two steps."""
-        if self._loaders_epoch != self.trainer.current_epoch:  # they may be made anew
-            self._loaders, self._loaders_epoch = [], self.trainer.current_epoch
-        if isinstance(loader, ResumableLoader):  # of a CombinedLoader that is used again
+    def wrapped(self, loader: Any) -> Any:
+        """A train loader that asks for orders between two steps; with others side by side, any
+        loader, for minibatches that all share."""
+        trainer, epoch = self.trainer, self.trainer.current_epoch
+        if self._loaders_epoch != epoch:  # they may be made anew
+            self._loaders, self._val_loaders, self._loaders_epoch = [], [], epoch
+        if isinstance(loader, WrappedLoader):  # of a CombinedLoader that is used again
             loader = loader.loader
+        if not trainer.training:
+            return self._shared(loader, self._val_loaders) if self.is_shared else loader
         place = self._goes_on_from.pop(0) if self._goes_on_from else None
         between = None if self._loaders else self._between_steps
+        if self.is_shared:
+            first = 0 if place is None else int(place["shared"])
+            return self._shared(loader, self._loaders, between, first)
         self._loaders.append(ResumableLoader(loader, between, place))
         return self._loaders[-1]
+
+    def _shared(
+        self, loader: Any, others: list[WrappedLoader],
+        between: Callable[[], None] | None = None, first: int = 0,
+    ) -> SharedLoader:  # fmt: skip
+        assert self._take is not None
+        source: Hashable = self._run.spec.number
+        with contextlib.suppress(UnlikeError):
+            source = fingerprint(loader)
+        if self._data is None:
+            self._data = source
+        want = partial(self._want, source, len(others))
+        shared = SharedLoader(loader, self._take, want, between, first)
+        others.append(shared)
+        return shared
+
+    def _want(self, source: Hashable, index: int, loader: Any) -> Want:
+        trainer = self.trainer
+        return Want(
+            self._data, source, self._epoch, self._n_taken,
+            trainer.training, index, 0, 0, loader,
+        )  # fmt: skip
+
+    @property
+    def _n_taken(self) -> int:
+        return int(self.trainer.fit_loop.epoch_loop.batch_progress.current.ready)
+
+    @property
+    def epoch_to_join(self) -> int:
+        """The population epoch that another trial can join."""
+        return self._epoch + (self._n_taken > 0)
+
+    @property
+    def _epoch(self) -> int:
+        """Of the population."""
+        return self._run.start_epoch + self.trainer.current_epoch
 
     def places(self) -> list[dict[str, Any]]:
         """Where each train loader stands, between two steps of an epoch; else empty."""
@@ -262,10 +372,10 @@ class _Fit(lightning.pytorch.callbacks.Checkpoint):
             now_s, is_due = time.monotonic(), False
             age_s = now_s - self._epoch_began_s
             if age_s >= run.task.checkpoint_interval_s:
-                is_due = slots.keep_if_due()
+                is_due = self._engine.keep_if_due(run, (self._epoch, n_done))
             is_pulse = age_s >= LONG_EPOCH_S and now_s - self._told_s >= PULSE_S
             if run.stop is None and (is_due or is_pulse):
-                self._tell(Pulse(run.spec.number, run.epoch))
+                self.tell(Pulse(run.spec.number, run.epoch))
             if run.is_interrupted:
                 slots.keep([run])
         finally:
@@ -287,7 +397,7 @@ class _Fit(lightning.pytorch.callbacks.Checkpoint):
                 set_random_state(self._random_state)
             self._slots.say(PARTIAL)
         if self._run.history:
-            self._tell(*self._run.history)
+            self.tell(*self._run.history)
             trainer.should_stop |= self._run.is_over
 
     def on_train_epoch_start(
@@ -304,7 +414,7 @@ class _Fit(lightning.pytorch.callbacks.Checkpoint):
             # With `max_steps` it would take an epoch's beginning for its midst.
             trainer.fit_loop._restarting = trainer.fit_loop.epoch_loop.restarting = False
         else:
-            self._slots.keep_if_due()
+            self._engine.keep_if_due(self._run, self._epoch)
         self._part_began_s, self._epoch_began_s = time.perf_counter(), time.monotonic()
         self.has_validated, self._logger.is_in_step = False, True
 
@@ -338,7 +448,7 @@ class _Fit(lightning.pytorch.callbacks.Checkpoint):
             return
         self.has_validated, self._logger.is_in_step = True, True
         self._report(trainer, _epochs_done(trainer))
-        self._tell()
+        self.tell()
         # An interrupted one writes its resume file first, between two steps.
         trainer.should_stop |= self._run.is_over and not self._run.is_interrupted
 
@@ -351,12 +461,12 @@ class _Fit(lightning.pytorch.callbacks.Checkpoint):
             return
         self._report(trainer, trainer.current_epoch + 1)
         if not run.is_over:  # the last epoch is sent with the result
-            self._tell()
+            self.tell()
         trainer.should_stop |= run.is_over
 
     def _report(self, trainer: lightning.Trainer, epochs_done: float) -> None:
         run, slots, self.has_begun = self._run, self._slots, True
-        metrics, notices = self._calls.metrics(now_ms())
+        metrics, notices = ({}, []) if self.is_shared else self._calls.metrics(now_ms())
         metrics |= self._fresh(trainer.callback_metrics)
         if epochs_done != run.epoch + 1:  # other reports than one an epoch
             metrics[EPOCHS_DONE] = epochs_done
@@ -385,9 +495,10 @@ class _Fit(lightning.pytorch.callbacks.Checkpoint):
         if run.failure is None and (run.is_interrupted or self._slots.keeps_end):
             self._slots.keep([run])
 
-    def _tell(self, *reports: Report) -> None:
+    def tell(self, *reports: Report) -> None:
+        """Send reports, and take orders."""
         self._logger.write()
-        self._slots.tell(*reports)
+        self._outside(partial(self._slots.tell, *reports))
         self._told_s = time.monotonic()
 
 

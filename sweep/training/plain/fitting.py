@@ -56,15 +56,14 @@ def loaders(built: Built, first_epoch: int, trainer: lightning.Trainer) -> dict[
     return given | ({"val_dataloaders": None} if is_own else {})
 
 
-def wrap_train_loaders(trainer: lightning.Trainer, wrap: Callable[[Any], Any]) -> None:
-    """Let the Trainer train on `wrap(loader)` for each of its train loaders.
+def wrap_loaders(trainer: lightning.Trainer, wrap: Callable[[Any], Any]) -> None:
+    """Let the Trainer use `wrap(loader)` for each of its loaders.
 
     Whoever brings them, all pass its strategy's `process_dataloader`, samplers included.
     """
     processed = trainer.strategy.process_dataloader
 
     def process_dataloader(dataloader: object) -> object:
-        loader = processed(dataloader)
-        return wrap(loader) if trainer.training else loader
+        return wrap(processed(dataloader))
 
     trainer.strategy.process_dataloader = process_dataloader  # type: ignore[method-assign]

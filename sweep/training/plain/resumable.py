@@ -11,12 +11,37 @@ from lightning.fabric.utilities.data import sized_len
 
 from sweep.training.resuming import random_state, set_random_state
 
-_OWN = ("loader", "_between", "_goes_on_from", "_epoch")
 _CLOSED = ("state_dict", "load_state_dict")
 """Lightning would go on by these, too, if the loader has them."""
 
 
-class ResumableLoader:
+class WrappedLoader:
+    """Stands in for a loader: whatever is not its own is the loader's."""
+
+    OWN: tuple[str, ...] = ("loader",)
+    """Attributes of the wrapper."""
+
+    loader: Any
+
+    def __getattr__(self, name: str) -> Any:
+        """Everything else is the loader's own."""
+        if name in _CLOSED or name in type(self).OWN:
+            raise AttributeError(name)
+        return getattr(self.loader, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute of the loader's: Lightning resets iterators and seeds workers so."""
+        if name in type(self).OWN:
+            object.__setattr__(self, name, value)
+        else:
+            setattr(self.loader, name, value)
+
+    def __len__(self) -> int:
+        """Minibatches an epoch. Raises TypeError if the loader does not know."""
+        return len(self.loader)
+
+
+class ResumableLoader(WrappedLoader):
     """Wraps any loader; counts its minibatches, and can skip those of an earlier try.
 
     Skipped minibatches are loaded again under the random state that they had, so order and
@@ -29,6 +54,8 @@ class ResumableLoader:
         place: A `place` to go on from, in the first epoch; None: its beginning.
     """
 
+    OWN = (*WrappedLoader.OWN, "_between", "_goes_on_from", "_epoch")
+
     def __init__(
         self, loader: Any, between: Callable[[], None] | None = None,
         place: Mapping[str, Any] | None = None,
@@ -36,27 +63,10 @@ class ResumableLoader:
         self.loader, self._between, self._goes_on_from = loader, between, place
         self._epoch: _Epoch | None = None
 
-    def __getattr__(self, name: str) -> Any:
-        """Everything else is the loader's own."""
-        if name in _CLOSED or name in _OWN:
-            raise AttributeError(name)
-        return getattr(self.loader, name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Set an attribute of the loader's: Lightning resets iterators and seeds workers so."""
-        if name in _OWN:
-            object.__setattr__(self, name, value)
-        else:
-            setattr(self.loader, name, value)
-
-    def __len__(self) -> int:
-        """Minibatches an epoch. Raises TypeError if the loader does not know."""
-        return len(self.loader)
-
     def __iter__(self) -> Iterator[Any]:
         """Begin an epoch for Lightning's loop; for all others, such as a user's hook, iterate over
         the loader itself."""
-        if not _is_lightnings(inspect.currentframe()):
+        if not is_lightnings(inspect.currentframe()):
             return iter(self.loader)
         place, self._goes_on_from = self._goes_on_from, None
         self._epoch = _Epoch(self.loader, self._between, place)
@@ -71,10 +81,17 @@ class ResumableLoader:
         return self._epoch.place(is_ahead=is_ahead)
 
 
-def _is_lightnings(frame: Any) -> bool:
+def is_lightnings(frame: Any) -> bool:
     """Whether Lightning's CombinedLoader called the function of `frame`."""
     name = str(frame.f_back.f_globals.get("__name__", "")) if frame and frame.f_back else ""
     return name.startswith(("lightning.", "pytorch_lightning.")) and "combined_loader" in name
+
+
+def generators_of(loader: Any) -> list[torch.Generator]:
+    """A loader's own generators."""
+    takers = loader, getattr(loader, "sampler", None)
+    found = [getattr(taker, "generator", None) for taker in takers]
+    return [generator for generator in found if isinstance(generator, torch.Generator)]
 
 
 class _Epoch:
@@ -133,17 +150,10 @@ class _Epoch:
             self._ahead = [next(self._batches)]
         self._set_random_state(afterwards)
 
-    @property
-    def _generators(self) -> list[torch.Generator]:
-        """The loader's own generators."""
-        takers = self._loader, getattr(self._loader, "sampler", None)
-        found = [getattr(taker, "generator", None) for taker in takers]
-        return [g for g in found if isinstance(g, torch.Generator)]
-
     def _random_state(self) -> dict[str, Any]:
-        return {"all": random_state(), "own": [g.get_state() for g in self._generators]}
+        return {"all": random_state(), "own": [g.get_state() for g in generators_of(self._loader)]}
 
     def _set_random_state(self, state: Mapping[str, Any]) -> None:
         set_random_state(state["all"])
-        for generator, own in zip(self._generators, state["own"], strict=False):
+        for generator, own in zip(generators_of(self._loader), state["own"], strict=False):
             generator.set_state(own)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,7 +24,7 @@ from sweep.training.plain.engine import PlainEngine
 from sweep.training.process_state import current_folder, undisturbed
 from sweep.training.project.check import preflight
 from sweep.training.project.project import Built, Project
-from sweep.training.slot_loop import Slots, train_one_by_one
+from sweep.training.slot_loop import Slots, train_in_turns, train_one_by_one
 from sweep.trial import Task
 
 SMALL_FEATURES = 256
@@ -96,8 +97,18 @@ def train_plainly(
     shape = info.feature_shape if info is not None else ()
     if task.module == DEFAULT_MODULE and math.prod(shape) <= SMALL_FEATURES:
         torch.set_num_threads(1)
-    engine = PlainEngine(task, project, slots, calls, given)
+    n_slots = slots_of(task)
+    make = partial(PlainEngine, task, project, slots, calls, given)
     try:
-        train_one_by_one(slots, engine, ready(task, info, 1), caught)
+        if n_slots > 1 or task.was_larger:
+            make = partial(make, is_shared=True)
+            train_in_turns(slots, make, ready(task, info, n_slots), n_slots, caught)
+        else:
+            train_one_by_one(slots, make(), ready(task, info, 1), caught)
     finally:
         torch.set_num_threads(n_threads)
+
+
+def slots_of(task: Task) -> int:
+    """Trials to train at a time."""
+    return 1 if task.module == DEFAULT_MODULE else max(1, task.population or 1)

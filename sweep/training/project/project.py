@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from types import MethodType
@@ -44,6 +45,8 @@ class Built:
     trainer: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of the Trainer."""
     callbacks: tuple[Callback, ...] = ()
+    pace: str = ""
+    """Trials with the same arguments of their data have epochs of the same length."""
 
 
 class Project:
@@ -134,6 +137,7 @@ class Project:
         return Built(
             module, data, int(given.get("batch_size", task.batch_size)), trainer,
             tuple(_built_callback(made_by) for made_by in self._callbacks),
+            json.dumps([trees["data"], given.get("batch_size")], default=str, sort_keys=True),
         )  # fmt: skip
 
     def made_data(self, hyperparameters: Mapping[str, Any]) -> Any:

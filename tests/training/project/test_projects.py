@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import lightning
 import projects
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback
+from own_fits import EPOCHS, METRICS, PROJECTS, alone, built_by_hand, curve_of
 
 from sweep.config.settings import RunConfig
 from sweep.files.trial_files import BEST, RESUME_STATE, TrialFiles
@@ -28,80 +26,7 @@ from sweep.training.plain.trainer import PlainTrainer
 from sweep.training.resuming import seed_everything
 from sweep.trial import StopReason, TrialSpec
 
-EPOCHS, SEED = 4, 11
-PROJECTS: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
-    "boring": ("Boring", "", {}),
-    "boring by hand": ("BoringByHand", "", {}),
-    "transformer": ("Language", "Tokens", {"vocab_size": 50}),
-    "template": ("Template", "Points", {
-        "model.net.class_path": "projects.Encoder", "model.net.width": 4,
-        "model.optimizer.class_path": "torch.optim.SGD", "model.optimizer.lr": 0.05,
-        "model.scheduler.class_path": "torch.optim.lr_scheduler.ExponentialLR",
-        "model.scheduler.init_args.gamma": 0.5, "data.batch_size": 8,
-    }),
-    "hydra template": ("Hydra", "Points", {
-        "model.net.class_path": "projects.Encoder", "model.net.width": 4,
-        "model.optimizer.class_path": "torch.optim.Adam", "model.optimizer.lr": 0.05,
-        "model.scheduler.class_path": "torch.optim.lr_scheduler.ReduceLROnPlateau",
-        "model.scheduler.patience": 0, "data.batch_size": 8,
-    }),
-    "cnn": ("Convolving", "Images", {"channels": 3, "batch_size": 8}),
-    "plateau, stopping, rates": ("Watched", "Points", {"lr": 0.02}),
-    "autoencoder": ("Autoencoder", "Images", {"width": 3}),
-    "variational": ("Autoencoder", "Images", {"is_variational": True}),
-    "adversarial": ("Adversarial", "Images", {"lr": 0.02}),
-    "regression": ("Line", "Points", {"lr": 0.05, "noise": 0.3}),
-    "text": ("Reading", "Sentences", {"width": 5}),
-    "segmentation": ("Segmenting", "Images", {"lr": 0.2}),
-}  # fmt: skip
-
-
-METRICS = {"hydra template": "val/loss"}
-
-
-class Curve(Callback):
-    """The metrics of each epoch."""
-
-    def __init__(self) -> None:
-        self.epochs: list[dict[str, float]] = []
-
-    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        self.epochs.append({k: float(v) for k, v in trainer.callback_metrics.items()})
-
-
-def alone(module: lightning.LightningModule, data: Any, folder: Path) -> list[dict[str, float]]:
-    """The curve of an ordinary `Trainer.fit`, but for the sanity check: a trial has none, and a
-    loader that draws its data from the global generator would see that."""
-    curve = Curve()
-    trainer = lightning.Trainer(
-        default_root_dir=folder, max_epochs=EPOCHS, accelerator="cpu", callbacks=[curve],
-        num_sanity_val_steps=0, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False,
-    )  # fmt: skip
-    trainer.fit(module, datamodule=data)
-    return curve.epochs
-
-
-def built_by_hand(case: str) -> tuple[lightning.LightningModule, Any]:
-    """Module and data as a script would build them."""
-    name, of_data, given = PROJECTS[case]
-    if case == "template":
-        module: Any = projects.Template(
-            projects.Encoder(width=4), partial(torch.optim.SGD, lr=0.05),
-            partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.5),
-        )  # fmt: skip
-        return module, projects.Points(batch_size=8)
-    if case == "hydra template":
-        module = projects.Hydra(
-            projects.Encoder(width=4), partial(torch.optim.Adam, lr=0.05),
-            partial(torch.optim.lr_scheduler.ReduceLROnPlateau, patience=0),
-        )  # fmt: skip
-        return module, projects.Points(batch_size=8)
-    taken = {"batch_size", "noise"}
-    module = getattr(projects, name)(**{k: v for k, v in given.items() if k not in taken})
-    if not of_data:
-        return module, None
-    return module, getattr(projects, of_data)(**{k: v for k, v in given.items() if k in taken})
+SEED = 11
 
 
 def trained(
@@ -120,11 +45,6 @@ def trained(
     exchange = ScriptedExchange([spec], stops, reason)
     PlainTrainer(task).train(exchange)
     return exchange
-
-
-def curve_of(exchange: ScriptedExchange) -> list[dict[str, float]]:
-    """The metrics of each epoch, without times."""
-    return [{k: v for k, v in r.metrics.items() if k != "epoch_s"} for r in exchange.epochs(0)]
 
 
 @pytest.mark.parametrize("case", PROJECTS)

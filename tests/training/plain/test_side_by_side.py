@@ -1,0 +1,113 @@
+"""Trials side by side: each is the fit of a Trainer alone that sees the same minibatches."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning
+import pytest
+from own_fits import EPOCHS, METRICS, PROJECTS, alone, built_by_hand, curve_of
+
+from sweep.files.trial_files import RESUME_STATE, TrialFiles
+from sweep.testing import ScriptedExchange, example_task
+from sweep.training.lightning_trainer import hush_lightning
+from sweep.training.plain.lanes import isolated_generators
+from sweep.training.plain.trainer import PlainTrainer
+from sweep.training.resuming import seed_everything
+from sweep.trial import TrialSpec, derive_seed
+
+STUDY_SEED = 0
+
+
+class InPopulation:
+    """A loader whose minibatches are those of a population that began epochs ago."""
+
+    def __init__(
+        self, loader: Any, start_epoch: int, n_train: int | None = None, index: int = 0
+    ) -> None:
+        self.loader, self._epoch, self._n_train = loader, start_epoch, n_train
+        self._index = index
+        self._is_looked_at = False
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        if not self._is_looked_at:  # Lightning sees whether it can
+            self._is_looked_at = True
+            return iter(())
+        at = self._epoch, self._n_train, self._n_train is None, self._index, 0
+        self._epoch += 1
+        with isolated_generators(None):
+            seed_everything(derive_seed(STUDY_SEED, "minibatches", str(at)))
+            batches = list(self.loader)
+        return iter(batches)
+
+
+def in_population(module: lightning.LightningModule, data: Any, start_epoch: int) -> None:
+    """Let the loaders of a project give a population's minibatches."""
+    owner = module if data is None else data
+    train, val = owner.train_dataloader, owner.val_dataloader
+
+    def val_dataloader() -> Any:
+        found, n = val(), len(train())
+        if isinstance(found, list):
+            return [InPopulation(one, start_epoch, n, i) for i, one in enumerate(found)]
+        return InPopulation(found, start_epoch, n)
+
+    owner.train_dataloader = lambda: InPopulation(train(), start_epoch)
+    owner.val_dataloader = val_dataloader
+
+
+def trained(
+    folder: Path, case: str, specs: list[TrialSpec], stops: dict[int, int], population: int = 3,
+    reason: Any = "pruned",
+) -> ScriptedExchange:  # fmt: skip
+    """Trials side by side."""
+    name, of_data, given = PROJECTS[case]
+    task = example_task(
+        folder, module=f"projects:{name}", data=f"projects:{of_data}" if of_data else "module",
+        metric=METRICS.get(case, "val_loss"), direction="minimize", epochs=EPOCHS,
+        population=population, names=tuple(given), log_models="none", seed=STUDY_SEED,
+    )  # fmt: skip
+    exchange = ScriptedExchange(specs, stops, reason)
+    PlainTrainer(task).train(exchange)
+    return exchange
+
+
+@pytest.mark.parametrize("case", PROJECTS)
+def test_each_trial_is_a_fit_of_its_own(tmp_path: Path, case: str) -> None:
+    """The same curve, bit for bit, though a neighbour is pruned and another joins half-way; so
+    it is if all are interrupted and resumed."""
+    hush_lightning()
+    given = PROJECTS[case][2]
+    specs = [TrialSpec(number, given, 11 + number) for number in range(5)]
+    whole = trained(tmp_path / "whole", case, specs, {1: 1, 2: 3})
+    starts = {}
+    for spec in specs:
+        result = whole.results()[spec.number]
+        assert result.failure is None, result.failure.traceback
+        starts[spec.number] = whole.epochs(spec.number)[0].start_epoch
+        seed_everything(spec.seed)
+        module, data = built_by_hand(case)
+        in_population(module, data, starts[spec.number])
+        expected = alone(module, data, tmp_path)
+        found = curve_of(whole, spec.number)
+        assert len(found) == min({1: 1, 2: 3}.get(spec.number, EPOCHS), len(expected))
+        for epoch, (ours, theirs) in enumerate(zip(found, expected, strict=False)):
+            assert ours == {k: theirs[k] for k in ours}, (spec.number, epoch)
+    if case != "plateau, stopping, rates":  # it stops by itself
+        assert starts == {0: 0, 1: 0, 2: 0, 3: 1, 4: 3}
+
+    first = specs[:3]
+    together = trained(tmp_path / "together", case, first, {})
+    if all(len(together.epochs(spec.number)) == EPOCHS for spec in first):
+        trained(tmp_path / "parts", case, first, dict.fromkeys(range(3), 2), reason="interrupted")
+        assert TrialFiles(tmp_path / "parts" / "example", 2).size(RESUME_STATE) > 0
+        resumed = [dataclasses.replace(spec, is_resumed=True) for spec in first]
+        again = trained(tmp_path / "parts", case, resumed, {})
+        for spec in first:
+            assert curve_of(again, spec.number) == curve_of(together, spec.number)
