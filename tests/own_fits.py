@@ -55,13 +55,15 @@ class Curve(Callback):
         self.epochs.append({k: float(v) for k, v in trainer.callback_metrics.items()})
 
 
-def alone(module: lightning.LightningModule, data: Any, folder: Path) -> list[dict[str, float]]:
+def alone(
+    module: lightning.LightningModule, data: Any, folder: Path, precision: Any = "32-true"
+) -> list[dict[str, float]]:
     """The curve of an ordinary `Trainer.fit`, but for the sanity check: a trial has none, and a
     loader that draws its data from the global generator would see that."""
     curve = Curve()
     trainer = lightning.Trainer(
         default_root_dir=folder, max_epochs=EPOCHS, accelerator="cpu", callbacks=[curve],
-        num_sanity_val_steps=0, enable_checkpointing=False, enable_progress_bar=False,
+        precision=precision, num_sanity_val_steps=0, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False,
     )  # fmt: skip
     trainer.fit(module, datamodule=data)

@@ -13,7 +13,7 @@ import pickle
 import random
 import types
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
@@ -43,18 +43,28 @@ def fingerprint(value: Any) -> str:
     return digest.hexdigest()
 
 
-def leaves(value: Any) -> Iterator[tuple[Path, Any]]:
+def leaves(
+    value: Any, left_out: Sequence[Any] = (), but: Collection[str] = ()
+) -> Iterator[tuple[Path, Any]]:
     """All values that an object holds, with their paths; tensors as digests.
+
+    Args:
+        value: The object.
+        left_out: Objects within it that do not count.
+        but: Attributes, of any object, that do not count.
 
     Raises UnlikeError.
     """
-    for n_found, found in enumerate(_leaves(value, (), {})):
+    seen = {id(one): one for one in left_out}
+    for n_found, found in enumerate(_leaves(value, (), seen, but)):
         if n_found >= MOST_LEAVES:
             raise UnlikeError(f"more than {MOST_LEAVES} values")
         yield found
 
 
-def _leaves(value: Any, path: Path, seen: dict[int, Any]) -> Iterator[tuple[Path, Any]]:
+def _leaves(
+    value: Any, path: Path, seen: dict[int, Any], but: Collection[str]
+) -> Iterator[tuple[Path, Any]]:
     if value is None or isinstance(value, bool | int | float | complex | str | bytes):
         yield path, (type(value).__name__, value)
         return
@@ -70,10 +80,11 @@ def _leaves(value: Any, path: Path, seen: dict[int, Any]) -> Iterator[tuple[Path
         return
     yield path, ("object", _name(type(value)))
     if isinstance(value, set | frozenset):
-        yield path, ("set", sorted(repr(list(_leaves(item, (), seen))) for item in value))
+        yield path, ("set", sorted(repr(list(_leaves(item, (), seen, but))) for item in value))
         return
     for step, part in _parts(value):
-        yield from _leaves(part, (*path, step), seen)
+        if step[1] not in but:
+            yield from _leaves(part, (*path, step), seen, but)
 
 
 def _state(value: Any) -> Any:

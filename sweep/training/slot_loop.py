@@ -48,8 +48,9 @@ class Engine(Protocol):
     The training loop around it calls `Slots.end_epoch` with the metrics of each epoch.
     """
 
-    name: str
-    """Value of the tag `sweep.trainer` of each trial."""
+    def rung(self, run: Run) -> str:
+        """How the trial was trained: the value of its tag `sweep.trainer`."""
+        ...
 
     def open(self, run: Run) -> Sequence[Report]:
         """Add a trial, restored from its resume file if it has one; returns reports to send."""
@@ -248,7 +249,10 @@ class Slots:
                 if self.may_fit_later(error):
                     raise
                 self.fail(run, error)
-        notes = {"sweep.trainer": self._engine.name, "sweep.start_epoch": str(run.start_epoch)}
+        notes = {
+            "sweep.trainer": self._engine.rung(run),
+            "sweep.start_epoch": str(run.start_epoch),
+        }
         if run.failure is not None:
             reason = ""
             result = TrialResult(number, "failed", run.epoch, failure=run.failure, notes=notes)

@@ -64,8 +64,6 @@ class FusedEngine:
         metrics: Names of the metrics to report of each epoch.
     """
 
-    name = "fused"
-
     def __init__(
         self, task: Task, data: TensorData, kernel: Kernel | None, n_threads: int,
         metrics: Sequence[str],
@@ -77,6 +75,10 @@ class FusedEngine:
         self._n_threads = n_threads
         self._n_lanes = max(1, min(n_threads, MOST_LANES if kernel is None else MOST_SLOTS))
         self._pool = ThreadPoolExecutor(self._n_lanes, "lane")
+
+    def rung(self, run: Run) -> str:
+        """See `sweep.training.slot_loop.Engine`."""
+        return "fused"
 
     def open(self, run: Run) -> Sequence[Report]:
         """Add a trial to a population, from the next epoch on.

@@ -28,12 +28,17 @@ from sweep.training.lightning_trainer import quiet_trainer
 from sweep.training.likeness import UnlikeError, fingerprint
 from sweep.training.mlflow_calls import FluentCalls
 from sweep.training.modules import has_own_loaders
-from sweep.training.plain.fitting import loaders, trainer_arguments, wrap_loaders
+from sweep.training.plain.fitting import (
+    draw_data_alike,
+    loaders,
+    trainer_arguments,
+    wrap_loaders,
+)
 from sweep.training.plain.lanes import Lane
 from sweep.training.plain.logger import TrialLogger
 from sweep.training.plain.resumable import ResumableLoader, WrappedLoader
-from sweep.training.plain.shared import SharedLoader, Streams, Want
-from sweep.training.plain.together import Together
+from sweep.training.plain.shared import Ahead, SharedLoader, Streams, Want
+from sweep.training.plain.together import Together, one_by_one
 from sweep.training.project.project import Built, Project, listed
 from sweep.training.project.sources import ModuleData
 from sweep.training.resuming import (
@@ -46,6 +51,8 @@ from sweep.training.resuming import (
 )
 from sweep.training.run import RESUME_KEY, Run
 from sweep.training.slot_loop import Slots
+from sweep.training.vmapped.fitness import why_alone
+from sweep.training.vmapped.stand_in import shape_of
 from sweep.trial import EPOCHS_DONE, Pulse, Report, Task, now_ms
 
 LONG_EPOCH_S, PULSE_S = 10.0, 1.0
@@ -81,11 +88,17 @@ class PlainEngine:
     ) -> None:  # fmt: skip
         self._task, self._project, self._slots, self._calls = task, project, slots, calls
         self._given, self._is_shared = given, is_shared
-        self.name = "side by side" if is_shared else "plain"
         self._fits: dict[int, _Fit] = {}
         self._kept_at: Any = None
         self._streams = Streams(task.seed)
-        self._together = Together(self._streams)
+        self._together = Together(self._streams, slots.say)
+
+    def rung(self, run: Run) -> str:
+        """How the trial was trained."""
+        fit = self._fits.get(run.spec.number)
+        if fit is not None and fit.n_ahead:
+            return "vmapped"
+        return "side by side" if self._is_shared else "plain"
 
     def open(self, run: Run) -> Sequence[Report]:
         """Let a trial train with the others; alone it trains in `fit`."""
@@ -206,13 +219,14 @@ class PlainEngine:
         built, self._given = self._given, None
         if built is None:
             built = self._project.built(spec)
+        if is_shared:
+            draw_data_alike(built, task.seed)
         if checkpoint is None and spec.start_epoch is None and is_shared:
             run.start_epoch = self.epoch_to_join(built.pace)
         logger = TrialLogger(run.files, run.n_steps)
         fit = self._fits[spec.number] = _Fit(
             run, built, self, self._slots, self._calls, logger, checkpoint,
-            (self._streams.batch if lane is None else lane.wait) if is_shared else None,
-            lane.outside if lane is not None else lambda call: call(),
+            lane, self._streams if is_shared else None,
         )  # fmt: skip
         if run.is_trained and checkpoint is not None:
             built.module.load_state_dict(checkpoint["state_dict"])
@@ -230,6 +244,8 @@ class PlainEngine:
         )  # fmt: skip
         if task.module != DEFAULT_MODULE:
             wrap_loaders(fit.trainer, fit.wrapped)
+        if checkpoint is not None:  # Lightning would round its weights to the built module's
+            fit.trainer.precision_plugin.convert_module(built.module)
         with contextlib.suppress(LeftWithinEpochError):
             fit.trainer.fit(
                 built.module,
@@ -262,14 +278,20 @@ class _Fit(lightning.pytorch.callbacks.Checkpoint):
     def __init__(
         self, run: Run, built: Built, engine: PlainEngine, slots: Slots, calls: FluentCalls,
         logger: TrialLogger, checkpoint: Mapping[str, Any] | None,
-        take: Callable[[Want], Any] | None, outside: Callable[[Callable[[], Any]], Any],
+        lane: Lane | None, streams: Streams | None,
     ) -> None:  # fmt: skip
         self.module, self.io, self._logger = built.module, _CheckpointIO(), logger
         self.pace = built.pace
-        self._engine, self._take, self._outside = engine, take, outside
-        self.is_shared = take is not None
+        self._engine, self._lane = engine, lane
+        self._take: Callable[[Want], Any] | None = None
+        if streams is not None:
+            self._take = streams.batch if lane is None else lane.wait
+        self.is_shared = streams is not None
         """Whether its minibatches are the population's."""
         self._data: Hashable = None
+        self._why_alone: str | None = None
+        self.n_ahead = 0
+        """Steps that a group took for it."""
         self.sample: Any = None
         """The first minibatch of the trial."""
         self._seen: dict[str, torch.Tensor] = {}
@@ -334,8 +356,40 @@ class _Fit(lightning.pytorch.callbacks.Checkpoint):
         trainer = self.trainer
         return Want(
             self._data, source, self._epoch, self._n_taken,
-            trainer.training, index, 0, 0, loader,
+            trainer.training, index, 0, 0, loader, self._ahead(),
         )  # fmt: skip
+
+    def _ahead(self) -> Ahead | None:
+        """At an epoch's beginning: how it can train with others."""
+        trainer = self.trainer
+        if self._lane is None or not trainer.training or self._n_taken or not trainer.optimizers:
+            return None
+        if self._why_alone is None:
+            self._why_alone = why_alone(trainer, (_Fit, TrialLogger))
+            if len(self._loaders) != 1:
+                self._why_alone = "it has several train loaders"
+            if self._why_alone:
+                self._slots.say(one_by_one(self._why_alone))
+        if self._why_alone:
+            return None
+        n_steps = int(trainer.num_training_batches) - 1
+        shape = type(self.module), shape_of(self.module), self._data, n_steps
+        return Ahead(shape, n_steps, self)
+
+    @property
+    def generator(self) -> torch.Tensor:
+        """State of the trial's torch generator."""
+        assert self._lane is not None
+        return self._lane.torch_generator
+
+    @generator.setter
+    def generator(self, state: torch.Tensor) -> None:
+        assert self._lane is not None
+        self._lane.torch_generator = state
+
+    def log_by_step(self, metrics: Mapping[str, float], step: int) -> None:
+        """Keep values of a training step."""
+        self._logger.log_metrics(metrics, step)
 
     @property
     def _n_taken(self) -> int:
@@ -424,6 +478,9 @@ class _Fit(lightning.pytorch.callbacks.Checkpoint):
     ) -> None:  # fmt: skip
         """Keep the first minibatch."""
         self._is_in_step = True
+        if self.is_shared and self._n_taken == trainer.num_training_batches:
+            # Lightning counts what it has fetched itself: less, if others trained ahead.
+            trainer.fit_loop.epoch_loop.batch_progress.is_last_batch = True
         if self.sample is None:
             self.sample = batch
 
@@ -498,7 +555,11 @@ class _Fit(lightning.pytorch.callbacks.Checkpoint):
     def tell(self, *reports: Report) -> None:
         """Send reports, and take orders."""
         self._logger.write()
-        self._outside(partial(self._slots.tell, *reports))
+        tell = partial(self._slots.tell, *reports)
+        if self._lane is None:
+            tell()
+        else:
+            self._lane.outside(tell)
         self._told_s = time.monotonic()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,8 +11,12 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from sweep.training.devices import lightning_devices
 from sweep.training.modules import has_own_loaders
+from sweep.training.plain.lanes import isolated_generators
 from sweep.training.project.project import Built, listed
-from sweep.trial import Task
+from sweep.training.resuming import seed_everything
+from sweep.trial import Task, derive_seed
+
+DATA_HOOKS = ("prepare_data", "train_dataloader", "val_dataloader")
 
 
 def trainer_arguments(task: Task, built: Built) -> dict[str, Any]:
@@ -54,6 +59,29 @@ def loaders(built: Built, first_epoch: int, trainer: lightning.Trainer) -> dict[
         return {}
     is_own = is_overridden("val_dataloader", built.module)
     return given | ({"val_dataloaders": None} if is_own else {})
+
+
+def draw_data_alike(built: Built, seed: int) -> None:
+    """Let the hooks that make data draw random numbers from the study's seed, not the trial's:
+    the same rows and split for all trials, and set up once."""
+    data = built.data.fit_arguments(built.batch_size) if built.data is not None else {}
+    owners = [(built.module, DATA_HOOKS), (data.get("datamodule"), ("setup", *DATA_HOOKS))]
+    for owner, hooks in owners:
+        for name in hooks:
+            hook = getattr(owner, name, None)
+            if hook is not None and not hasattr(hook, "draws_alike"):
+                setattr(owner, name, _drawn_alike(hook, derive_seed(seed, "data", name)))
+
+
+def _drawn_alike(hook: Callable[..., Any], seed: int) -> Callable[..., Any]:
+    @functools.wraps(hook)
+    def drawn(*args: Any, **kwargs: Any) -> Any:
+        with isolated_generators(None):
+            seed_everything(seed)
+            return hook(*args, **kwargs)
+
+    drawn.draws_alike = True  # type: ignore[attr-defined]
+    return drawn
 
 
 def wrap_loaders(trainer: lightning.Trainer, wrap: Callable[[Any], Any]) -> None:

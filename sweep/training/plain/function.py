@@ -101,8 +101,6 @@ class FunctionTrainer:
     Raises ConfigError if the function cannot be imported or ignores a parameter.
     """
 
-    name = "function"
-
     def __init__(self, task: Task) -> None:
         self._task, self._calls = task, FluentCalls(task.work_dir)
         if task.n_threads:
@@ -134,6 +132,10 @@ class FunctionTrainer:
         report = TrialReport(run, self._slots, self._calls)
         with contextlib.suppress(TrialStopped):
             report.end(self._function(dict(run.spec.hyperparameters), report))
+
+    def rung(self, run: Run) -> str:
+        """See `sweep.training.slot_loop.Engine`."""
+        return "function"
 
     def open(self, run: Run) -> Sequence[Report]:
         """Does nothing: a trial that was interrupted starts again."""

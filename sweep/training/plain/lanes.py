@@ -71,6 +71,15 @@ class Lane:
         self._call = call
         return self._pause()
 
+    @property
+    def torch_generator(self) -> torch.Tensor:
+        """State of its global generator of torch on the CPU, while it waits."""
+        return self._generators[0]  # type: ignore[no-any-return]
+
+    @torch_generator.setter
+    def torch_generator(self, state: torch.Tensor) -> None:
+        self._generators = (state, *self._generators[1:])
+
     def abandon(self) -> None:
         """End it where it waits."""
         self._is_abandoned = True

@@ -26,6 +26,17 @@ END: Any = object()
 """In place of a minibatch: there are no more."""
 
 
+@dataclass(frozen=True)
+class Ahead:
+    """A trial that can train an epoch's minibatches but the last together with others."""
+
+    shape: Hashable
+    """Trials of equal shape can share steps."""
+    n_steps: int
+    member: Any
+    """See `sweep.training.vmapped.group.Member`."""
+
+
 @dataclass
 class Want:
     """A trial waits for a minibatch."""
@@ -47,6 +58,8 @@ class Want:
     """Of the minibatch in its iteration."""
     loader: Any
     """The trial's own loader."""
+    ahead: Ahead | None = None
+    """How the trial can train minibatches with others, this one and those after it."""
 
     @property
     def time(self) -> tuple[Any, ...]:

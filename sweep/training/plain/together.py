@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
-from sweep.training.plain.lanes import Lane
-from sweep.training.plain.shared import Streams, Want
+from sweep.training.plain.lanes import Lane, Raised
+from sweep.training.plain.shared import END, Streams, Want
+from sweep.training.vmapped.group import Group
+from sweep.training.vmapped.stand_in import CannotStackError
+
+FEWEST_SHARED = 2
+"""Fewer trials than these train each for itself."""
 
 
 class Together:
-    """Lets trials take turns, minibatch by minibatch.
+    """Lets trials take turns, minibatch by minibatch; those of a shape take steps together.
 
     Args:
         streams: Loads what they want.
+        say: Told why trials of a shape cannot share steps.
     """
 
-    def __init__(self, streams: Streams) -> None:
-        self._streams = streams
+    def __init__(self, streams: Streams, say: Callable[[str], None]) -> None:
+        self._streams, self._say = streams, say
         self._lanes: dict[int, Lane] = {}
         self._wants: dict[int, Want] = {}
         self._ready: dict[int, Any] = {}
         """What each trial that can go on is given."""
+        self._groups: dict[Hashable, tuple[list[int], Group]] = {}
+        """By shape: trials that share the present epoch's steps."""
+        self._refused: set[Hashable] = set()
 
     def start(self, number: int, fit: Callable[[Lane], None]) -> None:
         """Let a trial train from the next `advance` on."""
@@ -30,7 +39,7 @@ class Together:
     def advance(self) -> list[tuple[int, BaseException | None]]:
         """Train until trials end; returns their numbers and errors.
 
-        Raises what is raised here, not in a trial: a second Ctrl-C.
+        Raises what is raised here, not in a trial: a second Ctrl-C, out-of-memory errors.
         """
         while True:
             ended: list[tuple[int, BaseException | None]] = []
@@ -39,7 +48,7 @@ class Together:
             if ended or not self._lanes:
                 return ended
             for batch, numbers in self._streams.serve(self._wants):
-                for number in numbers:
+                for number in self._train_ahead(batch, numbers):
                     del self._wants[number]
                     self._ready[number] = batch
 
@@ -47,7 +56,7 @@ class Together:
         """End all trials where they are."""
         for lane in self._lanes.values():
             lane.abandon()
-        self._lanes, self._wants, self._ready = {}, {}, {}
+        self._lanes, self._wants, self._ready, self._groups = {}, {}, {}, {}
 
     def _go_on(self, number: int, ended: list[tuple[int, BaseException | None]]) -> None:
         lane, error = self._lanes[number], None
@@ -62,3 +71,61 @@ class Together:
             ended.append((number, error))
         else:
             self._wants[number] = want
+
+    def _train_ahead(self, batch: Any, numbers: Sequence[int]) -> list[int]:
+        """Train a minibatch of the trials that share steps; returns the others."""
+        rest, by_shape = list[int](), dict[Hashable, list[int]]()
+        for number in numbers:
+            ahead = self._wants[number].ahead
+            if ahead is None or ahead.shape in self._refused:
+                rest.append(number)
+            else:
+                by_shape.setdefault(ahead.shape, []).append(number)
+        for shape, shared in by_shape.items():
+            rest += self._step(shape, shared, batch)
+        return rest
+
+    def _step(self, shape: Hashable, numbers: list[int], batch: Any) -> list[int]:
+        """Take a step of a group; returns the trials that are to take this one by themselves."""
+        first = self._wants[numbers[0]]
+        assert first.ahead is not None
+        index, n_steps = first.index, first.ahead.n_steps
+        group: Group | None = None
+        try:
+            if index == 0:
+                group = self._begin(shape, numbers, n_steps)
+            else:
+                group = self._groups[shape][1]
+            if group is None:
+                return numbers
+            if index < n_steps and batch is not END and not isinstance(batch, Raised):
+                group.step(batch, index)
+                for number in numbers:
+                    self._wants[number].index += 1
+                    self._wants[number].n_taken += 1
+                return []
+        except CannotStackError as error:
+            self._refused.add(shape)
+            self._groups.pop(shape, None)
+            self._say(one_by_one(str(error)))
+        if group is not None and index:
+            group.hand_over(index)
+        return numbers
+
+    def _begin(self, shape: Hashable, numbers: list[int], n_steps: int) -> Group | None:
+        if len(numbers) < FEWEST_SHARED:
+            return None
+        before, group = self._groups.get(shape, ([], None))
+        if group is not None and before == numbers:
+            group.begin(n_steps)
+            return group
+        self._groups.pop(shape, None)
+        members = [want.ahead.member for n in numbers if (want := self._wants[n]).ahead]
+        group = Group(members, n_steps)
+        self._groups[shape] = numbers, group
+        return group
+
+
+def one_by_one(why: str) -> str:
+    """Notice for trials that cannot share steps."""
+    return f"trials take their steps one by one, on shared minibatches: {why}"

@@ -1,0 +1,321 @@
+"""Whole searches over modules of one's own: sweep against the script that a user would write.
+
+    python benchmarks/populations.py [table widths cnn decode] --mnist FOLDER [--rounds N]
+
+The script is Optuna's `study.optimize`, a Lightning Trainer with its defaults, `MLFlowLogger` and
+`ModelCheckpoint`; both ways train the same modules on the same data for as many epochs, each in a
+process of its own, imports and tracking included, in turn. `log_model` is off in both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import logging
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from dataclasses import dataclass, field, replace
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from own_module import Cnn, Own, _read
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+BATCH = 64
+
+
+class Residual(nn.Module):
+    """A residual block for tables."""
+
+    def __init__(self, width: int, dropout: float) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, width), nn.ReLU(), nn.Dropout(dropout),
+            nn.Linear(width, width),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.inner(x)
+
+
+class TableNet(Own):
+    """30 numbers, two residual blocks."""
+
+    def __init__(self, lr: float = 1e-3, width: int = 64, dropout: float = 0.1) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        blocks = [Residual(width, dropout) for _ in range(2)]
+        self.net = nn.Sequential(nn.Linear(30, width), *blocks, nn.Linear(width, 10))
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.AdamW(self.parameters(), self.hparams.lr)
+
+
+class SmallCnn(Cnn):
+    """The CNN of own_module.py with a learning rate."""
+
+    def __init__(self, lr: float = 1e-3) -> None:
+        super().__init__()
+        self.lr = lr
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.Adam(self.parameters(), self.lr)
+
+
+class PictureNet(Own):
+    """A small network on decoded pictures."""
+
+    def __init__(self, lr: float = 1e-3) -> None:
+        super().__init__()
+        self.lr = lr
+        self.net = nn.Sequential(
+            nn.Flatten(), nn.Linear(3 * 16 * 16, 64), nn.ReLU(), nn.Linear(64, 10)
+        )
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.Adam(self.parameters(), self.lr)
+
+
+class Rows(lightning.LightningDataModule):
+    """A table of 32,000 rows with ten classes."""
+
+    def setup(self, stage: str | None = None) -> None:
+        g = torch.Generator().manual_seed(0)
+        x = torch.randn(36_000, 30, generator=g)
+        y = (x[:, :10] + 0.5 * torch.randn(36_000, 10, generator=g)).argmax(1)
+        self.train, self.val = TensorDataset(x[:32_000], y[:32_000]), TensorDataset(x[32_000:], y[32_000:])
+
+    def train_dataloader(self) -> Any:
+        return DataLoader(self.train, BATCH, shuffle=True)
+
+    def val_dataloader(self) -> Any:
+        return DataLoader(self.val, 500)
+
+
+class Mnist(lightning.LightningDataModule):
+    """MNIST's first 20,000 pictures."""
+
+    def __init__(self, mnist: str = "") -> None:
+        super().__init__()
+        self.mnist = mnist
+
+    def setup(self, stage: str | None = None) -> None:
+        x, y = (_read(Path(self.mnist), part) for part in ("images-idx3", "labels-idx1"))
+        x = x[:22_000].float().unsqueeze(1) / 255
+        self.train = TensorDataset(x[:20_000], y[:20_000].long())
+        self.val = TensorDataset(x[20_000:], y[20_000:22_000].long())
+
+    def train_dataloader(self) -> Any:
+        return DataLoader(self.train, BATCH, shuffle=True)
+
+    def val_dataloader(self) -> Any:
+        return DataLoader(self.val, 500)
+
+
+class Encoded(Dataset[Any]):
+    """JPEG files in memory, decoded and shrunk as they are asked for."""
+
+    def __init__(self, n: int, seed: int) -> None:
+        from PIL import Image
+
+        rng = np.random.default_rng(seed)
+        self.files, self.labels = [], rng.integers(0, 10, n)
+        for label in self.labels:
+            small = rng.integers(0, 80, (8, 8, 3)) + 15 * label
+            picture = Image.fromarray(small.astype(np.uint8)).resize((96, 96))
+            held = io.BytesIO()
+            picture.save(held, "JPEG")
+            self.files.append(held.getvalue())
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Any:
+        from PIL import Image
+
+        picture = Image.open(io.BytesIO(self.files[index])).resize((16, 16))
+        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
+        return pixels, int(self.labels[index])
+
+
+class Pictures(lightning.LightningDataModule):
+    """6,400 pictures to train on."""
+
+    def setup(self, stage: str | None = None) -> None:
+        self.train, self.val = Encoded(6400, 0), Encoded(512, 1)
+
+    def train_dataloader(self) -> Any:
+        return DataLoader(self.train, BATCH, shuffle=True)
+
+    def val_dataloader(self) -> Any:
+        return DataLoader(self.val, BATCH)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A search."""
+
+    module: str
+    data: str
+    trials: int
+    epochs: int
+    vary: dict[str, Any] = field(default_factory=lambda: {"lr": (1e-4, 1e-1)})
+
+
+CASES = {
+    "table": Case("TableNet", "Rows", 32, 5, {"lr": (1e-4, 1e-1), "dropout": (0.0, 0.5)}),
+    "widths": Case("TableNet", "Rows", 32, 5, {"lr": (1e-4, 1e-1), "width": [32, 256]}),
+    "cnn": Case("SmallCnn", "Mnist", 8, 3),
+    "decode": Case("PictureNet", "Pictures", 16, 3),
+}
+
+
+def stock(case: Case, mnist: str) -> float:
+    """The user's own script."""
+    import mlflow
+    import optuna
+    from lightning.pytorch.callbacks import ModelCheckpoint
+    from lightning.pytorch.loggers import MLFlowLogger
+
+    logging.getLogger("mlflow").setLevel(logging.ERROR)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    mlflow.set_tracking_uri("sqlite:///stock.db")
+
+    def objective(trial: optuna.Trial) -> float:
+        given = {
+            name: trial.suggest_int(name, *limits)
+            if isinstance(limits, list)
+            else trial.suggest_float(name, *limits, log=name == "lr")
+            for name, limits in case.vary.items()
+        }
+        lightning.seed_everything(trial.number)
+        module, data = globals()[case.module](**given), made(case, mnist)
+        logger = MLFlowLogger("stock", tracking_uri="sqlite:///stock.db")
+        logger.log_hyperparams(trial.params)
+        best = ModelCheckpoint(monitor="val_loss", dirpath=f"stock/{trial.number}")
+        trainer = lightning.Trainer(
+            max_epochs=case.epochs, accelerator="cpu", logger=logger, callbacks=[best],
+            enable_progress_bar=False, enable_model_summary=False,
+        )  # fmt: skip
+        trainer.fit(module, datamodule=data)
+        assert best.best_model_score is not None
+        return float(best.best_model_score)
+
+    study = optuna.create_study(storage="sqlite:///stock-optuna.db", direction="minimize")
+    study.optimize(objective, n_trials=case.trials)
+    return float(study.best_value)
+
+
+def made(case: Case, mnist: str) -> Any:
+    """The case's DataModule."""
+    return Mnist(mnist) if case.data == "Mnist" else globals()[case.data]()
+
+
+def searched(case: Case, mnist: str, **settings: Any) -> float:
+    """The same search by sweep."""
+    import sweep
+
+    vary = {
+        name: sweep.ints(*limits) if isinstance(limits, list)
+        else sweep.floats(*limits, log=name == "lr")
+        for name, limits in case.vary.items()
+    }  # fmt: skip
+    result = sweep.run(
+        module=f"populations:{case.module}", data=f"populations:{case.data}", metric="val_loss",
+        vary=vary, trials=case.trials, epochs=case.epochs, accelerator="cpu", study="case",
+        set={"data.mnist": mnist} if case.data == "Mnist" else {}, log_models="none",
+        pruner="none", **settings,
+    )  # fmt: skip
+    assert result.n_new == case.trials, result
+    return float(result.best.value)
+
+
+def measured(way: str, name: str, args: argparse.Namespace) -> dict[str, float]:
+    """Seconds and best score of a search, in a process and a folder of its own."""
+    here = Path(__file__).resolve()
+    with tempfile.TemporaryDirectory() as folder:
+        began_s = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, str(here), name, "--way", way, "--mnist", args.mnist,
+             "--settings", args.settings, "--trials", str(args.trials or 0)],
+            cwd=folder, capture_output=True, text=True, check=False,
+            env={**os.environ, "PYTHONPATH": str(here.parent)},
+        )  # fmt: skip
+        if done.returncode:
+            raise SystemExit(done.stdout + done.stderr)
+        if args.verbose:
+            print(done.stderr, flush=True)
+        best = float(done.stdout.splitlines()[-1])
+        return {"wall_s": time.perf_counter() - began_s, "best": best}
+
+
+def main() -> None:
+    """Measure and print."""
+    args = parse()
+    if args.way:
+        warnings.filterwarnings("ignore")
+        logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+        case = CASES[args.cases[0]]
+        if args.trials:
+            case = replace(case, trials=args.trials)
+        best = (
+            stock(case, args.mnist)
+            if args.way == "stock"
+            else searched(case, args.mnist, **json.loads(args.settings))
+        )
+        print(best)
+        return
+    print(
+        f"{date.today()}, {os.cpu_count()} cores, Python {platform.python_version()}, "
+        + ", ".join(f"{p} {version(p)}" for p in ("torch", "lightning", "optuna", "mlflow"))
+        + f"; medians of {args.rounds} rounds, in turn"
+    )
+    for name in args.cases or CASES:
+        found: dict[str, list[dict[str, float]]] = {way: [] for way in args.ways.split(",")}
+        for i in range(args.rounds):
+            for way in sorted(found, reverse=bool(i % 2)):
+                found[way].append(measured(way, name, args))
+        walls = {way: statistics.median(f["wall_s"] for f in fs) for way, fs in found.items()}
+        said = ", ".join(
+            f"{way} {walls[way]:.1f} s (best {min(f['best'] for f in fs):.4f})"
+            for way, fs in found.items()
+        )
+        ratio = walls.get("stock", 0.0) / walls.get("sweep", 1.0)
+        case = CASES[name]
+        print(f"{name}, {args.trials or case.trials} trials x {case.epochs} epochs: {said}; "
+              f"stock / sweep {ratio:.2f}", flush=True)  # fmt: skip
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("cases", nargs="*", help="table, widths, cnn, decode")
+    parser.add_argument("--mnist", default="", help="folder with MNIST's files", type=_absolute)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--trials", type=int, help="instead of each case's")
+    parser.add_argument("--ways", default="stock,sweep")
+    parser.add_argument("--settings", default="{}", help="more of sweep.run's, as JSON")
+    parser.add_argument("--verbose", action="store_true")
+    parser.add_argument("--way", choices=("stock", "sweep"), help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def _absolute(text: str) -> str:
+    return str(Path(text).resolve()) if text else ""
+
+
+if __name__ == "__main__":
+    main()

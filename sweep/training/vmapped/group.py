@@ -1,0 +1,394 @@
+"""Trials of any module that take their training steps together.
+
+Each trial has a Lightning Trainer of its own, which does all that a fit has besides the training
+steps of an epoch: setup, validation, checkpoints, callbacks, schedules by epoch, the end. The
+group trains each epoch's minibatches but the last, for all its trials in one call; then the
+Trainer finds itself before the last minibatch, with its counters and means where they would be,
+and trains that one itself.
+
+Axes: N trials, P weights of a trial, B samples of a minibatch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Protocol
+
+import lightning
+import torch
+from lightning.fabric.utilities.apply_func import move_data_to_device
+from lightning.pytorch.utilities.data import extract_batch_size
+from torch import Tensor
+
+from sweep.training.failures import classify
+from sweep.training.likeness import UnlikeError
+from sweep.training.optimizers import clip_scales
+from sweep.training.vmapped.noise import CannotDrawError, Draw, drawn, listed, replaced
+from sweep.training.vmapped.stack import Optimizers, Stack, kind_of
+from sweep.training.vmapped.stand_in import CannotStackError, StandIn, state_of
+
+
+class Member(Protocol):
+    """A trial in a group."""
+
+    module: lightning.LightningModule
+    trainer: lightning.Trainer
+    n_ahead: int
+    """Steps that a group took for it."""
+
+    @property
+    def generator(self) -> Tensor:
+        """State of the trial's torch generator on the CPU."""
+        ...
+
+    @generator.setter
+    def generator(self, state: Tensor) -> None: ...
+
+    def log_by_step(self, metrics: Mapping[str, float], step: int) -> None:
+        """Keep values of a training step."""
+        ...
+
+
+class Group:
+    """Takes training steps of N trials.
+
+    Args:
+        members: At their epoch's beginning, with modules of one shape.
+        n_steps: Steps of the epoch that it is to take.
+
+    Raises CannotStackError: each trial must train for itself.
+    """
+
+    def __init__(self, members: Sequence[Member], n_steps: int) -> None:
+        self._n_steps, self._has_stepped, self._is_tried = n_steps, False, False
+        self.members = sorted(members, key=lambda m: str(kind_of(m.trainer.optimizers[0])))
+        self._modules = [member.module for member in self.members]
+        self._optimizers = [member.trainer.optimizers[0] for member in self.members]
+        lead = self._modules[0]
+        names = {id(p): name for name, p in lead.named_parameters()}
+        order = [
+            names[id(p)]
+            for group in self._optimizers[0].param_groups
+            for p in group["params"]
+            if p.requires_grad
+        ]
+        self._order = order
+        self._states: list[Any] = []
+        self._stack: Stack | None = None
+        self._begin_anew()
+
+    def begin(self, n_steps: int) -> None:
+        """Begin an epoch. Raises CannotStackError."""
+        self._n_steps = n_steps
+        self._begin_anew()
+
+    def _see_alike(self) -> None:
+        try:
+            states = [state_of(module) for module in self._modules]
+        except UnlikeError as error:
+            raise CannotStackError(str(error)) from error
+        if states != self._states:
+            self._states, self._is_tried = states, False
+            self._stand_in = StandIn(self._modules, states)
+            self._draws: dict[Any, list[Draw]] = {}
+        self._stand_in.follow(self._modules[0])
+
+    def _begin_anew(self) -> None:
+        self._see_alike()
+        if self._stack is None or not self._stack.is_intact or not self._updates.is_intact:
+            self._stack = Stack(self._modules, self._order)
+            self._updates = Optimizers(self._stack, self._modules, self._optimizers)
+        by_step = [c for m in self.members for c in m.trainer.lr_scheduler_configs
+                   if c.interval == "step"]  # fmt: skip
+        self._updates.begin(self._n_steps, is_constant=not by_step)
+        self._has_schedules = bool(by_step)
+        self._means = _Means()
+        self._generators = []
+        for member in self.members:
+            generator = torch.Generator()
+            generator.set_state(member.generator)
+            self._generators.append(generator)
+        trainers = [member.trainer for member in self.members]
+        norms = [
+            torch.inf if t.gradient_clip_val is None or t.gradient_clip_algorithm == "value"
+            else float(t.gradient_clip_val)
+            for t in trainers
+        ]  # fmt: skip
+        clips = [
+            float(t.gradient_clip_val or torch.inf) if t.gradient_clip_algorithm == "value"
+            else torch.inf
+            for t in trainers
+        ]  # fmt: skip
+        column = partial(torch.tensor, dtype=self._stack.weights.dtype,
+                         device=self._stack.weights.device)  # fmt: skip
+        self._norms = column(norms)[:, None, None] if min(norms) < torch.inf else None
+        self._clips = column(clips)[:, None] if min(clips) < torch.inf else None
+        self._numbers = [column(values) for values in self._stand_in.numbers]
+
+    def step(self, batch: Any, batch_idx: int) -> None:
+        """Train one minibatch. Raises CannotStackError, before anything is changed."""
+        trainer = self.members[0].trainer
+        batch = move_data_to_device(batch, trainer.strategy.root_device)
+        batch = trainer.precision_plugin.convert_input(batch)
+        with trainer.precision_plugin.train_step_context(), _quiet():
+            draws = self._draws_for(batch, batch_idx)
+            noises = drawn(draws, self._generators)
+            losses, grads, logged, calls = self._losses_and_grads(batch, batch_idx, noises)
+        with torch.no_grad():
+            flat = self._stack.flat(grads)
+            if self._norms is not None:
+                flat = flat * clip_scales([flat.unsqueeze(1)], self._norms).squeeze(1)
+            if self._clips is not None:
+                flat = flat.clamp(-self._clips, self._clips)
+            self._updates.step(flat)
+            self._note(batch, batch_idx, losses, logged, calls)
+        if self._has_schedules:
+            with _quiet():
+                self._step_schedules(batch_idx)
+
+    def _losses_and_grads(
+        self, batch: Any, batch_idx: int, noises: Sequence[Tensor]
+    ) -> tuple[Tensor, list[Tensor], dict[str, Tensor], list[tuple[Tensor, ...]]]:
+        """Losses (N,), gradients (N, ...) in order, what was logged, and calls of metrics."""
+        stand_in, stack = self._stand_in, self._stack
+        assert stack is not None
+        trained = {name: view.detach().requires_grad_() for name, view in stack.named.items()}
+        tensors = {**trained, **stack.others}
+
+        def one(
+            tensors: Mapping[str, Tensor], numbers: Sequence[Tensor], noises: Sequence[Tensor]
+        ) -> Any:
+            with replaced(noises, self._values_of(numbers)):
+                loss = stand_in.step(tensors, numbers, batch, batch_idx)
+            logged = stand_in.logged
+            return loss, dict(logged.values), [arguments for _, arguments in logged.calls]
+
+        before = None if self._has_stepped else {n: t.clone() for n, t in stack.others.items()}
+        try:
+            call = torch.func.vmap(one, randomness="error")
+            losses, logged, calls = call(tensors, self._numbers, list(noises))
+            grads = torch.autograd.grad(
+                losses.sum(), [trained[name] for name in self._order], allow_unused=True
+            )
+        except CannotStackError:
+            self._put_back(before)
+            raise
+        except Exception as error:
+            self._put_back(before)
+            if classify(error).kind == "oom":
+                raise
+            raise CannotStackError(first_line(error)) from error
+        if unused := [name for name, g in zip(self._order, grads, strict=True) if g is None]:
+            self._put_back(before)
+            raise CannotStackError(f"{unused[0]} has no part in the loss")
+        self._has_stepped = True
+        return losses, list(grads), logged, calls
+
+    def _put_back(self, before: Mapping[str, Tensor] | None) -> None:
+        assert self._stack is not None
+        for name, value in (before or {}).items():
+            self._stack.others[name].copy_(value)
+
+    def _values_of(self, numbers: Sequence[Any]) -> Callable[[Any], Any]:
+        known = list(zip(numbers, self._stand_in.numbers, strict=True))
+
+        def values_of(argument: Any) -> Any:
+            for number, values in known:
+                if argument is number:
+                    return values
+            return None
+
+        return values_of
+
+    def _draws_for(self, batch: Any, batch_idx: int) -> list[Draw]:
+        """The random calls of a step with such a minibatch: listed in a step of one trial."""
+        key = _shapes(batch)
+        if key in self._draws and self._is_tried:
+            return self._draws[key]
+        stand_in, lead = self._stand_in, self._modules[0]
+        tensors = {
+            name: tensor.detach().clone()
+            for name, tensor in [*lead.named_parameters(), *lead.named_buffers()]
+        }
+        numbers = [_Number(values[0]) for values in stand_in.numbers]
+        before = torch.get_rng_state()
+        draws: list[Draw] = []
+
+        def step() -> None:
+            with torch.no_grad(), listed(self._values_of(numbers)) as found:
+                stand_in.step(tensors, numbers, batch, batch_idx)
+            draws[:] = found
+
+        try:
+            if self._is_tried:
+                step()
+            else:
+                stand_in.see_that_it_keeps_nothing(step)
+        except (CannotStackError, CannotDrawError) as error:
+            raise CannotStackError(str(error)) from error
+        except Exception as error:
+            raise CannotStackError(first_line(error)) from error
+        if not torch.equal(before, torch.get_rng_state()):
+            raise CannotStackError("its step draws random numbers in a way of its own")
+        self._is_tried = True
+        self._draws[key] = draws
+        return draws
+
+    def _note(
+        self, batch: Any, batch_idx: int, losses: Tensor, logged: Mapping[str, Tensor],
+        calls: Sequence[tuple[Tensor, ...]],
+    ) -> None:  # fmt: skip
+        """Keep what the step logged, for the trials' own Trainers."""
+        record = self._stand_in.logged
+        size = None
+        for name, how in record.how.items():
+            if name in record.metrics:
+                continue
+            if how.get("on_epoch"):
+                if size is None:
+                    size = extract_batch_size(batch)
+                value = logged.get(name)
+                if value is None:
+                    value = torch.full_like(losses, record.constants[name])
+                self._means.add(name, value, how, int(how.get("batch_size") or size))
+        for (name, _), arguments in zip(record.calls, calls, strict=True):
+            self._means.calls.setdefault(name, []).append(arguments)
+        self._log_by_step(batch_idx, logged)
+
+    def _log_by_step(self, batch_idx: int, logged: Mapping[str, Tensor]) -> None:
+        record = self._stand_in.logged
+        rows: dict[str, list[float]] | None = None
+        for k, member in enumerate(self.members):
+            n_before = member.trainer.global_step + batch_idx
+            if (n_before + 1) % max(1, member.trainer.log_every_n_steps):
+                continue
+            if rows is None:
+                rows = {name: value.tolist() for name, value in logged.items()}
+            found = {
+                name + ("_step" if how.get("on_epoch") else ""): (
+                    rows[name][k] if name in rows else record.constants[name]
+                )
+                for name, how in record.how.items()
+                if how.get("on_step", True) is not False and how.get("logger", True) is not False
+                and name not in record.metrics
+            }  # fmt: skip
+            if found:
+                member.log_by_step(found, n_before)
+
+    def _step_schedules(self, batch_idx: int) -> None:
+        for member in self.members:
+            for config in member.trainer.lr_scheduler_configs:
+                if config.interval == "step" and (batch_idx + 1) % config.frequency == 0:
+                    config.scheduler.step()
+
+    def hand_over(self, n_trained: int) -> None:
+        """Put the trials' Trainers where they would be after the steps of this epoch so far."""
+        if n_trained:
+            self._updates.hand_back()
+        for k, member in enumerate(self.members):
+            member.generator = self._generators[k].get_state()
+            skip(member.trainer, n_trained)
+            member.n_ahead += n_trained
+            self._means.give(k, member)
+
+
+class _Number(float):
+    """A trial's number, to be told from others of the same value."""
+
+
+class _Means:
+    """What the steps of an epoch logged for its end: sums (N,) by name; calls of metrics."""
+
+    def __init__(self) -> None:
+        self.calls: dict[str, list[tuple[Tensor, ...]]] = {}
+        self._found: dict[str, tuple[Tensor, int, dict[str, Any]]] = {}
+
+    def add(self, name: str, value: Tensor, how: Mapping[str, Any], size: int) -> None:
+        """Add values (N,) of a minibatch of `size` samples."""
+        kind = reduction(how)
+        value = value.double()
+        if kind == "mean":
+            value = value * size
+        if name in self._found:
+            before, n, _ = self._found[name]
+            combined = {"min": torch.minimum, "max": torch.maximum}.get(kind, torch.add)
+            self._found[name] = combined(before, value), n + size, dict(how)
+        else:
+            self._found[name] = value, size, dict(how)
+
+    def give(self, k: int, member: Member) -> None:
+        """Let the trial's Trainer log it in the next training step; feed the trial's metrics."""
+        logs = []
+        for name, (total, n, how) in self._found.items():
+            value = total[k] / n if reduction(how) == "mean" else total[k]
+            logs.append((name, value, how | {"batch_size": n}))
+        for name, steps in self.calls.items():
+            metric = member.module.get_submodule(name)
+            for arguments in steps:
+                metric.update(*[argument[k] for argument in arguments])  # type: ignore[operator]
+        if logs:
+            log_before_next_step(member, logs)
+
+
+def reduction(how: Mapping[str, Any]) -> str:
+    """ "mean", "sum", "min" or "max". Raises CannotStackError."""
+    given = how.get("reduce_fx", "mean")
+    name = given if isinstance(given, str) else getattr(given, "__name__", "")
+    kind = {"amin": "min", "amax": "max"}.get(name, name)
+    if kind not in ("mean", "sum", "min", "max"):
+        raise CannotStackError(f"it logs with a reduction of its own, {given}")
+    return kind
+
+
+def log_before_next_step(member: Member, logs: Sequence[tuple[str, Tensor, Any]]) -> None:
+    """Let the trial's Trainer log these in its next training step, before the step itself."""
+    strategy = member.trainer.strategy
+    original = type(strategy).training_step
+
+    def training_step(*args: Any, **kwargs: Any) -> Any:
+        del strategy.training_step
+        dtype = torch.get_default_dtype()
+        for name, value, how in logs:
+            member.module.log(name, value.to(dtype), **how)
+        return original(strategy, *args, **kwargs)
+
+    strategy.training_step = training_step  # type: ignore[method-assign]
+
+
+def skip(trainer: lightning.Trainer, n: int) -> None:
+    """Count n training steps, as the Trainer's own loop would have."""
+    loop = trainer.fit_loop.epoch_loop
+    loop.batch_progress.increment_by(n)
+    optimizer = loop.automatic_optimization.optim_progress.optimizer
+    optimizer.step.increment_by(n)
+    optimizer.zero_grad.increment_by(n)
+    state = loop.on_save_checkpoint()
+    state["_batches_that_stepped"] += n
+    loop.on_load_checkpoint(state)
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in short."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:120]
+
+
+def _shapes(batch: Any) -> Any:
+    if isinstance(batch, Tensor):
+        return tuple(batch.shape), batch.dtype
+    if isinstance(batch, Mapping):
+        return tuple((str(key), _shapes(value)) for key, value in batch.items())
+    if isinstance(batch, list | tuple):
+        return tuple(_shapes(value) for value in batch)
+    return type(batch)
+
+
+@contextlib.contextmanager
+def _quiet() -> Any:
+    """Without torch's warning that a schedule's step comes before an optimizer's."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r".*lr_scheduler\.step\(\).*")
+        yield

@@ -1,0 +1,277 @@
+"""Weights, buffers and optimizers of many trials as one tensor each.
+
+Each trial's module keeps its parameters: they are views into the stack, so that validation,
+checkpoints and the trial's own optimizer work on them as ever.
+
+Axes: N trials, P weights of a trial.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from torch import Tensor
+
+from sweep.hyperparameters import OPTIMIZERS
+from sweep.training.optimizers import MOMENTUM_DECAY, OptimizerRule, make_rule
+
+NEVER = ("maximize", "amsgrad", "differentiable", "capturable")
+"""Settings of torch's optimizers that no rule has."""
+
+
+class Stack:
+    """The weights and buffers of N modules of one shape.
+
+    Args:
+        modules: Their parameters and buffers become views of the stack.
+        order: Names of the trained parameters, those of a parameter group side by side.
+    """
+
+    def __init__(self, modules: Sequence[lightning.LightningModule], order: Sequence[str]) -> None:
+        named = [dict(module.named_parameters()) for module in modules]
+        self.order = list(order)
+        self._sizes = [named[0][name].numel() for name in order]
+        self._shapes = [named[0][name].shape for name in order]
+        trained = [
+            [parameters[name].detach().reshape(-1) for name in order] for parameters in named
+        ]
+        self.weights = torch.stack([torch.cat(flat) for flat in trained])
+        """Trained parameters (N, P)."""
+        self.named = self.views(self.weights)
+        self.others = {
+            name: torch.stack([parameters[name].detach() for parameters in named])
+            for name in named[0]
+            if name not in self.named
+        } | {
+            name: torch.stack([dict(m.named_buffers())[name] for m in modules])
+            for name, _ in modules[0].named_buffers()
+        }
+        """Frozen parameters and buffers, (N, ...) each."""
+        self._tensors = [dict(itertools.chain(m.named_parameters(), m.named_buffers()))
+                         for m in modules]  # fmt: skip
+        for k, tensors in enumerate(self._tensors):
+            for name, stacked in (self.named | self.others).items():
+                tensors[name].data = stacked[k]
+
+    def views(self, flat: Tensor) -> dict[str, Tensor]:
+        """(N, P) as (N, ...) by name."""
+        parts = flat.split(self._sizes, 1)
+        return {
+            name: part.unflatten(1, shape) if shape else part.squeeze(1)
+            for name, part, shape in zip(self.order, parts, self._shapes, strict=True)
+        }
+
+    def flat(self, grads: Sequence[Tensor]) -> Tensor:
+        """Gradients (N, ...) in the order of the trained parameters, as (N, P)."""
+        return torch.cat(
+            [grad.flatten(1) if grad.dim() > 1 else grad[:, None] for grad in grads], 1
+        )
+
+    def offsets(self, names: Sequence[str]) -> slice:
+        """Where these neighbours among the trained parameters are in P."""
+        ends = list(itertools.accumulate(self._sizes, initial=0))
+        at = [self.order.index(name) for name in names]
+        return slice(ends[min(at)], ends[max(at) + 1])
+
+    @property
+    def is_intact(self) -> bool:
+        """Whether the modules' tensors still are views of the stack."""
+        return all(
+            tensors[name].data_ptr() == stacked[k].data_ptr()
+            for k, tensors in enumerate(self._tensors)
+            for name, stacked in (self.named | self.others).items()
+        )
+
+
+class Optimizers:
+    """The optimizers of N trials: one update for all of a kind.
+
+    Optimizers without a rule (see `sweep.training.optimizers`) take their own steps, one by one.
+
+    Args:
+        stack: What they train.
+        modules: Of the trials.
+        optimizers: `torch.optim` objects, one a trial, over parameters that are views of `stack`.
+            Those of a kind (`kind_of`) must be neighbours.
+    """
+
+    def __init__(
+        self, stack: Stack, modules: Sequence[lightning.LightningModule],
+        optimizers: Sequence[torch.optim.Optimizer],
+    ) -> None:  # fmt: skip
+        self._stack, self._optimizers = stack, list(optimizers)
+        names = {id(p): name for name, p in modules[0].named_parameters()}
+        self._parameters = [dict(module.named_parameters()) for module in modules]
+        self._groups = [
+            [names[id(p)] for p in group["params"] if names[id(p)] in stack.named]
+            for group in optimizers[0].param_groups
+        ]
+        self._kinds: dict[Any, list[int]] = {}
+        self._own: list[int] = []
+        for k, optimizer in enumerate(optimizers):
+            if (kind := kind_of(optimizer)) is None:
+                self._own.append(k)
+            else:
+                self._kinds.setdefault(kind, []).append(k)
+        self.n_taken = [self._steps_taken(k) for k in range(len(self._optimizers))]
+        self._states = {
+            kind: self._gathered(kind, numbers) for kind, numbers in self._kinds.items()
+        }
+
+    def begin(self, n_steps: int, *, is_constant: bool) -> None:
+        """Prepare the next steps; `is_constant`: no schedule changes a setting within them."""
+        self._n_planned = n_steps if is_constant else 1
+        self._plan()
+
+    def step(self, grads: Tensor) -> None:
+        """Take a step with gradients (N, P)."""
+        if self._n_stepped == self._n_planned:
+            self._plan()
+        for kind, numbers in self._kinds.items():
+            own = slice(numbers[0], numbers[-1] + 1)
+            for index, names in enumerate(self._groups):
+                if names:
+                    self._step_group(kind, index, own, self._stack.offsets(names), grads)
+        for k in self._own:
+            for name, views in self._stack.views(grads).items():
+                self._parameters[k][name].grad = views[k]
+            self._optimizers[k].step()
+        self._n_stepped += 1
+        self.n_taken = [n + 1 for n in self.n_taken]
+
+    def _plan(self) -> None:
+        self._n_stepped = 0
+        self._rules: dict[Any, tuple[OptimizerRule, dict[str, Tensor]]] = {
+            (kind, index): self._coefficients(index, numbers)
+            for kind, numbers in self._kinds.items()
+            for index in range(len(self._groups))
+        }
+
+    def _step_group(self, kind: Any, index: int, own: slice, part: slice, grads: Tensor) -> None:
+        rule, tables = self._rules[kind, index]
+        states = [state[:, part].unsqueeze(1) for state in self._states[kind][: rule.n_states]]
+        at = {name: table[self._n_stepped] for name, table in tables.items()}
+        weights = self._stack.weights[own, part].unsqueeze(1)
+        rule.step(weights, grads[own, part].unsqueeze(1), states, at)
+
+    @property
+    def is_intact(self) -> bool:
+        """Whether the trials' optimizers still have their states here; takes over their counts."""
+        self.n_taken = [self._steps_taken(k) for k in range(len(self._optimizers))]
+        for kind, numbers in self._kinds.items():
+            if any(kind_of(self._optimizers[k]) != kind for k in numbers):
+                return False
+            for index, state_name in enumerate(self._state_names(numbers[0])):
+                views = self._stack.views(self._states[kind][index])
+                for position, k in enumerate(numbers):
+                    for name, view in views.items():
+                        state = self._optimizers[k].state.get(self._parameters[k][name], {})
+                        found = state.get(state_name)
+                        if found is None or found.data_ptr() != view[position].data_ptr():
+                            return False
+        return all(kind_of(self._optimizers[k]) is None for k in self._own)
+
+    def hand_back(self) -> None:
+        """Put the states into the trials' own optimizers: as views, so that both go on."""
+        for kind, numbers in self._kinds.items():
+            for position, k in enumerate(numbers):
+                self._hand_back(kind, position, k)
+
+    def _hand_back(self, kind: Any, position: int, k: int) -> None:
+        optimizer = self._optimizers[k]
+        rules = [rule_of(group, type(optimizer)) for group in optimizer.param_groups]
+        for names, rule in zip(self._groups, rules, strict=True):
+            assert rule is not None
+            for index, state_name in enumerate(rule.state_names):
+                views = self._stack.views(self._states[kind][index])
+                for name in names:
+                    state = optimizer.state[self._parameters[k][name]]
+                    state[state_name] = views[name][position]
+            scalars = rule.torch_scalars(self.n_taken[k]) if rule.state_names else {}
+            for name in names:
+                state = optimizer.state[self._parameters[k][name]]
+                for scalar, value in scalars.items():
+                    state[scalar] = torch.tensor(value, dtype=torch.float32)
+
+    def _state_names(self, k: int) -> tuple[str, ...]:
+        """Of all parameter groups: those of one are the first of another's."""
+        cls = type(self._optimizers[k])
+        rules = [rule_of(group, cls) for group in self._optimizers[k].param_groups]
+        return max((rule.state_names for rule in rules if rule is not None), key=len)
+
+    def _steps_taken(self, k: int) -> int:
+        states = self._optimizers[k].state
+        for name in self._stack.order:
+            state = states.get(self._parameters[k][name], {})
+            if "step" in state:
+                return int(state["step"])
+            if state.get("momentum_buffer") is not None:
+                return 1  # SGD counts none: after the first all steps are alike
+        return 0
+
+    def _gathered(self, kind: Any, numbers: Sequence[int]) -> list[Tensor]:
+        """Each state tensor of these trials, (n, P)."""
+        names = self._state_names(numbers[0])
+        weights = self._stack.weights
+        found = [weights.new_zeros((len(numbers), weights.shape[1])) for _ in names]
+        for tensor, state_name in zip(found, names, strict=True):
+            for position, k in enumerate(numbers):
+                for name, view in self._stack.views(tensor).items():
+                    state = self._optimizers[k].state.get(self._parameters[k][name], {})
+                    if state.get(state_name) is not None:
+                        view[position].copy_(state[state_name])
+        return found
+
+    def _coefficients(
+        self, index: int, numbers: Sequence[int]
+    ) -> tuple[OptimizerRule, dict[str, Tensor]]:
+        """The rule of a parameter group; coefficients (n_steps, n, 1, 1) of the next steps."""
+        rules, columns = [], dict[str, list[Any]]()
+        for k in numbers:
+            group, cls = self._optimizers[k].param_groups[index], type(self._optimizers[k])
+            rules.append(rule_of(group, cls))
+            rates = np.full(self._n_planned, float(group["lr"]))
+            rule = rules[-1]
+            assert rule is not None
+            for name, values in rule.coefficients(self.n_taken[k], rates).items():
+                columns.setdefault(name, []).append(np.broadcast_to(values, self._n_planned))
+        weights = self._stack.weights
+        found = {
+            name: torch.from_numpy(np.stack(column, 1)).to(weights.device, weights.dtype)
+            for name, column in columns.items()
+        }
+        assert rules[0] is not None
+        return rules[0], {name: table[:, :, None, None] for name, table in found.items()}
+
+
+def kind_of(optimizer: torch.optim.Optimizer) -> Any:
+    """Optimizers of one kind take their steps together; None: this one takes its own."""
+    kinds = []
+    for group in optimizer.param_groups:
+        if (rule := rule_of(group, type(optimizer))) is None:
+            return None
+        kinds.append(rule.kind)
+    return type(optimizer).__name__, *kinds
+
+
+def rule_of(group: Mapping[str, Any], cls: type) -> OptimizerRule | None:
+    """The rule that equals an optimizer with these settings; None: there is none."""
+    name = cls.__name__
+    if getattr(torch.optim, name, None) is not cls or name not in OPTIMIZERS:
+        return None
+    if name != "AdamW" and group.get("decoupled_weight_decay"):
+        return None
+    if any(group.get(setting) for setting in NEVER) or isinstance(group["lr"], Tensor):
+        return None
+    wanted = OPTIMIZERS[name].arguments
+    given = {setting: group[setting] for setting in wanted if setting in group}
+    if "betas" in group:
+        given["betas"] = tuple(map(float, group["betas"]))
+    if group.get("momentum_decay", MOMENTUM_DECAY) != MOMENTUM_DECAY:
+        return None
+    return make_rule(name, given)
