@@ -96,7 +96,10 @@ class Rows(lightning.LightningDataModule):
         g = torch.Generator().manual_seed(0)
         x = torch.randn(36_000, 30, generator=g)
         y = (x[:, :10] + 0.5 * torch.randn(36_000, 10, generator=g)).argmax(1)
-        self.train, self.val = TensorDataset(x[:32_000], y[:32_000]), TensorDataset(x[32_000:], y[32_000:])
+        self.train, self.val = (
+            TensorDataset(x[:32_000], y[:32_000]),
+            TensorDataset(x[32_000:], y[32_000:]),
+        )
 
     def train_dataloader(self) -> Any:
         return DataLoader(self.train, BATCH, shuffle=True)

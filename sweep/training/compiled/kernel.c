@@ -665,6 +665,18 @@ int sweep_train(trial *trials, int64_t n_trials, const batches *data, int64_t fi
     return 0;
 }
 
+/* Takes optimizer step number `step`, of those that the trials' `rates` are for, with gradients
+ * from elsewhere: n_params[k] values from grads[k] on for trial k. Changes clipped gradients. */
+int sweep_update(trial *trials, int64_t n_trials, real *const *grads, const int64_t *n_params,
+                 int64_t step) {
+    for (int64_t k = 0; k < n_trials; k++) {
+        const coefficients p = coefficients_of(trials + k, step);
+        if (is_clipped(trials + k)) clip_gradients(grads[k], n_params[k], trials[k].clip_norm);
+        update_params(&p, 0, grads[k], n_params[k]);
+    }
+    return 0;
+}
+
 /* Adds up loss and correct samples of `n_samples` samples from number `first` on, in storage
  * order. Returns like sweep_train. */
 int sweep_evaluate(trial *trials, int64_t n_trials, const batches *data, int64_t first,

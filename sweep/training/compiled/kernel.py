@@ -78,6 +78,8 @@ class Kernel:
         self._train, self._evaluate = library.sweep_train, library.sweep_evaluate
         self._train.argtypes = (_pointer, _int, _pointer, _int, _int)
         self._evaluate.argtypes = (_pointer, _int, _pointer, _int, _int)
+        self._update = library.sweep_update
+        self._update.argtypes = (_pointer, _int, _pointer, _pointer, _int)
 
     def train(self, trials: ctypes.Array[Trial], data: CBatches, first: int, n_steps: int) -> None:
         """Train `n_steps` minibatches from number `first` on; adds up losses and correct samples.
@@ -96,6 +98,20 @@ class Kernel:
         """
         if self._evaluate(trials, len(trials), ctypes.byref(data), first, n_samples) != _DONE:
             raise MemoryError("no memory for a minibatch's activations")
+
+    def update(
+        self, trials: ctypes.Array[Trial], grads: ctypes.Array[Any],
+        n_params: ctypes.Array[Any], step: int,
+    ) -> None:  # fmt: skip
+        """Take step `step` of those that `rates` of the trials are for.
+
+        Args:
+            trials: Their `params` and `states` point to n_params[k] values each.
+            grads: Pointers to the gradients; those of clipped trials are changed.
+            n_params: Values of each trial.
+            step: From 0.
+        """
+        self._update(trials, len(trials), grads, n_params, step)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,9 @@ Axes: N trials.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,8 +20,19 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-Draw = Callable[[torch.Generator, int], Tensor]
-"""Draws for a trial, given its generator and its position among the N."""
+
+@dataclass(frozen=True)
+class Draw:
+    """A random call of a step, for one trial."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+    fill: Callable[[Tensor, torch.Generator, int], Any]
+    """Draws into a tensor of that shape with the generator of trial k."""
+    divisors: Sequence[float] | None = None
+    """What the numbers are divided by: one number for all trials, or N."""
+
 
 _FACTORIES = (torch.rand, torch.randn, torch.randint, torch.randperm)
 _LIKE = {torch.rand_like: "uniform_", torch.randn_like: "normal_"}
@@ -55,7 +68,7 @@ class _Calls(TorchFunctionMode):
         if func in _CHANNELS:
             return self._channels(_CHANNELS[func], *args, **kwargs)
         if func in _FACTORIES:
-            return self._noise(lambda g, k: func(*args, **kwargs, generator=g))
+            return self._made(partial(func, *args, **kwargs))
         if func in _LIKE:
             return self._like(_LIKE[func], *args, **kwargs)
         if func in _FILLING:
@@ -84,53 +97,57 @@ class _Calls(TorchFunctionMode):
         values = self._values_of(p)
         if not training or (values is None and p == 0.0):
             return input
-        dtype, device = input.dtype, input.device
+        shares = [1.0 - float(p)] if values is None else [1.0 - value for value in values]
 
-        def draw(generator: torch.Generator, k: int) -> Tensor:
-            dropped = p if values is None else values[k]
-            if dropped == 0.0:
-                return torch.ones(shape, dtype=dtype, device=device)
-            kept = torch.empty(shape, dtype=dtype, device=device)
-            kept.bernoulli_(1.0 - dropped, generator=generator)
-            return kept.div_(1.0 - dropped) if dropped < 1.0 else kept
+        def fill(out: Tensor, generator: torch.Generator, k: int) -> None:
+            kept = shares[k if len(shares) > 1 else 0]
+            if kept == 1.0:  # torch draws nothing then
+                out.fill_(1.0)
+            else:
+                out.bernoulli_(kept, generator=generator)
 
-        noise = self._noise(draw)
+        divisors = [kept or 1.0 for kept in shares]
+        noise = self._noise(Draw(shape, input.dtype, input.device, fill, divisors))
         return input.mul_(noise) if inplace else input * noise
+
+    def _made(self, make: Callable[..., Tensor]) -> Tensor:
+        like = make(generator=torch.Generator())
+
+        def fill(out: Tensor, generator: torch.Generator, k: int) -> None:
+            out.copy_(make(generator=generator))
+
+        return self._noise(Draw(tuple(like.shape), like.dtype, like.device, fill))
 
     def _like(self, fill: str, input: Tensor, **kwargs: Any) -> Tensor:
         kwargs.pop("memory_format", None)
-        dtype, device = kwargs.pop("dtype", input.dtype), kwargs.pop("device", input.device)
+        dtype, device = kwargs.pop("dtype", None), kwargs.pop("device", None)
         requires_grad = kwargs.pop("requires_grad", False)
-        shape = tuple(input.shape)
-
-        def draw(generator: torch.Generator, k: int) -> Tensor:
-            empty = torch.empty(shape, dtype=dtype or input.dtype, device=device)
-            return getattr(empty, fill)(generator=generator)  # type: ignore[no-any-return]
-
         if requires_grad or kwargs:
             raise CannotDrawError(f"random numbers with {requires_grad=} {kwargs}")
+        draw = Draw(tuple(input.shape), dtype or input.dtype, device or input.device,
+                    partial(_filled_by, fill, (), {}))  # fmt: skip
         return self._noise(draw)
 
     def _filled(self, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        shape, dtype, device = tuple(input.shape), input.dtype, input.device
-
-        def draw(generator: torch.Generator, k: int) -> Tensor:
-            empty = torch.empty(shape, dtype=dtype, device=device)
-            return func(empty, *args, **kwargs, generator=generator)  # type: ignore[no-any-return]
-
-        return input.copy_(self._noise(draw))
+        fill = partial(_filled_by, func.__name__, args, kwargs)
+        noise = self._noise(Draw(tuple(input.shape), input.dtype, input.device, fill))
+        return input.copy_(noise)
 
     def _normal(self, mean: Any, std: Any = 1.0, size: Any = None, **kwargs: Any) -> Tensor:
-        if size is not None or kwargs:
+        tensors = [value for value in (mean, std) if isinstance(value, Tensor)]
+        if size is not None or kwargs or not tensors:
             raise CannotDrawError("torch.normal with a size")
-        like = torch.broadcast_tensors(*[t for t in (mean, std) if isinstance(t, Tensor)])[0]
-        shape, dtype, device = tuple(like.shape), like.dtype, like.device
+        shape = torch.broadcast_shapes(*[tensor.shape for tensor in tensors])
+        fill = partial(_filled_by, "normal_", (), {})
+        noise = self._noise(Draw(tuple(shape), tensors[0].dtype, tensors[0].device, fill))
+        return noise * std + mean
 
-        def draw(generator: torch.Generator, k: int) -> Tensor:
-            empty = torch.empty(shape, dtype=dtype, device=device)
-            return empty.normal_(generator=generator)
 
-        return self._noise(draw) * std + mean
+def _filled_by(
+    name: str, args: Sequence[Any], kwargs: Mapping[str, Any], out: Tensor,
+    generator: torch.Generator, k: int,
+) -> None:  # fmt: skip
+    getattr(out, name)(*args, **kwargs, generator=generator)
 
 
 @contextlib.contextmanager
@@ -141,13 +158,10 @@ def listed(values_of: Callable[[Any], Any]) -> Iterator[list[Draw]]:
         values_of: The values of all N trials, if an argument stands for one of each; else None.
     """
     draws: list[Draw] = []
-    before = torch.get_rng_state()
 
     def noise(draw: Draw) -> Tensor:
         draws.append(draw)
-        generator = torch.Generator()
-        generator.set_state(before)
-        return draw(generator, 0)
+        return drawn([draw], [torch.Generator(draw.device)])[0][0]
 
     with _Calls(noise, values_of):
         yield draws
@@ -155,11 +169,16 @@ def listed(values_of: Callable[[Any], Any]) -> Iterator[list[Draw]]:
 
 def drawn(draws: Sequence[Draw], generators: Sequence[torch.Generator]) -> list[Tensor]:
     """The numbers of N trials for each call of a step: (N, ...) each."""
-    found: list[list[Tensor]] = [[] for _ in draws]
-    for k, generator in enumerate(generators):
-        for call, draw in zip(found, draws, strict=True):
-            call.append(draw(generator, k))
-    return [torch.stack(call) for call in found]
+    found = []
+    for draw in draws:
+        noise = torch.empty((len(generators), *draw.shape), dtype=draw.dtype, device=draw.device)
+        for k, (out, generator) in enumerate(zip(noise.unbind(0), generators, strict=True)):
+            draw.fill(out, generator, k)
+        if draw.divisors is not None:
+            column = noise.new_tensor(draw.divisors[: len(noise)])
+            noise.div_(column.view(-1, *(1,) * len(draw.shape)))
+        found.append(noise)
+    return found
 
 
 @contextlib.contextmanager

@@ -8,7 +8,9 @@ Axes: N trials, P weights of a trial.
 
 from __future__ import annotations
 
+import ctypes
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,8 +20,10 @@ import torch
 from torch import Tensor
 
 from sweep.hyperparameters import OPTIMIZERS
+from sweep.training.compiled.kernel import Kernel, Trial, load_kernel
 from sweep.training.optimizers import MOMENTUM_DECAY, OptimizerRule, make_rule
 
+VALUE_BYTES = {torch.float32: 4, torch.float64: 8}
 NEVER = ("maximize", "amsgrad", "differentiable", "capturable")
 """Settings of torch's optimizers that no rule has."""
 
@@ -43,6 +47,8 @@ class Stack:
         self.weights = torch.stack([torch.cat(flat) for flat in trained])
         """Trained parameters (N, P)."""
         self.named = self.views(self.weights)
+        self._grads = torch.zeros_like(self.weights)
+        self._grad_views = self.views(self._grads)
         self.others = {
             name: torch.stack([parameters[name].detach() for parameters in named])
             for name in named[0]
@@ -67,10 +73,10 @@ class Stack:
         }
 
     def flat(self, grads: Sequence[Tensor]) -> Tensor:
-        """Gradients (N, ...) in the order of the trained parameters, as (N, P)."""
-        return torch.cat(
-            [grad.flatten(1) if grad.dim() > 1 else grad[:, None] for grad in grads], 1
-        )
+        """Gradients (N, ...) in the order of the trained parameters, as (N, P), until the next."""
+        for name, grad in zip(self.order, grads, strict=True):
+            self._grad_views[name].copy_(grad)
+        return self._grads
 
     def offsets(self, names: Sequence[str]) -> slice:
         """Where these neighbours among the trained parameters are in P."""
@@ -85,6 +91,38 @@ class Stack:
             tensors[name].data_ptr() == stacked[k].data_ptr()
             for k, tensors in enumerate(self._tensors)
             for name, stacked in (self.named | self.others).items()
+        )
+
+
+class _KernelCalls:
+    """Optimizer steps by kernel.c.
+
+    Args:
+        trials: (fields of `Trial`, learning rate, part of P, k) of each.
+        n_steps: Steps with these rates.
+    """
+
+    def __init__(
+        self, trials: Sequence[tuple[dict[str, Any], float, slice, int]], n_steps: int
+    ) -> None:
+        self._rates = np.array([[rate] * n_steps for _, rate, _, _ in trials])
+        row = self._rates.strides[0]
+        self._trials = (Trial * len(trials))(
+            *[
+                Trial(rates=self._rates.ctypes.data + i * row, **fields)
+                for i, (fields, *_) in enumerate(trials)
+            ]
+        )
+        self._parts = [(k, part.start) for _, _, part, k in trials]
+        sizes = [part.stop - part.start for _, _, part, _ in trials]
+        self._sizes = (ctypes.c_int64 * len(sizes))(*sizes)
+
+    def step(self, kernel: Kernel, grads: Tensor, step: int) -> None:
+        """Take a step with gradients (N, P)."""
+        first, row, size = grads.data_ptr(), grads.stride(0), grads.element_size()
+        pointers = [first + size * (k * row + start) for k, start in self._parts]
+        kernel.update(
+            self._trials, (ctypes.c_void_p * len(pointers))(*pointers), self._sizes, step
         )
 
 
@@ -105,6 +143,9 @@ class Optimizers:
         optimizers: Sequence[torch.optim.Optimizer],
     ) -> None:  # fmt: skip
         self._stack, self._optimizers = stack, list(optimizers)
+        self._kernel: Kernel | None = None
+        if stack.weights.device.type == "cpu" and stack.weights.dtype in VALUE_BYTES:
+            self._kernel = load_kernel(VALUE_BYTES[stack.weights.dtype]).kernel
         names = {id(p): name for name, p in modules[0].named_parameters()}
         self._parameters = [dict(module.named_parameters()) for module in modules]
         self._groups = [
@@ -135,8 +176,10 @@ class Optimizers:
         for kind, numbers in self._kinds.items():
             own = slice(numbers[0], numbers[-1] + 1)
             for index, names in enumerate(self._groups):
-                if names:
+                if (kind, index) in self._rules:
                     self._step_group(kind, index, own, self._stack.offsets(names), grads)
+        if self._calls is not None and self._kernel is not None:
+            self._calls.step(self._kernel, grads, self._n_stepped)
         for k in self._own:
             for name, views in self._stack.views(grads).items():
                 self._parameters[k][name].grad = views[k]
@@ -146,11 +189,40 @@ class Optimizers:
 
     def _plan(self) -> None:
         self._n_stepped = 0
-        self._rules: dict[Any, tuple[OptimizerRule, dict[str, Tensor]]] = {
-            (kind, index): self._coefficients(index, numbers)
-            for kind, numbers in self._kinds.items()
-            for index in range(len(self._groups))
-        }
+        self._rules: dict[Any, tuple[OptimizerRule, dict[str, Tensor]]] = {}
+        fields = []
+        for kind, numbers in self._kinds.items():
+            for index, names in enumerate(self._groups):
+                if not names:
+                    continue
+                found = self._for_kernel(kind, index, numbers) if self._kernel else None
+                if found is None:
+                    self._rules[kind, index] = self._coefficients(index, numbers)
+                else:
+                    fields += found
+        self._calls = _KernelCalls(fields, self._n_planned) if fields else None
+
+    def _for_kernel(
+        self, kind: Any, index: int, numbers: Sequence[int]
+    ) -> list[tuple[dict[str, Any], float, slice, int]] | None:
+        """(fields of its `Trial`, learning rate, its part of P, k) of each trial; None: kernel.c
+        has not the rule."""
+        found = []
+        part = self._stack.offsets(self._groups[index])
+        for position, k in enumerate(numbers):
+            group, cls = self._optimizers[k].param_groups[index], type(self._optimizers[k])
+            rule = rule_of(group, cls)
+            fields = rule.kernel_fields(self.n_taken[k]) if rule is not None else None
+            if fields is None or rule is None:
+                return None
+            states = [state[position, part].data_ptr() for state in self._states[kind]]
+            pointers = (ctypes.c_void_p * 3)(*states[: rule.n_states])
+            whole = {
+                **fields, "states": pointers, "n_steps": self.n_taken[k], "clip_norm": math.inf,
+                "params": self._stack.weights[k, part].data_ptr(),
+            }  # fmt: skip
+            found.append((whole, float(group["lr"]), part, k))
+        return found
 
     def _step_group(self, kind: Any, index: int, own: slice, part: slice, grads: Tensor) -> None:
         rule, tables = self._rules[kind, index]

@@ -120,7 +120,8 @@ def test_each_trial_is_a_fit_of_its_own(tmp_path: Path, case: str) -> None:
         found = curve_of(whole, spec.number)
         assert len(found) == min({1: 1, 2: 3}.get(spec.number, EPOCHS), len(expected))
         for epoch, (ours, theirs) in enumerate(zip(found, expected, strict=False)):
-            assert ours == pytest.approx({k: theirs[k] for k in ours}, rel=1e-10), (
+            rel = 1e-8 if case == "cnn" else 1e-10  # AdamW divides a bias's gradient of 1e-17
+            assert ours == pytest.approx({k: theirs[k] for k in ours}, rel=rel), (
                 spec.number, epoch,
             )  # fmt: skip
     if case != "plateau, stopping, rates":  # it stops by itself
