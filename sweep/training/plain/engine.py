@@ -52,12 +52,10 @@ from sweep.training.resuming import (
 from sweep.training.run import RESUME_KEY, Run
 from sweep.training.slot_loop import Slots
 from sweep.training.vmapped.fitness import why_alone
+from sweep.training.vmapped.group import LONG_EPOCH_S, PULSE_S
 from sweep.training.vmapped.stand_in import shape_of
 from sweep.trial import EPOCHS_DONE, Pulse, Report, Task, now_ms
 
-LONG_EPOCH_S, PULSE_S = 10.0, 1.0
-"""In an epoch that has taken so long the driver is asked for orders this often: shorter ones are
-worth ending, since means over their training steps would be of a part."""
 PARTIAL = (
     "a trial goes on within an epoch: means over that epoch's training steps are of those since"
 )
@@ -422,6 +420,7 @@ class _Fit(lightning.pytorch.callbacks.Checkpoint):
             self.has_validated = False  # Lightning would step it twice
             return
         self._is_between_steps = True
+        self.has_news |= n_done > 0
         try:
             now_s, is_due = time.monotonic(), False
             age_s = now_s - self._epoch_began_s

@@ -24,6 +24,8 @@ from sweep.trial import derive_seed
 
 END: Any = object()
 """In place of a minibatch: there are no more."""
+PAUSE: Any = object()
+"""In place of a minibatch: some were trained ahead, and the driver may have orders."""
 
 
 @dataclass(frozen=True)
@@ -207,7 +209,12 @@ class SharedLoader(WrappedLoader):
             is_first = False
             want = self._want(self.loader)
             want.cycle, want.index = self._cycle, self._index
-            batch = self._take(want)
+            while (batch := self._take(want)) is PAUSE:
+                self._index, ahead = want.index, want.ahead
+                if self._between is not None:
+                    self._between()
+                want = self._want(self.loader)
+                want.cycle, want.index, want.ahead = self._cycle, self._index, ahead
             if batch is END:
                 self._ended_at = at
                 return

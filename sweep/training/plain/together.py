@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 from sweep.training.plain.lanes import Lane, Raised
-from sweep.training.plain.shared import END, Streams, Want
+from sweep.training.plain.shared import END, PAUSE, Streams, Want
 from sweep.training.vmapped.group import Group
 from sweep.training.vmapped.stand_in import CannotStackError
 
@@ -92,10 +92,7 @@ class Together:
         index, n_steps = first.index, first.ahead.n_steps
         group: Group | None = None
         try:
-            if index == 0:
-                group = self._begin(shape, numbers, n_steps)
-            else:
-                group = self._groups[shape][1]
+            group = self._group(shape, numbers, index, n_steps)
             if group is None:
                 return numbers
             if index < n_steps and batch is not END and not isinstance(batch, Raised):
@@ -103,27 +100,38 @@ class Together:
                 for number in numbers:
                     self._wants[number].index += 1
                     self._wants[number].n_taken += 1
+                if group.is_pulse_due and index + 1 < n_steps:
+                    group.hand_over(is_pause=True)
+                    for number in numbers:
+                        del self._wants[number]
+                        self._ready[number] = PAUSE
                 return []
         except CannotStackError as error:
             self._refused.add(shape)
             self._groups.pop(shape, None)
             self._say(one_by_one(str(error)))
-        if group is not None and index:
-            group.hand_over(index)
+        if group is not None:
+            group.hand_over()
         return numbers
 
-    def _begin(self, shape: Hashable, numbers: list[int], n_steps: int) -> Group | None:
-        if len(numbers) < FEWEST_SHARED:
-            return None
+    def _group(
+        self, shape: Hashable, numbers: list[int], index: int, n_steps: int
+    ) -> Group | None:
+        """The group of these trials for step `index`; None: they are too few to share it."""
         before, group = self._groups.get(shape, ([], None))
         if group is not None and before == numbers:
-            group.begin(n_steps)
+            if index == 0:
+                group.begin(n_steps)
             return group
         self._groups.pop(shape, None)
+        if len(numbers) < FEWEST_SHARED and (group is None or index == 0):
+            return None
         members = [want.ahead.member for n in numbers if (want := self._wants[n]).ahead]
-        group = Group(members, n_steps)
-        self._groups[shape] = numbers, group
-        return group
+        made = Group(members, n_steps, index)
+        if group is not None and index:  # others have left within the epoch
+            made.go_on_from(group)
+        self._groups[shape] = numbers, made
+        return made
 
 
 def one_by_one(why: str) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,9 @@ from sweep.training.optimizers import clip_scales
 from sweep.training.vmapped.noise import CannotDrawError, Draw, drawn, listed, replaced
 from sweep.training.vmapped.stack import Optimizers, Stack, kind_of
 from sweep.training.vmapped.stand_in import CannotStackError, Logged, StandIn, Unlike, state_of
+
+LONG_EPOCH_S, PULSE_S = 10.0, 1.0
+"""An epoch that has taken so long is interrupted this often for the driver's orders."""
 
 
 class Member(Protocol):
@@ -62,12 +66,13 @@ class Group:
     Args:
         members: At their epoch's beginning, with modules of one shape.
         n_steps: Steps of the epoch that it is to take.
+        n_taken: How many of them were taken already.
 
     Raises CannotStackError: each trial must train for itself.
     """
 
-    def __init__(self, members: Sequence[Member], n_steps: int) -> None:
-        self._n_steps, self._has_stepped = n_steps, False
+    def __init__(self, members: Sequence[Member], n_steps: int, n_taken: int = 0) -> None:
+        self._n_steps, self._has_stepped = n_steps - n_taken, False
         self._plans: dict[Any, _Plan] = {}
         """By the shapes of minibatches."""
         self.members = sorted(members, key=lambda m: str(kind_of(m.trainer.optimizers[0])))
@@ -114,7 +119,8 @@ class Group:
                    if c.interval == "step"]  # fmt: skip
         self._updates.begin(self._n_steps, is_constant=not by_step)
         self._has_schedules = bool(by_step)
-        self._means = _Means()
+        self._means, self._n_given, self._n_stepped = _Means(), 0, 0
+        self._began_s = self._paused_s = time.monotonic()
         self._generators = []
         for member in self.members:
             generator = torch.Generator()
@@ -153,6 +159,7 @@ class Group:
             if self._clips is not None:
                 flat.clamp_(-self._clips, self._clips)
             self._updates.step(flat)
+            self._n_stepped += 1
             record = self._stand_in.logged if plan.graph is None else plan.logged
             self._note(record, batch, batch_idx, losses, logged, calls)
         if self._has_schedules:
@@ -312,7 +319,7 @@ class Group:
     def _log_by_step(self, record: Logged, batch_idx: int, logged: Mapping[str, Tensor]) -> None:
         rows: dict[str, list[float]] | None = None
         for k, member in enumerate(self.members):
-            n_before = member.trainer.global_step + batch_idx
+            n_before = member.trainer.global_step + self._n_stepped - 1 - self._n_given
             if (n_before + 1) % max(1, member.trainer.log_every_n_steps):
                 continue
             if rows is None:
@@ -334,15 +341,34 @@ class Group:
                 if config.interval == "step" and (batch_idx + 1) % config.frequency == 0:
                     config.scheduler.step()
 
-    def hand_over(self, n_trained: int) -> None:
-        """Put the trials' Trainers where they would be after the steps of this epoch so far."""
-        if n_trained:
+    @property
+    def is_pulse_due(self) -> bool:
+        """Whether a long epoch should be interrupted for the driver's orders."""
+        now_s = time.monotonic()
+        return now_s - self._began_s >= LONG_EPOCH_S and now_s - self._paused_s >= PULSE_S
+
+    def hand_over(self, *, is_pause: bool = False) -> None:
+        """Put the trials' Trainers where they would be after the steps of this epoch so far.
+
+        `is_pause`: only to look around; what was logged is kept for the end.
+        """
+        n_new, self._n_given = self._n_stepped - self._n_given, self._n_stepped
+        if n_new:
             self._updates.hand_back()
         for k, member in enumerate(self.members):
             member.generator = self._generators[k].get_state()
-            skip(member.trainer, n_trained)
-            member.n_ahead += n_trained
-            self._means.give(k, member)
+            if n_new:
+                skip(member.trainer, n_new)
+                member.n_ahead += n_new
+            if not is_pause:
+                self._means.give(k, member)
+        self._paused_s = time.monotonic()
+
+    def go_on_from(self, other: Group) -> None:
+        """Take over what some of another group's trials have logged in this epoch."""
+        positions = [other.members.index(member) for member in self.members]
+        self._means = other._means.of(positions)
+        self._began_s = other._began_s
 
 
 @dataclass(frozen=True)
@@ -379,6 +405,16 @@ class _Means:
             self._found[name] = combined(before, value), n + size, dict(how)
         else:
             self._found[name] = value, size, dict(how)
+
+    def of(self, positions: Sequence[int]) -> _Means:
+        """The same of some of the trials."""
+        found = _Means()
+        found._found = {n: (v[positions], size, how) for n, (v, size, how) in self._found.items()}
+        found.calls = {
+            name: [tuple(argument[positions] for argument in step) for step in steps]
+            for name, steps in self.calls.items()
+        }
+        return found
 
     def give(self, k: int, member: Member) -> None:
         """Let the trial's Trainer log it in the next training step; feed the trial's metrics."""
