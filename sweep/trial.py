@@ -133,6 +133,14 @@ class Task:
     """How `module` is called."""
     population: int | None = None
     """Trials that a worker trains at the same time; None: chosen by device; 1: plain trainer."""
+    n_trials: int | None = None
+    """Trials of the search; None: not known."""
+    may_add_workers: bool = False
+    """Whether the first worker may ask for others: `--workers auto`."""
+    may_share_steps: bool = True
+    """Whether trials of a user's module may take their steps together."""
+    proof: bool = True
+    """Compare a group's first steps with a trial's alone."""
     was_larger: bool = False
     """The population was halved after a crash: a population of 1 uses the fused trainer, too."""
     checkpoint_interval_s: float = 30.0
@@ -340,6 +348,10 @@ class WorkerReady:
     n_slots: int
     """Trials that the worker trains at the same time."""
     time_ms: int
+    n_workers: int = 1
+    """Workers that the search is to have, by measurement."""
+    may_share_steps: bool = True
+    """Whether trials may take their steps together, by measurement."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,8 +63,8 @@ def alone(
     curve = Curve()
     trainer = lightning.Trainer(
         default_root_dir=folder, max_epochs=EPOCHS, accelerator="cpu", callbacks=[curve],
-        precision=precision, num_sanity_val_steps=0, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False,
+        precision=precision, num_sanity_val_steps=0, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
     trainer.fit(module, datamodule=data)
     return curve.epochs

@@ -166,9 +166,10 @@ class RunConfig:
         "machine", "process", tuple(EXECUTORS), "NAME",
         f"Where trials train: {' or '.join(f'{k} ({v.meaning})' for k, v in EXECUTORS.items())}.",
     )
-    workers: int = _option(
-        "machine", 1, parsers.count(1), "N",
-        "Worker processes; more than one pays on several GPUs only.",
+    workers: int | None = _option(
+        "machine", None, parsers.population, "N",
+        "Worker processes: a number, or auto: one, or one a core where that is measured to be "
+        "faster.",
     )
     population: int | None = _option(
         "machine", None, parsers.population, "N",
@@ -463,7 +464,7 @@ def _cross_check(config: RunConfig, wrong: Collection[str]) -> list[str]:
         except ConfigError as error:
             faults += error.faults
     faults += _kind_faults(config)
-    if config.executor == "inline" and config.workers > 1:
+    if config.executor == "inline" and (config.workers or 1) > 1:
         faults.append("--executor inline runs in this process: --workers must be 1")
     if _same_database(config.storage, config.tracking_uri):
         faults.append(

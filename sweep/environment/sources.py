@@ -77,6 +77,15 @@ def changes(paths: Mapping[str, str], before: Mapping[str, str]) -> list[str]:
     return [*dict.fromkeys(found)]
 
 
+def calls_mlflow(path: str) -> bool:
+    """Whether the source file imports MLflow as it is imported."""
+    file = source_of(path)
+    if file is not None:
+        with contextlib.suppress(OSError):
+            return re.search(rb"^(import|from) mlflow\b", file.read_bytes(), re.M) is not None
+    return False
+
+
 def defines(path: str, method: str) -> bool:
     """Whether the class `path` names, or a base class in the same file, defines a method."""
     tree, name = _tree(path), path.rpartition(":")[2]

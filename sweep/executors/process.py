@@ -22,7 +22,7 @@ from sweep.executors.memory_limit import MemoryLimit
 from sweep.files.trial_files import make_private_folder
 from sweep.protocols import Exchange
 from sweep.redact import redacted
-from sweep.trial import Failure, Orders, Report, Stop, Task, TrialResult, notice
+from sweep.trial import Failure, Orders, Report, Stop, Task, TrialResult, WorkerReady, notice
 
 TICK_S = 0.5
 HANG_GRACE_S = 5.0
@@ -76,6 +76,8 @@ class ProcessExecutor:
         self._leaving: list[_Worker] = []
         """Told that no trial will come; exiting takes 0.2 s with Lightning and torch."""
         self._task: Task | None = None
+        self._is_settled = False
+        """Whether a worker has said how many there are to be, and what they are to do."""
         self._memory = MemoryLimit(None)
         self._n_deaths = 0
         self._n_stillborn = 0
@@ -162,6 +164,8 @@ class ProcessExecutor:
         for report in reports:
             if isinstance(report, TrialResult):
                 worker.running.pop(report.number, None)
+            elif isinstance(report, WorkerReady) and not self._is_settled:
+                self._settle(worker, report)
         if not worker.why_replaced:
             is_too_large, said = self._memory.check(worker.process.pid, reports)
             if is_too_large:
@@ -172,6 +176,21 @@ class ProcessExecutor:
             self._relieve(worker, reports)
         else:
             self._send(worker, self._ask(reports, n_free))
+
+    def _settle(self, worker: _Worker, ready: WorkerReady) -> None:
+        """Start the other workers that the first one's measurements ask for; all later ones do
+        what it does, without measuring again."""
+        self._is_settled = True
+        task = dataclasses.replace(worker.task, probes=(), may_share_steps=ready.may_share_steps)
+        if task.population is None and ready.n_workers > 1:
+            task = dataclasses.replace(task, population=ready.n_slots)
+        if ready.n_workers > 1:
+            n_threads = max(1, (task.n_threads or os.cpu_count() or 1) // ready.n_workers)
+            task = dataclasses.replace(task, n_threads=n_threads, may_add_workers=False)
+        worker.task = task
+        if task.may_add_workers or ready.n_workers > 1:
+            for _ in range(ready.n_workers - len(self._workers)):
+                self._workers.append(_start(task))
 
     def _relieve(self, worker: _Worker, reports: tuple[Report, ...]) -> None:
         """Interrupt the trials of a worker that is too large; replace it when it has none.

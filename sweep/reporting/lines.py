@@ -195,7 +195,7 @@ def _pairs(progress: Progress, record: Record, trial: TrialProgress | None) -> P
 
 
 def _start_pairs(study: StudyInfo, worker: WorkerReady) -> Pairs:
-    n_workers = study.config.get("workers", 1)
+    n_workers = study.config.get("workers") or worker.n_workers
     return {
         "study": study.name,
         "trials": study.n_trials,

@@ -30,7 +30,7 @@ def begin_loading(config: RunConfig, space: Space | None = None) -> Executor:
     DataError if the data cannot be fetched.
     """
     datasets.prepare(config.data, config.data_dir)
-    executor = make_executor(config.executor, config.workers)
+    executor = make_executor(config.executor, config.workers or 1)
     with contextlib.suppress(OSError):  # a folder that cannot be written: the search says so
         executor.warm_up(make_task(config, space))
     return executor
@@ -56,6 +56,8 @@ def make_task(config: RunConfig, space: Space | None = None) -> Task:
         precision=config.precision,
         n_threads=config.threads,
         population=config.population,
+        n_trials=config.trials,
+        may_add_workers=config.workers is None and config.executor != "inline",
         checkpoint_interval_s=config.checkpoint_interval_s,
         trial_timeout_s=config.trial_timeout_s,
         log_models=config.log_models,

@@ -24,6 +24,10 @@ def device_name(task: Task) -> str:
     return f"cpu, {torch.get_num_threads()} threads"
 
 
-def ready(task: Task, info: DatasetInfo | None, n_slots: int) -> WorkerReady:
+def ready(
+    task: Task, info: DatasetInfo | None, n_slots: int, n_workers: int = 1,
+    *, may_share_steps: bool = True,
+) -> WorkerReady:  # fmt: skip
     """A trainer's first report; `info` None: nothing is known of the data."""
-    return WorkerReady(info, device_name(task), n_slots, now_ms())
+    device = device_name(task)
+    return WorkerReady(info, device, n_slots, now_ms(), n_workers, may_share_steps)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from sweep.environment.sources import calls_mlflow
 from sweep.hyperparameters import DEFAULT_MODULE
 from sweep.trial import Task
 
@@ -17,17 +18,30 @@ more proposals at a time, and past 16 slots a model-step gets no cheaper (benchm
 def path_of(task: Task) -> Literal["plain", "fused"]:
     """The training path for a worker's new trials."""
     is_asked_for = task.population == 1 and not task.was_larger
-    return "plain" if is_asked_for or why_plain(task) else "fused"
+    is_users = task.module != DEFAULT_MODULE
+    return "plain" if is_asked_for or is_users or why_plain(task) else "fused"
 
 
 def why_plain(task: Task) -> str | None:
-    """The reason against fused training of `task`, in a few words; None: there is none."""
+    """The reason against training several trials of `task` at a time, in a few words; None: there
+    is none."""
     if task.module != DEFAULT_MODULE:
-        return f"{task.module} is not {DEFAULT_MODULE}"
+        return _why_plain_module(task)
     if precision_of(task) not in FUSED_PRECISIONS:
         return f"precision {task.precision} is not one of {', '.join(FUSED_PRECISIONS)}"
     if task.devices.isdigit() and int(task.devices) > 1:
         return f"{task.devices} devices for one trial"
+    return None
+
+
+def _why_plain_module(task: Task) -> str | None:
+    """The reason for a module of the user's."""
+    if task.population == 1 and not task.was_larger:
+        return "--population 1"
+    if task.devices.isdigit() and int(task.devices) > 1:
+        return f"{task.devices} devices for one trial"
+    if calls_mlflow(task.module) or calls_mlflow(task.data):
+        return "its metrics come by MLflow's own calls"
     return None
 
 

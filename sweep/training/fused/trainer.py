@@ -51,7 +51,7 @@ def population_size(task: Task, data: TensorData, device: torch.device) -> int:
     n_weights = 512 * (data.train.x[0].numel() + 2 * 512 + 16)
     n_activations = 6 * 3 * 512 * max(task.batch_size, 512)
     per_trial = size * (6 * n_weights + n_activations)
-    return max(1, min(MOST_SLOTS, int(MEMORY_SHARE * _free_memory(device) / per_trial)))
+    return max(1, min(MOST_SLOTS, int(MEMORY_SHARE * free_memory(device) / per_trial)))
 
 
 class FusedTrainer:
@@ -191,7 +191,7 @@ class _OneStepEpochs:
         yield torch.zeros(1)
 
 
-def _free_memory(device: torch.device) -> int:
+def free_memory(device: torch.device) -> int:
     """Free memory of `device`, in bytes."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])

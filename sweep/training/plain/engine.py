@@ -38,7 +38,7 @@ from sweep.training.plain.lanes import Lane
 from sweep.training.plain.logger import TrialLogger
 from sweep.training.plain.resumable import ResumableLoader, WrappedLoader
 from sweep.training.plain.shared import Ahead, SharedLoader, Streams, Want
-from sweep.training.plain.together import Together, one_by_one
+from sweep.training.plain.together import Together
 from sweep.training.project.project import Built, Project, listed
 from sweep.training.project.sources import ModuleData
 from sweep.training.resuming import (
@@ -61,6 +61,12 @@ PARTIAL = (
 )
 
 
+MIXED = (
+    "what the module logs by MLflow's own calls cannot be told apart for trials side by side, and "
+    "is not kept: use self.log, or --population 1"
+)
+
+
 class LeftWithinEpochError(Exception):
     """Ends `Trainer.fit` between two steps, at the driver's order."""
 
@@ -77,19 +83,29 @@ class PlainEngine:
         slots: Receives the metrics of each epoch.
         calls: Captures metrics from the module's own MLflow calls.
         given: The first trial's objects, if they are built already.
-        is_shared: Train several trials side by side.
+        is_shared: The order of the data is the population epoch's.
+        in_turns: Trials train at the same time.
+        may_share_steps: They may take their steps together.
+        trial_run: More arguments of the Trainers, and callbacks, to try a few minibatches.
     """
 
     def __init__(
         self, task: Task, project: Project, slots: Slots, calls: FluentCalls,
-        given: Built | None = None, *, is_shared: bool = False,
+        given: Built | None = None, *, is_shared: bool = False, in_turns: bool = False,
+        may_share_steps: bool = True,
+        trial_run: tuple[Mapping[str, Any], Sequence[Any]] | None = None,
     ) -> None:  # fmt: skip
         self._task, self._project, self._slots, self._calls = task, project, slots, calls
-        self._given, self._is_shared = given, is_shared
+        self._given, self._is_shared, self._in_turns = given, is_shared, in_turns
+        self.may_share_steps, self._trial_run = may_share_steps, trial_run
+        self.why_alone = ""
+        """Why trials take their steps one by one."""
+        self.last_weights: dict[str, torch.Tensor] = {}
+        """In a trial run: the first trial's."""
         self._fits: dict[int, _Fit] = {}
         self._kept_at: Any = None
-        self._streams = Streams(task.seed)
-        self._together = Together(self._streams, slots.say)
+        self.streams = Streams(task.seed)
+        self._together = Together(self.streams, self.say_alone)
 
     def rung(self, run: Run) -> str:
         """How the trial was trained."""
@@ -100,7 +116,7 @@ class PlainEngine:
 
     def open(self, run: Run) -> Sequence[Report]:
         """Let a trial train with the others; alone it trains in `fit`."""
-        if self._is_shared:
+        if self._in_turns:
             run.is_held = True
             self._together.start(run.spec.number, partial(self.fit, run))
         return ()
@@ -111,6 +127,21 @@ class PlainEngine:
         for number, _ in ended:
             self._slots.running[number].is_held = False
         return ended
+
+    @property
+    def group_seconds(self) -> Sequence[tuple[int, float]]:
+        """(trials, seconds) of the latest steps that trials took together."""
+        return self._together.seconds
+
+    @property
+    def has_shared_steps(self) -> bool:
+        """Whether trials have taken steps together."""
+        return bool(self._together.seconds)
+
+    def say_alone(self, why: str) -> None:
+        """Say why trials take their steps one by one."""
+        self.why_alone = self.why_alone or why
+        self._slots.say(f"trials take their steps one by one, on shared minibatches: {why}")
 
     def end(self) -> None:
         """Leave all trials as they are."""
@@ -204,7 +235,10 @@ class PlainEngine:
 
     def close(self, number: int) -> None:
         """Release module and Trainer."""
-        self._fits.pop(number, None)
+        fit = self._fits.pop(number, None)
+        if self._trial_run is not None and number == 0 and fit is not None:
+            weights = fit.module.state_dict()
+            self.last_weights = {n: v.detach().clone() for n, v in weights.items()}
 
     def _train(self, run: Run, checkpoint: Mapping[str, Any] | None, lane: Lane | None) -> None:
         task, spec = self._task, run.spec
@@ -224,7 +258,7 @@ class PlainEngine:
         logger = TrialLogger(run.files, run.n_steps)
         fit = self._fits[spec.number] = _Fit(
             run, built, self, self._slots, self._calls, logger, checkpoint,
-            lane, self._streams if is_shared else None,
+            lane, self.streams if is_shared else None,
         )  # fmt: skip
         if run.is_trained and checkpoint is not None:
             built.module.load_state_dict(checkpoint["state_dict"])
@@ -232,6 +266,9 @@ class PlainEngine:
             return
         self._tell_of_loaders(built)
         given = trainer_arguments(task, built)
+        if self._trial_run is not None:
+            limits, callbacks = self._trial_run
+            given |= {**limits, "callbacks": [*given["callbacks"], *callbacks]}
         logger.trainer = fit.trainer = quiet_trainer(
             run.files.make_folder(),
             **given | {
@@ -305,7 +342,7 @@ class _Fit(lightning.pytorch.callbacks.Checkpoint):
         self._run, self._slots, self._calls = run, slots, calls
         self._random_state = state.get("random")
         self._is_resumed = checkpoint is not None
-        self._part_began_s = time.perf_counter()
+        self._part_began_s = self._clock()
         self._loaders: list[WrappedLoader] = []
         self._val_loaders: list[WrappedLoader] = []
         self._loaders_epoch = -1
@@ -362,12 +399,14 @@ class _Fit(lightning.pytorch.callbacks.Checkpoint):
         trainer = self.trainer
         if self._lane is None or not trainer.training or self._n_taken or not trainer.optimizers:
             return None
+        if not self._engine.may_share_steps:
+            return None
         if self._why_alone is None:
             self._why_alone = why_alone(trainer, (_Fit, TrialLogger))
             if len(self._loaders) != 1:
                 self._why_alone = "it has several train loaders"
             if self._why_alone:
-                self._slots.say(one_by_one(self._why_alone))
+                self._engine.say_alone(self._why_alone)
         if self._why_alone:
             return None
         n_steps = int(trainer.num_training_batches) - 1
@@ -468,7 +507,7 @@ class _Fit(lightning.pytorch.callbacks.Checkpoint):
             trainer.fit_loop._restarting = trainer.fit_loop.epoch_loop.restarting = False
         else:
             self._engine.keep_if_due(self._run, self._epoch)
-        self._part_began_s, self._epoch_began_s = time.perf_counter(), time.monotonic()
+        self._part_began_s, self._epoch_began_s = self._clock(), time.monotonic()
         self.has_validated, self._logger.is_in_step = False, True
 
     def on_train_batch_start(
@@ -522,12 +561,15 @@ class _Fit(lightning.pytorch.callbacks.Checkpoint):
 
     def _report(self, trainer: lightning.Trainer, epochs_done: float) -> None:
         run, slots, self.has_begun = self._run, self._slots, True
-        metrics, notices = ({}, []) if self.is_shared else self._calls.metrics(now_ms())
+        metrics, notices = self._calls.metrics(now_ms())
+        if self._lane is not None and metrics:
+            metrics = {}  # of any of the trials
+            slots.say(MIXED)
         metrics |= self._fresh(trainer.callback_metrics)
         if epochs_done != run.epoch + 1:  # other reports than one an epoch
             metrics[EPOCHS_DONE] = epochs_done
         slots.say(*[notice.message for notice in notices])
-        run.n_steps, now_s = trainer.global_step, time.perf_counter()
+        run.n_steps, now_s = trainer.global_step, self._clock()
         slots.end_epoch({run.spec.number: metrics}, now_s - self._part_began_s)
         self._part_began_s = now_s
 
@@ -550,6 +592,10 @@ class _Fit(lightning.pytorch.callbacks.Checkpoint):
         self._logger.write()
         if run.failure is None and (run.is_interrupted or self._slots.keeps_end):
             self._slots.keep([run])
+
+    def _clock(self) -> float:
+        """Seconds spent on this trial."""
+        return time.perf_counter() if self._lane is None else self._lane.clock()
 
     def tell(self, *reports: Report) -> None:
         """Send reports, and take orders."""

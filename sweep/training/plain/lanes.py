@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import random
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -38,6 +39,9 @@ class Lane:
         self._error: BaseException | None = None
         self._is_abandoned = False
         self.has_ended = False
+        self.spent_s = 0.0
+        """Time that others spent for it."""
+        self._ran_s = self._resumed_s = 0.0
         self._thread = threading.Thread(target=self._run, name="trial", daemon=True)
 
     def resume(self, value: Any = None) -> Any:
@@ -48,11 +52,13 @@ class Lane:
         self._value = value
         while True:
             with isolated_generators(self._generators) as keep:
+                self._resumed_s = time.perf_counter()
                 if self._thread.ident is None:
                     self._thread.start()
                 else:
                     self._goes.release()
                 self._waits.acquire()
+                self._ran_s += time.perf_counter() - self._resumed_s
                 self._generators = keep()
             if self._call is None:
                 break
@@ -65,6 +71,10 @@ class Lane:
         """In the lane: wait for `wanted`; returns what `resume` is given for it."""
         self._wanted = wanted
         return self._pause()
+
+    def clock(self) -> float:
+        """In the lane: seconds that it has run, and others for it."""
+        return self.spent_s + self._ran_s + time.perf_counter() - self._resumed_s
 
     def outside(self, call: Callable[[], Any]) -> Any:
         """In the lane: the result of a call in the thread that resumed it, or its exception."""

@@ -8,7 +8,9 @@ trials.
 
 from __future__ import annotations
 
+import collections
 import inspect
+import time
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -85,6 +87,8 @@ class Streams:
     def __init__(self, seed: int) -> None:
         self._seed = seed
         self._open: dict[Any, _Stream] = {}
+        self.seconds: collections.deque[float] = collections.deque(maxlen=64)
+        """Of loading each of the latest minibatches of the training."""
 
     def serve(self, wants: Mapping[int, Want]) -> list[tuple[Any, list[int]]]:
         """Load what the earliest of each data set's trials want.
@@ -121,7 +125,11 @@ class Streams:
             stream = self._open[want.stream] = _Stream(want.loader, seed)
         while stream.n_loaded < want.index:
             stream.load()
-        return stream.load()
+        began_s = time.perf_counter()
+        batch = stream.load()
+        if want.is_train and want.index:
+            self.seconds.append(time.perf_counter() - began_s)
+        return batch
 
     def _close_others(self, wanted: set[Any]) -> None:
         # A trial may go on with a loader's iteration after it has validated.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+import time
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -31,6 +33,8 @@ class Together:
         self._groups: dict[Hashable, tuple[list[int], Group]] = {}
         """By shape: trials that share the present epoch's steps."""
         self._refused: set[Hashable] = set()
+        self.seconds: collections.deque[tuple[int, float]] = collections.deque(maxlen=64)
+        """(trials, seconds) of the latest steps of groups."""
 
     def start(self, number: int, fit: Callable[[Lane], None]) -> None:
         """Let a trial train from the next `advance` on."""
@@ -96,7 +100,12 @@ class Together:
             if group is None:
                 return numbers
             if index < n_steps and batch is not END and not isinstance(batch, Raised):
+                began_s = time.perf_counter()
                 group.step(batch, index)
+                took_s = time.perf_counter() - began_s
+                self.seconds.append((len(numbers), took_s))
+                for number in numbers:
+                    self._lanes[number].spent_s += took_s / len(numbers)
                 for number in numbers:
                     self._wants[number].index += 1
                     self._wants[number].n_taken += 1
@@ -109,7 +118,7 @@ class Together:
         except CannotStackError as error:
             self._refused.add(shape)
             self._groups.pop(shape, None)
-            self._say(one_by_one(str(error)))
+            self._say(str(error))
         if group is not None:
             group.hand_over()
         return numbers
@@ -132,8 +141,3 @@ class Together:
             made.go_on_from(group)
         self._groups[shape] = numbers, made
         return made
-
-
-def one_by_one(why: str) -> str:
-    """Notice for trials that cannot share steps."""
-    return f"trials take their steps one by one, on shared minibatches: {why}"

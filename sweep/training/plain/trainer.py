@@ -1,6 +1,7 @@
-"""The plain trainer: one trial at a time, each in a lightning.Trainer of its own.
+"""The trainer of any LightningModule: each trial has a lightning.Trainer of its own.
 
-Accepts any LightningModule, and is the reference in tests of the fused trainer.
+With a population of 1 trials train one after the other, as in the user's own script; that is the
+reference in tests of all other engines.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from sweep.errors import ConfigError
 from sweep.hyperparameters import DEFAULT_MODULE
 from sweep.protocols import Data, Exchange
 from sweep.training.devices import ready
+from sweep.training.engine_choice import why_plain
 from sweep.training.lightning_trainer import hush_lightning
 from sweep.training.mlflow_calls import FluentCalls
 from sweep.training.plain.engine import PlainEngine
+from sweep.training.plain.ladder import Ladder, climb
 from sweep.training.process_state import current_folder, undisturbed
 from sweep.training.project.check import preflight
 from sweep.training.project.project import Built, Project
@@ -33,7 +36,7 @@ small to share (digits: 2.5 s of work on one thread, 3.1 on two)."""
 
 
 class PlainTrainer:
-    """Trains the ordered trials one after the other; implements `sweep.protocols.Trainer`.
+    """Trains the ordered trials; implements `sweep.protocols.Trainer`.
 
     Args:
         task: Settings of the study.
@@ -66,7 +69,11 @@ class PlainTrainer:
         slots.say(self._notice)
         try:
             self._look_ahead(slots)
-            train_plainly(self._task, self._project, slots, self._calls, self._caught)
+            ladder = self._ladder()
+            slots.say(ladder.said)
+            train_plainly(
+                self._task, self._project, slots, self._calls, self._caught, ladder=ladder
+            )
         finally:
             self._calls.remove()
 
@@ -81,6 +88,18 @@ class PlainTrainer:
             raise ConfigError(found.faults)
         slots.say(*found.notices)
 
+    def _ladder(self) -> Ladder:
+        """How many trials train at a time, and how."""
+        task = self._task
+        n_slots = task.population or 1
+        if task.module == DEFAULT_MODULE or why_plain(task) is not None:
+            return Ladder(1, 1, "", is_shared=False)
+        if not task.probes:
+            return Ladder(n_slots, 1, "", may_share_steps=task.may_share_steps)
+        hush_lightning()
+        with undisturbed(current_folder()), self._caught():
+            return climb(task, self._project)
+
     def _caught(self) -> contextlib.AbstractContextManager[None]:
         return self._calls.caught() if self._is_users else contextlib.nullcontext()
 
@@ -88,27 +107,29 @@ class PlainTrainer:
 def train_plainly(
     task: Task, project: Project, slots: Slots, calls: FluentCalls,
     caught: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
-    given: Built | None = None,
+    given: Built | None = None, ladder: Ladder | None = None,
 ) -> None:  # fmt: skip
     """Train the trials of `slots`, each within `caught`; `given` are the first one's objects."""
+    ladder = ladder or Ladder(1, 1, "", is_shared=False)
     hush_lightning()
     n_threads = torch.get_num_threads()
     info = project.info
     shape = info.feature_shape if info is not None else ()
     if task.module == DEFAULT_MODULE and math.prod(shape) <= SMALL_FEATURES:
         torch.set_num_threads(1)
-    n_slots = slots_of(task)
-    make = partial(PlainEngine, task, project, slots, calls, given)
+    if ladder.n_workers > 1:
+        torch.set_num_threads(max(1, n_threads // ladder.n_workers))
+    make = partial(
+        PlainEngine, task, project, slots, calls, given, is_shared=ladder.is_shared,
+        in_turns=ladder.n_slots > 1, may_share_steps=ladder.may_share_steps,
+    )  # fmt: skip
+    first = ready(
+        task, info, ladder.n_slots, ladder.n_workers, may_share_steps=ladder.may_share_steps
+    )
     try:
-        if n_slots > 1 or task.was_larger:
-            make = partial(make, is_shared=True)
-            train_in_turns(slots, make, ready(task, info, n_slots), n_slots, caught)
+        if ladder.n_slots > 1:
+            train_in_turns(slots, make, first, ladder.n_slots, caught)
         else:
-            train_one_by_one(slots, make(), ready(task, info, 1), caught)
+            train_one_by_one(slots, make(), first, caught)
     finally:
         torch.set_num_threads(n_threads)
-
-
-def slots_of(task: Task) -> int:
-    """Trials to train at a time."""
-    return 1 if task.module == DEFAULT_MODULE else max(1, task.population or 1)

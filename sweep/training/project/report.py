@@ -16,6 +16,7 @@ from sweep.loading import one_line
 from sweep.training.engine_choice import why_plain
 from sweep.training.lightning_trainer import hush_lightning
 from sweep.training.mlflow_calls import nothing_logged
+from sweep.training.plain.ladder import climb
 from sweep.training.plain.trainer import PlainTrainer
 from sweep.training.process_state import undisturbed
 from sweep.training.project.check import preflight
@@ -69,10 +70,10 @@ def _tried(task: Task, project: Project, values: Mapping[str, Any]) -> list[str]
     """A trial of one minibatch, by the trainer of a search."""
     limits = {"limit_train_batches": 1, "limit_val_batches": 1}
     config = {**task.config, "trainer": {**task.config.get("trainer", {}), **limits}}
-    task = dataclasses.replace(task, config=config, epochs=2, probes=(), log_models="all",
-                               checkpoint_interval_s=0.0, names=None)  # fmt: skip
+    small = dataclasses.replace(task, config=config, epochs=2, probes=(), log_models="all",
+                                checkpoint_interval_s=0.0, names=None)  # fmt: skip
     exchange = _One(TrialSpec(0, values, 0))
-    PlainTrainer(task).train(exchange)
+    PlainTrainer(small).train(exchange)
     files, built = TrialFiles(task.work_dir, 0), project.built(TrialSpec(0, values, 0))
     said = " ".join(exchange.said)
     why_not = said.partition("no logged model: ")[2] or "the trial did not complete"
@@ -81,8 +82,13 @@ def _tried(task: Task, project: Project, values: Mapping[str, Any]) -> list[str]
         "loaded by sweep.best: " + ("yes" if files.size(BEST) else "no"),
         "tested by sweep train: " + ("yes" if is_overridden("test_step", built.module) else "no"),
         "exported: " + ("yes" if files.size(MODEL) else f"no: {why_not}"),
-        f"trained in a population: no: {why_plain(task)}",
+        f"trials at a time: {_at_a_time(task, project)}",
     ]
+
+
+def _at_a_time(task: Task, project: Project) -> str:
+    why = why_plain(task)
+    return f"1, in the plain path: {why}" if why else climb(task, project).said or "1"
 
 
 class _One:

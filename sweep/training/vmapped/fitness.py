@@ -27,7 +27,7 @@ STEP_HOOKS = (
 _BATCH_HOOKS = STEP_HOOKS[:6]
 
 
-def why_alone(trainer: lightning.Trainer, ours: tuple[type, ...] = ()) -> str:
+def why_alone(trainer: Any, ours: tuple[type, ...] = ()) -> str:
     """Why a fit has to train all its steps itself; "": it need not.
 
     Args:
@@ -74,7 +74,7 @@ def _monitors_steps(monitor: LearningRateMonitor, trainer: lightning.Trainer) ->
     return monitor.logging_interval == "step" or (monitor.logging_interval is None and by_step)
 
 
-def _of_callbacks(trainer: lightning.Trainer, ours: tuple[type, ...]) -> str:
+def _of_callbacks(trainer: Any, ours: tuple[type, ...]) -> str:
     others: list[Any] = [*trainer.callbacks, *trainer.loggers]
     for one in others:
         if isinstance(one, ours) or not isinstance(one, Callback):

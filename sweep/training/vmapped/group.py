@@ -43,7 +43,8 @@ class Member(Protocol):
     """A trial in a group."""
 
     module: lightning.LightningModule
-    trainer: lightning.Trainer
+    trainer: Any
+    """Its `lightning.Trainer`."""
     n_ahead: int
     """Steps that a group took for it."""
 
@@ -452,7 +453,7 @@ def log_before_next_step(member: Member, logs: Sequence[tuple[str, Tensor, Any]]
             member.module.log(name, value.to(dtype), **how)
         return original(strategy, *args, **kwargs)
 
-    strategy.training_step = training_step  # type: ignore[method-assign]
+    strategy.training_step = training_step
 
 
 def skip(trainer: lightning.Trainer, n: int) -> None:

@@ -137,10 +137,13 @@ class _Calls(TorchFunctionMode):
         tensors = [value for value in (mean, std) if isinstance(value, Tensor)]
         if size is not None or kwargs or not tensors:
             raise CannotDrawError("torch.normal with a size")
-        shape = torch.broadcast_shapes(*[tensor.shape for tensor in tensors])
+        shapes = [tuple(tensor.shape) for tensor in tensors]
+        if len(set(shapes)) != 1:
+            raise CannotDrawError("torch.normal of several shapes")
         fill = partial(_filled_by, "normal_", (), {})
-        noise = self._noise(Draw(tuple(shape), tensors[0].dtype, tensors[0].device, fill))
-        return noise * std + mean
+        noise = self._noise(Draw(shapes[0], tensors[0].dtype, tensors[0].device, fill))
+        found: Tensor = noise * std + mean
+        return found
 
 
 def _filled_by(

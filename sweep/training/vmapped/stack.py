@@ -66,7 +66,7 @@ class Stack:
 
     def views(self, flat: Tensor) -> dict[str, Tensor]:
         """(N, P) as (N, ...) by name."""
-        parts = flat.split(self._sizes, 1)
+        parts: Any = torch.split(flat, self._sizes, 1)
         return {
             name: part.unflatten(1, shape) if shape else part.squeeze(1)
             for name, part, shape in zip(self.order, parts, self._shapes, strict=True)

@@ -57,7 +57,7 @@ def readable(path: Path) -> str:
 
 
 def state_of(module: lightning.LightningModule) -> dict[Path, Any]:
-    """All that a module holds besides weights, buffers and metrics, by path. Raises UnlikeError."""
+    """All that a module holds but weights, buffers and metrics, by path. Raises UnlikeError."""
     left_out = [m for m in module.modules() if isinstance(m, Metric)]
     trainer = getattr(module, "_trainer", None)
     return dict(leaves(module, left_out=[trainer, *left_out], but=NOT_COMPARED))
@@ -107,7 +107,7 @@ class StandIn:
             owner._modules[last] = _MetricCalls(name, self.logged)
         kind = type(self.module)
         self.module.__class__ = type(kind.__name__, (_Detached, kind), {})
-        self.module.log = self.logged.log  # type: ignore[method-assign]
+        vars(self.module)["log"] = self.logged.log
 
     @property
     def numbers(self) -> list[list[float]]:
