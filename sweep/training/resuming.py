@@ -7,6 +7,7 @@ plain values and tensors only, to load with `weights_only=True`.
 
 from __future__ import annotations
 
+import copy
 import io
 import os
 import pickle
@@ -46,10 +47,25 @@ def saved_bytes(value: Any, save: Callable[[Any, Any], object] = torch.save) -> 
     Raises MemoryError if it does not fit.
     """
     buffer = _Buffer()
-    save(value, buffer)
+    save(_compact(value) if save is torch.save else value, buffer)
     if buffer.is_full:
         raise MemoryError("no room for a checkpoint")
     return buffer.content
+
+
+def _compact(value: Any) -> Any:
+    """The same with copies of tensors that are parts of larger ones: torch saves those whole."""
+    if isinstance(value, torch.Tensor):
+        n_bytes = value.numel() * value.element_size()
+        return value.clone() if value.untyped_storage().nbytes() > n_bytes else value
+    if isinstance(value, dict):
+        found = copy.copy(value)
+        for key, item in value.items():
+            found[key] = _compact(item)
+        return found
+    if type(value) in (list, tuple):
+        return type(value)(_compact(item) for item in value)
+    return value
 
 
 def see_that_it_loads(checkpoint: Mapping[str, Any], content: bytes | bytearray) -> None:

@@ -251,7 +251,8 @@ class PlainEngine:
         built, self._given = self._given, None
         if built is None:
             built = self._project.built(spec)
-        if is_shared:
+        is_final = self._slots.keeps_end and task.population != 1
+        if is_shared or (is_final and task.module != DEFAULT_MODULE):
             draw_data_alike(built, task.seed)
         if checkpoint is None and spec.start_epoch is None and is_shared:
             run.start_epoch = self.epoch_to_join(built.pace)
@@ -350,6 +351,8 @@ class _Fit(lightning.pytorch.callbacks.Checkpoint):
         """Places of the loaders in the epoch of a resume file."""
         self._is_within = bool(self._goes_on_from)
         self._is_in_step = self._is_between_steps = False
+        self._is_ended = False
+        """Whether it ended at a validation within an epoch."""
         self.has_validated = False
         """Whether the last step was followed by a validation."""
         self._told_s = self._epoch_began_s = time.monotonic()
@@ -545,14 +548,15 @@ class _Fit(lightning.pytorch.callbacks.Checkpoint):
         self._report(trainer, _epochs_done(trainer))
         self.tell()
         # An interrupted one writes its resume file first, between two steps.
-        trainer.should_stop |= self._run.is_over and not self._run.is_interrupted
+        self._is_ended = self._run.is_over and not self._run.is_interrupted
+        trainer.should_stop |= self._is_ended
 
     def on_train_epoch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
     ) -> None:
         """Report the epoch and apply the driver's orders."""
         run, self.has_news, self._logger.is_in_step = self._run, True, False
-        if run.is_over and not run.is_interrupted:  # ended at a validation
+        if self._is_ended:
             return
         self._report(trainer, trainer.current_epoch + 1)
         if not run.is_over:  # the last epoch is sent with the result

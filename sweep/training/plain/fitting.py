@@ -70,12 +70,19 @@ def draw_data_alike(built: Built, seed: int) -> None:
         for name in hooks:
             hook = getattr(owner, name, None)
             if hook is not None and not hasattr(hook, "draws_alike"):
-                setattr(owner, name, _drawn_alike(hook, derive_seed(seed, "data", name)))
+                is_once = name == "setup" and not is_overridden("teardown", owner)
+                drawn = _drawn_alike(hook, derive_seed(seed, "data", name), is_once=is_once)
+                setattr(owner, name, drawn)
 
 
-def _drawn_alike(hook: Callable[..., Any], seed: int) -> Callable[..., Any]:
+def _drawn_alike(hook: Callable[..., Any], seed: int, *, is_once: bool) -> Callable[..., Any]:
+    done: list[Any] = []
+
     @functools.wraps(hook)
     def drawn(*args: Any, **kwargs: Any) -> Any:
+        if is_once and (args, kwargs) in done:
+            return None
+        done.append((args, kwargs))
         with isolated_generators(None):
             seed_everything(seed)
             return hook(*args, **kwargs)

@@ -37,6 +37,8 @@ LONGEST_STEP_S = 0.5
 NEAR = {"64-true": 1e-6, "32-true": 1e-3}
 """Largest difference relative to the largest weight: an optimizer that divides by gradients of
 1e-17 amplifies rounding, while a wrong formula differs in the first digits."""
+LONGEST_S = 8.0
+"""Time for the trial alone: slower modules are not measured further."""
 LOADER_SHARE = 0.1
 """Enough trials share a minibatch if loading it takes so much of their time."""
 GAIN = 1.15
@@ -92,7 +94,6 @@ def climb(task: Task, project: Project) -> Ladder:
         alone = _timed(task, project, specs[0])
         if alone is None:
             return Ladder(1, 1, "")
-        step_s = min(alone.step_s, alone.step_of_one_thread_s)
         n_workers = _workers(task, alone, n_threads)
         shared = None
         if task.population != 1 and alone.step_s < LONGEST_STEP_S:
@@ -100,7 +101,7 @@ def climb(task: Task, project: Project) -> Ladder:
             shared = _shared(task, project, specs)
     finally:
         torch.set_num_threads(n_threads)
-    each_s = step_s if n_workers > 1 else alone.step_s
+    each_s = alone.step_of_one_thread_s if n_workers > 1 else alone.step_s
     if shared is not None and not shared.why_not and each_s >= GAIN * shared.step_s:
         n_slots = MOST_SLOTS
         how = (
@@ -131,6 +132,7 @@ class _Alone:
     step_of_one_thread_s: float
     load_s: float
     n_bytes: int
+    is_on_cpu: bool = True
 
 
 @dataclass
@@ -144,7 +146,7 @@ class _Shared:
 
 def _workers(task: Task, alone: _Alone, n_threads: int) -> int:
     """Workers of one thread each, or one with all."""
-    if not task.may_add_workers or n_threads < 2:
+    if not task.may_add_workers or n_threads < 2 or not alone.is_on_cpu:
         return 1
     gain = n_threads * alone.step_s / alone.step_of_one_thread_s
     return n_threads if gain > GAIN else 1
@@ -158,8 +160,9 @@ def _timed(task: Task, project: Project, spec: TrialSpec) -> _Alone | None:
         return None
     with_all, with_one = clock.seconds[: clock.switched_at], clock.seconds[clock.switched_at :]
     step_s = statistics.median(with_all[1:] or with_all)
-    one_s = statistics.median(with_one) if with_one and n_threads > 1 else step_s
-    return _Alone(step_s, one_s, statistics.median(engine.streams.seconds or [0.0]), clock.n_bytes)
+    one_s = statistics.median(with_one) if with_one and n_threads > 1 else math.inf
+    return _Alone(step_s, one_s, statistics.median(engine.streams.seconds or [0.0]),
+                  clock.n_bytes, not clock.is_cuda)  # fmt: skip
 
 
 def _shared(task: Task, project: Project, specs: Sequence[TrialSpec]) -> _Shared | None:
@@ -246,7 +249,8 @@ class _Clock(Callback):
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
-        self.switched_at, self.n_bytes = 0, 0
+        self.switched_at, self.n_bytes, self.is_cuda = 0, 0, False
+        self._first_s = time.monotonic()
         self._hooks: Any = None
 
     def on_train_batch_start(
@@ -267,7 +271,13 @@ class _Clock(Callback):
         elif batch_idx == N_TIMED // 2:
             self.switched_at = len(self.seconds)
             torch.set_num_threads(1)
+        self.is_cuda = pl_module.device.type == "cuda"
+        self._synchronise()
         self._began_s = time.perf_counter()
+
+    def _synchronise(self) -> None:
+        if self.is_cuda:
+            torch.cuda.synchronize()
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -279,9 +289,11 @@ class _Clock(Callback):
             weights = sum(p.numel() * p.element_size() for p in pl_module.parameters())
             self.n_bytes = 6 * weights + 2 * sum(self._seen.values())
         elif batch_idx not in (0, N_TIMED // 2):
+            self._synchronise()
             self.seconds.append(time.perf_counter() - self._began_s)
         if batch_idx < N_TIMED // 2:
             self.switched_at = len(self.seconds)
+        trainer.should_stop |= time.monotonic() - self._first_s > LONGEST_S
 
 
 def _most(task: Task, alone: _Alone) -> int:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
+from sweep.training.failures import classify
 from sweep.training.plain.lanes import Lane, Raised
 from sweep.training.plain.shared import END, PAUSE, Streams, Want
 from sweep.training.vmapped.group import Group
@@ -119,9 +120,21 @@ class Together:
             self._refused.add(shape)
             self._groups.pop(shape, None)
             self._say(str(error))
+        except Exception as error:
+            if classify(error).kind == "oom":
+                raise
+            self._refused.add(shape)
+            return self._fail(numbers, error)
         if group is not None:
             group.hand_over()
         return numbers
+
+    def _fail(self, numbers: Sequence[int], error: Exception) -> list[int]:
+        """Let an error of a group's step be its trials' own."""
+        for number in numbers:
+            del self._wants[number]
+            self._ready[number] = Raised(error)
+        return []
 
     def _group(
         self, shape: Hashable, numbers: list[int], index: int, n_steps: int

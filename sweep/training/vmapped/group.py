@@ -122,11 +122,7 @@ class Group:
         self._has_schedules = bool(by_step)
         self._means, self._n_given, self._n_stepped = _Means(), 0, 0
         self._began_s = self._paused_s = time.monotonic()
-        self._generators = []
-        for member in self.members:
-            generator = torch.Generator()
-            generator.set_state(member.generator)
-            self._generators.append(generator)
+        self._set_generators()
         trainers = [member.trainer for member in self.members]
         norms = [
             torch.inf if t.gradient_clip_val is None or t.gradient_clip_algorithm == "value"
@@ -342,6 +338,21 @@ class Group:
                 if config.interval == "step" and (batch_idx + 1) % config.frequency == 0:
                     config.scheduler.step()
 
+    def _set_generators(self) -> None:
+        """A generator for each trial: its own on the CPU, one seeded by it on another device."""
+        self._on_cpu = []
+        for member in self.members:
+            generator = torch.Generator()
+            generator.set_state(member.generator)
+            self._on_cpu.append(generator)
+        self._generators = self._on_cpu
+        device = self._stack.weights.device
+        if device.type != "cpu":
+            self._generators = []
+            for generator in self._on_cpu:
+                seed = int(torch.randint(2**62, (), generator=generator))
+                self._generators.append(torch.Generator(device).manual_seed(seed))
+
     @property
     def is_pulse_due(self) -> bool:
         """Whether a long epoch should be interrupted for the driver's orders."""
@@ -357,7 +368,7 @@ class Group:
         if n_new:
             self._updates.hand_back()
         for k, member in enumerate(self.members):
-            member.generator = self._generators[k].get_state()
+            member.generator = self._on_cpu[k].get_state()
             if n_new:
                 skip(member.trainer, n_new)
                 member.n_ahead += n_new

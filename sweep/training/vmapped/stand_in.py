@@ -89,6 +89,10 @@ class StandIn:
     ) -> None:
         lead = modules[0]
         memo: dict[int, Any] = {id(getattr(lead, "_trainer", None)): None}
+        for tensor in (*lead.parameters(), *lead.buffers()):  # not the whole stack of a view
+            own = tensor.detach().clone()
+            is_weight = isinstance(tensor, nn.Parameter)
+            memo[id(tensor)] = nn.Parameter(own, tensor.requires_grad) if is_weight else own
         try:
             self.module = copy.deepcopy(lead, memo)
         except Exception as error:
