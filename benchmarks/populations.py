@@ -241,7 +241,7 @@ def made(case: Case, mnist: str) -> Any:
 
 def data_arguments(case: Case, mnist: str) -> dict[str, str]:
     """Of the case's DataModule."""
-    return {"Mnist": {"mnist": mnist}, "Pictures": {"folder": os.getcwd()}}.get(case.data, {})
+    return {"Mnist": {"mnist": mnist}, "Pictures": {"folder": str(Path.cwd())}}.get(case.data, {})
 
 
 def searched(case: Case, mnist: str, **settings: Any) -> float:

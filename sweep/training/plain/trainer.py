@@ -68,8 +68,8 @@ class PlainTrainer:
         slots = Slots(self._task, exchange)
         slots.say(self._notice)
         try:
-            self._look_ahead(slots)
-            ladder = self._ladder()
+            is_sound = self._look_ahead(slots)
+            ladder = self._ladder(is_sound=is_sound)
             slots.say(ladder.said)
             train_plainly(
                 self._task, self._project, slots, self._calls, self._caught, ladder=ladder
@@ -77,24 +77,26 @@ class PlainTrainer:
         finally:
             self._calls.remove()
 
-    def _look_ahead(self, slots: Slots) -> None:
-        """Before the study's first trial. Raises ConfigError."""
+    def _look_ahead(self, slots: Slots) -> bool:
+        """Before the study's first trial; whether a minibatch could be trained, as far as is
+        known. Raises ConfigError."""
         if not self._task.probes or Path(self._task.work_dir, "trials").exists():
-            return
+            return True
         hush_lightning()
         with undisturbed(current_folder()), self._caught():
             found = preflight(self._project, self._task)
         if found.faults:
             raise ConfigError(found.faults)
         slots.say(*found.notices)
+        return found.error is None
 
-    def _ladder(self) -> Ladder:
+    def _ladder(self, *, is_sound: bool) -> Ladder:
         """How many trials train at a time, and how."""
         task = self._task
         n_slots = task.population or 1
         if task.module == DEFAULT_MODULE or why_plain(task) is not None:
             return Ladder(1, 1, "", is_shared=False)
-        if not task.probes:
+        if not task.probes or not is_sound:
             return Ladder(n_slots, 1, "", may_share_steps=task.may_share_steps)
         hush_lightning()
         with undisturbed(current_folder()), self._caught():
