@@ -23,6 +23,7 @@ from torch.nn import functional
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, TensorDataset, random_split
+from torchmetrics import MeanMetric, MeanSquaredError
 from torchmetrics.classification import MulticlassAccuracy
 
 DATA, RELU = Path("data"), nn.ReLU()
@@ -640,3 +641,47 @@ class Prepared(Points):
             file.write("prepared\n")
         if self.keeps:
             self.found = True
+
+
+class Mixed(lightning.LightningModule):
+    """All that trials may differ in while they share a step."""
+
+    def __init__(
+        self, lr: float = 0.01, dropout: float = 0.2, l1: float = 0.0, blur: float = 0.1,
+        optimizer: str = "Adam", momentum: float = 0.9, seed: int = 0,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.save_hyperparameters()
+        self.l1 = l1
+        self.net = nn.Sequential(
+            nn.Linear(4, 6, bias=False), nn.BatchNorm1d(6), nn.Tanh(), nn.Dropout(dropout),
+            nn.Linear(6, 1),
+        )  # fmt: skip
+        self.error, self.mean = MeanSquaredError(), MeanMetric()
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        x = batch[0] + self.hparams.blur * torch.randn_like(batch[0])
+        found = self.net(x).squeeze(1)
+        loss = functional.mse_loss(found, batch[1])
+        size = sum(p.abs().sum() for p in self.parameters())
+        self.error(found, batch[1])
+        self.mean.update(loss)
+        self.log("train_error", self.error, on_step=False, on_epoch=True)
+        self.log("train_mean", self.mean, on_step=False, on_epoch=True)
+        self.log("train_loss", loss, on_step=True, on_epoch=True)
+        self.log("train_most", loss, on_step=False, on_epoch=True, reduce_fx="max")
+        self.log("train_sum", loss, on_step=False, on_epoch=True, reduce_fx="sum")
+        self.log("last", loss)
+        return {"loss": loss + self.l1 * size, "found": found}
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val_loss", functional.mse_loss(self.net(batch[0]).squeeze(1), batch[1]))
+
+    def configure_optimizers(self) -> Any:
+        kind = getattr(torch.optim, self.hparams.optimizer)
+        others = {} if "Ada" in self.hparams.optimizer else {"momentum": self.hparams.momentum}
+        first, *rest = self.parameters()
+        groups = [{"params": [first], "weight_decay": 0.1}, {"params": rest}]
+        optimizer = kind(groups, lr=self.hparams.lr, **others)
+        schedule = torch.optim.lr_scheduler.StepLR(optimizer, 3, 0.9)
+        return [optimizer], [{"scheduler": schedule, "interval": "step"}]

@@ -56,7 +56,7 @@ PRIVATE: dict[str, tuple[str, str]] = {
         "exported for its own shape",
     ),
     "trainer.fit_loop._res": (  # _resuming_from_checkpoint, _restarting
-        "sweep.training.plain.engine",
+        "sweep.training.plain.fit",
         "a resumed trial begins an epoch as any other: a DataLoader draws its order anew, and "
         "with max_steps the epoch is not taken for one that was broken off",
     ),

@@ -80,6 +80,11 @@ def undisturbed(folder: str | None = None) -> Iterator[None]:
                 os.chdir(here)
 
 
+def settings() -> list[Any]:
+    """The current folder, and settings that user code may change, but environment variables."""
+    return [current_folder(), *(read() for read, _ in _SETTINGS[:-1])]
+
+
 def current_folder() -> str | None:
     """The path of the current folder; None if it was removed."""
     try:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sweep.config.notices import identity_changes, unknown_variables
@@ -438,6 +438,7 @@ def test_every_setting_says_what_it_is(name: str) -> None:
         assert resolve({name: field.default}, env={}).config == RunConfig()
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])  # on a busy machine
 @given(st.dictionaries(st.sampled_from(sorted(FIELDS)), st.text() | st.integers() | st.floats()))
 def test_no_value_breaks_the_parser(flags: dict[str, Any]) -> None:
     """Whatever is given, the answer is a configuration or a ConfigError."""

@@ -24,6 +24,7 @@ from sweep.loading import raised_by_user_code
 from sweep.training.engine_choice import MOST_SLOTS, precision_of
 from sweep.training.mlflow_calls import FluentCalls
 from sweep.training.plain.engine import PlainEngine
+from sweep.training.process_state import settings
 from sweep.training.project.project import Project
 from sweep.training.slot_loop import Slots
 from sweep.trial import Orders, Report, Task, TrialResult, TrialSpec
@@ -41,6 +42,7 @@ LONGEST_S = 8.0
 """Time for the trial alone: slower modules are not measured further."""
 LOADER_SHARE = 0.1
 """Enough trials share a minibatch if loading it takes so much of their time."""
+ONE = "one trial at a time: {} (its folder, import path or settings of libraries)"
 GAIN = 1.15
 """Several workers, or a group, must be so much faster."""
 
@@ -90,10 +92,14 @@ def climb(task: Task, project: Project) -> Ladder:
     specs = [
         TrialSpec(k, base if k < 2 else others[k % len(others)], seed=k) for k in range(N_TRIED)
     ]
+    before = settings()
     try:
         alone = _timed(task, project, specs[0])
+        torch.set_num_threads(n_threads)
         if alone is None:
-            return Ladder(1, 1, "")
+            return Ladder(1, 1, "", may_share_steps=False)
+        if settings() != before:
+            return Ladder(1, 1, ONE.format("it changes the process"), may_share_steps=False)
         n_workers = _workers(task, alone, n_threads)
         shared = None
         if task.population != 1 and alone.step_s < LONGEST_STEP_S:

@@ -38,7 +38,7 @@ class Ahead:
     """Trials of equal shape can share steps."""
     n_steps: int
     member: Any
-    """See `sweep.training.vmapped.group.Member`."""
+    """See `sweep.training.vmapped.trainee.Trainee`."""
 
 
 @dataclass

@@ -18,9 +18,8 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
-import lightning
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.pytorch.utilities.data import extract_batch_size
@@ -34,31 +33,10 @@ from sweep.training.optimizers import clip_scales
 from sweep.training.vmapped.noise import CannotDrawError, Draw, drawn, listed, replaced
 from sweep.training.vmapped.stack import Optimizers, Stack, kind_of
 from sweep.training.vmapped.stand_in import CannotStackError, Logged, StandIn, Unlike, state_of
+from sweep.training.vmapped.trainee import Means, Trainee, skip
 
 LONG_EPOCH_S, PULSE_S = 10.0, 1.0
 """An epoch that has taken so long is interrupted this often for the driver's orders."""
-
-
-class Member(Protocol):
-    """A trial in a group."""
-
-    module: lightning.LightningModule
-    trainer: Any
-    """Its `lightning.Trainer`."""
-    n_ahead: int
-    """Steps that a group took for it."""
-
-    @property
-    def generator(self) -> Tensor:
-        """State of the trial's torch generator on the CPU."""
-        ...
-
-    @generator.setter
-    def generator(self, state: Tensor) -> None: ...
-
-    def log_by_step(self, metrics: Mapping[str, float], step: int) -> None:
-        """Keep values of a training step."""
-        ...
 
 
 class Group:
@@ -72,7 +50,7 @@ class Group:
     Raises CannotStackError: each trial must train for itself.
     """
 
-    def __init__(self, members: Sequence[Member], n_steps: int, n_taken: int = 0) -> None:
+    def __init__(self, members: Sequence[Trainee], n_steps: int, n_taken: int = 0) -> None:
         self._n_steps, self._has_stepped = n_steps - n_taken, False
         self._plans: dict[Any, _Plan] = {}
         """By the shapes of minibatches."""
@@ -120,7 +98,7 @@ class Group:
                    if c.interval == "step"]  # fmt: skip
         self._updates.begin(self._n_steps, is_constant=not by_step)
         self._has_schedules = bool(by_step)
-        self._means, self._n_given, self._n_stepped = _Means(), 0, 0
+        self._means, self._n_given, self._n_stepped = Means(), 0, 0
         self._began_s = self._paused_s = time.monotonic()
         self._set_generators()
         trainers = [member.trainer for member in self.members]
@@ -396,87 +374,6 @@ class _Plan:
 
 class _Number(float):
     """A trial's number, to be told from others of the same value."""
-
-
-class _Means:
-    """What the steps of an epoch logged for its end: sums (N,) by name; calls of metrics."""
-
-    def __init__(self) -> None:
-        self.calls: dict[str, list[tuple[Tensor, ...]]] = {}
-        self._found: dict[str, tuple[Tensor, int, dict[str, Any]]] = {}
-
-    def add(self, name: str, value: Tensor, how: Mapping[str, Any], size: int) -> None:
-        """Add values (N,) of a minibatch of `size` samples."""
-        kind = reduction(how)
-        value = value.double()
-        if kind == "mean":
-            value = value * size
-        if name in self._found:
-            before, n, _ = self._found[name]
-            combined = {"min": torch.minimum, "max": torch.maximum}.get(kind, torch.add)
-            self._found[name] = combined(before, value), n + size, dict(how)
-        else:
-            self._found[name] = value, size, dict(how)
-
-    def of(self, positions: Sequence[int]) -> _Means:
-        """The same of some of the trials."""
-        found = _Means()
-        found._found = {n: (v[positions], size, how) for n, (v, size, how) in self._found.items()}
-        found.calls = {
-            name: [tuple(argument[positions] for argument in step) for step in steps]
-            for name, steps in self.calls.items()
-        }
-        return found
-
-    def give(self, k: int, member: Member) -> None:
-        """Let the trial's Trainer log it in the next training step; feed the trial's metrics."""
-        logs = []
-        for name, (total, n, how) in self._found.items():
-            value = total[k] / n if reduction(how) == "mean" else total[k]
-            logs.append((name, value, how | {"batch_size": n}))
-        for name, steps in self.calls.items():
-            metric = member.module.get_submodule(name)
-            for arguments in steps:
-                metric.update(*[argument[k] for argument in arguments])  # type: ignore[operator]
-        if logs:
-            log_before_next_step(member, logs)
-
-
-def reduction(how: Mapping[str, Any]) -> str:
-    """ "mean", "sum", "min" or "max". Raises CannotStackError."""
-    given = how.get("reduce_fx", "mean")
-    name = given if isinstance(given, str) else getattr(given, "__name__", "")
-    kind = {"amin": "min", "amax": "max"}.get(name, name)
-    if kind not in ("mean", "sum", "min", "max"):
-        raise CannotStackError(f"it logs with a reduction of its own, {given}")
-    return kind
-
-
-def log_before_next_step(member: Member, logs: Sequence[tuple[str, Tensor, Any]]) -> None:
-    """Let the trial's Trainer log these in its next training step, before the step itself."""
-    strategy = member.trainer.strategy
-    original = type(strategy).training_step
-
-    def training_step(*args: Any, **kwargs: Any) -> Any:
-        del strategy.training_step
-        dtype = torch.get_default_dtype()
-        for name, value, how in logs:
-            member.module.log(name, value.to(dtype), **how)
-        return original(strategy, *args, **kwargs)
-
-    strategy.training_step = training_step
-
-
-def skip(trainer: lightning.Trainer, n: int) -> None:
-    """Count n training steps, as the Trainer's own loop would have."""
-    loop = trainer.fit_loop.epoch_loop
-    loop.batch_progress.increment_by(n)
-    optimizer = loop.automatic_optimization.optim_progress.optimizer
-    optimizer.step.increment_by(n)
-    optimizer.zero_grad.increment_by(n)
-    state = loop.on_save_checkpoint()
-    state["_batches_that_stepped"] += n
-    loop.on_load_checkpoint(state)
 
 
 def first_line(error: BaseException) -> str:

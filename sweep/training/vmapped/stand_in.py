@@ -59,8 +59,7 @@ def readable(path: Path) -> str:
 def state_of(module: lightning.LightningModule) -> dict[Path, Any]:
     """All that a module holds but weights, buffers and metrics, by path. Raises UnlikeError."""
     left_out = [m for m in module.modules() if isinstance(m, Metric)]
-    trainer = getattr(module, "_trainer", None)
-    return dict(leaves(module, left_out=[trainer, *left_out], but=NOT_COMPARED))
+    return dict(leaves(module, left_out=[module.trainer, *left_out], but=NOT_COMPARED))
 
 
 def shape_of(module: nn.Module) -> tuple[Any, ...]:
@@ -88,7 +87,7 @@ class StandIn:
         self, modules: Sequence[lightning.LightningModule], states: Sequence[Mapping[Path, Any]]
     ) -> None:
         lead = modules[0]
-        memo: dict[int, Any] = {id(getattr(lead, "_trainer", None)): None}
+        memo: dict[int, Any] = {id(lead.trainer): None}
         for tensor in (*lead.parameters(), *lead.buffers()):  # not the whole stack of a view
             own = tensor.detach().clone()
             is_weight = isinstance(tensor, nn.Parameter)

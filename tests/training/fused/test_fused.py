@@ -226,7 +226,7 @@ def test_a_trial_trained_again_alone_gives_the_same_curve(task, data):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"module": "mine:Net"}, "is not"),
+        ({"module": "mine:Net", "population": 1}, "--population 1"),
         ({"precision": "16-mixed"}, "precision"),
         ({"devices": "2"}, "devices"),
     ],

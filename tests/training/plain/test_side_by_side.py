@@ -3,82 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import lightning
 import pytest
-from own_fits import EPOCHS, METRICS, PROJECTS, alone, built_by_hand, curve_of
+from own_fits import (
+    EPOCHS,
+    METRICS,
+    PROJECTS,
+    STUDY_SEED,
+    alone,
+    built_by_hand,
+    curve_of,
+    in_population,
+)
 
 from sweep.files.trial_files import RESUME_STATE, TrialFiles
 from sweep.testing import ScriptedExchange, example_task
 from sweep.training.lightning_trainer import hush_lightning
-from sweep.training.plain.lanes import isolated_generators
 from sweep.training.plain.trainer import PlainTrainer
 from sweep.training.resuming import seed_everything
-from sweep.trial import TrialSpec, derive_seed
+from sweep.trial import TrialSpec
 
-STUDY_SEED = 0
 CHAOTIC = ("cnn",)
 """A bias before BatchNorm has no gradient but rounding, some 1e-17, which AdamW divides by its eps
 of 1e-8: with an eps of 1e-3 this case is equal to 1e-10, too."""
-
-
-class InPopulation:
-    """A loader whose minibatches are those of a population that began epochs ago."""
-
-    def __init__(
-        self, loader: Any, start_epoch: int, n_train: int | None = None, index: int = 0
-    ) -> None:
-        self.loader, self._epoch, self._n_train = loader, start_epoch, n_train
-        self._index = index
-        self._is_looked_at = False
-
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    def __iter__(self) -> Iterator[Any]:
-        if not self._is_looked_at:  # Lightning sees whether it can
-            self._is_looked_at = True
-            return iter(())
-        at = self._epoch, self._n_train, self._n_train is None, self._index, 0
-        self._epoch += 1
-        with isolated_generators(None):
-            seed_everything(derive_seed(STUDY_SEED, "minibatches", str(at)))
-            batches = list(self.loader)
-        return iter(batches)
-
-
-def drawn_alike(hook: Any, name: str) -> Any:
-    """Data are drawn from the study's seed."""
-
-    @functools.wraps(hook)
-    def drawn(*args: Any, **kwargs: Any) -> Any:
-        with isolated_generators(None):
-            seed_everything(derive_seed(STUDY_SEED, "data", name))
-            return hook(*args, **kwargs)
-
-    return drawn
-
-
-def in_population(module: lightning.LightningModule, data: Any, start_epoch: int) -> None:
-    """Let the loaders of a project give a population's minibatches."""
-    owner = module if data is None else data
-    for name in ("setup", "prepare_data", "train_dataloader", "val_dataloader"):
-        if owner is data or name != "setup":
-            setattr(owner, name, drawn_alike(getattr(owner, name), name))
-    train, val = owner.train_dataloader, owner.val_dataloader
-
-    def val_dataloader() -> Any:
-        found, n = val(), len(train())
-        if isinstance(found, list):
-            return [InPopulation(one, start_epoch, n, i) for i, one in enumerate(found)]
-        return InPopulation(found, start_epoch, n)
-
-    owner.train_dataloader = lambda: InPopulation(train(), start_epoch)
-    owner.val_dataloader = val_dataloader
 
 
 def trained(
