@@ -182,8 +182,9 @@ class ProcessExecutor:
         what it does, without measuring again."""
         self._is_settled = True
         task = dataclasses.replace(worker.task, probes=(), may_share_steps=ready.may_share_steps)
-        if task.population is None and ready.n_workers > 1:
-            task = dataclasses.replace(task, population=ready.n_slots)
+        if task.population is None:  # a population of one trial still shares its data's order
+            is_one = ready.n_slots == 1
+            task = dataclasses.replace(task, population=ready.n_slots, was_larger=is_one)
         if ready.n_workers > 1:
             n_threads = max(1, (task.n_threads or os.cpu_count() or 1) // ready.n_workers)
             task = dataclasses.replace(task, n_threads=n_threads, may_add_workers=False)

@@ -97,7 +97,7 @@ def climb(task: Task, project: Project) -> Ladder:
         alone = _timed(task, project, specs[0])
         torch.set_num_threads(n_threads)
         if alone is None:
-            return Ladder(1, 1, "", may_share_steps=False)
+            return Ladder(task.population or 1, 1, "")
         if settings() != before:
             return Ladder(1, 1, ONE.format("it changes the process"), may_share_steps=False)
         n_workers = _workers(task, alone, n_threads)
@@ -162,7 +162,7 @@ def _timed(task: Task, project: Project, spec: TrialSpec) -> _Alone | None:
     """A trial alone; None if it fails."""
     clock, n_threads = _Clock(), torch.get_num_threads()
     engine = _trained(task, project, [spec], 1, N_TIMED, [clock])
-    if engine is None or len(clock.seconds) < 4:
+    if engine is None or not clock.seconds:
         return None
     with_all, with_one = clock.seconds[: clock.switched_at], clock.seconds[clock.switched_at :]
     step_s = statistics.median(with_all[1:] or with_all)

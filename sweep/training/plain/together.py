@@ -10,7 +10,7 @@ from typing import Any
 from sweep.training.failures import classify
 from sweep.training.plain.lanes import Lane, Raised
 from sweep.training.plain.shared import END, PAUSE, Streams, Want
-from sweep.training.vmapped.group import Group
+from sweep.training.vmapped.group import Group, first_line
 from sweep.training.vmapped.stand_in import CannotStackError
 
 FEWEST_SHARED = 2
@@ -124,7 +124,10 @@ class Together:
             if classify(error).kind == "oom":
                 raise
             self._refused.add(shape)
-            return self._fail(numbers, error)
+            if group is not None and group.has_stepped:
+                return self._fail(numbers, error)
+            self._say(first_line(error))
+            group = None
         if group is not None:
             group.hand_over()
         return numbers

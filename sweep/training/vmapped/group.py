@@ -332,6 +332,11 @@ class Group:
                 self._generators.append(torch.Generator(device).manual_seed(seed))
 
     @property
+    def has_stepped(self) -> bool:
+        """Whether any step of this epoch was taken."""
+        return self._n_stepped > 0
+
+    @property
     def is_pulse_due(self) -> bool:
         """Whether a long epoch should be interrupted for the driver's orders."""
         now_s = time.monotonic()
