@@ -38,13 +38,13 @@ class UnlikeError(Exception):
 def fingerprint(value: Any) -> str:
     """Equal for objects that hold the same. Raises UnlikeError."""
     digest = hashlib.blake2b(digest_size=16)
-    for path, leaf in leaves(value):
+    for path, leaf in leaves(value, is_kept=True):
         digest.update(repr((path, leaf)).encode())
     return digest.hexdigest()
 
 
 def leaves(
-    value: Any, left_out: Sequence[Any] = (), but: Collection[str] = ()
+    value: Any, left_out: Sequence[Any] = (), but: Collection[str] = (), *, is_kept: bool = False
 ) -> Iterator[tuple[Path, Any]]:
     """All values that an object holds, with their paths; tensors as digests.
 
@@ -52,18 +52,19 @@ def leaves(
         value: The object.
         left_out: Objects within it that do not count.
         but: Attributes, of any object, that do not count.
+        is_kept: Take large tensors for unchanged since they were last looked at.
 
     Raises UnlikeError.
     """
     seen = {id(one): one for one in left_out}
-    for n_found, found in enumerate(_leaves(value, (), seen, but)):
+    for n_found, found in enumerate(_leaves(value, (), seen, but, is_kept)):
         if n_found >= MOST_LEAVES:
             raise UnlikeError(f"more than {MOST_LEAVES} values")
         yield found
 
 
 def _leaves(
-    value: Any, path: Path, seen: dict[int, Any], but: Collection[str]
+    value: Any, path: Path, seen: dict[int, Any], but: Collection[str], is_kept: bool
 ) -> Iterator[tuple[Path, Any]]:
     if value is None or isinstance(value, bool | int | float | complex | str | bytes):
         yield path, (type(value).__name__, value)
@@ -75,28 +76,37 @@ def _leaves(
         yield path, ("seen", [*seen].index(id(value)))
         return
     seen[id(value)] = value
-    if (leaf := _state(value)) is not None:
+    if (leaf := _state(value, is_kept)) is not None:
         yield path, leaf
         return
     yield path, ("object", _name(type(value)))
     if isinstance(value, set | frozenset):
-        yield path, ("set", sorted(repr(list(_leaves(item, (), seen, but))) for item in value))
+        yield (
+            path,
+            ("set", sorted(repr(list(_leaves(item, (), seen, but, is_kept))) for item in value)),
+        )
         return
     for step, part in _parts(value):
         if step[1] not in but:
-            yield from _leaves(part, (*path, step), seen, but)
+            yield from _leaves(part, (*path, step), seen, but, is_kept)
 
 
-def _state(value: Any) -> Any:
+def _state(value: Any, is_kept: bool) -> Any:
     """What tells an object of numbers or of random numbers; None: another object."""
     if isinstance(value, Tensor):
-        return ("tensor", str(value.dtype), tuple(value.shape), _digest(value))
+        return ("tensor", str(value.dtype), tuple(value.shape), _digest(value, is_kept))
+    if isinstance(value, np.memmap):
+        where = value.filename, value.offset
+        return ("file", repr(where), str(value.dtype), value.shape)
     if isinstance(value, np.ndarray):
-        return ("array", str(value.dtype), value.shape, _hashed(value.tobytes()))
+        if value.dtype.hasobject:
+            return ("array", str(value.dtype), value.shape, _hashed(pickle.dumps(value)))
+        content = np.ascontiguousarray(value).reshape(-1).view(np.uint8).data
+        return ("array", str(value.dtype), value.shape, _hashed(content))
     if isinstance(value, np.generic):
         return ("number", repr(value))
     if isinstance(value, torch.Generator):
-        return ("generator", _digest(value.get_state()))
+        return ("generator", _digest(value.get_state(), False))
     if isinstance(value, np.random.Generator):
         return ("generator", repr(value.bit_generator.state))
     if isinstance(value, random.Random | np.random.RandomState):
@@ -154,16 +164,16 @@ def _name(value: Any) -> str:
     return repr(value)
 
 
-def _digest(tensor: Tensor) -> str:
-    known = _digests.get(id(tensor))
+def _digest(tensor: Tensor, is_kept: bool) -> str:
+    known = _digests.get(id(tensor)) if is_kept else None
     if known is not None and known[0]() is tensor:
         return known[1]
     plain = tensor.detach().cpu().contiguous()
-    content = _hashed(plain.reshape(-1).view(torch.uint8).numpy().tobytes())
-    if tensor.numel() > 10_000:
+    content = _hashed(plain.reshape(-1).view(torch.uint8).numpy().data)
+    if is_kept and tensor.numel() > 10_000:
         _digests[id(tensor)] = weakref.ref(tensor), content
     return content
 
 
-def _hashed(content: bytes) -> str:
+def _hashed(content: bytes | memoryview) -> str:
     return hashlib.blake2b(content, digest_size=16).hexdigest()

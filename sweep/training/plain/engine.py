@@ -160,7 +160,9 @@ class PlainEngine:
 
     def epoch_to_join(self, pace: str) -> int:
         """The population epoch in which a new trial can train with the others of its pace."""
-        others = [fit.epoch_to_join for fit in self._fits.values() if fit.pace == pace]
+        others = [
+            fit.epoch_to_join for fit in self._fits.values() if fit.pace == pace and fit.is_set_up
+        ]
         return max(others, default=0)
 
     def keep_best(self, numbers: Sequence[int]) -> None:

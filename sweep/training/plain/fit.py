@@ -15,7 +15,7 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from sweep.files.trial_files import RESUME_STATE, replace_file
-from sweep.training.likeness import UnlikeError, fingerprint
+from sweep.training.likeness import fingerprint
 from sweep.training.mlflow_calls import FluentCalls
 from sweep.training.plain.lanes import Lane
 from sweep.training.plain.logger import TrialLogger
@@ -30,6 +30,7 @@ from sweep.training.run import RESUME_KEY, Run
 from sweep.training.slot_loop import Slots
 from sweep.training.vmapped.fitness import why_alone
 from sweep.training.vmapped.group import LONG_EPOCH_S, PULSE_S
+from sweep.training.vmapped.stack import layout_of
 from sweep.training.vmapped.stand_in import shape_of
 from sweep.trial import EPOCHS_DONE, Pulse, Report, now_ms
 
@@ -87,7 +88,8 @@ class Fit(lightning.pytorch.callbacks.Checkpoint):
         self.is_shared = streams is not None
         """Whether its minibatches are the population's."""
         self._data: Hashable = None
-        self._why_alone: str | None = None
+        self._wanted: Want | None = None
+        """What it last waited for: a group may have taken it further since."""
         self.n_ahead = 0
         """Steps that a group took for it."""
         self.sample: Any = None
@@ -143,7 +145,7 @@ class Fit(lightning.pytorch.callbacks.Checkpoint):
     ) -> SharedLoader:  # fmt: skip
         assert self._take is not None
         source: Hashable = self._run.spec.number
-        with contextlib.suppress(UnlikeError):
+        with contextlib.suppress(Exception):  # user code may raise anything
             source = fingerprint(loader)
         if self._data is None:
             self._data = source
@@ -154,10 +156,11 @@ class Fit(lightning.pytorch.callbacks.Checkpoint):
 
     def _want(self, source: Hashable, index: int, loader: Any) -> Want:
         trainer = self.trainer
-        return Want(
+        self._wanted = Want(
             self._data, source, self._epoch, self._n_taken,
             trainer.training, index, 0, 0, loader, self._ahead(),
         )  # fmt: skip
+        return self._wanted
 
     def _ahead(self) -> Ahead | None:
         """At an epoch's beginning: how it can train with others."""
@@ -166,16 +169,18 @@ class Fit(lightning.pytorch.callbacks.Checkpoint):
             return None
         if not self._engine.may_share_steps:
             return None
-        if self._why_alone is None:
-            self._why_alone = why_alone(trainer, (Fit, TrialLogger))
-            if len(self._loaders) != 1:
-                self._why_alone = "it has several train loaders"
-            if self._why_alone:
-                self._engine.say_alone(self._why_alone)
-        if self._why_alone:
+        # Anew in each epoch: callbacks may have changed the Trainer.
+        why = why_alone(trainer, (Fit, TrialLogger))
+        if len(self._loaders) != 1:
+            why = "it has several train loaders"
+        if why:
+            self._engine.say_alone(why)
             return None
         n_steps = int(trainer.num_training_batches) - 1
-        shape = type(self.module), shape_of(self.module), self._data, n_steps
+        module = self.module
+        modes = tuple(part.training for part in module.modules())
+        layout = layout_of(module, trainer.optimizers[0])
+        shape = type(module), shape_of(module), modes, layout, self._data, n_steps
         return Ahead(shape, n_steps, self)
 
     @property
@@ -198,9 +203,16 @@ class Fit(lightning.pytorch.callbacks.Checkpoint):
         return int(self.trainer.fit_loop.epoch_loop.batch_progress.current.ready)
 
     @property
+    def is_set_up(self) -> bool:
+        """Whether it has a Trainer."""
+        return hasattr(self, "trainer")
+
+    @property
     def epoch_to_join(self) -> int:
         """The population epoch that another trial can join."""
-        return self._epoch + (self._n_taken > 0)
+        want = self._wanted
+        n_ahead = want.n_taken if want is not None and want.epoch == self._epoch else 0
+        return self._epoch + (max(self._n_taken, n_ahead) > 0)
 
     @property
     def _epoch(self) -> int:

@@ -178,7 +178,7 @@ class SharedLoader(WrappedLoader):
     """
 
     OWN = (*WrappedLoader.OWN, "_take", "_want", "_between", "_first", "_index", "_cycle",
-           "_ended_at", "_changes")  # fmt: skip
+           "_ended_at", "_changes", "_iterator")  # fmt: skip
 
     def __init__(
         self, loader: Any, take: Callable[[Want], Any], want: Callable[[Any], Want],

@@ -73,6 +73,11 @@ class Together:
             error = raised
         if lane.has_ended:
             del self._lanes[number]
+            self._groups = {
+                shape: known
+                for shape, known in self._groups.items()
+                if any(other in self._lanes for other in known[0])
+            }
             ended.append((number, error))
         else:
             self._wants[number] = want
@@ -139,6 +144,10 @@ class Together:
             self._ready[number] = Raised(error)
         return []
 
+    def _is_within(self, number: int) -> bool:
+        want = self._wants.get(number)
+        return want is not None and want.is_train and want.ahead is not None and want.index > 0
+
     def _group(
         self, shape: Hashable, numbers: list[int], index: int, n_steps: int
     ) -> Group | None:
@@ -148,6 +157,8 @@ class Together:
             if index == 0:
                 group.begin(n_steps)
             return group
+        if index == 0 and any(self._is_within(number) for number in before):
+            return None  # others are in the midst of an epoch: these train this one alone
         self._groups.pop(shape, None)
         if len(numbers) < FEWEST_SHARED and (group is None or index == 0):
             return None

@@ -103,12 +103,13 @@ class Group:
         self._set_generators()
         trainers = [member.trainer for member in self.members]
         norms = [
-            torch.inf if t.gradient_clip_val is None or t.gradient_clip_algorithm == "value"
+            torch.inf if not _is_clipped(t) or t.gradient_clip_algorithm == "value"
             else float(t.gradient_clip_val)
             for t in trainers
         ]  # fmt: skip
         clips = [
-            float(t.gradient_clip_val or torch.inf) if t.gradient_clip_algorithm == "value"
+            float(t.gradient_clip_val)
+            if _is_clipped(t) and t.gradient_clip_algorithm == "value"
             else torch.inf
             for t in trainers
         ]  # fmt: skip
@@ -379,6 +380,10 @@ class _Plan:
 
 class _Number(float):
     """A trial's number, to be told from others of the same value."""
+
+
+def _is_clipped(trainer: Any) -> bool:
+    return trainer.gradient_clip_val is not None and trainer.gradient_clip_val > 0
 
 
 def first_line(error: BaseException) -> str:

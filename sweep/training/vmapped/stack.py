@@ -22,6 +22,7 @@ from torch import Tensor
 from sweep.hyperparameters import OPTIMIZERS
 from sweep.training.compiled.kernel import Kernel, Trial, load_kernel
 from sweep.training.optimizers import MOMENTUM_DECAY, OptimizerRule, make_rule
+from sweep.training.vmapped.stand_in import CannotStackError
 
 VALUE_BYTES = {torch.float32: 4, torch.float64: 8}
 NEVER = ("maximize", "amsgrad", "differentiable", "capturable")
@@ -154,6 +155,9 @@ class Optimizers:
         ]
         self._kinds: dict[Any, list[int]] = {}
         self._own: list[int] = []
+        for k in range(len(self._optimizers)):
+            if len(self._counts(k)) > 1:  # some were unfrozen later
+                raise CannotStackError("its weights have taken different numbers of steps")
         for k, optimizer in enumerate(optimizers):
             if (kind := kind_of(optimizer)) is None:
                 self._own.append(k)
@@ -235,6 +239,8 @@ class Optimizers:
     def is_intact(self) -> bool:
         """Whether the trials' optimizers still have their states here; takes over their counts."""
         self.n_taken = [self._steps_taken(k) for k in range(len(self._optimizers))]
+        if any(len(self._counts(k)) > 1 for k in range(len(self._optimizers))):
+            return False
         for kind, numbers in self._kinds.items():
             if any(kind_of(self._optimizers[k]) != kind for k in numbers):
                 return False
@@ -275,6 +281,13 @@ class Optimizers:
         cls = type(self._optimizers[k])
         rules = [rule_of(group, cls) for group in self._optimizers[k].param_groups]
         return max((rule.state_names for rule in rules if rule is not None), key=len)
+
+    def _counts(self, k: int) -> set[int]:
+        """Steps that the optimizer counts for its trained parameters."""
+        states = [self._optimizers[k].state.get(self._parameters[k][n], {})
+                  for n in self._stack.order]  # fmt: skip
+        is_counting = any("step" in state for state in states)
+        return {int(state.get("step", 0)) for state in states} if is_counting else {0}
 
     def _steps_taken(self, k: int) -> int:
         states = self._optimizers[k].state
@@ -319,6 +332,13 @@ class Optimizers:
         }
         assert rules[0] is not None
         return rules[0], {name: table[:, :, None, None] for name, table in found.items()}
+
+
+def layout_of(module: lightning.LightningModule, optimizer: torch.optim.Optimizer) -> Any:
+    """Names of an optimizer's parameters, by parameter group."""
+    names = {id(p): name for name, p in module.named_parameters()}
+    groups = optimizer.param_groups
+    return tuple(tuple(names.get(id(p)) for p in group["params"]) for group in groups)
 
 
 def kind_of(optimizer: torch.optim.Optimizer) -> Any:

@@ -119,8 +119,9 @@ class StandIn:
 
     def follow(self, lead: lightning.LightningModule) -> None:
         """Take over which parts of the module are in training mode."""
-        for own, other in zip(self.module.modules(), lead.modules(), strict=False):
-            own.training = other.training
+        modes = {name: part.training for name, part in lead.named_modules()}
+        for name, part in self.module.named_modules():
+            part.training = modes.get(name, part.training)
 
     def step(
         self, tensors: Mapping[str, Tensor], numbers: Sequence[Any], batch: Any, batch_idx: int

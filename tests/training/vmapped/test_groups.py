@@ -124,3 +124,31 @@ def close(a: list[dict[str, float]], b: list[dict[str, float]]) -> bool:
         for x, y in zip(a, b, strict=True)
         for name in x
     )
+
+
+def test_one_that_joins_leaves_a_group_within_its_epoch_alone(tmp_path: Path) -> None:
+    """Trials of another minibatch size end while a group is in the midst of an epoch."""
+    names = ("lr", "batch_size")
+    given = [(0.05, 40), (0.01, 8), (0.02, 8), (0.03, 8), (0.04, 8), (0.06, 40)]
+    specs = [
+        TrialSpec(n, dict(zip(names, values, strict=True)), seed=n)
+        for n, values in enumerate(given)
+    ]
+    task = example_task(
+        tmp_path, module="projects:Line", data="projects:Points", metric="val_loss", epochs=EPOCHS,
+        direction="minimize", population=3, log_models="none", names=names, seed=STUDY_SEED,
+        precision="64-true",
+    )  # fmt: skip
+    exchange = ScriptedExchange(specs, {0: 1})
+    PlainTrainer(task).train(exchange)
+    assert exchange.results()[1].notes["sweep.trainer"] == "vmapped"
+    for spec in specs:
+        lr, batch_size = (spec.hyperparameters[name] for name in names)
+        seed_everything(spec.seed)
+        module, data = projects.Line(lr), projects.Points(batch_size)
+        in_population(module, data, exchange.epochs(spec.number)[0].start_epoch)
+        wanted = alone(module, data, tmp_path, precision="64-true")
+        found = curve_of(exchange, spec.number)
+        assert len(found) == (1 if spec.number == 0 else EPOCHS)
+        for ours, theirs in zip(found, wanted, strict=False):
+            assert ours["val_loss"] == pytest.approx(theirs["val_loss"], rel=1e-10), spec
