@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -61,15 +61,17 @@ class Curve(Callback):
 
 
 def alone(
-    module: lightning.LightningModule, data: Any, folder: Path, precision: Any = "32-true"
-) -> list[dict[str, float]]:
+    module: lightning.LightningModule, data: Any, folder: Path, precision: Any = "32-true",
+    callbacks: Sequence[Callback] = (), **settings: Any,
+) -> list[dict[str, float]]:  # fmt: skip
     """The curve of an ordinary `Trainer.fit`, but for the sanity check: a trial has none, and a
     loader that draws its data from the global generator would see that."""
     curve = Curve()
     trainer = lightning.Trainer(
-        default_root_dir=folder, max_epochs=EPOCHS, accelerator="cpu", callbacks=[curve],
+        default_root_dir=folder, max_epochs=EPOCHS, accelerator="cpu",
+        callbacks=[*callbacks, curve],
         precision=precision, num_sanity_val_steps=0, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False,
+        enable_progress_bar=False, enable_model_summary=False, **settings,
     )  # fmt: skip
     trainer.fit(module, datamodule=data)
     return curve.epochs

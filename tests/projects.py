@@ -685,3 +685,32 @@ class Mixed(lightning.LightningModule):
         optimizer = kind(groups, lr=self.hparams.lr, **others)
         schedule = torch.optim.lr_scheduler.StepLR(optimizer, 3, 0.9)
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+
+class Thawing(Line):
+    """Trials that may not share a step, in part: by their parameter groups, by what is frozen
+    until an epoch, by what is in training mode, by when gradients are accumulated."""
+
+    def __init__(
+        self, lr: float = 0.01, is_swapped: bool = False, frozen_until: int = 0,
+        is_still: bool = False, dropout: float = 0.3,
+    ) -> None:  # fmt: skip
+        super().__init__(lr)
+        self.net: Any = nn.Sequential(
+            nn.Linear(4, 4), nn.Dropout(dropout), nn.Linear(4, 4), nn.Dropout(dropout),
+            nn.Linear(4, 1),
+        )  # fmt: skip
+
+    def on_train_epoch_start(self) -> None:
+        frozen: Any = self.hparams
+        self.net[2].requires_grad_(self.current_epoch >= frozen.frozen_until)
+        self.net[1 if frozen.is_still else 3].eval()
+
+    def configure_optimizers(self) -> Any:
+        inner, outer = [*self.net[2].parameters()], [*self.net[0].parameters()]
+        outer += self.net[4].parameters()
+        rates = (self.hparams.lr, self.hparams.lr / 10)
+        parts = (inner, outer) if self.hparams.is_swapped else (outer, inner)
+        return torch.optim.Adam(
+            [{"params": part, "lr": lr} for part, lr in zip(parts, rates, strict=True)]
+        )

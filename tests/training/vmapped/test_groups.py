@@ -126,29 +126,59 @@ def close(a: list[dict[str, float]], b: list[dict[str, float]]) -> bool:
     )
 
 
+LINES = [(0.05, 40), (0.01, 8), (0.02, 8), (0.03, 8), (0.04, 8), (0.06, 40)]
+
+
+def lines(folder: Path, specs: list[TrialSpec], stops: dict[int, int]) -> ScriptedExchange:
+    """Three at a time; those of another minibatch size take their steps alone."""
+    task = example_task(
+        folder, module="projects:Line", data="projects:Points", metric="val_loss", epochs=EPOCHS,
+        direction="minimize", population=3, log_models="none", names=("lr", "batch_size"),
+        seed=STUDY_SEED, precision="64-true",
+    )  # fmt: skip
+    reason: Any = "interrupted" if stops.keys() > {0} else "pruned"
+    exchange = ScriptedExchange(specs, stops, reason)
+    PlainTrainer(task).train(exchange)
+    return exchange
+
+
+def see_that_it_is_as_alone(exchange: ScriptedExchange, spec: TrialSpec, folder: Path) -> None:
+    """What a trial reported is a part of the curve of a Trainer alone."""
+    seed_everything(spec.seed)
+    module = projects.Line(spec.hyperparameters["lr"])
+    data = projects.Points(spec.hyperparameters["batch_size"])
+    in_population(module, data, exchange.epochs(spec.number)[0].start_epoch)
+    wanted = [metrics["val_loss"] for metrics in alone(module, data, folder, precision="64-true")]
+    reports = exchange.epochs(spec.number)
+    assert reports
+    found = {r.epoch: r.metrics["val_loss"] for r in reports}
+    for epoch, ours in found.items():
+        assert ours == pytest.approx(wanted[epoch - 1], rel=1e-10), (spec, epoch)
+
+
+def line_specs() -> list[TrialSpec]:
+    """Two of minibatches of 40, four of 8."""
+    return [
+        TrialSpec(n, {"lr": lr, "batch_size": size}, seed=n) for n, (lr, size) in enumerate(LINES)
+    ]
+
+
 def test_one_that_joins_leaves_a_group_within_its_epoch_alone(tmp_path: Path) -> None:
     """Trials of another minibatch size end while a group is in the midst of an epoch."""
-    names = ("lr", "batch_size")
-    given = [(0.05, 40), (0.01, 8), (0.02, 8), (0.03, 8), (0.04, 8), (0.06, 40)]
-    specs = [
-        TrialSpec(n, dict(zip(names, values, strict=True)), seed=n)
-        for n, values in enumerate(given)
-    ]
-    task = example_task(
-        tmp_path, module="projects:Line", data="projects:Points", metric="val_loss", epochs=EPOCHS,
-        direction="minimize", population=3, log_models="none", names=names, seed=STUDY_SEED,
-        precision="64-true",
-    )  # fmt: skip
-    exchange = ScriptedExchange(specs, {0: 1})
-    PlainTrainer(task).train(exchange)
+    exchange = lines(tmp_path, line_specs(), {0: 1})
     assert exchange.results()[1].notes["sweep.trainer"] == "vmapped"
+    for spec in line_specs():
+        see_that_it_is_as_alone(exchange, spec, tmp_path)
+        n_epochs = 1 if spec.number == 0 else EPOCHS
+        assert max(r.epoch for r in exchange.epochs(spec.number)) == n_epochs
+
+
+def test_one_that_is_behind_leaves_a_group_within_its_epoch_alone(tmp_path: Path) -> None:
+    """It is resumed at an earlier epoch than the group's, while that is in the midst of one."""
+    specs = line_specs()[:4]
+    lines(tmp_path, specs[1:], {1: 1, 2: 3, 3: 3})
+    resumed = [dataclasses.replace(spec, is_resumed=True) for spec in specs]
+    exchange = lines(tmp_path, [specs[0], *resumed[2:4], resumed[1]], {0: 1})
     for spec in specs:
-        lr, batch_size = (spec.hyperparameters[name] for name in names)
-        seed_everything(spec.seed)
-        module, data = projects.Line(lr), projects.Points(batch_size)
-        in_population(module, data, exchange.epochs(spec.number)[0].start_epoch)
-        wanted = alone(module, data, tmp_path, precision="64-true")
-        found = curve_of(exchange, spec.number)
-        assert len(found) == (1 if spec.number == 0 else EPOCHS)
-        for ours, theirs in zip(found, wanted, strict=False):
-            assert ours["val_loss"] == pytest.approx(theirs["val_loss"], rel=1e-10), spec
+        see_that_it_is_as_alone(exchange, spec, tmp_path)
+    assert max(r.epoch for r in exchange.epochs(1)) == EPOCHS
