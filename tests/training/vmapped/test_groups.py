@@ -129,14 +129,15 @@ def close(a: list[dict[str, float]], b: list[dict[str, float]]) -> bool:
 LINES = [(0.05, 40), (0.01, 8), (0.02, 8), (0.03, 8), (0.04, 8), (0.06, 40)]
 
 
-def lines(folder: Path, specs: list[TrialSpec], stops: dict[int, int]) -> ScriptedExchange:
+def lines(
+    folder: Path, specs: list[TrialSpec], stops: dict[int, int], reason: Any = "pruned"
+) -> ScriptedExchange:
     """Three at a time; those of another minibatch size take their steps alone."""
     task = example_task(
         folder, module="projects:Line", data="projects:Points", metric="val_loss", epochs=EPOCHS,
         direction="minimize", population=3, log_models="none", names=("lr", "batch_size"),
         seed=STUDY_SEED, precision="64-true",
     )  # fmt: skip
-    reason: Any = "interrupted" if stops.keys() > {0} else "pruned"
     exchange = ScriptedExchange(specs, stops, reason)
     PlainTrainer(task).train(exchange)
     return exchange
@@ -176,7 +177,7 @@ def test_one_that_joins_leaves_a_group_within_its_epoch_alone(tmp_path: Path) ->
 def test_one_that_is_behind_leaves_a_group_within_its_epoch_alone(tmp_path: Path) -> None:
     """It is resumed at an earlier epoch than the group's, while that is in the midst of one."""
     specs = line_specs()[:4]
-    lines(tmp_path, specs[1:], {1: 1, 2: 3, 3: 3})
+    lines(tmp_path, specs[1:], {1: 1, 2: 3, 3: 3}, "interrupted")
     resumed = [dataclasses.replace(spec, is_resumed=True) for spec in specs]
     exchange = lines(tmp_path, [specs[0], *resumed[2:4], resumed[1]], {0: 1})
     for spec in specs:
