@@ -172,10 +172,13 @@ def test_out_of_memory_halves_the_population(
         for epoch, right in enumerate(wide.curve(number), start=1):
             ours = tuple(first[epoch].metrics[name] for name in METRICS)
             assert ours == pytest.approx(right, rel=1e-7)
-    # Each epoch was trained once, also by those that were interrupted.
-    replayed = [[r.epoch for r in narrow.epochs(n) if r.is_replay] for n in range(N_LARGE)]
-    assert replayed == [[1, 2]] * N_FIRST + [[]] * (N_LARGE - N_FIRST)
-    assert all(len(narrow.epochs(n)) == N_EPOCHS + len(replayed[n]) for n in range(N_LARGE))
+    # Each epoch was trained once, also by those that were interrupted, whenever that was.
+    for number in range(N_LARGE):
+        reports = narrow.epochs(number)
+        replayed = [r.epoch for r in reports if r.is_replay]
+        assert replayed == list(range(1, len(replayed) + 1))
+        assert [r.epoch for r in reports if not r.is_replay] == list(range(1, N_EPOCHS + 1))
+    assert any(r.is_replay for n in range(N_LARGE) for r in narrow.epochs(n))
 
 
 def export_once(data: TensorData) -> None:
