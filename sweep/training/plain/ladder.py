@@ -33,6 +33,8 @@ N_TRIED, N_STEPS = 4, 4
 """Trials and steps of a group that are compared with a trial alone."""
 N_TIMED = 16
 """Minibatches for each measurement."""
+MEASURED_AT = 2
+"""The step in which memory is measured."""
 LONGEST_STEP_S = 0.5
 """Modules whose steps take longer are not tried in groups: it would take too long."""
 NEAR = {"64-true": 1e-6, "32-true": 1e-3}
@@ -45,6 +47,8 @@ LOADER_SHARE = 0.1
 ONE = "one trial at a time: {} (its folder, import path or settings of libraries)"
 GAIN = 1.15
 """Several workers, or a group, must be so much faster."""
+MANY = 1000
+"""Trials of a search without a number of them, and minibatches of an epoch of unknown length."""
 
 
 @dataclass(frozen=True)
@@ -100,28 +104,49 @@ def climb(task: Task, project: Project) -> Ladder:
             return Ladder(task.population or 1, 1, "")
         if settings() != before:
             return Ladder(1, 1, ONE.format("it changes the process"), may_share_steps=False)
-        n_workers = _workers(task, alone, n_threads)
-        shared = None
+        # One thread a worker, if that trains more: the group is timed as it would be then.
+        may_split = task.may_add_workers and alone.is_on_cpu and n_threads > 1
+        is_split = may_split and n_threads * alone.step_s > GAIN * alone.step_of_one_thread_s
+        n_used = 1 if is_split else n_threads
+        shared = _Shared(math.inf, "")
         if task.population != 1 and alone.step_s < LONGEST_STEP_S:
-            torch.set_num_threads(1 if n_workers > 1 else n_threads)
+            torch.set_num_threads(n_used)
             shared = _shared(task, project, specs)
+            if 0.5 < shared.step_s / alone.step_with(n_used) < 2.0:  # too near to tell
+                torch.set_num_threads(n_threads)
+                again = _timed(task, project, specs[0]) or alone
+                torch.set_num_threads(n_used)
+                shared = dataclasses.replace(shared, step_s=min(
+                    shared.step_s, _time_of_group(task, project, specs)))  # fmt: skip
+                alone = alone.at_its_best(again)
     finally:
         torch.set_num_threads(n_threads)
-    each_s = alone.step_of_one_thread_s if n_workers > 1 else alone.step_s
-    if shared is not None and not shared.why_not and each_s >= GAIN * shared.step_s:
+    return _decided(task, alone, shared, n_threads if is_split else 1)
+
+
+def _decided(task: Task, alone: _Alone, shared: _Shared, n_workers: int) -> Ladder:
+    """What a search does, given the times of steps; `n_workers` of one thread, or one with all."""
+    each_s = alone.step_with(1 if n_workers > 1 else 0)
+    may_share = each_s >= GAIN * shared.step_s
+    costs_s = shared.step_s if may_share else alone.step_s, shared.step_s if may_share else each_s
+    if n_workers > 1:
+        of_one, of_all = (
+            _seconds(task, alone, costs_s[0], 1), _seconds(task, alone, costs_s[1], n_workers)
+        )  # fmt: skip
+        if of_one < GAIN * of_all:
+            n_workers = 1
+    cost_s = costs_s[n_workers > 1]
+    if may_share:
         n_slots = MOST_SLOTS
         how = (
-            f"vmapped: trials share steps, {1000 * shared.step_s:.2f} ms a trial "
+            f"vmapped: trials share steps, {1000 * cost_s:.2f} ms a trial "
             f"(alone {1000 * each_s:.2f})"
         )
-        may_share = True
     else:
-        why = "a step of its own takes no longer" if shared is None else shared.why_not
-        why = why or "a step of its own takes no longer"
-        n_slots = min(MOST_SLOTS, max(1, math.ceil(alone.load_s / (LOADER_SHARE * each_s))))
+        why = shared.why_not or "a step of its own takes no longer"
+        n_slots = min(MOST_SLOTS, max(1, math.ceil(alone.load_s / (LOADER_SHARE * cost_s))))
         how = f"side by side: {n_slots} share a minibatch, steps one by one: {why}"
-        may_share = False
-    n_slots = max(1, min(_most(task, alone), n_slots // n_workers or 1))
+    n_slots = max(1, min(_most(task, alone), n_slots) // n_workers)
     if task.n_trials:
         n_slots = max(1, min(n_slots, -(-task.n_trials // n_workers)))
     n_slots = task.population or n_slots
@@ -137,8 +162,24 @@ class _Alone:
     step_s: float
     step_of_one_thread_s: float
     load_s: float
+    """Of a minibatch."""
+    start_s: float
+    """Until a worker is ready."""
+    n_batches: float
+    """Of an epoch."""
     n_bytes: int
-    is_on_cpu: bool = True
+    is_on_cpu: bool
+
+    def step_with(self, n_threads: int) -> float:
+        """Of a step with one thread, or (any other number) with all."""
+        return self.step_of_one_thread_s if n_threads == 1 else self.step_s
+
+    def at_its_best(self, other: _Alone) -> _Alone:
+        """The shorter times of two measurements: others share this machine."""
+        return dataclasses.replace(
+            self, step_s=min(self.step_s, other.step_s), load_s=min(self.load_s, other.load_s),
+            step_of_one_thread_s=min(self.step_of_one_thread_s, other.step_of_one_thread_s),
+        )  # fmt: skip
 
 
 @dataclass
@@ -150,48 +191,64 @@ class _Shared:
     why_not: str
 
 
-def _workers(task: Task, alone: _Alone, n_threads: int) -> int:
-    """Workers of one thread each, or one with all."""
-    if not task.may_add_workers or n_threads < 2 or not alone.is_on_cpu:
-        return 1
-    gain = n_threads * alone.step_s / alone.step_of_one_thread_s
-    return n_threads if gain > GAIN else 1
+def _seconds(task: Task, alone: _Alone, each_s: float, n_workers: int) -> float:
+    """About how long all trials take.
+
+    Each worker loads every minibatch for its trials, and all but the first have to start.
+    """
+    n_trials = task.n_trials or MANY
+    n_rounds = math.ceil(n_trials / (MOST_SLOTS * n_workers))
+    a_step_s = n_rounds * alone.load_s + n_trials / n_workers * each_s
+    return task.epochs * alone.n_batches * a_step_s + (n_workers > 1) * alone.start_s
 
 
 def _timed(task: Task, project: Project, spec: TrialSpec) -> _Alone | None:
     """A trial alone; None if it fails."""
     clock, n_threads = _Clock(), torch.get_num_threads()
+    start_s = time.process_time()  # up to now this process has imported, and little else
     engine = _trained(task, project, [spec], 1, N_TIMED, [clock])
-    if engine is None or not clock.seconds:
+    if engine is None or len(clock.starts_s) < 3:
         return None
-    with_all, with_one = clock.seconds[: clock.switched_at], clock.seconds[clock.switched_at :]
-    step_s = statistics.median(with_all[1:] or with_all)
-    one_s = statistics.median(with_one) if with_one and n_threads > 1 else math.inf
-    return _Alone(step_s, one_s, statistics.median(engine.streams.seconds or [0.0]),
-                  clock.n_bytes, not clock.is_cuda)  # fmt: skip
+    load_s = statistics.median(engine.streams.seconds or [0.0])
+    with_all, with_one = clock.steps_s(range(N_TIMED // 2)), clock.steps_s(range(N_TIMED))
+    with_one = with_one[len(with_all) :]
+    step_s = max(0.0, statistics.median(with_all) - load_s)
+    one_s = math.inf
+    if with_one and n_threads > 1:
+        one_s = max(0.0, statistics.median(with_one) - load_s)
+    return _Alone(
+        step_s, one_s, load_s, start_s, clock.n_batches, clock.n_bytes, not clock.is_cuda
+    )
 
 
-def _shared(task: Task, project: Project, specs: Sequence[TrialSpec]) -> _Shared | None:
-    """A group, timed and compared with a trial alone; None if it cannot be tried."""
+def _shared(task: Task, project: Project, specs: Sequence[TrialSpec]) -> _Shared:
+    """A group, timed and compared with a trial alone."""
     precision = precision_of(task)
     exact = "64-true" if precision == "32-true" else precision
+    failed = _Shared(math.inf, "it could not be tried")
     found: dict[str, Any] = {}
     for name, given in (("alone", specs[:1]), ("together", specs)):
         engine = _trained(
             dataclasses.replace(task, precision=exact), project, given, len(given), N_STEPS + 1
         )
         if engine is None:
-            return None
+            return failed
         found[name] = engine
         if name == "together" and not engine.has_shared_steps:
-            return _Shared(math.inf, engine.why_alone or "it could not be tried")
+            return _Shared(math.inf, engine.why_alone or failed.why_not)
     if task.proof and (differs := _difference(found["alone"], found["together"], exact)):
         return _Shared(math.inf, differs)
+    step_s = _time_of_group(task, project, specs)
+    return _Shared(step_s, "") if step_s < math.inf else failed
+
+
+def _time_of_group(task: Task, project: Project, specs: Sequence[TrialSpec]) -> float:
+    """Seconds of a step, for each trial; infinite if it cannot be tried."""
     engine = _trained(task, project, specs, len(specs), N_TIMED)
     if engine is None or not engine.group_seconds:
-        return None
+        return math.inf
     each = [seconds / n for n, seconds in engine.group_seconds]
-    return _Shared(statistics.median(each[len(each) // 2 :]), "")
+    return float(statistics.median(each[len(each) // 2 :]))
 
 
 def _trained(
@@ -254,16 +311,33 @@ class _Clock(Callback):
     """Times the steps of a fit: the first half with all threads, the others with one."""
 
     def __init__(self) -> None:
-        self.seconds: list[float] = []
-        self.switched_at, self.n_bytes, self.is_cuda = 0, 0, False
+        self.starts_s: list[float] = []
+        """Of the steps."""
+        self.n_bytes, self.is_cuda = 0, False
+        self.n_batches: float = MANY
         self._first_s = time.monotonic()
         self._hooks: Any = None
+
+    def steps_s(self, indices: range) -> list[float]:
+        """How long the steps of these indices took, each with loading the next minibatch; but
+        not the first of a kind, and not the one in which memory is measured."""
+        ends = self.starts_s[1:]
+        return [
+            end - self.starts_s[i]
+            for i, end in enumerate(ends)
+            if i in indices and i not in (0, MEASURED_AT, N_TIMED // 2)
+        ]
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Note how long an epoch is."""
+        with contextlib.suppress(TypeError):  # streams
+            self.n_batches = len(trainer.train_dataloader)
 
     def on_train_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Start the clock; in one step measure what it keeps for its backward pass instead."""
-        if batch_idx == 2:
+        """Note the time; in one step measure what it keeps for its backward pass."""
+        if batch_idx == MEASURED_AT:
             seen: dict[int, int] = {}
 
             def pack(tensor: Tensor) -> Tensor:
@@ -275,30 +349,21 @@ class _Clock(Callback):
             self._hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
             self._hooks.__enter__()
         elif batch_idx == N_TIMED // 2:
-            self.switched_at = len(self.seconds)
             torch.set_num_threads(1)
         self.is_cuda = pl_module.device.type == "cuda"
-        self._synchronise()
-        self._began_s = time.perf_counter()
-
-    def _synchronise(self) -> None:
         if self.is_cuda:
             torch.cuda.synchronize()
+        self.starts_s.append(time.perf_counter())
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Stop it."""
+        """Take the measured memory; end a slow module's fit."""
         if self._hooks is not None:
             self._hooks.__exit__(None, None, None)
             self._hooks = None
             weights = sum(p.numel() * p.element_size() for p in pl_module.parameters())
             self.n_bytes = 6 * weights + 2 * sum(self._seen.values())
-        elif batch_idx not in (0, N_TIMED // 2):
-            self._synchronise()
-            self.seconds.append(time.perf_counter() - self._began_s)
-        if batch_idx < N_TIMED // 2:
-            self.switched_at = len(self.seconds)
         trainer.should_stop |= time.monotonic() - self._first_s > LONGEST_S
 
 

@@ -13,9 +13,6 @@ from sweep.training.plain.shared import END, PAUSE, Streams, Want
 from sweep.training.vmapped.group import Group, first_line
 from sweep.training.vmapped.stand_in import CannotStackError
 
-FEWEST_SHARED = 2
-"""Fewer trials than these train each for itself."""
-
 
 class Together:
     """Lets trials take turns, minibatch by minibatch; those of a shape take steps together.
@@ -151,7 +148,7 @@ class Together:
     def _group(
         self, shape: Hashable, numbers: list[int], index: int, n_steps: int
     ) -> Group | None:
-        """The group of these trials for step `index`; None: they are too few to share it."""
+        """The group of these trials for step `index`; None: they are to take it by themselves."""
         before, group = self._groups.get(shape, ([], None))
         if group is not None and before == numbers:
             if index == 0:
@@ -160,8 +157,6 @@ class Together:
         if index == 0 and any(self._is_within(number) for number in before):
             return None  # others are in the midst of an epoch: these train this one alone
         self._groups.pop(shape, None)
-        if len(numbers) < FEWEST_SHARED and (group is None or index == 0):
-            return None
         members = [want.ahead.member for n in numbers if (want := self._wants[n]).ahead]
         made = Group(members, n_steps, index)
         if group is not None and index:  # others have left within the epoch

@@ -33,6 +33,7 @@ from sweep.training.optimizers import clip_scales
 from sweep.training.vmapped.noise import CannotDrawError, Draw, drawn, listed, replaced
 from sweep.training.vmapped.stack import Optimizers, Stack, kind_of
 from sweep.training.vmapped.stand_in import CannotStackError, Logged, StandIn, Unlike, state_of
+from sweep.training.vmapped.tidy import tidy
 from sweep.training.vmapped.trainee import Means, Trainee, skip
 
 LONG_EPOCH_S, PULSE_S = 10.0, 1.0
@@ -214,9 +215,8 @@ class Group:
         copies = [value.clone() for value in stack.others.values()]
         noises = drawn(draws, [torch.Generator(weight.device) for weight in stack.weights])
         try:
-            return make_fx(step)(
-                list(stack.named.values()), copies, self._numbers, noises, tensors_of(batch)
-            )
+            given = list(stack.named.values()), copies, self._numbers, noises, tensors_of(batch)
+            return tidy(make_fx(step)(*given))
         except CannotStackError:
             return None
         except Exception as error:

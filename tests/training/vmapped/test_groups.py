@@ -100,7 +100,7 @@ def test_a_population_of_another_size_gives_the_same_curves(tmp_path: Path) -> N
     large = trained(tmp_path / "large", specs, {}, population=4)
     for spec in specs[:2]:
         small = trained(tmp_path / f"small{spec.number}", [spec], {}, population=2)
-        assert small.results()[spec.number].notes["sweep.trainer"] == "side by side"
+        assert small.results()[spec.number].notes["sweep.trainer"] == "vmapped"
         assert close(curve_of(small, spec.number), curve_of(large, spec.number))
     trained(tmp_path / "parts", specs, dict.fromkeys(range(4), 2), "interrupted", population=4)
     resumed = [dataclasses.replace(spec, is_resumed=True) for spec in specs]
