@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import random
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning
 import numpy as np
@@ -714,3 +715,16 @@ class Thawing(Line):
         return torch.optim.Adam(
             [{"params": part, "lr": lr} for part, lr in zip(parts, rates, strict=True)]
         )
+
+
+class Greedy(Line):
+    """Has no room for more than two trials after their first epochs."""
+
+    living: ClassVar[weakref.WeakSet[Any]] = weakref.WeakSet()
+
+    def on_train_epoch_start(self) -> None:
+        self.living.add(self)
+
+    def on_validation_epoch_start(self) -> None:
+        if self.current_epoch == 2 and len(self.living) > 2:
+            raise torch.OutOfMemoryError("out of memory")

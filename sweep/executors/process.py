@@ -303,6 +303,9 @@ def _environment(task: Task) -> dict[str, str]:
     env = without_foreign(os.environ)
     if task.n_threads:  # before torch is loaded, so that its pools have this size
         env["OMP_NUM_THREADS"] = str(task.n_threads)
+    # Trials train in turns, each in a thread of its own: with a heap a thread, glibc would keep
+    # for each of them what the largest minibatch took.
+    env.setdefault("MALLOC_ARENA_MAX", "1")
     return env
 
 

@@ -122,7 +122,8 @@ class PlainEngine:
     def end(self) -> None:
         """Leave all trials as they are."""
         self._together.end()
-        self._fits = {}
+        for number in list(self._fits):
+            self.close(number)
 
     def fit(self, run: Run, lane: Lane | None = None) -> None:
         """Train the trial to its end, from its resume file if that is usable.
@@ -217,6 +218,10 @@ class PlainEngine:
         if self._trial_run is not None and number == 0 and fit is not None:
             weights = fit.module.state_dict()
             self.last_weights = {n: v.detach().clone() for n, v in weights.items()}
+        if fit is not None and fit.is_set_up:  # a DataModule that trials share would keep it
+            trainer: Any = fit.trainer
+            if trainer.datamodule is not None and trainer.datamodule.trainer is trainer:
+                trainer.datamodule.trainer = None
 
     def _train(self, run: Run, checkpoint: Mapping[str, Any] | None, lane: Lane | None) -> None:
         task, spec = self._task, run.spec

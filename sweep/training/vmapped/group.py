@@ -214,15 +214,16 @@ class Group:
 
         copies = [value.clone() for value in stack.others.values()]
         noises = drawn(draws, [torch.Generator(weight.device) for weight in stack.weights])
-        try:
-            given = list(stack.named.values()), copies, self._numbers, noises, tensors_of(batch)
-            return tidy(make_fx(step)(*given))
-        except CannotStackError:
-            return None
-        except Exception as error:
-            if classify(error).kind == "oom":
-                raise
-            return None
+        given = list(stack.named.values()), copies, self._numbers, noises, tensors_of(batch)
+        for mode in ("fake", "real"):  # fake tensors are faster, but know no constants
+            try:
+                return tidy(make_fx(step, tracing_mode=mode)(*given))
+            except CannotStackError:
+                continue
+            except Exception as error:
+                if classify(error).kind == "oom":
+                    raise
+        return None
 
     def _values_of(self, numbers: Sequence[Any]) -> Callable[[Any], Any]:
         known = list(zip(numbers, self._stand_in.numbers, strict=True))
