@@ -80,8 +80,7 @@ class RunConfig:
     space: str | None = _option(
         "search", None, parsers.path, "FILE",
         "Search space: a name of `sweep spaces`, or a YAML file (default: mlp, unless --vary or "
-        "--module is given).",
-        is_identity=True,
+        "--module is given).", is_identity=True,
     )
     vary: tuple[str, ...] = _option(
         "search", (), parsers.pairs, "NAME=SPEC",
@@ -147,8 +146,7 @@ class RunConfig:
     )
     baseline: bool = _option(
         "search", True, parsers.switch, "",
-        "Train the reference network (128-64, SGD, lr 0.01) as trial 0.",
-        is_identity=True,
+        "Train the reference network (128-64, SGD, lr 0.01) as trial 0.", is_identity=True,
     )
     timeout_s: float | None = _option(
         "budget", None, parsers.duration, "TIME",
@@ -175,6 +173,10 @@ class RunConfig:
         "machine", None, parsers.population, "N",
         "Trials trained at once by a worker: auto, a number, or 1 (plain).",
     )
+    proof: bool = _option(
+        "machine", True, parsers.switch, "",
+        "Compare the steps that trials of a module take together with a trial's alone first.",
+    )
     accelerator: str = _option(
         "machine", "auto", ("auto", "cpu", "gpu", "cuda", "mps"), "NAME",
         "Lightning's accelerator.",
@@ -184,8 +186,7 @@ class RunConfig:
     )
     precision: str = _option(
         "machine", "32-true", PRECISIONS, "NAME",
-        f"Lightning's precision: {', '.join(PRECISIONS)}.",
-        is_identity=True,
+        f"Lightning's precision: {', '.join(PRECISIONS)}.", is_identity=True,
     )
     threads: int | None = _option(
         "machine", None, parsers.count(1), "N",

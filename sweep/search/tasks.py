@@ -56,6 +56,7 @@ def make_task(config: RunConfig, space: Space | None = None) -> Task:
         precision=config.precision,
         n_threads=config.threads,
         population=config.population,
+        proof=config.proof,
         n_trials=config.trials,
         may_add_workers=config.workers is None and config.executor != "inline",
         checkpoint_interval_s=config.checkpoint_interval_s,
