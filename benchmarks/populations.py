@@ -109,7 +109,7 @@ class Rows(lightning.LightningDataModule):
 
 
 class Mnist(lightning.LightningDataModule):
-    """MNIST's first 20,000 pictures."""
+    """MNIST: 55,000 pictures to train on."""
 
     def __init__(self, mnist: str = "") -> None:
         super().__init__()
@@ -117,9 +117,9 @@ class Mnist(lightning.LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         x, y = (_read(Path(self.mnist), part) for part in ("images-idx3", "labels-idx1"))
-        x = x[:22_000].float().unsqueeze(1) / 255
-        self.train = TensorDataset(x[:20_000], y[:20_000].long())
-        self.val = TensorDataset(x[20_000:], y[20_000:22_000].long())
+        x = x.float().unsqueeze(1) / 255
+        self.train = TensorDataset(x[:55_000], y[:55_000].long())
+        self.val = TensorDataset(x[55_000:], y[55_000:].long())
 
     def train_dataloader(self) -> Any:
         return DataLoader(self.train, BATCH, shuffle=True)

@@ -306,6 +306,7 @@ def _environment(task: Task) -> dict[str, str]:
     # Trials train in turns, each in a thread of its own: with a heap a thread, glibc would keep
     # for each of them what the largest minibatch took.
     env.setdefault("MALLOC_ARENA_MAX", "1")
+    env.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # no pool of processes to leave behind
     return env
 
 

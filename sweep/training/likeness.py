@@ -95,9 +95,8 @@ def _state(value: Any, is_kept: bool) -> Any:
     """What tells an object of numbers or of random numbers; None: another object."""
     if isinstance(value, Tensor):
         return ("tensor", str(value.dtype), tuple(value.shape), _digest(value, is_kept))
-    if isinstance(value, np.memmap):
-        where = value.filename, value.offset
-        return ("file", repr(where), str(value.dtype), value.shape)
+    if isinstance(value, np.ndarray) and (place := _place_in_file(value)) is not None:
+        return ("file", repr(place), str(value.dtype), value.shape, value.strides)
     if isinstance(value, np.ndarray):
         if value.dtype.hasobject:
             return ("array", str(value.dtype), value.shape, _hashed(pickle.dumps(value)))
@@ -156,6 +155,16 @@ def _attributes(value: Any) -> Iterator[tuple[tuple[str, Any], Any]]:
     for name in names:
         if name not in ("__dict__", "__weakref__") and hasattr(value, name):
             yield ("attribute", name), getattr(value, name)
+
+
+def _place_in_file(array: np.ndarray[Any, Any]) -> tuple[Any, int] | None:
+    """File and first byte of an array that looks at a file; None for one that may be changed."""
+    whole: Any = array
+    while isinstance(whole.base, np.ndarray):
+        whole = whole.base
+    if not isinstance(whole, np.memmap) or whole.filename is None or whole.mode != "r":
+        return None
+    return whole.filename, whole.offset + array.ctypes.data - whole.ctypes.data
 
 
 def _name(value: Any) -> str:

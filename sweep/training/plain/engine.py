@@ -76,12 +76,12 @@ class PlainEngine:
         self.may_share_steps, self._trial_run = may_share_steps, trial_run
         self.why_alone = ""
         """Why trials take their steps one by one."""
-        self.last_weights: dict[str, torch.Tensor] = {}
-        """In a trial run: the first trial's."""
+        self.last_weights: dict[int, dict[str, torch.Tensor]] = {}
+        """In a trial run: each trial's."""
         self._fits: dict[int, Fit] = {}
         self._kept_at: Any = None
         self.streams = Streams(task.seed)
-        self._together = Together(self.streams, self.say_alone)
+        self._together = Together(self.streams, self.say_alone, slots.say)
 
     def rung(self, run: Run) -> str:
         """How the trial was trained."""
@@ -215,9 +215,9 @@ class PlainEngine:
     def close(self, number: int) -> None:
         """Release module and Trainer."""
         fit = self._fits.pop(number, None)
-        if self._trial_run is not None and number == 0 and fit is not None:
+        if self._trial_run is not None and fit is not None:
             weights = fit.module.state_dict()
-            self.last_weights = {n: v.detach().clone() for n, v in weights.items()}
+            self.last_weights[number] = {n: v.detach().clone() for n, v in weights.items()}
         if fit is not None and fit.is_set_up:  # a DataModule that trials share would keep it
             trainer: Any = fit.trainer
             if trainer.datamodule is not None and trainer.datamodule.trainer is trainer:

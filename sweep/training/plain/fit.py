@@ -150,9 +150,18 @@ class Fit(lightning.pytorch.callbacks.Checkpoint):
         if self._data is None:
             self._data = source
         want = partial(self._want, source, len(others))
-        shared = SharedLoader(loader, self._take, want, between, first)
+        shared = SharedLoader(loader, self._taken, want, between, first)
         others.append(shared)
         return shared
+
+    def _taken(self, want: Want) -> Any:
+        """Wait for a minibatch; then a DataModule that others use, too, is this trial's again."""
+        assert self._take is not None
+        found = self._take(want)
+        datamodule = getattr(self.trainer, "datamodule", None)
+        if datamodule is not None:
+            datamodule.trainer = self.trainer
+        return found
 
     def _want(self, source: Hashable, index: int, loader: Any) -> Want:
         trainer = self.trainer

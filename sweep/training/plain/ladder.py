@@ -12,7 +12,7 @@ import math
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,7 @@ from sweep.training.plain.engine import PlainEngine
 from sweep.training.process_state import settings
 from sweep.training.project.project import Project
 from sweep.training.slot_loop import Slots
-from sweep.trial import Orders, Report, Task, TrialResult, TrialSpec
+from sweep.trial import EpochReport, Orders, Report, Task, TrialResult, TrialSpec
 
 N_TRIED, N_STEPS = 4, 4
 """Trials and steps of a group that are compared with a trial alone."""
@@ -40,6 +40,8 @@ LONGEST_STEP_S = 0.5
 NEAR = {"64-true": 1e-6, "32-true": 1e-3}
 """Largest difference relative to the largest weight: an optimizer that divides by gradients of
 1e-17 amplifies rounding, while a wrong formula differs in the first digits."""
+NEAR_METRIC = 1e-3
+"""Lightning and torchmetrics add up in float32."""
 LONGEST_S = 8.0
 """Time for the trial alone: slower modules are not measured further."""
 LOADER_SHARE = 0.1
@@ -80,6 +82,11 @@ class Given:
         start, self._left = self._left[:n_free], self._left[max(0, n_free) :]
         return Orders(start=tuple(start), is_last=not self._left)
 
+    def values_of(self, metric: str) -> dict[int, float]:
+        """By trial, after its first epoch."""
+        reports = [r for r in self.reports if isinstance(r, EpochReport)]
+        return {r.number: r.metrics[metric] for r in reports if metric in r.metrics}
+
     def failed(self) -> bool:
         """Whether a trial failed."""
         return any(isinstance(r, TrialResult) and r.failure is not None for r in self.reports)
@@ -112,7 +119,9 @@ def climb(task: Task, project: Project) -> Ladder:
         if task.population != 1 and alone.step_s < LONGEST_STEP_S:
             torch.set_num_threads(n_used)
             shared = _shared(task, project, specs)
-            if 0.5 < shared.step_s / alone.step_with(n_used) < 2.0:  # too near to tell
+            if (
+                0.5 < shared.step_s / alone.step_with(1 if is_split else 0) < 2.0
+            ):  # too near to tell
                 torch.set_num_threads(n_threads)
                 again = _timed(task, project, specs[0]) or alone
                 torch.set_num_threads(n_used)
@@ -146,7 +155,7 @@ def _decided(task: Task, alone: _Alone, shared: _Shared, n_workers: int) -> Ladd
         why = shared.why_not or "a step of its own takes no longer"
         n_slots = min(MOST_SLOTS, max(1, math.ceil(alone.load_s / (LOADER_SHARE * cost_s))))
         how = f"side by side: {n_slots} share a minibatch, steps one by one: {why}"
-    n_slots = max(1, min(_most(task, alone), n_slots) // n_workers)
+    n_slots = max(1, min(n_slots, MOST_SLOTS // n_workers, _most(task, alone) // n_workers))
     if task.n_trials:
         n_slots = max(1, min(n_slots, -(-task.n_trials // n_workers)))
     n_slots = task.population or n_slots
@@ -197,8 +206,8 @@ def _seconds(task: Task, alone: _Alone, each_s: float, n_workers: int) -> float:
     Each worker loads every minibatch for its trials, and all but the first have to start.
     """
     n_trials = task.n_trials or MANY
-    n_rounds = math.ceil(n_trials / (MOST_SLOTS * n_workers))
-    a_step_s = n_rounds * alone.load_s + n_trials / n_workers * each_s
+    n_rounds = math.ceil(n_trials / MOST_SLOTS)  # a worker has its share of the slots
+    a_step_s = n_rounds * alone.load_s + math.ceil(n_trials / n_workers) * each_s
     return task.epochs * alone.n_batches * a_step_s + (n_workers > 1) * alone.start_s
 
 
@@ -206,19 +215,38 @@ def _timed(task: Task, project: Project, spec: TrialSpec) -> _Alone | None:
     """A trial alone; None if it fails."""
     clock, n_threads = _Clock(), torch.get_num_threads()
     start_s = time.process_time()  # up to now this process has imported, and little else
-    engine = _trained(task, project, [spec], 1, N_TIMED, [clock])
-    if engine is None or len(clock.starts_s) < 3:
+    tried = train_a_little(task, project, [spec], 1, N_TIMED, [clock])
+    if tried is None or not clock.ends_s:
         return None
-    load_s = statistics.median(engine.streams.seconds or [0.0])
-    with_all, with_one = clock.steps_s(range(N_TIMED // 2)), clock.steps_s(range(N_TIMED))
-    with_one = with_one[len(with_all) :]
-    step_s = max(0.0, statistics.median(with_all) - load_s)
-    one_s = math.inf
-    if with_one and n_threads > 1:
-        one_s = max(0.0, statistics.median(with_one) - load_s)
+    load_s = statistics.median(tried.engine.streams.seconds or [0.0])
+    with_all = clock.steps_s(range(N_TIMED // 2))
+    with_one = clock.steps_s(range(N_TIMED // 2, N_TIMED))
+    step_s = _without(load_s, with_all or clock.first_s)
+    one_s = _without(load_s, with_one) if with_one else math.inf
     return _Alone(
-        step_s, one_s, load_s, start_s, clock.n_batches, clock.n_bytes, not clock.is_cuda
-    )
+        step_s, step_s if n_threads == 1 else one_s, load_s, start_s,
+        _limited(clock.n_batches, task), clock.n_bytes, not clock.is_cuda,
+    )  # fmt: skip
+
+
+def _without(load_s: float, steps_s: Sequence[float]) -> float:
+    """The median of steps that each load a minibatch, without that; never nothing."""
+    step_s = statistics.median(steps_s)
+    return max(step_s - load_s, 0.01 * step_s, 1e-6)
+
+
+def bytes_of_a_trial(task: Task, project: Project, spec: TrialSpec) -> int:
+    """Memory that a trial is expected to take; 0 if it fails."""
+    alone = _timed(task, project, spec)
+    return 0 if alone is None else alone.n_bytes
+
+
+def _limited(n_batches: float, task: Task) -> float:
+    """Minibatches of an epoch, with the Trainer's own limit."""
+    limit = task.config.get("trainer", {}).get("limit_train_batches", 1.0)
+    if not isinstance(limit, int | float):
+        return n_batches
+    return min(n_batches, limit) if isinstance(limit, int) else n_batches * limit
 
 
 def _shared(task: Task, project: Project, specs: Sequence[TrialSpec]) -> _Shared:
@@ -226,17 +254,18 @@ def _shared(task: Task, project: Project, specs: Sequence[TrialSpec]) -> _Shared
     precision = precision_of(task)
     exact = "64-true" if precision == "32-true" else precision
     failed = _Shared(math.inf, "it could not be tried")
-    found: dict[str, Any] = {}
-    for name, given in (("alone", specs[:1]), ("together", specs)):
-        engine = _trained(
-            dataclasses.replace(task, precision=exact), project, given, len(given), N_STEPS + 1
+    found: list[_Tried] = []
+    for n_slots in (1, len(specs)):
+        tried = train_a_little(
+            dataclasses.replace(task, precision=exact), project, specs, n_slots, N_STEPS + 1
         )
-        if engine is None:
+        if tried is None:
             return failed
-        found[name] = engine
-        if name == "together" and not engine.has_shared_steps:
-            return _Shared(math.inf, engine.why_alone or failed.why_not)
-    if task.proof and (differs := _difference(found["alone"], found["together"], exact)):
+        found.append(tried)
+    alone, together = found
+    if not together.engine.has_shared_steps:
+        return _Shared(math.inf, together.engine.why_alone or failed.why_not)
+    if task.proof and (differs := _difference(alone, together, exact)):
         return _Shared(math.inf, differs)
     step_s = _time_of_group(task, project, specs)
     return _Shared(step_s, "") if step_s < math.inf else failed
@@ -244,18 +273,18 @@ def _shared(task: Task, project: Project, specs: Sequence[TrialSpec]) -> _Shared
 
 def _time_of_group(task: Task, project: Project, specs: Sequence[TrialSpec]) -> float:
     """Seconds of a step, for each trial; infinite if it cannot be tried."""
-    engine = _trained(task, project, specs, len(specs), N_TIMED)
-    if engine is None or not engine.group_seconds:
+    tried = train_a_little(task, project, specs, len(specs), N_TIMED)
+    if tried is None or not tried.engine.group_seconds:
         return math.inf
-    each = [seconds / n for n, seconds in engine.group_seconds]
+    each = [seconds / n for n, seconds in tried.engine.group_seconds]
     return float(statistics.median(each[len(each) // 2 :]))
 
 
-def _trained(
+def train_a_little(
     task: Task, project: Project, specs: Sequence[TrialSpec], n_slots: int, n_batches: int,
     callbacks: Sequence[Callback] = (),
-) -> Any:  # fmt: skip
-    """Train a few minibatches; the engine, with weights of the trials; None if one failed."""
+) -> _Tried | None:  # fmt: skip
+    """Train a few minibatches; None if a trial failed."""
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         small = dataclasses.replace(
             task, work_dir=folder, log_file=f"{folder}/log", epochs=1, log_models="none",
@@ -292,18 +321,36 @@ def _trained(
             return None
         finally:
             engine.end()
-        return None if given.failed() else engine
+        return None if given.failed() else _Tried(engine, given.values_of(task.metric))
 
 
-def _difference(alone: Any, together: Any, precision: str) -> str:
-    """How the first trial's weights and metrics differ; "": they do not."""
+@dataclass
+class _Tried:
+    """What a few minibatches came to."""
+
+    engine: PlainEngine
+    metrics: Mapping[int, float]
+    """The objective's metric, by trial."""
+
+
+def _difference(alone: _Tried, together: _Tried, precision: str) -> str:
+    """How trials' weights and metrics differ; "": they do not."""
     near = NEAR.get(precision, NEAR["32-true"])
-    for name, value in alone.last_weights.items():
-        other = together.last_weights[name]
-        size = max(1e-12, float(value.abs().max())) if value.numel() else 1.0
-        gap = float((value.double() - other.double()).abs().max()) / size if value.numel() else 0
-        if not gap <= near and torch.isfinite(value).all():
-            return f"{name} differs from a trial's alone after {N_STEPS + 1} steps by {gap:.1g}"
+    for number, weights in alone.engine.last_weights.items():
+        for name, value in weights.items():
+            other = together.engine.last_weights[number][name]
+            size = max(1e-12, float(value.abs().max())) if value.numel() else 1.0
+            gap = float((value.double() - other.double()).abs().max()) if value.numel() else 0.0
+            if not gap / size <= near and torch.isfinite(value).all():
+                return (
+                    f"{name} differs from a trial's alone after {N_STEPS + 1} steps by "
+                    f"{gap / size:.1g}"
+                )
+    for number, ours in alone.metrics.items():
+        theirs = together.metrics.get(number, math.inf)
+        is_same = math.isclose(ours, theirs, rel_tol=NEAR_METRIC, abs_tol=1e-6)
+        if math.isfinite(ours) and not is_same:
+            return f"the metric is {theirs:.6g}, but {ours:.6g} of a trial alone"
     return ""
 
 
@@ -312,7 +359,8 @@ class _Clock(Callback):
 
     def __init__(self) -> None:
         self.starts_s: list[float] = []
-        """Of the steps."""
+        self.ends_s: list[float] = []
+        """Of the steps, without loading."""
         self.n_bytes, self.is_cuda = 0, False
         self.n_batches: float = MANY
         self._first_s = time.monotonic()
@@ -321,17 +369,25 @@ class _Clock(Callback):
     def steps_s(self, indices: range) -> list[float]:
         """How long the steps of these indices took, each with loading the next minibatch; but
         not the first of a kind, and not the one in which memory is measured."""
-        ends = self.starts_s[1:]
+        ends_s = self.starts_s[1:]
         return [
-            end - self.starts_s[i]
-            for i, end in enumerate(ends)
+            end_s - self.starts_s[i]
+            for i, end_s in enumerate(ends_s)
             if i in indices and i not in (0, MEASURED_AT, N_TIMED // 2)
         ]
 
+    @property
+    def first_s(self) -> list[float]:
+        """How long the first step took: in short epochs there are few others."""
+        return [self.ends_s[0] - self.starts_s[0]]
+
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Note how long an epoch is."""
-        with contextlib.suppress(TypeError):  # streams
-            self.n_batches = len(trainer.train_dataloader)
+        found = trainer.train_dataloader
+        loaders = found.values() if isinstance(found, Mapping) else found
+        loaders = loaders if isinstance(found, Mapping | list | tuple) else [found]
+        with contextlib.suppress(Exception):  # streams; user code may raise anything
+            self.n_batches = max(len(loader) for loader in loaders)
 
     def on_train_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
@@ -359,6 +415,9 @@ class _Clock(Callback):
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Take the measured memory; end a slow module's fit."""
+        if self.is_cuda:
+            torch.cuda.synchronize()
+        self.ends_s.append(time.perf_counter())
         if self._hooks is not None:
             self._hooks.__exit__(None, None, None)
             self._hooks = None

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
+from torch.utils.data import DataLoader
+
 from sweep.training.failures import classify
 from sweep.training.plain.lanes import Lane, Raised
 from sweep.training.plain.shared import END, PAUSE, Streams, Want
@@ -19,11 +21,14 @@ class Together:
 
     Args:
         streams: Loads what they want.
-        say: Told why trials of a shape cannot share steps.
+        say_alone: Told why trials of a shape cannot share steps.
+        say: Told other things of their steps.
     """
 
-    def __init__(self, streams: Streams, say: Callable[[str], None]) -> None:
-        self._streams, self._say = streams, say
+    def __init__(
+        self, streams: Streams, say_alone: Callable[[str], None], say: Callable[[str], None]
+    ) -> None:
+        self._streams, self._say_alone, self._say = streams, say_alone, say
         self._lanes: dict[int, Lane] = {}
         self._wants: dict[int, Want] = {}
         self._ready: dict[int, Any] = {}
@@ -89,10 +94,12 @@ class Together:
             else:
                 by_shape.setdefault(ahead.shape, []).append(number)
         for shape, shared in by_shape.items():
-            rest += self._step(shape, shared, batch)
+            rest += self._step(shape, shared, batch, may_wait=len(by_shape) > 1)
         return rest
 
-    def _step(self, shape: Hashable, numbers: list[int], batch: Any) -> list[int]:
+    def _step(
+        self, shape: Hashable, numbers: list[int], batch: Any, *, may_wait: bool
+    ) -> list[int]:
         """Take a step of a group; returns the trials that are to take this one by themselves."""
         first = self._wants[numbers[0]]
         assert first.ahead is not None
@@ -104,31 +111,35 @@ class Together:
                 return numbers
             if index < n_steps and batch is not END and not isinstance(batch, Raised):
                 began_s = time.perf_counter()
-                group.step(batch, index)
+                may_wait = may_wait and isinstance(first.loader, DataLoader)  # new tensors each
+                n_taken = group.take(batch, index, may_wait=may_wait and index + 1 < n_steps)
                 took_s = time.perf_counter() - began_s
-                self.seconds.append((len(numbers), took_s))
+                if n_taken:
+                    self.seconds.append((len(numbers), took_s / n_taken))
                 for number in numbers:
                     self._lanes[number].spent_s += took_s / len(numbers)
                 for number in numbers:
                     self._wants[number].index += 1
                     self._wants[number].n_taken += 1
                 if group.is_pulse_due and index + 1 < n_steps:
+                    group.catch_up()
                     group.hand_over(is_pause=True)
                     for number in numbers:
                         del self._wants[number]
                         self._ready[number] = PAUSE
                 return []
+            group.catch_up()
         except CannotStackError as error:
             self._refused.add(shape)
             self._groups.pop(shape, None)
-            self._say(str(error))
+            self._say_alone(str(error))
         except Exception as error:
             if classify(error).kind == "oom":
                 raise
             self._refused.add(shape)
             if group is not None and group.has_stepped:
                 return self._fail(numbers, error)
-            self._say(first_line(error))
+            self._say_alone(first_line(error))
             group = None
         if group is not None:
             group.hand_over()
@@ -158,7 +169,7 @@ class Together:
             return None  # others are in the midst of an epoch: these train this one alone
         self._groups.pop(shape, None)
         members = [want.ahead.member for n in numbers if (want := self._wants[n]).ahead]
-        made = Group(members, n_steps, index)
+        made = Group(members, n_steps, index, self._say)
         if group is not None and index:  # others have left within the epoch
             made.go_on_from(group)
         self._groups[shape] = numbers, made

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import lightning
@@ -44,7 +45,40 @@ def why_alone(trainer: Any, ours: tuple[type, ...] = ()) -> str:
         for hook in STEP_HOOKS:
             if hasattr(parent, hook) and is_overridden(hook, owner, parent):
                 return f"it has a {hook}"
-    return _of_trainer(trainer) or _of_callbacks(trainer, ours)
+    return _of_trainer(trainer) or _of_hooks(trainer) or _of_callbacks(trainer, ours)
+
+
+def _of_hooks(trainer: Any) -> str:
+    """Hooks that a user registered with objects of torch's."""
+    (optimizer,), module = trainer.optimizers, trainer.lightning_module
+    if _has_others(optimizer.register_step_pre_hook) or _has_others(
+        optimizer.register_step_post_hook
+    ):
+        return "its optimizer has hooks"
+    for name, weight in module.named_parameters():
+        if weight.requires_grad and (
+            _has_others(weight.register_hook)
+            or _has_others(weight.register_post_accumulate_grad_hook)
+        ):
+            return f"{name} has hooks"
+    for name, part in module.named_modules():
+        try:
+            if _has_others(part.register_full_backward_pre_hook) or _has_others(
+                part.register_full_backward_hook
+            ):
+                return f"{name or 'it'} has hooks of its backward pass"
+        except RuntimeError:  # of the old kind
+            return f"{name or 'it'} has hooks of its backward pass"
+    return ""
+
+
+def _has_others(register: Callable[[Callable[..., None]], Any]) -> bool:
+    """Whether there are hooks where `register` adds one."""
+    handle = register(lambda *_: None)
+    try:
+        return len(handle.hooks_dict_ref()) > 1
+    finally:
+        handle.remove()
 
 
 def _of_trainer(trainer: lightning.Trainer) -> str:

@@ -30,12 +30,15 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from sweep.training.failures import classify
 from sweep.training.likeness import UnlikeError
 from sweep.training.optimizers import clip_scales
+from sweep.training.vmapped.compiling import Program
 from sweep.training.vmapped.noise import CannotDrawError, Draw, drawn, listed, replaced
 from sweep.training.vmapped.stack import Optimizers, Stack, kind_of
 from sweep.training.vmapped.stand_in import CannotStackError, Logged, StandIn, Unlike, state_of
-from sweep.training.vmapped.tidy import tidy
+from sweep.training.vmapped.tidy import has_sizes_of_values, tidy
 from sweep.training.vmapped.trainee import Means, Trainee, skip
 
+RUN, MOST_WAITING = 8, 2**25
+"""Minibatches that are trained at a time, and bytes that they may have."""
 LONG_EPOCH_S, PULSE_S = 10.0, 1.0
 """An epoch that has taken so long is interrupted this often for the driver's orders."""
 
@@ -47,14 +50,18 @@ class Group:
         members: At their epoch's beginning, with modules of one shape.
         n_steps: Steps of the epoch that it is to take.
         n_taken: How many of them were taken already.
+        say: Told what compiling its steps brought.
 
     Raises CannotStackError: each trial must train for itself.
     """
 
-    def __init__(self, members: Sequence[Trainee], n_steps: int, n_taken: int = 0) -> None:
-        self._n_steps, self._has_stepped = n_steps - n_taken, False
+    def __init__(
+        self, members: Sequence[Trainee], n_steps: int, n_taken: int, say: Callable[[str], None]
+    ) -> None:
+        self._n_steps, self._say = n_steps - n_taken, say
         self._plans: dict[Any, _Plan] = {}
         """By the shapes of minibatches."""
+        self._waiting: list[tuple[Any, int]] = []
         self.members = sorted(members, key=lambda m: str(kind_of(m.trainer.optimizers[0])))
         self._modules = [member.module for member in self.members]
         self._optimizers = [member.trainer.optimizers[0] for member in self.members]
@@ -119,16 +126,48 @@ class Group:
         self._norms = column(norms)[:, None, None] if min(norms) < torch.inf else None
         self._clips = column(clips)[:, None] if min(clips) < torch.inf else None
         self._numbers = [column(values) for values in self._stand_in.numbers]
+        for plan in self._plans.values():
+            self._tell_what_is_left(plan)
 
-    def step(self, batch: Any, batch_idx: int) -> None:
-        """Train one minibatch. Raises CannotStackError, before anything is changed."""
+    def _tell_what_is_left(self, plan: _Plan) -> None:
+        if plan.program is not None:
+            n_epochs = min((m.trainer.max_epochs or 0) - m.trainer.current_epoch
+                           for m in self.members)  # fmt: skip
+            plan.program.n_left = n_epochs * self._n_steps
+
+    def take(self, batch: Any, batch_idx: int, *, may_wait: bool = False) -> int:
+        """Train a minibatch, now or (`may_wait`) with the next ones; returns how many were.
+
+        Where groups take turns, several steps at a time find the group's weights in the
+        processor's cache. Raises CannotStackError, before anything is changed.
+        """
+        self._waiting.append((batch, batch_idx))
+        n_bytes = sum(t.numel() * t.element_size() for t in tensors_of(batch) or [])
+        may_wait = may_wait and self.has_stepped and n_bytes * RUN <= MOST_WAITING
+        return 0 if may_wait and len(self._waiting) < RUN else self.catch_up()
+
+    def catch_up(self) -> int:
+        """Train the minibatches that wait; returns how many."""
+        waiting, self._waiting = self._waiting, []
+        for batch, batch_idx in waiting:
+            self._step(batch, batch_idx)
+        return len(waiting)
+
+    def _step(self, batch: Any, batch_idx: int) -> None:
         trainer = self.members[0].trainer
         batch = move_data_to_device(batch, trainer.strategy.root_device)
         batch = trainer.precision_plugin.convert_input(batch)
         with trainer.precision_plugin.train_step_context():
             plan = self._plan_for(batch, batch_idx)
+            before = [generator.get_state() for generator in self._generators]
             noises = drawn(plan.draws, self._generators)
-            losses, grads, logged, calls = self._losses_and_grads(plan, batch, batch_idx, noises)
+            try:
+                found = self._losses_and_grads(plan, batch, batch_idx, noises)
+            except CannotStackError:
+                for generator, state in zip(self._generators, before, strict=True):
+                    generator.set_state(state)
+                raise
+        losses, grads, logged, calls = found
         with torch.no_grad():
             flat = self._stack.flat(grads)
             if self._norms is not None:
@@ -137,7 +176,7 @@ class Group:
                 flat.clamp_(-self._clips, self._clips)
             self._updates.step(flat)
             self._n_stepped += 1
-            record = self._stand_in.logged if plan.graph is None else plan.logged
+            record = self._stand_in.logged if plan.program is None else plan.logged
             self._note(record, batch, batch_idx, losses, logged, calls)
         if self._has_schedules:
             with _quiet():
@@ -149,19 +188,16 @@ class Group:
         """Losses (N,), gradients (N, ...) in order, what was logged, and calls of metrics."""
         stack = self._stack
         trained, others = list(stack.named.values()), list(stack.others.values())
-        if plan.graph is not None:
+        if plan.program is not None:
             with torch.no_grad():
-                return plan.graph(trained, others, self._numbers, noises, tensors_of(batch))  # type: ignore[no-any-return]
-        before = None if self._has_stepped else [value.clone() for value in others]
+                return plan.program(trained, others, self._numbers, noises, tensors_of(batch))  # type: ignore[no-any-return]
+        before = [value.clone() for value in others]
         try:
-            found = self._call(trained, others, self._numbers, noises, batch, batch_idx)
+            return self._call(trained, others, self._numbers, noises, batch, batch_idx)
         except BaseException:
-            if before is not None:
-                for value, old in zip(others, before, strict=True):
-                    value.copy_(old)
+            for value, old in zip(others, before, strict=True):
+                value.copy_(old)
             raise
-        self._has_stepped = True
-        return found
 
     def _call(
         self, trained: Sequence[Tensor], others: Sequence[Tensor], numbers: Sequence[Tensor],
@@ -217,7 +253,10 @@ class Group:
         given = list(stack.named.values()), copies, self._numbers, noises, tensors_of(batch)
         for mode in ("fake", "real"):  # fake tensors are faster, but know no constants
             try:
-                return tidy(make_fx(step, tracing_mode=mode)(*given))
+                traced = make_fx(step, tracing_mode=mode)(*given)
+                if has_sizes_of_values(traced):
+                    return None
+                return tidy(traced) if mode == "fake" else traced
             except CannotStackError:
                 continue
             except Exception as error:
@@ -242,7 +281,9 @@ class Group:
         if key not in self._plans:
             draws = self._listed(batch, batch_idx)
             graph = self._graph_of(draws, batch)
-            self._plans[key] = _Plan(draws, graph, copy.copy(self._stand_in.logged))
+            program = None if graph is None else Program(graph, self._say)
+            self._plans[key] = _Plan(draws, program, copy.copy(self._stand_in.logged))
+            self._tell_what_is_left(self._plans[key])
         return self._plans[key]
 
     def _listed(self, batch: Any, batch_idx: int) -> list[Draw]:
@@ -290,7 +331,9 @@ class Group:
                     value = torch.full_like(losses, record.constants[name])
                 self._means.add(name, value, how, int(how.get("batch_size") or size))
         for (name, _), arguments in zip(record.calls, calls, strict=True):
-            self._means.calls.setdefault(name, []).append(arguments)
+            for k, member in enumerate(self.members):
+                metric: Any = member.module.get_submodule(name)
+                metric.update(*[argument[k] for argument in arguments])
         self._log_by_step(record, batch_idx, logged)
 
     def _log_by_step(self, record: Logged, batch_idx: int, logged: Mapping[str, Tensor]) -> None:
@@ -353,8 +396,8 @@ class Group:
         if n_new:
             self._updates.hand_back()
         for k, member in enumerate(self.members):
-            member.generator = self._on_cpu[k].get_state()
             if n_new:
+                member.generator = self._on_cpu[k].get_state()
                 skip(member.trainer, n_new)
                 member.n_ahead += n_new
             if not is_pause:
@@ -373,8 +416,8 @@ class _Plan:
     """How to take a step with minibatches of certain shapes."""
 
     draws: list[Draw]
-    graph: Any
-    """The step as torch's operations, or None."""
+    program: Program | None
+    """The step as torch's operations alone, if it is so."""
     logged: Logged
     """What the step logs."""
 

@@ -22,10 +22,11 @@ from torchmetrics import Metric
 from sweep.training.likeness import Path, UnlikeError, leaves
 
 NOT_COMPARED = {
-    "_parameters", "_buffers", "configure_optimizers",
+    "_parameters", "_buffers", "configure_optimizers", "prepare_data", "setup", "train_dataloader",
+    "val_dataloader", "test_dataloader", "predict_dataloader",
     *(vars(lightning.LightningModule()).keys() - vars(nn.Module()).keys()),
 }  # fmt: skip
-"""Attributes that are stacked, or Lightning's own."""
+"""Attributes that are stacked, that are for data, or Lightning's own."""
 
 
 class CannotStackError(Exception):
@@ -108,9 +109,11 @@ class StandIn:
             parent, _, last = name.rpartition(".")
             owner = self.module.get_submodule(parent)
             owner._modules[last] = _MetricCalls(name, self.logged)
-        kind = type(self.module)
-        self.module.__class__ = type(kind.__name__, (_Detached, kind), {})
-        vars(self.module)["log"] = self.logged.log
+        for part in self.module.modules():
+            if isinstance(part, lightning.LightningModule):
+                kind = type(part)
+                part.__class__ = type(kind.__name__, (_Detached, kind), {})
+                vars(part)["log"] = self.logged.log if part is self.module else _refused
 
     @property
     def numbers(self) -> list[list[float]]:
@@ -132,7 +135,10 @@ class StandIn:
             _put(self.module, path, value)
         arguments = (batch, batch_idx) if self._takes_index else (batch,)
         named = {f"module.{name}": tensor for name, tensor in tensors.items()}
+        given = dict(named)
         output = torch.func.functional_call(self._wrapper, named, arguments)
+        if any(named[name] is not tensor for name, tensor in given.items()):
+            raise CannotStackError("its step puts another tensor in a buffer's place")
         loss = output.get("loss") if isinstance(output, Mapping) else output
         if not isinstance(loss, Tensor) or loss.dim():
             raise CannotStackError("its step returns no loss")
@@ -165,6 +171,9 @@ class StandIn:
     def _set_unlike(self, states: Sequence[Mapping[Path, Any]]) -> None:
         if any(state.keys() != states[0].keys() for state in states):
             raise CannotStackError("trials hold different things in their modules")
+        for path, (kind, *_) in states[0].items():
+            if kind == "seen" and ("code", "closure") in path[:-1]:  # no copy: the first trial's
+                raise CannotStackError("a function in it has a hold of the module's own parts")
         for path, leaf in states[0].items():
             found = [state[path] for state in states]
             if all(other == leaf for other in found):
@@ -228,6 +237,10 @@ class _MetricCalls(nn.Module):
         if kwargs or not all(isinstance(arg, Tensor) for arg in args):
             raise CannotStackError(f"it calls {self.name} with other things than tensors")
         self._logged.calls.append((self.name, tuple(arg.detach() for arg in args)))
+
+
+def _refused(name: str, *_: Any, **__: Any) -> None:
+    raise CannotStackError(f"a module within it logs {name}")
 
 
 class _Detached:

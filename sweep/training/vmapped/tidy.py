@@ -22,30 +22,48 @@ def tidy(traced: GraphModule) -> GraphModule:
     """Remove calls that change nothing from a graph of `make_fx`; multiply and add in one call.
 
     Args:
-        traced: Changed in place.
+        traced: Changed in place. Traced with fake tensors: real ones tell no offsets.
     """
     graph = traced.graph
-    is_pure = not any(name_of(node).endswith("_") for node in graph.nodes)
     first_views: dict[Any, Node] = {}
     """By memory and geometry."""
     memory: dict[Node, Node] = {}
-    """The node that made the memory of each."""
+    """The node that made the memory that a tensor looks at."""
     for node in list(graph.nodes):
         value = node.meta.get("val")
         if not isinstance(value, torch.Tensor):
             continue
-        is_same = name_of(node) in VIEWS or (is_pure and _is_times_one(node))
-        memory[node] = memory[node.args[0]] if is_same else node
+        source = node.args[0] if name_of(node) in VIEWS else node
+        memory[node] = memory.get(source, source)
         geometry = tuple(value.shape), value.stride(), value.storage_offset(), value.dtype
         first = first_views.setdefault((memory[node], *geometry), node)
         if first is not node:
             node.replace_all_uses_with(first)
             graph.erase_node(node)
-    for node in list(graph.nodes):
-        _add_while_multiplying(graph, node)
+    if not any(name_of(node).endswith("_") for node in graph.nodes):  # no tensor is changed
+        for node in list(graph.nodes):
+            if _is_times_one(node):
+                node.replace_all_uses_with(node.args[0])
+                graph.erase_node(node)
+            else:
+                _add_while_multiplying(graph, node)
     graph.eliminate_dead_code()
     traced.recompile()
     return traced
+
+
+def has_sizes_of_values(traced: GraphModule) -> bool:
+    """Whether the size of a tensor depends on what another one holds, such as a mask."""
+    for node in traced.graph.nodes:
+        if torch.Tag.dynamic_output_shape not in getattr(node.target, "tags", ()):
+            continue
+        indices = node.args[1] if name_of(node) == "index" else [node]
+        kinds = [
+            index.meta["val"].dtype for index in indices if name_of(node) == "index" and index
+        ]
+        if name_of(node) != "index" or any(k in (torch.bool, torch.uint8) for k in kinds):
+            return True
+    return False
 
 
 def name_of(node: Node) -> str:

@@ -38,16 +38,15 @@ class Trainee(Protocol):
 
 
 class Means:
-    """What the steps of an epoch logged for its end: sums (N,) by name; calls of metrics."""
+    """What the steps of an epoch logged for its end: sums (N,) by name."""
 
     def __init__(self) -> None:
-        self.calls: dict[str, list[tuple[Tensor, ...]]] = {}
         self._found: dict[str, tuple[Tensor, int, dict[str, Any]]] = {}
 
     def add(self, name: str, value: Tensor, how: Mapping[str, Any], size: int) -> None:
         """Add values (N,) of a minibatch of `size` samples."""
         kind = reduction(how)
-        value = value.double()
+        value = value.to(torch.float64, copy=True)
         if kind == "mean":
             value = value * size
         if name in self._found:
@@ -61,22 +60,14 @@ class Means:
         """The same of some of the trials."""
         found = Means()
         found._found = {n: (v[positions], size, how) for n, (v, size, how) in self._found.items()}
-        found.calls = {
-            name: [tuple(argument[positions] for argument in step) for step in steps]
-            for name, steps in self.calls.items()
-        }
         return found
 
     def give(self, k: int, member: Trainee) -> None:
-        """Let the trial's Trainer log it in the next training step; feed the trial's metrics."""
+        """Let the trial's Trainer log it in the next training step."""
         logs = []
         for name, (total, n, how) in self._found.items():
             value = total[k] / n if reduction(how) == "mean" else total[k]
             logs.append((name, value, how | {"batch_size": n}))
-        for name, steps in self.calls.items():
-            metric = member.module.get_submodule(name)
-            for arguments in steps:
-                metric.update(*[argument[k] for argument in arguments])  # type: ignore[operator]
         if logs:
             log_before_next_step(member, logs)
 

@@ -1,0 +1,91 @@
+"""What a step of many trials cannot do as each alone, each does alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import odd_modules
+import projects
+import pytest
+import torch
+from own_fits import EPOCHS, STUDY_SEED, alone, curve_of, in_population
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from sweep.testing import ScriptedExchange, example_task
+from sweep.training.lightning_trainer import hush_lightning
+from sweep.training.plain.trainer import PlainTrainer
+from sweep.training.resuming import seed_everything
+from sweep.training.vmapped.tidy import has_sizes_of_values, tidy
+from sweep.trial import Notice, TrialSpec
+
+RUNGS = {
+    "Scaled": "vmapped", "OnViews": "vmapped", "Masked": "vmapped",
+    "ByClosure": "side by side", "Nested": "side by side", "Replaced": "side by side", "Hooked": "side by side", "Averaged": "side by side",
+}  # fmt: skip
+GIVEN = ({"lr": 0.05, "scale": 1.0}, {"lr": 0.02, "scale": 3.0}, {"lr": 0.03, "scale": 0.5})
+
+
+@pytest.mark.parametrize("name", RUNGS)
+def test_each_trial_has_the_curve_of_a_trainer_alone(tmp_path: Path, name: str) -> None:
+    """Whatever its module's habits are."""
+    hush_lightning()
+    specs = [TrialSpec(n, given, seed=n) for n, given in enumerate(GIVEN)]
+    task = example_task(
+        tmp_path, module=f"odd_modules:{name}", data="projects:Points", metric="val_loss",
+        epochs=EPOCHS, direction="minimize", population=3, log_models="none", names=("lr",),
+        seed=STUDY_SEED, precision="64-true",
+    )  # fmt: skip
+    exchange = ScriptedExchange(specs)
+    PlainTrainer(task).train(exchange)
+    said = [report.message for report in exchange.reports if isinstance(report, Notice)]
+    assert exchange.results()[1].notes["sweep.trainer"] == RUNGS[name], said
+    for spec in specs:
+        seed_everything(spec.seed)
+        module, data = getattr(odd_modules, name)(**spec.hyperparameters), projects.Points()
+        in_population(module, data, 0)
+        wanted = alone(module, data, tmp_path, "64-true")
+        found = curve_of(exchange, spec.number)
+        assert len(found) == EPOCHS
+        for ours, theirs in zip(found, wanted, strict=True):
+            assert ours.keys() == theirs.keys()
+            assert ours["val_loss"] == pytest.approx(theirs["val_loss"], rel=1e-10), spec
+
+
+STEPS: dict[str, Callable[[Tensor], Tensor]] = {
+    "columns": lambda x: x[:, 0] + 10 * x[:, 1],
+    "rows times one": lambda x: 1.0 * x[0] + 10 * (1.0 * x[1]),
+    "views of products": lambda x: (1.0 * x[1]).view(3, 1) + (1.0 * x[2]).view(3, 1) * 5,
+    "there and back": lambda x: x.t().t() + x.view(9).view(3, 3) + x.detach().t(),
+    "changed in place": lambda x: (1.0 * x).add_(x.t()) + 1.0 * x,
+    "product and sum": lambda x: torch.bmm(x[None], x[None]) + x[None, :1],
+    "product used twice": lambda x: (y := torch.bmm(x[None], x[None])) + x[None, :1] + y,
+    "slices": lambda x: x[1:] * x[:-1] + x[0:2] * x[1:3],
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_tidy_graph_gives_the_same(name: str) -> None:
+    """Views of one memory at other places are other tensors."""
+    x = torch.arange(9, dtype=torch.float64).view(3, 3) + 1
+    traced = tidy(make_fx(STEPS[name], tracing_mode="fake")(x))
+    assert torch.equal(traced(x.clone()), STEPS[name](x.clone()))
+
+
+@pytest.mark.parametrize(
+    ("step", "depends"),
+    [
+        (lambda x: x[x > 3].sum(), True),
+        (lambda x: torch.nonzero(x).sum(), True),
+        (lambda x: x.masked_select(x > 3).sum(), True),
+        (lambda x: x[torch.tensor([0, 2])].sum(), False),
+        (lambda x: torch.where(x > 3, x, 0).sum(), False),
+    ],
+)
+def test_sizes_that_depend_on_values_are_seen(
+    step: Callable[[Tensor], Tensor], depends: bool
+) -> None:
+    """A traced step would keep the first minibatch's size."""
+    traced = make_fx(step, tracing_mode="real")(torch.arange(9.0).view(3, 3))
+    assert has_sizes_of_values(traced) is depends
