@@ -7,8 +7,6 @@ import time
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
-from torch.utils.data import DataLoader
-
 from sweep.training.failures import classify
 from sweep.training.plain.lanes import Lane, Raised
 from sweep.training.plain.shared import END, PAUSE, Streams, Want
@@ -94,12 +92,10 @@ class Together:
             else:
                 by_shape.setdefault(ahead.shape, []).append(number)
         for shape, shared in by_shape.items():
-            rest += self._step(shape, shared, batch, may_wait=len(by_shape) > 1)
+            rest += self._step(shape, shared, batch)
         return rest
 
-    def _step(
-        self, shape: Hashable, numbers: list[int], batch: Any, *, may_wait: bool
-    ) -> list[int]:
+    def _step(self, shape: Hashable, numbers: list[int], batch: Any) -> list[int]:
         """Take a step of a group; returns the trials that are to take this one by themselves."""
         first = self._wants[numbers[0]]
         assert first.ahead is not None
@@ -111,24 +107,20 @@ class Together:
                 return numbers
             if index < n_steps and batch is not END and not isinstance(batch, Raised):
                 began_s = time.perf_counter()
-                may_wait = may_wait and isinstance(first.loader, DataLoader)  # new tensors each
-                n_taken = group.take(batch, index, may_wait=may_wait and index + 1 < n_steps)
+                group.step(batch, index)
                 took_s = time.perf_counter() - began_s
-                if n_taken:
-                    self.seconds.append((len(numbers), took_s / n_taken))
+                self.seconds.append((len(numbers), took_s))
                 for number in numbers:
                     self._lanes[number].spent_s += took_s / len(numbers)
                 for number in numbers:
                     self._wants[number].index += 1
                     self._wants[number].n_taken += 1
                 if group.is_pulse_due and index + 1 < n_steps:
-                    group.catch_up()
                     group.hand_over(is_pause=True)
                     for number in numbers:
                         del self._wants[number]
                         self._ready[number] = PAUSE
                 return []
-            group.catch_up()
         except CannotStackError as error:
             self._refused.add(shape)
             self._groups.pop(shape, None)

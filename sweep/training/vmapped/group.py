@@ -37,8 +37,6 @@ from sweep.training.vmapped.stand_in import CannotStackError, Logged, StandIn, U
 from sweep.training.vmapped.tidy import has_sizes_of_values, tidy
 from sweep.training.vmapped.trainee import Means, Trainee, skip
 
-RUN, MOST_WAITING = 8, 2**25
-"""Minibatches that are trained at a time, and bytes that they may have."""
 LONG_EPOCH_S, PULSE_S = 10.0, 1.0
 """An epoch that has taken so long is interrupted this often for the driver's orders."""
 
@@ -61,7 +59,6 @@ class Group:
         self._n_steps, self._say = n_steps - n_taken, say
         self._plans: dict[Any, _Plan] = {}
         """By the shapes of minibatches."""
-        self._waiting: list[tuple[Any, int]] = []
         self.members = sorted(members, key=lambda m: str(kind_of(m.trainer.optimizers[0])))
         self._modules = [member.module for member in self.members]
         self._optimizers = [member.trainer.optimizers[0] for member in self.members]
@@ -135,25 +132,8 @@ class Group:
                            for m in self.members)  # fmt: skip
             plan.program.n_left = n_epochs * self._n_steps
 
-    def take(self, batch: Any, batch_idx: int, *, may_wait: bool = False) -> int:
-        """Train a minibatch, now or (`may_wait`) with the next ones; returns how many were.
-
-        Where groups take turns, several steps at a time find the group's weights in the
-        processor's cache. Raises CannotStackError, before anything is changed.
-        """
-        self._waiting.append((batch, batch_idx))
-        n_bytes = sum(t.numel() * t.element_size() for t in tensors_of(batch) or [])
-        may_wait = may_wait and self.has_stepped and n_bytes * RUN <= MOST_WAITING
-        return 0 if may_wait and len(self._waiting) < RUN else self.catch_up()
-
-    def catch_up(self) -> int:
-        """Train the minibatches that wait; returns how many."""
-        waiting, self._waiting = self._waiting, []
-        for batch, batch_idx in waiting:
-            self._step(batch, batch_idx)
-        return len(waiting)
-
-    def _step(self, batch: Any, batch_idx: int) -> None:
+    def step(self, batch: Any, batch_idx: int) -> None:
+        """Train one minibatch. Raises CannotStackError, before anything is changed."""
         trainer = self.members[0].trainer
         batch = move_data_to_device(batch, trainer.strategy.root_device)
         batch = trainer.precision_plugin.convert_input(batch)
@@ -218,7 +198,8 @@ class Group:
 
         try:
             with torch.enable_grad():
-                call = torch.func.vmap(one, randomness="error")
+                is_alone = len(self.members) == 1
+                call = _for_one(one) if is_alone else torch.func.vmap(one, randomness="error")
                 losses, logged, calls = call(named, list(numbers), list(noises))
                 grads = torch.autograd.grad(losses.sum(), trained, allow_unused=True)
         except CannotStackError:
@@ -428,6 +409,16 @@ class _Number(float):
 
 def _is_clipped(trainer: Any) -> bool:
     return trainer.gradient_clip_val is not None and trainer.gradient_clip_val > 0
+
+
+def _for_one(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What `vmap(function)` is for one trial, with the operations that the trial alone has."""
+
+    def called(*given: Any) -> Any:
+        found = function(*apply_to_collection(given, Tensor, lambda tensor: tensor[0]))
+        return apply_to_collection(found, Tensor, lambda tensor: tensor[None])
+
+    return called
 
 
 def first_line(error: BaseException) -> str:
