@@ -1,10 +1,11 @@
 """Whole searches over modules of one's own: sweep against the script that a user would write.
 
-    python benchmarks/populations.py [table widths cnn decode] --mnist FOLDER [--rounds N]
+    python benchmarks/populations.py [table widths cnn decode projects] --mnist FOLDER [--rounds N]
 
 The script is Optuna's `study.optimize`, a Lightning Trainer with its defaults, `MLFlowLogger` and
 `ModelCheckpoint`; both ways train the same modules on the same data for as many epochs, each in a
-process of its own, imports and tracking included, in turn. `log_model` is off in both.
+process of its own, imports and tracking included, in turn. `log_model` is off in both. `projects`
+are the thirteen of the tests, eight trials of twenty epochs that differ in a setting of the Trainer.
 """
 
 from __future__ import annotations
@@ -188,6 +189,9 @@ class Case:
     trials: int
     epochs: int
     vary: dict[str, Any] = field(default_factory=lambda: {"lr": (1e-4, 1e-1)})
+    metric: str = "val_loss"
+    project: str = ""
+    """Its name in the tests, where it is one of theirs."""
 
 
 CASES = {
@@ -196,6 +200,22 @@ CASES = {
     "cnn": Case("SmallCnn", "Mnist", 8, 3),
     "decode": Case("PictureNet", "Pictures", 16, 10),
 }
+
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
+EVERY = "trainer.log_every_n_steps"
+
+
+def projects() -> dict[str, Case]:
+    """The projects of the tests."""
+    from own_fits import METRICS, PROJECTS
+
+    return {
+        name.replace(" ", "-").replace(",", ""): Case(
+            module, data, 8, 20, {EVERY: [40, 60]}, METRICS.get(name, "val_loss"), name
+        )
+        for name, (module, data, _) in PROJECTS.items()
+    }
 
 
 def stock(case: Case, mnist: str) -> float:
@@ -217,13 +237,20 @@ def stock(case: Case, mnist: str) -> float:
             for name, limits in case.vary.items()
         }
         lightning.seed_everything(trial.number)
-        module, data = globals()[case.module](**given), made(case, mnist)
+        settings: dict[str, Any] = {}
+        if case.project:
+            from own_fits import built_by_hand
+
+            settings = {"log_every_n_steps": given[EVERY]}
+            module, data = built_by_hand(case.project)
+        else:
+            module, data = globals()[case.module](**given), made(case, mnist)
         logger = MLFlowLogger("stock", tracking_uri="sqlite:///stock.db")
         logger.log_hyperparams(trial.params)
-        best = ModelCheckpoint(monitor="val_loss", dirpath=f"stock/{trial.number}")
+        best = ModelCheckpoint(monitor=case.metric, dirpath=f"stock/{trial.number}")
         trainer = lightning.Trainer(
             max_epochs=case.epochs, accelerator="cpu", logger=logger, callbacks=[best],
-            enable_progress_bar=False, enable_model_summary=False,
+            enable_progress_bar=False, enable_model_summary=False, **settings,
         )  # fmt: skip
         trainer.fit(module, datamodule=data)
         assert best.best_model_score is not None
@@ -253,11 +280,17 @@ def searched(case: Case, mnist: str, **settings: Any) -> float:
         else sweep.floats(*limits, log=name == "lr")
         for name, limits in case.vary.items()
     }  # fmt: skip
+    fixed: dict[str, Any] = {f"data.{k}": v for k, v in data_arguments(case, mnist).items()}
+    where = "populations"
+    if case.project:
+        from own_fits import PROJECTS
+
+        fixed, where = dict(PROJECTS[case.project][2]), "projects"
     result = sweep.run(
-        module=f"populations:{case.module}", data=f"populations:{case.data}", metric="val_loss",
-        vary=vary, trials=case.trials, epochs=case.epochs, accelerator="cpu", study="case",
-        set={f"data.{k}": v for k, v in data_arguments(case, mnist).items()}, log_models="none",
-        pruner="none", **settings,
+        module=f"{where}:{case.module}", metric=case.metric, direction="minimize", vary=vary,
+        trials=case.trials, epochs=case.epochs, accelerator="cpu", study="case", set=fixed,
+        log_models="none", pruner="none", **settings,
+        **({"data": f"{where}:{case.data}"} if case.data else {}),
     )  # fmt: skip
     assert result.n_new == case.trials, result
     return float(result.best.value)
@@ -291,7 +324,7 @@ def main() -> None:
     if args.way:
         warnings.filterwarnings("ignore")
         logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-        case = CASES[args.cases[0]]
+        case = (CASES | projects())[args.cases[0]]
         if args.trials:
             case = replace(case, trials=args.trials)
         best = (
@@ -306,7 +339,10 @@ def main() -> None:
         + ", ".join(f"{p} {version(p)}" for p in ("torch", "lightning", "optuna", "mlflow"))
         + f"; medians of {args.rounds} rounds, in turn"
     )
-    for name in args.cases or CASES:
+    names = args.cases or [*CASES]
+    if "projects" in names:
+        names = [name for name in names if name != "projects"] + [*projects()]
+    for name in names:
         found: dict[str, list[dict[str, float]]] = {way: [] for way in args.ways.split(",")}
         for i in range(args.rounds):
             for way in sorted(found, reverse=bool(i % 2)):
@@ -317,7 +353,7 @@ def main() -> None:
             for way, fs in found.items()
         )
         ratio = walls.get("stock", 0.0) / walls.get("sweep", 1.0)
-        case = CASES[name]
+        case = (CASES | projects())[name]
         print(f"{name}, {args.trials or case.trials} trials x {case.epochs} epochs: {said}; "
               f"stock / sweep {ratio:.2f}", flush=True)  # fmt: skip
 
