@@ -44,6 +44,8 @@ bench: $(VENV)/run ## Run the benchmarks (half an hour; results on the screen)
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/scaling.py
 	[ -z "$$SWEEP_TEST_MNIST" ] || $(BIN)/python benchmarks/own_module.py --mnist "$$SWEEP_TEST_MNIST"
+	[ -z "$$SWEEP_TEST_MNIST" ] || $(BIN)/python benchmarks/memory.py --mnist "$$SWEEP_TEST_MNIST"
+	[ -z "$$SWEEP_TEST_MNIST" ] || $(BIN)/python benchmarks/populations.py --mnist "$$SWEEP_TEST_MNIST"
 
 soak: $(VENV)/test ## Kill searches at 200 random instants and fault every write (a night)
 	$(BIN)/python tests/faults/harness.py --kills 100 --population auto
