@@ -36,7 +36,7 @@ format: $(VENV)/test ## Rewrite the code in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/run ## Run the benchmarks (half an hour; results on the screen)
+bench: $(VENV)/run ## Run the benchmarks (an hour, three with MNIST; results on the screen)
 	$(BIN)/python benchmarks/throughput.py
 	$(BIN)/python benchmarks/bare_step.py
 	$(BIN)/python benchmarks/bookkeeping.py

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import sysconfig
 import textwrap
 from pathlib import Path
 
@@ -46,6 +48,11 @@ def see_that_it_is_right(made: Program) -> None:
         assert torch.allclose(ours[1][0], n * wanted[1][0], rtol=1e-12, atol=0)
 
 
+@pytest.mark.skipif(
+    shutil.which(os.environ.get("CXX", "g++")) is None
+    or not Path(sysconfig.get_path("include"), "Python.h").exists(),
+    reason="needs a C++ compiler and Python's headers",
+)
 def test_it_is_compiled_after_the_time_that_compiling_takes() -> None:
     """And gives the same numbers."""
     said: list[str] = []
