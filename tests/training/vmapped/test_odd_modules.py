@@ -20,9 +20,10 @@ from sweep.training.resuming import seed_everything
 from sweep.training.vmapped.tidy import has_sizes_of_values, tidy
 from sweep.trial import Notice, TrialSpec
 
+TOGETHER, EACH = "vmapped", "side by side"
 RUNGS = {
-    "Scaled": "vmapped", "OnViews": "vmapped", "Masked": "vmapped",
-    "ByClosure": "side by side", "Nested": "side by side", "Replaced": "side by side", "Hooked": "side by side", "Averaged": "side by side",
+    "Scaled": TOGETHER, "OnViews": TOGETHER, "Masked": TOGETHER, "ByClosure": EACH, "Nested": EACH,
+    "Replaced": EACH, "Hooked": EACH, "Averaged": EACH,
 }  # fmt: skip
 GIVEN = ({"lr": 0.05, "scale": 1.0}, {"lr": 0.02, "scale": 3.0}, {"lr": 0.03, "scale": 0.5})
 
