@@ -48,7 +48,7 @@ LOADER_SHARE = 0.1
 """Enough trials share a minibatch if loading it takes so much of their time."""
 ONE = "one trial at a time: {} (its folder, import path or settings of libraries)"
 GAIN = 1.15
-"""Several workers, or a group, must be so much faster."""
+"""Several workers must be so much faster than one."""
 MANY = 1000
 """Trials of a search without a number of them, and minibatches of an epoch of unknown length."""
 
@@ -136,7 +136,7 @@ def climb(task: Task, project: Project) -> Ladder:
 def _decided(task: Task, alone: _Alone, shared: _Shared, n_workers: int) -> Ladder:
     """What a search does, given the times of steps; `n_workers` of one thread, or one with all."""
     each_s = alone.step_with(1 if n_workers > 1 else 0)
-    may_share = each_s >= GAIN * shared.step_s
+    may_share = each_s >= shared.step_s  # side by side, a step has its turn to pay for, too
     costs_s = shared.step_s if may_share else alone.step_s, shared.step_s if may_share else each_s
     if n_workers > 1:
         of_one, of_all = (
