@@ -9,6 +9,7 @@ import torch
 from projects import Line
 from torch import Tensor, nn
 from torch.nn import functional
+from torchmetrics import MeanMetric
 
 
 class Scaled(Line):
@@ -108,3 +109,57 @@ class OnViews(Scaled):
         a, b = self.one * x[:, 0:1], self.one * x[:, 1:2]
         weights = self.weights.to(x)
         return (weights[0] * self.net(a) + weights[1] * self.second(b)).squeeze(1)
+
+
+class Bounded(Scaled):
+    """Its loss raises an error for what is no number."""
+
+    def loss(self, found: Tensor, wanted: Tensor) -> Tensor:
+        return self.scale * functional.binary_cross_entropy(
+            torch.sigmoid(found), (wanted > 1.8).to(found)
+        )
+
+
+class Counting(Scaled):
+    """A metric raises an error for what is no number."""
+
+    def __init__(self, lr: float = 0.01, scale: float = 1.0) -> None:
+        super().__init__(lr, scale)
+        self.mean = MeanMetric(nan_strategy="error")
+
+    def loss(self, found: Tensor, wanted: Tensor) -> Tensor:
+        loss = super().loss(found, wanted)
+        self.mean.update(loss * (1 - loss.detach() / loss.detach()))
+        return loss
+
+
+class LogsWeights(Scaled):
+    """Logs a weight as it is before the step."""
+
+    def loss(self, found: Tensor, wanted: Tensor) -> Tensor:
+        self.log("train_bias", self.net.bias, on_step=False, on_epoch=True)
+        return super().loss(found, wanted)
+
+
+class InPlace(Scaled):
+    """Changes its minibatch, and has a mask among its buffers."""
+
+    def __init__(self, lr: float = 0.01, scale: float = 1.0) -> None:
+        super().__init__(lr, scale)
+        self.register_buffer("mask", torch.tensor([True, True, False, True]))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        batch[0].mul_(self.mask).add_(0.1)
+        return super().training_step(batch, batch_idx)
+
+
+class AsksForValues(Scaled):
+    """What it does depends on what a minibatch holds."""
+
+    def __init__(self, lr: float = 0.01, scale: float = 1.0) -> None:
+        super().__init__(lr, scale)
+        self.weights = torch.tensor([1.0, 2.0])
+
+    def loss(self, found: Tensor, wanted: Tensor) -> Tensor:
+        is_large = max(wanted.tolist()) > 2.9
+        return super().loss(found, wanted) * self.weights.to(found)[int(is_large)]

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
 MOST_LEAVES = 200_000
@@ -186,3 +187,20 @@ def _digest(tensor: Tensor, is_kept: bool) -> str:
 
 def _hashed(content: bytes | memoryview) -> str:
     return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def copied(batch: Any) -> Any:
+    """A minibatch with tensors of its own."""
+    return apply_to_collection(batch, Tensor, lambda tensor: tensor.clone())
+
+
+def equal(a: Any, b: Any) -> bool:
+    """Whether all tensors of two minibatches hold the same; one that is no number is itself."""
+    found: list[list[Tensor]] = [[], []]
+    for tensors, batch in zip(found, (a, b), strict=True):
+        apply_to_collection(batch, Tensor, tensors.append)
+    return all(
+        x.shape == y.shape
+        and (torch.equal(x, y) or bool(((x == y) | ((x != x) & (y != y))).all()))
+        for x, y in zip(*found, strict=False)
+    )

@@ -130,13 +130,16 @@ def climb(task: Task, project: Project) -> Ladder:
                 alone = alone.at_its_best(again)
     finally:
         torch.set_num_threads(n_threads)
-    return _decided(task, alone, shared, n_threads if is_split else 1)
+    return _decided(task, alone, shared, n_threads if is_split else 1, n_threads)
 
 
-def _decided(task: Task, alone: _Alone, shared: _Shared, n_workers: int) -> Ladder:
-    """What a search does, given the times of steps; `n_workers` of one thread, or one with all."""
+def _decided(task: Task, alone: _Alone, shared: _Shared, n_workers: int, n_threads: int) -> Ladder:
+    """What a search does, given the times of steps; at most `n_workers` workers."""
     each_s = alone.step_with(1 if n_workers > 1 else 0)
     may_share = each_s >= shared.step_s  # side by side, a step has its turn to pay for, too
+    n_workers = max(1, min(n_workers, _most(task, alone)))
+    if may_share:  # each with a group as large as the one that was timed
+        n_workers = min(n_workers, MOST_SLOTS // N_TRIED)
     costs_s = shared.step_s if may_share else alone.step_s, shared.step_s if may_share else each_s
     if n_workers > 1:
         of_one, of_all = (
@@ -160,7 +163,7 @@ def _decided(task: Task, alone: _Alone, shared: _Shared, n_workers: int) -> Ladd
         n_slots = max(1, min(n_slots, -(-task.n_trials // n_workers)))
     n_slots = task.population or n_slots
     if n_workers > 1:
-        how += f"; {n_workers} workers of one thread each"
+        how += f"; {n_workers} workers of {one_or(n_threads // n_workers)} each"
     return Ladder(n_slots, n_workers, how, may_share)
 
 
@@ -198,6 +201,11 @@ class _Shared:
     step_s: float
     """For each trial, in seconds."""
     why_not: str
+
+
+def one_or(n: int) -> str:
+    """ "one thread" or "2 threads"."""
+    return "one thread" if n == 1 else f"{n} threads"
 
 
 def _seconds(task: Task, alone: _Alone, each_s: float, n_workers: int) -> float:
@@ -339,18 +347,20 @@ def _difference(alone: _Tried, together: _Tried, precision: str) -> str:
     for number, weights in alone.engine.last_weights.items():
         for name, value in weights.items():
             other = together.engine.last_weights[number][name]
-            size = max(1e-12, float(value.abs().max())) if value.numel() else 1.0
-            gap = float((value.double() - other.double()).abs().max()) if value.numel() else 0.0
-            if not gap / size <= near and torch.isfinite(value).all():
+            ours, theirs = (torch.view_as_real(v) if v.is_complex() else v.double()
+                            for v in (value, other))  # fmt: skip
+            size = max(1e-12, float(ours.abs().max())) if ours.numel() else 1.0
+            gap = float((ours - theirs).abs().max()) if ours.numel() else 0.0
+            if not gap / size <= near and torch.isfinite(ours).all():
                 return (
                     f"{name} differs from a trial's alone after {N_STEPS + 1} steps by "
                     f"{gap / size:.1g}"
                 )
-    for number, ours in alone.metrics.items():
-        theirs = together.metrics.get(number, math.inf)
-        is_same = math.isclose(ours, theirs, rel_tol=NEAR_METRIC, abs_tol=1e-6)
-        if math.isfinite(ours) and not is_same:
-            return f"the metric is {theirs:.6g}, but {ours:.6g} of a trial alone"
+    for number, own in alone.metrics.items():
+        found = together.metrics.get(number, math.inf)
+        is_same = math.isclose(own, found, rel_tol=NEAR_METRIC, abs_tol=1e-6)
+        if math.isfinite(own) and not is_same:
+            return f"the metric is {found:.6g}, but {own:.6g} of a trial alone"
     return ""
 
 

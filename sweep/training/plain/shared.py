@@ -15,10 +15,10 @@ from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
+from sweep.training.likeness import copied, equal
 from sweep.training.plain.lanes import Raised, isolated_generators
 from sweep.training.plain.resumable import WrappedLoader, generators_of, is_lightnings
 from sweep.training.resuming import seed_everything
@@ -228,11 +228,11 @@ class SharedLoader(WrappedLoader):
                 return
             self._index = want.index + 1  # several, if others were trained ahead
             if self._changes is None:
-                given = _copied(batch)
+                given = copied(batch)
                 yield given
-                self._changes = not _equal(given, batch)
+                self._changes = not equal(given, batch)
             else:
-                yield _copied(batch) if self._changes else _repacked(batch)
+                yield copied(batch) if self._changes else _repacked(batch)
 
     def _moment(self) -> Any:
         want = self._want(self.loader)
@@ -242,16 +242,3 @@ class SharedLoader(WrappedLoader):
 def _repacked(batch: Any) -> Any:
     """The same tensors in containers of the trial's own."""
     return apply_to_collection(batch, Tensor, lambda tensor: tensor)
-
-
-def _copied(batch: Any) -> Any:
-    return apply_to_collection(batch, Tensor, lambda tensor: tensor.clone())
-
-
-def _equal(a: Any, b: Any) -> bool:
-    """Whether all tensors are as they were."""
-    found: list[list[Tensor]] = [[], []]
-    for tensors, batch in zip(found, (a, b), strict=True):
-        apply_to_collection(batch, Tensor, tensors.append)
-    pairs = zip(*found, strict=False)
-    return all(x.shape == y.shape and torch.equal(x, y) for x, y in pairs)

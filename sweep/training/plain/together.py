@@ -13,6 +13,9 @@ from sweep.training.plain.shared import END, PAUSE, Streams, Want
 from sweep.training.vmapped.group import Group, first_line
 from sweep.training.vmapped.stand_in import CannotStackError
 
+MOST_ERRORS = 3
+"""Groups of a shape that break off in the midst of an epoch; then its trials train alone."""
+
 
 class Together:
     """Lets trials take turns, minibatch by minibatch; those of a shape take steps together.
@@ -34,6 +37,7 @@ class Together:
         self._groups: dict[Hashable, tuple[list[int], Group]] = {}
         """By shape: trials that share the present epoch's steps."""
         self._refused: set[Hashable] = set()
+        self._n_errors: collections.Counter[Hashable] = collections.Counter()
         self.seconds: collections.deque[tuple[int, float]] = collections.deque(maxlen=64)
         """(trials, seconds) of the latest steps of groups."""
 
@@ -122,9 +126,12 @@ class Together:
                         self._ready[number] = PAUSE
                 return []
         except CannotStackError as error:
-            self._refused.add(shape)
             self._groups.pop(shape, None)
-            self._say_alone(str(error))
+            self._n_errors[shape] += 1
+            # In the midst of an epoch one trial's values may be the cause: it will fail alone.
+            if group is None or not group.has_stepped or self._n_errors[shape] > MOST_ERRORS:
+                self._refused.add(shape)
+                self._say_alone(str(error))
         except Exception as error:
             if classify(error).kind == "oom":
                 raise
@@ -133,8 +140,16 @@ class Together:
                 return self._fail(numbers, error)
             self._say_alone(first_line(error))
             group = None
-        if group is not None:
-            group.hand_over()
+        if group is None:
+            return numbers
+        group.hand_over()
+        failed = {group.members[k]: error for k, error in group.errors.items()}
+        for number in list(numbers):
+            ahead = self._wants[number].ahead
+            if ahead is not None and ahead.member in failed:
+                del self._wants[number]
+                self._ready[number] = Raised(failed[ahead.member])
+                numbers.remove(number)
         return numbers
 
     def _fail(self, numbers: Sequence[int], error: Exception) -> list[int]:

@@ -64,7 +64,7 @@ class Program:
 
     def _compile(self, given: Any) -> Any:
         """Take this step in both ways; keep the compiled one if it is equal."""
-        copies = [given[0], [value.clone() for value in given[1]], *given[2:]]
+        copies = [[value.clone() for value in part] for part in given[:2]] + [*given[2:]]
         began_s = time.perf_counter()
         try:
             with warnings.catch_warnings():

@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from sweep.training.failures import classify
-from sweep.training.likeness import UnlikeError
+from sweep.training.likeness import UnlikeError, copied, equal
 from sweep.training.optimizers import clip_scales
 from sweep.training.vmapped.compiling import Program
 from sweep.training.vmapped.noise import CannotDrawError, Draw, drawn, listed, replaced
@@ -57,6 +57,7 @@ class Group:
         self, members: Sequence[Trainee], n_steps: int, n_taken: int, say: Callable[[str], None]
     ) -> None:
         self._n_steps, self._say = n_steps - n_taken, say
+        self._is_traced = False
         self._plans: dict[Any, _Plan] = {}
         """By the shapes of minibatches."""
         self.members = sorted(members, key=lambda m: str(kind_of(m.trainer.optimizers[0])))
@@ -104,6 +105,8 @@ class Group:
         self._updates.begin(self._n_steps, is_constant=not by_step)
         self._has_schedules = bool(by_step)
         self._means, self._n_given, self._n_stepped = Means(), 0, 0
+        self.errors: dict[int, Exception] = {}
+        """What a member's own metric raised, by its position."""
         self._began_s = self._paused_s = time.monotonic()
         self._set_generators()
         trainers = [member.trainer for member in self.members]
@@ -168,16 +171,20 @@ class Group:
         """Losses (N,), gradients (N, ...) in order, what was logged, and calls of metrics."""
         stack = self._stack
         trained, others = list(stack.named.values()), list(stack.others.values())
-        if plan.program is not None:
+        buffers = [stack.others[name] for name, _ in self._modules[0].named_buffers()]
+        before = [value.clone() for value in buffers]
+        try:
+            if plan.program is None:
+                return self._call(trained, others, self._numbers, noises, batch, batch_idx)
             with torch.no_grad():
                 return plan.program(trained, others, self._numbers, noises, tensors_of(batch))  # type: ignore[no-any-return]
-        before = [value.clone() for value in others]
-        try:
-            return self._call(trained, others, self._numbers, noises, batch, batch_idx)
-        except BaseException:
-            for value, old in zip(others, before, strict=True):
+        except BaseException as error:
+            for value, old in zip(buffers, before, strict=True):
                 value.copy_(old)
-            raise
+            if not isinstance(error, Exception) or classify(error).kind == "oom":
+                raise
+            # One trial's values may have raised it: alone, only that one fails.
+            raise CannotStackError(first_line(error)) from error
 
     def _call(
         self, trained: Sequence[Tensor], others: Sequence[Tensor], numbers: Sequence[Tensor],
@@ -191,7 +198,7 @@ class Group:
         def one(
             tensors: Mapping[str, Tensor], numbers: Sequence[Tensor], noises: Sequence[Tensor]
         ) -> Any:
-            with replaced(noises, self._values_of(numbers)):
+            with replaced(noises, self._values_of(numbers), is_traced=self._is_traced):
                 loss = stand_in.step(tensors, numbers, batch, batch_idx)
             logged = stand_in.logged
             return loss, dict(logged.values), [arguments for _, arguments in logged.calls]
@@ -234,6 +241,7 @@ class Group:
         given = list(stack.named.values()), copies, self._numbers, noises, tensors_of(batch)
         for mode in ("fake", "real"):  # fake tensors are faster, but know no constants
             try:
+                self._is_traced = True
                 traced = make_fx(step, tracing_mode=mode)(*given)
                 if has_sizes_of_values(traced):
                     return None
@@ -243,6 +251,8 @@ class Group:
             except Exception as error:
                 if classify(error).kind == "oom":
                     raise
+            finally:
+                self._is_traced = False
         return None
 
     def _values_of(self, numbers: Sequence[Any]) -> Callable[[Any], Any]:
@@ -260,8 +270,11 @@ class Group:
         """How to take a step with such a minibatch. Raises CannotStackError."""
         key = _shapes(batch)
         if key not in self._plans:
-            draws = self._listed(batch, batch_idx)
-            graph = self._graph_of(draws, batch)
+            given = copied(batch)
+            draws = self._listed(given, batch_idx)
+            graph = self._graph_of(draws, given)
+            if not equal(given, batch):  # other trials are to have it as it was
+                raise CannotStackError("its step changes its minibatch")
             program = None if graph is None else Program(graph, self._say)
             self._plans[key] = _Plan(draws, program, copy.copy(self._stand_in.logged))
             self._tell_what_is_left(self._plans[key])
@@ -275,7 +288,7 @@ class Group:
             for name, tensor in [*lead.named_parameters(), *lead.named_buffers()]
         }
         numbers = [_Number(values[0]) for values in stand_in.numbers]
-        before = torch.get_rng_state()
+        before = _generator_states()
         draws: list[Draw] = []
 
         def step() -> None:
@@ -291,7 +304,10 @@ class Group:
             raise
         except Exception as error:
             raise CannotStackError(first_line(error)) from error
-        if not torch.equal(before, torch.get_rng_state()):
+        if not equal(before, _generator_states()):
+            torch.set_rng_state(before[0])
+            if len(before) > 1:
+                torch.cuda.set_rng_state_all(before[1:])
             raise CannotStackError("its step draws random numbers in a way of its own")
         return draws
 
@@ -314,7 +330,10 @@ class Group:
         for (name, _), arguments in zip(record.calls, calls, strict=True):
             for k, member in enumerate(self.members):
                 metric: Any = member.module.get_submodule(name)
-                metric.update(*[argument[k] for argument in arguments])
+                try:
+                    metric.update(*[argument[k] for argument in arguments])
+                except Exception as error:  # noqa: BLE001 - this trial's alone
+                    self.errors.setdefault(k, error)
         self._log_by_step(record, batch_idx, logged)
 
     def _log_by_step(self, record: Logged, batch_idx: int, logged: Mapping[str, Tensor]) -> None:
@@ -389,6 +408,8 @@ class Group:
         """Take over what some of another group's trials have logged in this epoch."""
         positions = [other.members.index(member) for member in self.members]
         self._means = other._means.of(positions)
+        self._on_cpu = [other._on_cpu[position] for position in positions]
+        self._generators = [other._generators[position] for position in positions]
         self._began_s = other._began_s
 
 
@@ -409,6 +430,12 @@ class _Number(float):
 
 def _is_clipped(trainer: Any) -> bool:
     return trainer.gradient_clip_val is not None and trainer.gradient_clip_val > 0
+
+
+def _generator_states() -> list[Tensor]:
+    """Of torch's global generators, the CPU's first."""
+    others = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return [torch.get_rng_state(), *others]
 
 
 def _for_one(function: Callable[..., Any]) -> Callable[..., Any]:

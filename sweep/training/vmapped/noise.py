@@ -41,6 +41,10 @@ _CHANNELS = {functional.dropout1d: 3, functional.dropout2d: 4, functional.dropou
 """Dropout of whole channels, and the axes of its input."""
 
 
+_VALUES = (Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.data_ptr, Tensor.item)
+"""What makes values of tensors Python's: in a traced step they would be the first minibatch's."""
+
+
 class CannotDrawError(Exception):
     """A random call that cannot be divided among trials."""
 
@@ -51,16 +55,22 @@ class _Calls(TorchFunctionMode):
     Args:
         number_of: The per-trial values of an argument, if it is one; else None.
         noise: Takes the draw of each call; returns the numbers to use.
+        is_traced: Values of tensors may not be asked for.
     """
 
-    def __init__(self, noise: Callable[[Draw], Tensor], values_of: Callable[[Any], Any]) -> None:
+    def __init__(
+        self, noise: Callable[[Draw], Tensor], values_of: Callable[[Any], Any],
+        *, is_traced: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self._noise, self._values_of = noise, values_of
+        self._noise, self._values_of, self._is_traced = noise, values_of, is_traced
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         kwargs = dict(kwargs or {})
+        if self._is_traced and func in _VALUES:
+            raise CannotDrawError("a traced step asks for values")
         if kwargs.get("generator") is not None:
             return func(*args, **kwargs)  # the module's own
         if func is functional.dropout:
@@ -185,8 +195,13 @@ def drawn(draws: Sequence[Draw], generators: Sequence[torch.Generator]) -> list[
 
 
 @contextlib.contextmanager
-def replaced(noises: Sequence[Tensor], values_of: Callable[[Any], Any]) -> Iterator[None]:
-    """Within, a step: its random calls get `noises`, in order."""
+def replaced(
+    noises: Sequence[Tensor], values_of: Callable[[Any], Any], *, is_traced: bool = False
+) -> Iterator[None]:
+    """Within, a step: its random calls get `noises`, in order.
+
+    `is_traced`: asking for a tensor's values raises CannotDrawError.
+    """
     left = list(noises)
 
     def noise(draw: Draw) -> Tensor:
@@ -194,7 +209,7 @@ def replaced(noises: Sequence[Tensor], values_of: Callable[[Any], Any]) -> Itera
             raise CannotDrawError("a step draws more often than another")
         return left.pop(0)
 
-    with _Calls(noise, values_of):
+    with _Calls(noise, values_of, is_traced=is_traced):
         yield
     if left:
         raise CannotDrawError("a step draws less often than another")

@@ -213,7 +213,7 @@ class Logged:
         elif isinstance(value, Tensor):
             if value.numel() != 1:
                 raise CannotStackError(f"it logs {name}, which is no single number")
-            self.values[name] = value.detach().reshape(())
+            self.values[name] = value.detach().clone().reshape(())  # weights go on changing
         elif isinstance(value, int | float):
             self.constants[name] = float(value)
         else:
@@ -236,7 +236,7 @@ class _MetricCalls(nn.Module):
         """A call without a value."""
         if kwargs or not all(isinstance(arg, Tensor) for arg in args):
             raise CannotStackError(f"it calls {self.name} with other things than tensors")
-        self._logged.calls.append((self.name, tuple(arg.detach() for arg in args)))
+        self._logged.calls.append((self.name, tuple(arg.detach().clone() for arg in args)))
 
 
 def _refused(name: str, *_: Any, **__: Any) -> None:

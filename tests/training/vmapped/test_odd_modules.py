@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import odd_modules
 import projects
@@ -23,35 +24,60 @@ from sweep.trial import Notice, TrialSpec
 TOGETHER, EACH = "vmapped", "side by side"
 RUNGS = {
     "Scaled": TOGETHER, "OnViews": TOGETHER, "Masked": TOGETHER, "ByClosure": EACH, "Nested": EACH,
-    "Replaced": EACH, "Hooked": EACH, "Averaged": EACH,
+    "Replaced": EACH, "Hooked": EACH, "Averaged": EACH, "InPlace": EACH, "LogsWeights": TOGETHER,
+    "AsksForValues": TOGETHER,
 }  # fmt: skip
 GIVEN = ({"lr": 0.05, "scale": 1.0}, {"lr": 0.02, "scale": 3.0}, {"lr": 0.03, "scale": 0.5})
+
+
+def trained(folder: Path, name: str, given: Sequence[Mapping[str, Any]]) -> ScriptedExchange:
+    """Trials side by side, in float64."""
+    hush_lightning()
+    task = example_task(
+        folder, module=f"odd_modules:{name}", data="projects:Points", metric="val_loss",
+        epochs=EPOCHS, direction="minimize", population=3, log_models="none", names=("lr",),
+        seed=STUDY_SEED, precision="64-true",
+    )  # fmt: skip
+    exchange = ScriptedExchange([TrialSpec(n, one, seed=n) for n, one in enumerate(given)])
+    PlainTrainer(task).train(exchange)
+    return exchange
+
+
+def see_that_it_is_as_alone(
+    exchange: ScriptedExchange, name: str, number: int, given: Mapping[str, Any], folder: Path
+) -> None:
+    """Its metrics are those of a Trainer alone."""
+    seed_everything(number)
+    module, data = getattr(odd_modules, name)(**given), projects.Points()
+    in_population(module, data, 0)
+    wanted = alone(module, data, folder, "64-true")
+    found = curve_of(exchange, number)
+    assert len(found) == EPOCHS
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert ours["val_loss"] == pytest.approx(theirs["val_loss"], rel=1e-10), given
+        assert ours == pytest.approx(theirs, rel=1e-5), given  # means are in float32
 
 
 @pytest.mark.parametrize("name", RUNGS)
 def test_each_trial_has_the_curve_of_a_trainer_alone(tmp_path: Path, name: str) -> None:
     """Whatever its module's habits are."""
-    hush_lightning()
-    specs = [TrialSpec(n, given, seed=n) for n, given in enumerate(GIVEN)]
-    task = example_task(
-        tmp_path, module=f"odd_modules:{name}", data="projects:Points", metric="val_loss",
-        epochs=EPOCHS, direction="minimize", population=3, log_models="none", names=("lr",),
-        seed=STUDY_SEED, precision="64-true",
-    )  # fmt: skip
-    exchange = ScriptedExchange(specs)
-    PlainTrainer(task).train(exchange)
+    exchange = trained(tmp_path, name, GIVEN)
     said = [report.message for report in exchange.reports if isinstance(report, Notice)]
     assert exchange.results()[1].notes["sweep.trainer"] == RUNGS[name], said
-    for spec in specs:
-        seed_everything(spec.seed)
-        module, data = getattr(odd_modules, name)(**spec.hyperparameters), projects.Points()
-        in_population(module, data, 0)
-        wanted = alone(module, data, tmp_path, "64-true")
-        found = curve_of(exchange, spec.number)
-        assert len(found) == EPOCHS
-        for ours, theirs in zip(found, wanted, strict=True):
-            assert ours.keys() == theirs.keys()
-            assert ours["val_loss"] == pytest.approx(theirs["val_loss"], rel=1e-10), spec
+    for number, given in enumerate(GIVEN):
+        see_that_it_is_as_alone(exchange, name, number, given, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["Bounded", "Counting"])
+def test_one_that_raises_an_error_fails_alone(tmp_path: Path, name: str) -> None:
+    """Its neighbours go on as a Trainer alone would."""
+    given = [{"lr": 0.05}, {"lr": 1e200}, {"lr": 0.02}]
+    exchange = trained(tmp_path, name, given)
+    results = exchange.results()
+    assert results[1].failure is not None
+    for number in (0, 2):
+        assert results[number].failure is None, results[number]
+        see_that_it_is_as_alone(exchange, name, number, given[number], tmp_path)
 
 
 STEPS: dict[str, Callable[[Tensor], Tensor]] = {
