@@ -201,6 +201,9 @@ class PlainEngine:
         fit = self._fits[run.spec.number]
         if which == "best":
             fit.module.load_state_dict(fit.best)
+        for tensor in (*fit.module.parameters(), *fit.module.buffers()):
+            if tensor.untyped_storage().nbytes() > tensor.numel() * tensor.element_size():
+                tensor.data = tensor.detach().clone()  # a view of a group's weights
         return fit.module
 
     def example(self, run: Run) -> Example | None:

@@ -194,13 +194,17 @@ CHANGES: dict[str, tuple[Callable[[], Any], Callable[[], object]]] = {
 def test_settings_of_the_process_are_put_back(what: str) -> None:
     """Whatever user code changes in the process is afterwards as it was before."""
     read, change = CHANGES[what]
+    outside = locale.setlocale(locale.LC_ALL)
     if what == "locale":
         locale.setlocale(locale.LC_ALL, "C")
-    before = read()
-    with undisturbed():
-        change()
-        assert read() != before
-    assert read() == before
+    try:
+        before = read()
+        with undisturbed():
+            change()
+            assert read() != before
+        assert read() == before
+    finally:
+        locale.setlocale(locale.LC_ALL, outside)
 
 
 def test_a_folder_that_is_gone_is_left_for_the_first_one(tmp_path: Path) -> None:

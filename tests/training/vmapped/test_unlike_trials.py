@@ -8,9 +8,11 @@ from typing import Any
 
 import projects
 import pytest
+import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from own_fits import EPOCHS, STUDY_SEED, alone, curve_of, in_population
 
+from sweep.files.trial_files import BEST, TrialFiles
 from sweep.testing import ScriptedExchange, example_task
 from sweep.training.lightning_trainer import hush_lightning
 from sweep.training.plain.trainer import PlainTrainer
@@ -49,6 +51,12 @@ def see_that_each_is_as_alone(
         wanted = [m["val_loss"] for m in alone(module, data, folder, "64-true", **settings)]
         found = [m["val_loss"] for m in curve_of(exchange, number)]
         assert found == pytest.approx(wanted, rel=1e-9), one
+        if exchange.results()[number].best_epoch == EPOCHS:
+            checkpoint = TrialFiles(folder / "example", number).path(BEST)
+            weights = torch.load(checkpoint, weights_only=True)["state_dict"]
+            for name, value in module.state_dict().items():
+                gap = (weights[name] - value).abs().max() / value.abs().max()
+                assert gap <= 1e-9, (one, name)
 
 
 @pytest.mark.parametrize("case", UNLIKE)
