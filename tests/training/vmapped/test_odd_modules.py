@@ -30,12 +30,14 @@ RUNGS = {
 GIVEN = ({"lr": 0.05, "scale": 1.0}, {"lr": 0.02, "scale": 3.0}, {"lr": 0.03, "scale": 0.5})
 
 
-def trained(folder: Path, name: str, given: Sequence[Mapping[str, Any]]) -> ScriptedExchange:
+def trained(
+    folder: Path, name: str, given: Sequence[Mapping[str, Any]], log_models: str = "none"
+) -> ScriptedExchange:
     """Trials side by side, in float64."""
     hush_lightning()
     task = example_task(
         folder, module=f"odd_modules:{name}", data="projects:Points", metric="val_loss",
-        epochs=EPOCHS, direction="minimize", population=3, log_models="none", names=("lr",),
+        epochs=EPOCHS, direction="minimize", population=3, log_models=log_models, names=("lr",),
         seed=STUDY_SEED, precision="64-true",
     )  # fmt: skip
     exchange = ScriptedExchange([TrialSpec(n, one, seed=n) for n, one in enumerate(given)])
@@ -66,6 +68,15 @@ def test_each_trial_has_the_curve_of_a_trainer_alone(tmp_path: Path, name: str) 
     assert exchange.results()[1].notes["sweep.trainer"] == RUNGS[name], said
     for number, given in enumerate(GIVEN):
         see_that_it_is_as_alone(exchange, name, number, given, tmp_path)
+
+
+def test_models_hold_one_trials_weights(tmp_path: Path) -> None:
+    """torch.export warns of parts of one memory; warnings are errors here."""
+    exchange = trained(tmp_path, "Scaled", GIVEN, log_models="all")
+    said = [report.message for report in exchange.reports if isinstance(report, Notice)]
+    for result in exchange.results().values():
+        assert result.notes["sweep.trainer"] == TOGETHER
+        assert result.has_model, said
 
 
 @pytest.mark.parametrize("name", ["Bounded", "Counting"])
