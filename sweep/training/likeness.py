@@ -194,13 +194,17 @@ def copied(batch: Any) -> Any:
     return apply_to_collection(batch, Tensor, lambda tensor: tensor.clone())
 
 
+def tensors_in(found: Any) -> list[Tensor]:
+    """The tensors of nested lists, tuples and dicts, in order."""
+    tensors: list[Tensor] = []
+    apply_to_collection(found, Tensor, tensors.append)
+    return tensors
+
+
 def equal(a: Any, b: Any) -> bool:
     """Whether all tensors of two minibatches hold the same; one that is no number is itself."""
-    found: list[list[Tensor]] = [[], []]
-    for tensors, batch in zip(found, (a, b), strict=True):
-        apply_to_collection(batch, Tensor, tensors.append)
     return all(
         x.shape == y.shape
         and (torch.equal(x, y) or bool(((x == y) | ((x != x) & (y != y))).all()))
-        for x, y in zip(*found, strict=False)
+        for x, y in zip(tensors_in(a), tensors_in(b), strict=False)
     )

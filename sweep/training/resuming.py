@@ -47,13 +47,13 @@ def saved_bytes(value: Any, save: Callable[[Any, Any], object] = torch.save) -> 
     Raises MemoryError if it does not fit.
     """
     buffer = _Buffer()
-    save(_compact(value) if save is torch.save else value, buffer)
+    save(compact(value) if save is torch.save else value, buffer)
     if buffer.is_full:
         raise MemoryError("no room for a checkpoint")
     return buffer.content
 
 
-def _compact(value: Any) -> Any:
+def compact(value: Any) -> Any:
     """The same with copies of tensors that are parts of larger ones: torch saves those whole."""
     if isinstance(value, torch.Tensor):
         n_bytes = value.numel() * value.element_size()
@@ -61,10 +61,10 @@ def _compact(value: Any) -> Any:
     if isinstance(value, dict):
         found = copy.copy(value)
         for key, item in value.items():
-            found[key] = _compact(item)
+            found[key] = compact(item)
         return found
     if type(value) in (list, tuple):
-        return type(value)(_compact(item) for item in value)
+        return type(value)(compact(item) for item in value)
     return value
 
 

@@ -37,6 +37,7 @@ from sweep.training.plain.together import Together
 from sweep.training.project.project import Built, Project, listed
 from sweep.training.project.sources import ModuleData
 from sweep.training.resuming import (
+    compact,
     load_resume_file,
     random_state,
     seed_everything,
@@ -202,8 +203,7 @@ class PlainEngine:
         if which == "best":
             fit.module.load_state_dict(fit.best)
         for tensor in (*fit.module.parameters(), *fit.module.buffers()):
-            if tensor.untyped_storage().nbytes() > tensor.numel() * tensor.element_size():
-                tensor.data = tensor.detach().clone()  # a view of a group's weights
+            tensor.data = compact(tensor.detach())  # not views of a group's weights
         return fit.module
 
     def example(self, run: Run) -> Example | None:

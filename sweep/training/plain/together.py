@@ -140,17 +140,18 @@ class Together:
                 return self._fail(numbers, error)
             self._say_alone(first_line(error))
             group = None
-        if group is None:
-            return numbers
+        return numbers if group is None else self._leave(group, numbers)
+
+    def _leave(self, group: Group, numbers: Sequence[int]) -> list[int]:
+        """Hand a group's trials over to their Trainers; returns those without an error."""
         group.hand_over()
         failed = {group.members[k]: error for k, error in group.errors.items()}
-        for number in list(numbers):
+        left = list[int]()
+        for number in numbers:
             ahead = self._wants[number].ahead
-            if ahead is not None and ahead.member in failed:
-                del self._wants[number]
-                self._ready[number] = Raised(failed[ahead.member])
-                numbers.remove(number)
-        return numbers
+            error = failed.get(ahead.member) if ahead is not None else None
+            left += [number] if error is None else self._fail([number], error)
+        return left
 
     def _fail(self, numbers: Sequence[int], error: Exception) -> list[int]:
         """Let an error of a group's step be its trials' own."""

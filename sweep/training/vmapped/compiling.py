@@ -15,9 +15,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 from torch.fx import GraphModule
+
+from sweep.training.likeness import tensors_in
 
 COMPILE_S = 30.0
 """Compiling a step on a CPU: 10 to 28 s were measured."""
@@ -76,19 +77,13 @@ class Program:
             return self._traced(*given)
         took_s = time.perf_counter() - began_s
         ours = self._traced(*given)
-        both = zip(_tensors(ours, given[1]), _tensors(theirs, copies[1]), strict=True)
+        both = zip(tensors_in((ours, given[1])), tensors_in((theirs, copies[1])), strict=True)
         if not all(_are_near(a, b) for a, b in both):
             self._say("steps are not compiled: the compiled one gives other numbers")
             return ours
         self._run = compiled
         self._say(f"steps that many trials share are compiled, in {took_s:.0f} s")
         return ours
-
-
-def _tensors(*found: Any) -> list[Tensor]:
-    tensors: list[Tensor] = []
-    apply_to_collection(found, Tensor, tensors.append)
-    return tensors
 
 
 def _are_near(ours: Tensor, theirs: Tensor) -> bool:

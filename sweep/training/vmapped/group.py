@@ -407,6 +407,7 @@ class Group:
     def go_on_from(self, other: Group) -> None:
         """Take over what some of another group's trials have logged in this epoch."""
         positions = [other.members.index(member) for member in self.members]
+        self.errors = {k: other.errors[p] for k, p in enumerate(positions) if p in other.errors}
         self._means = other._means.of(positions)
         self._on_cpu = [other._on_cpu[position] for position in positions]
         self._generators = [other._generators[position] for position in positions]

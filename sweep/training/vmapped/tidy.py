@@ -57,11 +57,10 @@ def has_sizes_of_values(traced: GraphModule) -> bool:
     for node in traced.graph.nodes:
         if torch.Tag.dynamic_output_shape not in getattr(node.target, "tags", ()):
             continue
-        indices = node.args[1] if name_of(node) == "index" else [node]
-        kinds = [
-            index.meta["val"].dtype for index in indices if name_of(node) == "index" and index
-        ]
-        if name_of(node) != "index" or any(k in (torch.bool, torch.uint8) for k in kinds):
+        if name_of(node) != "index":
+            return True
+        kinds = {index.meta["val"].dtype for index in node.args[1] if index is not None}
+        if kinds & {torch.bool, torch.uint8}:
             return True
     return False
 
