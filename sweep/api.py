@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sweep.config.settings import PLACES, Resolved, RunConfig, resolve
+from sweep.config.resolving import Resolved, resolve
+from sweep.config.settings import PLACES, RunConfig
 from sweep.databases import sqlite
 from sweep.environment.launchers import foreign_set_aside
 from sweep.environment.sources import unknown_name

@@ -18,7 +18,7 @@ from postgres import PASSWORD, Postgres
 from searches import SWEEP, Call, environment, in_this_process, sweep
 from waiting import wait_until
 
-from sweep.config.settings import resolve
+from sweep.config.resolving import resolve
 from sweep.errors import ConfigError
 from sweep.redact import is_redacted, redacted
 

@@ -23,7 +23,7 @@ def data(names: tuple[str, ...], fetch: bool, fmt: Format, **flags: Any) -> None
       sweep data
       sweep data mnist --fetch
     """
-    from sweep.config.settings import resolve
+    from sweep.config.resolving import resolve
     from sweep.data import catalog as datasets
 
     folder = resolve(flags).config.data_dir

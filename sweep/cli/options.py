@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 import click
 
 from sweep.config import parsers
-from sweep.config.settings import PLACES, Resolved, RunConfig, flag_name, public_name, resolve
+from sweep.config.resolving import Resolved, resolve
+from sweep.config.settings import PLACES, RunConfig, flag_name, public_name
 from sweep.reporting.tables import FORMATS, render_rows
 
 F = TypeVar("F", bound=Callable[..., Any])

@@ -12,7 +12,8 @@ from typing import Any
 import click
 
 from sweep.cli.options import GroupedCommand, config_options, expanded, print_config
-from sweep.config.settings import flag_name, resolve
+from sweep.config.resolving import resolve
+from sweep.config.settings import flag_name
 from sweep.errors import OUT_OF_TIME, ConfigError, StudyInterrupted
 from sweep.redact import redacted
 

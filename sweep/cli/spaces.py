@@ -44,7 +44,7 @@ def validate(file: str, samples: int, **flags: Any) -> None:
       sweep validate mlp
       sweep validate my_space.yaml --module my_package.models:MyModule
     """
-    from sweep.config.settings import resolve
+    from sweep.config.resolving import resolve
     from sweep.space import load_space, run_name, sample, short
 
     config = resolve(flags).config

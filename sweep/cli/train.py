@@ -41,7 +41,7 @@ def train(
       sweep train --config best.yaml --data mnist --epochs 15
       sweep train --study digits-mlp
     """
-    from sweep.config.settings import resolve
+    from sweep.config.resolving import resolve
     from sweep.data import catalog as datasets
     from sweep.errors import ConfigError
 

@@ -27,7 +27,7 @@ def ui(host: str, port: int, **flags: Any) -> None:
       sweep ui
       sweep ui --tracking-uri sqlite:////home/me/project/mlflow.db --port 5001
     """
-    from sweep.config.settings import resolve
+    from sweep.config.resolving import resolve
     from sweep.redact import redacted
     from sweep.tracking.uri import resolve as absolute
 

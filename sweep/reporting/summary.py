@@ -7,7 +7,8 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from sweep.config.settings import RunConfig, resolve
+from sweep.config.resolving import resolve
+from sweep.config.settings import RunConfig
 from sweep.objective import Objective
 from sweep.redact import redacted
 from sweep.reporting.formats import format_duration, format_metric

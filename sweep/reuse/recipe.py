@@ -12,7 +12,8 @@ from typing import Any
 
 from sweep.config import parsers
 from sweep.config.file import Node, plain, show, write_document
-from sweep.config.settings import RunConfig, read_config_file
+from sweep.config.resolving import read_config_file
+from sweep.config.settings import RunConfig
 from sweep.data.catalog import dataset_names
 from sweep.errors import ConfigError, must_be_one_of
 from sweep.hyperparameters import DEFAULT_MODULE

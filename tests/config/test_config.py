@@ -13,12 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sweep.config.notices import identity_changes, unknown_variables
-from sweep.config.settings import (
-    RunConfig,
-    flag_name,
-    read_config_file,
-    resolve,
-)
+from sweep.config.resolving import read_config_file, resolve
+from sweep.config.settings import RunConfig, flag_name
 from sweep.errors import ConfigError, SpaceError
 from sweep.objective import Objective
 from sweep.reuse.recipe import read_recipe
