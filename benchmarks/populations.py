@@ -5,7 +5,7 @@
 The script is Optuna's `study.optimize`, a Lightning Trainer with its defaults, `MLFlowLogger` and
 `ModelCheckpoint`; both ways train the same modules on the same data for as many epochs, each in a
 process of its own, imports and tracking included, in turn. `log_model` is off in both. `projects`
-are the tests' thirteen, eight trials of twenty epochs that differ in a setting of the Trainer.
+are the tests' thirteen, eight trials of ten epochs that differ in a setting of the Trainer.
 """
 
 from __future__ import annotations
@@ -212,7 +212,7 @@ def projects() -> dict[str, Case]:
 
     return {
         name.replace(" ", "-").replace(",", ""): Case(
-            module, data, 8, 20, {EVERY: [40, 60]}, METRICS.get(name, "val_loss"), name
+            module, data, 8, 10, {EVERY: [40, 60]}, METRICS.get(name, "val_loss"), name
         )
         for name, (module, data, _) in PROJECTS.items()
     }
