@@ -20,7 +20,7 @@ HyperValue = Any
 Direction = Literal["maximize", "minimize"]
 StopReason = Literal["pruned", "converged", "timeout", "interrupted"]
 EndReason = Literal["done", "timeout", "interrupted", "failed", "exhausted"]
-FailureKind = Literal["oom", "nan", "exception", "killed", "timeout"]
+FailureKind = Literal["oom", "nan", "exception", "killed", "timeout", "left"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,8 @@ class FailureClass:
     """The machine's fault: the trial is tried again."""
     is_counted: bool = True
     """Counts for `--max-failures`: it may be a bug that fails every trial."""
+    costs_a_try: bool = True
+    """Whether a transient one is among the few after which a trial fails for good."""
 
 
 FAILURES: Mapping[FailureKind, FailureClass] = {
@@ -41,6 +43,7 @@ FAILURES: Mapping[FailureKind, FailureClass] = {
     "exception": FailureClass("the trial's code raised an exception"),
     "killed": FailureClass("the worker process died", is_transient=True),
     "timeout": FailureClass("longer than --trial-timeout", is_counted=False),
+    "left": FailureClass("its machine left the search", is_transient=True, costs_a_try=False),
 }
 """All kinds of failure; everything else reads them here."""
 

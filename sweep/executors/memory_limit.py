@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 
 from sweep.trial import EpochReport, Report
@@ -28,19 +28,24 @@ class MemoryLimit:
         self._limit_gb = limit_gb
         self._furthest: dict[int, int] = {}
         """Trial number -> the last epoch that any worker trained."""
-        self._n_gained: dict[int, int] = {}
-        """Process id of a worker -> epoch ends at which a trial got further than ever."""
+        self._n_gained: dict[Hashable, int] = {}
+        """Worker -> epoch ends at which a trial got further than ever."""
         self._n_cramped = 0
 
-    def check(self, pid: int, reports: Sequence[Report]) -> tuple[bool, str]:
-        """Whether worker `pid` must be replaced after these reports, and a line for the user."""
+    def check(
+        self, worker: Hashable, measure: Callable[[], int | None], reports: Sequence[Report]
+    ) -> tuple[bool, str]:
+        """Whether `worker` must be replaced after these reports, and a line for the user.
+
+        `measure` says its resident memory in bytes, None if unknown.
+        """
         trained = [r for r in reports if isinstance(r, EpochReport) and not r.is_replay]
         if self._limit_gb is None or not trained:
             return False, ""
         further = {r.number: r.epoch for r in trained if r.epoch > self._furthest.get(r.number, 0)}
         self._furthest |= further
-        self._n_gained[pid] = self._n_gained.get(pid, 0) + bool(further)
-        n_bytes = resident_bytes(pid)
+        self._n_gained[worker] = self._n_gained.get(worker, 0) + bool(further)
+        n_bytes = measure()
         limit, name = self._limit_gb, f"--worker-memory {self._limit_gb:g}"
         if n_bytes is None:
             self._limit_gb = None
@@ -48,7 +53,7 @@ class MemoryLimit:
             return False, f"{unknown}: going on without {name}"
         if n_bytes <= limit * 1e9:
             return False, ""
-        is_cramped = self._n_gained.pop(pid) < ROOMY_EPOCHS
+        is_cramped = self._n_gained.pop(worker) < ROOMY_EPOCHS
         self._n_cramped = self._n_cramped + 1 if is_cramped else 0
         taken = f"{n_bytes / 1e9:.3g} GB"
         if self._n_cramped >= MAX_CRAMPED:

@@ -319,13 +319,14 @@ class Driver:
         if state.is_scored and not trial.best_epoch:
             state, failure = TrialState.FAIL, never_logged(trial, self._config.metric)
         may_retry = failure is not None and failure.is_transient
-        may_retry = may_retry and (self._is_stopping or trial.n_retries < MAX_RETRIES)
+        costs = failure is not None and FAILURES[failure.kind].costs_a_try
+        may_retry = may_retry and (self._is_stopping or not costs or trial.n_retries < MAX_RETRIES)
         if not may_retry and state is not TrialState.WAITING:
             self._close(trial, result, state, failure)
         elif self._is_stopping:
             self._interrupt(trial, result)
         elif failure is not None:
-            trial.n_retries += 1
+            trial.n_retries += costs
             self._again.append(trial)
             self.say([f"trial {result.number} is tried again: {failure.message}"])
         else:

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import optuna
@@ -18,7 +19,7 @@ from sweep.config.settings import RunConfig
 from sweep.errors import ConfigError, DataError, StoreError, StudyFailedError, SweepError
 from sweep.executors import make_executor
 from sweep.executors.inline import InlineExecutor
-from sweep.executors.memory_limit import MemoryLimit
+from sweep.executors.memory_limit import MemoryLimit, resident_bytes
 from sweep.executors.process import ProcessExecutor
 from sweep.files.trial_files import TrialFiles
 from sweep.protocols import Executor
@@ -239,7 +240,7 @@ def test_a_worker_that_still_loads_is_ended_at_once(tmp_path: Path) -> None:
 def too_large(limit: MemoryLimit, pid: int, *epochs: int) -> bool:
     """Whether a worker is to be replaced after it trained trial 0 for `epochs`."""
     reports = [EpochReport(0, epoch, {}, 0) for epoch in epochs]
-    return limit.check(pid, reports)[0]
+    return limit.check(pid, partial(resident_bytes, pid), reports)[0]
 
 
 def test_trials_that_start_over_each_time_end_the_limit() -> None:
@@ -257,7 +258,8 @@ def test_memory_that_cannot_be_measured_is_one_line() -> None:
     """On a system without /proc the limit is left out, and the user is told once."""
     limit = MemoryLimit(1.5)
     no_process = 2**22 + 1
-    found = [limit.check(no_process, [EpochReport(0, epoch, {}, 0)]) for epoch in (1, 2)]
+    measure = partial(resident_bytes, no_process)
+    found = [limit.check(0, measure, [EpochReport(0, epoch, {}, 0)]) for epoch in (1, 2)]
     assert [said for _, said in found] == [
         "this system does not say what memory a process takes: going on without "
         "--worker-memory 1.5",
