@@ -120,6 +120,12 @@ def _positive(value: float) -> float:
     return value
 
 
+def _share(value: float) -> float:
+    if value < 0 or (value > 1 and value != int(value)):
+        raise ValueError(value)
+    return value
+
+
 def _duration(value: Any) -> float:
     match = None if isinstance(value, bool) else _DURATION.fullmatch(str(value).strip())
     if match is None:
@@ -165,6 +171,9 @@ gigabytes = _parser("be a positive number of gigabytes", lambda value: _positive
 gigabytes_or_none = _parser(
     "be none or a positive number of gigabytes",
     lambda value: None if value == "none" else _positive(as_number(value)),
+)
+share_of_devices = _parser(
+    "be 0, a whole number or a part of 1 such as 0.5", lambda value: _share(as_number(value))
 )
 switch = _parser("be true or false", lambda value: _FLAGS[str(value).lower()])
 population = _parser(

@@ -152,12 +152,24 @@ class RunConfig:
     )
     executor: str = _option(
         "machine", "process", tuple(EXECUTORS), "NAME",
-        f"Where trials train: {' or '.join(f'{k} ({v.meaning})' for k, v in EXECUTORS.items())}.",
+        f"Where trials train: {', '.join(f'{k} ({v.meaning})' for k, v in EXECUTORS.items())}.",
+    )
+    ray_address: str = _option(
+        "machine", "auto", parsers.text, "HOST:PORT",
+        "The Ray cluster of --executor ray; auto: the one that runs on this machine.",
+    )
+    gpus_per_worker: float | None = _option(
+        "machine", None, parsers.share_of_devices, "X",
+        "GPUs of a worker on Ray, such as 1 or 0.5 (default: 1 where the cluster has any).",
+    )
+    cpus_per_worker: int | None = _option(
+        "machine", None, parsers.count(1), "N",
+        "CPUs of a worker on Ray (default: 1 beside a GPU, else those of the smallest node).",
     )
     workers: int | None = _option(
         "machine", None, parsers.population, "N",
-        "Worker processes: a number, or auto: one, or one a core where that is measured to be "
-        "faster.",
+        "Workers: a number, or auto: one, or one a core where that is measured to be faster; on "
+        "Ray as many as its nodes have room for.",
     )
     population: int | None = _option(
         "machine", None, parsers.population, "N",

@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from sweep.errors import ConfigError
 from sweep.protocols import Executor
 
 
-def _process(n_workers: int) -> Executor:
+def _process(n_workers: int | None, **_: Any) -> Executor:
     from sweep.executors.process import ProcessExecutor
 
     return ProcessExecutor(n_workers)
 
 
-def _inline(_: int) -> Executor:
+def _inline(_: int | None, **__: Any) -> Executor:
     from sweep.executors.inline import InlineExecutor
 
     return InlineExecutor()
+
+
+def _ray(n_workers: int | None, **cluster: Any) -> Executor:
+    try:
+        from sweep.executors.ray import RayExecutor
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith("ray"):
+            raise
+        raise ConfigError("--executor ray needs Ray: pip install 'sweep[ray]'") from error
+    return RayExecutor(n_workers, **cluster)
 
 
 class ExecutorKind(NamedTuple):
@@ -25,16 +36,20 @@ class ExecutorKind(NamedTuple):
 
     meaning: str
     """Where trials train, for users."""
-    make: Callable[[int], Executor]
-    """Number of workers -> executor."""
+    make: Callable[..., Executor]
+    """(Number of workers or None, arguments of a cluster) -> executor."""
 
 
 EXECUTORS = {
     "process": ExecutorKind("local workers", _process),
     "inline": ExecutorKind("this process", _inline),
+    "ray": ExecutorKind("a Ray cluster", _ray),
 }
 
 
-def make_executor(name: str, n_workers: int) -> Executor:
-    """The executor called `name`; inline trains in this process and has one worker."""
-    return EXECUTORS[name].make(n_workers)
+def make_executor(name: str, n_workers: int | None, **cluster: Any) -> Executor:
+    """The executor called `name`; inline trains in this process and has one worker.
+
+    `cluster`: arguments of `RayExecutor`. Raises ConfigError if its package is missing.
+    """
+    return EXECUTORS[name].make(n_workers, **cluster)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
+import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Sequence
@@ -240,7 +242,13 @@ class Crew(ABC):
         if worker.why_replaced:
             self._relieve(worker, reports)
         else:
-            self._send(worker, self._ask(reports, n_free))
+            self._send(worker, self._ask(reports, min(n_free, self._share(worker))))
+
+    def _share(self, worker: _Worker) -> int:
+        """How many more trials are one worker's: the first must not take those of all."""
+        if self._n_wanted < 2 or self._task.n_trials is None:
+            return sys.maxsize
+        return max(0, math.ceil(self._task.n_trials / self._n_wanted) - len(worker.running))
 
     def _settle(self, worker: _Worker, ready: WorkerReady) -> None:
         """Start the other workers that the first one's measurements ask for; all later ones do

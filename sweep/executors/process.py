@@ -15,7 +15,8 @@ from typing import cast
 
 from sweep.environment import signals
 from sweep.environment.launchers import fill_standard_streams, import_path, without_foreign
-from sweep.executors.crew import LEAVE_S, Crew, Link, Message
+from sweep.executors.crew import LEAVE_S, STOP_GRACE_S, Crew, Link, Message
+from sweep.executors.devices import VISIBLE, gpus
 from sweep.executors.memory_limit import resident_bytes
 from sweep.files.trial_files import make_private_folder
 from sweep.trial import Failure, Orders, Task
@@ -28,15 +29,32 @@ PROGRAM = (
 
 
 class ProcessExecutor(Crew):
-    """Workers on this machine, each a process with its own torch."""
+    """Workers on this machine, each a process with its own torch.
+
+    Args:
+        n_workers: Number of workers; None: one a GPU that they may use, else one.
+        stop_grace_s: See `Crew`.
+    """
+
+    def __init__(self, n_workers: int | None, stop_grace_s: float = STOP_GRACE_S) -> None:
+        super().__init__(n_workers or 1, stop_grace_s)
+        self._is_auto, self._gpus = n_workers is None, list[str]()
 
     def warm_up(self, task: Task) -> None:
         """Start the workers; they import torch and Lightning while the driver goes on."""
         fill_standard_streams()
+        if task.accelerator in ("auto", "gpu", "cuda") and task.devices == "1":
+            self._gpus = gpus(os.environ)
+        if self._is_auto and self._gpus:
+            self._n_wanted = len(self._gpus)
         super().warm_up(task)
 
     def _start(self, task: Task) -> Link:
-        return ProcessLink(task)
+        if len(self._gpus) < 2:
+            return ProcessLink(task)
+        taken = [cast(ProcessLink, w.link).gpu for w in self._workers]
+        gpu = min(self._gpus, key=taken.count)  # the first that fewest workers have
+        return ProcessLink(task, {VISIBLE: gpu})
 
     def _wait(self, links: Sequence[Link], timeout_s: float) -> Collection[Link]:
         by_pipe = {link.pipe: link for link in cast(Sequence[ProcessLink], links)}
@@ -55,6 +73,8 @@ class ProcessLink:
     """
 
     def __init__(self, task: Task, variables: Mapping[str, str] | None = None) -> None:
+        self.gpu = (variables or {}).get(VISIBLE)
+        """The only one that it sees; None: any."""
         self._log_file = Path(task.log_file)
         make_private_folder(self._log_file.parent)
         with contextlib.ExitStack() as open_here:

@@ -246,11 +246,13 @@ def make_private_folder(folder: Path) -> None:
     folder.mkdir(0o700, exist_ok=True)
 
 
-def replace_file(path: Path, content: bytes | bytearray, *, mode: int = 0o666) -> None:
+def replace_file(
+    path: Path, content: bytes | bytearray | Iterable[bytes], *, mode: int = 0o666
+) -> None:
     """Write aside, flush to the disk, rename: a file of that name is always whole.
 
-    `mode` is reduced by the umask. Raises DiskError without space or permission; an earlier file
-    stays.
+    `content` may come in pieces. `mode` is reduced by the umask. Raises DiskError without space
+    or permission; an earlier file stays.
     """
     # A random name and O_EXCL: in a folder open to others, a link in its place would lead the
     # write to any file of the user. `resuming.clear_folder` reads the process from the suffix.
@@ -261,7 +263,8 @@ def replace_file(path: Path, content: bytes | bytearray, *, mode: int = 0o666) -
         descriptor = os.open(aside, flags, mode)
         try:
             with os.fdopen(descriptor, "wb") as file:
-                file.write(content)
+                whole = (content,) if isinstance(content, bytes | bytearray) else content
+                file.writelines(whole)
                 file.flush()
                 os.fsync(file.fileno())
             aside.replace(path)

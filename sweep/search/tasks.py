@@ -29,8 +29,12 @@ def begin_loading(config: RunConfig, space: Space | None = None) -> Executor:
     Call it before Optuna is imported, so that both load at the same time. Raises ConfigError or
     DataError if the data cannot be fetched.
     """
-    datasets.prepare(config.data, config.data_dir)
-    executor = make_executor(config.executor, config.workers or 1)
+    if config.executor != "ray":  # whose nodes fetch it, each once
+        datasets.prepare(config.data, config.data_dir)
+    executor = make_executor(
+        config.executor, config.workers, address=config.ray_address, gpus=config.gpus_per_worker,
+        cpus=config.cpus_per_worker,
+    )  # fmt: skip
     with contextlib.suppress(OSError):  # a folder that cannot be written: the search says so
         executor.warm_up(make_task(config, space))
     return executor
@@ -58,7 +62,7 @@ def make_task(config: RunConfig, space: Space | None = None) -> Task:
         population=config.population,
         proof=config.proof,
         n_trials=config.trials,
-        may_add_workers=config.workers is None and config.executor != "inline",
+        may_add_workers=config.workers is None and config.executor == "process",
         checkpoint_interval_s=config.checkpoint_interval_s,
         trial_timeout_s=config.trial_timeout_s,
         log_models=config.log_models,

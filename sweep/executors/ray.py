@@ -1,0 +1,278 @@
+"""Workers on a Ray cluster: Ray Core alone, an actor a device, no shared disk.
+
+An actor has one worker process, as a local search has, and hands on its messages: the driver calls
+`step(orders)`, one call at a time, and the answer is the worker's next message with the files that
+changed. A worker that dies is its trials' failure, as on one machine; an actor that dies took its
+machine along, and its trials go elsewhere from the last files that came. Nothing is restarted or
+repeated by Ray. What an actor says after it was given up is never heard: its call is forgotten.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import os
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import ray
+from ray.exceptions import RayActorError, RayError
+
+from sweep.data.catalog import prepare
+from sweep.errors import ConfigError, StoreError, SweepError
+from sweep.executors.crew import LEAVE_S, Crew, Link, Message
+from sweep.executors.devices import VISIBLE
+from sweep.executors.luggage import Luggage, Parcel
+from sweep.executors.process import ProcessLink
+from sweep.trial import Failure, Orders, Task, TrialResult
+
+LOOK_S = 2.0
+"""Time between two looks at the nodes of the cluster."""
+CONNECT_S = 5.0
+"""Time for a cluster's address to answer."""
+LEFT_AT_HOME = (
+    ".*/", "mlruns/", "mlartifacts/", "lightning_logs/", "wandb/", "outputs/", "checkpoints/",
+    "__pycache__/", "venv/", "node_modules/", "*.ckpt", "*.db", "*.db-*",
+)  # fmt: skip
+"""Not sent to the nodes, besides what .gitignore and .rayignore name."""
+
+
+class RayExecutor(Crew):
+    """Workers on the nodes of a Ray cluster.
+
+    Args:
+        n_workers: Number of workers; None: as many as the nodes have room for, at any time.
+        address: Of the cluster: "auto" or HOST:PORT; "local" starts one on this machine.
+        gpus: GPUs of a worker, e.g. 0.5; None: 1 where the cluster has any, else 0.
+        cpus: CPUs of a worker; None: 1 beside a GPU, else those of the smallest node.
+    """
+
+    def __init__(
+        self, n_workers: int | None, address: str = "auto", gpus: float | None = None,
+        cpus: int | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(n_workers or 0)
+        self._n_fixed, self._address, self._gpus, self._cpus = n_workers, address, gpus, cpus
+        self._is_joined = False
+        self._looked = 0.0
+
+    def warm_up(self, task: Task) -> None:
+        """Join the cluster, send it the current folder, start actors. Raises ConfigError."""
+        if not self._is_joined:
+            self._join()
+            self._share_out(task)
+        super().warm_up(_without_home(task))
+
+    def kill(self) -> None:
+        """End all workers and leave the cluster."""
+        super().kill()
+        if self._is_joined:
+            self._is_joined = False
+            ray.shutdown()
+
+    def _join(self) -> None:
+        if ray.is_initialized():
+            raise ConfigError("this process has joined a Ray cluster: call ray.shutdown() first")
+        host, _, port = self._address.rpartition(":")
+        try:
+            if host and port.isdigit():  # Ray itself would try for minutes
+                socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
+            ray.init(
+                self._address, log_to_driver=False, logging_level=logging.ERROR,
+                runtime_env={"working_dir": str(Path.cwd()), "excludes": [*LEFT_AT_HOME]},
+            )  # fmt: skip
+        except (RayError, OSError, RuntimeError, ValueError) as error:
+            said = str(error).strip().split("\n", 1)[0]
+            raise ConfigError(
+                f"--executor ray: no cluster at --ray-address {self._address} takes this search "
+                f"({said}): start one with `ray start --head`"
+            ) from error
+        self._is_joined = True
+
+    def _share_out(self, task: Task) -> None:
+        """Say what a worker gets of a node, unless the user has."""
+        nodes = _nodes()
+        may_have = task.accelerator in ("auto", "gpu", "cuda")
+        if self._gpus is None:
+            self._gpus = 1 if may_have and any(n.get("GPU") for n in nodes) else 0
+        if self._cpus is None:
+            n_cpus = [int(n["CPU"]) for n in nodes if n.get("CPU", 0) >= 1] or [1]
+            share = sum(n_cpus) // self._n_fixed if self._n_fixed else min(n_cpus)
+            self._cpus = 1 if self._gpus else max(1, min([*n_cpus, share]))
+        self._n_wanted = self._count()
+
+    def _count(self) -> int:
+        """As many as were asked for, else as the living nodes have room for."""
+        if self._n_fixed is not None:
+            return self._n_fixed
+        if time.monotonic() - self._looked < LOOK_S:
+            return self._n_wanted
+        self._looked, gpus, cpus = time.monotonic(), self._gpus or 0, self._cpus or 1
+        return sum(
+            int(min(n.get("CPU", 0) / cpus, n.get("GPU", 0) / gpus if gpus else n.get("CPU", 0)))
+            for n in _nodes()
+        )
+
+    def _start(self, task: Task) -> Link:
+        return RayLink(task, self._gpus or 0, self._cpus or 1)
+
+    def _wait(self, links: Sequence[Link], timeout_s: float) -> Collection[Link]:
+        by_call = {link.call: link for link in cast(Sequence[RayLink], links)}
+        if not by_call:
+            time.sleep(timeout_s)
+            return ()
+        ready, _ = ray.wait([*by_call], timeout=timeout_s, fetch_local=False)
+        more, _ = ray.wait([*by_call], num_returns=len(by_call), timeout=0, fetch_local=False)
+        return [by_call[call] for call in {*ready, *more}]
+
+
+class RayLink:
+    """The driver's end of an actor. One call is out at any time: `call`."""
+
+    is_too_large = False
+
+    def __init__(self, task: Task, gpus: float, cpus: int) -> None:
+        self._folder, self._said, self._n_bytes = task.work_dir, "", cast("int | None", None)
+        options = {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": 0, "max_task_retries": 0}
+        actor: Any = ray.remote(Station).options(**options, scheduling_strategy="SPREAD")
+        self._actor: Any = actor.remote(task, cpus)
+        self.call = self._actor.step.remote(None, ())
+
+    def send(self, orders: Orders) -> None:
+        """Answer its last message, with the files of the trials that it is to train."""
+        luggage = Luggage(self._folder, hold=ray.put)
+        parcels = [p for spec in orders.start for p in luggage.packed([spec.number])]
+        self.call = self._actor.step.remote(orders, parcels)
+
+    def receive(self) -> Message:
+        """Its next message; waits for it."""
+        try:
+            packet = cast(Packet, ray.get(self.call))
+            Luggage(self._folder).unpack(packet.parcels, _fetched)
+        except RayActorError as error:
+            said = str(error).strip().rsplit("\n", 1)[-1]
+            if error.actor_init_failed:
+                return Failure("exception", f"on a node of the cluster: {said}")
+            return Failure("left", "its machine left the cluster")
+        except RayError as error:  # e.g. the node that had the files is gone, or has no sweep
+            self._said = str(error).strip().rsplit("\n", 1)[-1]
+            return Failure("killed", f"Ray: {self._said}"[:300])
+        self._n_bytes, self._said = packet.n_bytes, packet.last_words
+        self.is_too_large = packet.is_too_large
+        return packet.message
+
+    def resident_bytes(self) -> int | None:
+        """Its worker's resident memory; None if unknown."""
+        return self._n_bytes
+
+    def last_words(self) -> str:
+        """The last line that its worker printed; "" if it printed none."""
+        return self._said
+
+    def leave(self) -> None:
+        """Wait for its worker to exit by itself."""
+        with contextlib.suppress(RayError):
+            ray.wait([self.call], timeout=LEAVE_S)
+
+    def end(self) -> None:
+        """End the actor; its worker follows within a second."""
+        ray.kill(self._actor)
+
+
+@dataclass(frozen=True)
+class Packet:
+    """An actor's answer."""
+
+    message: Message
+    parcels: Sequence[Parcel] = ()
+    n_bytes: int | None = None
+    is_too_large: bool = False
+    last_words: str = ""
+
+
+class Station:
+    """The actor: a worker process on this node, and what of its folder has been handed over."""
+
+    def __init__(self, task: Task, cpus: int) -> None:
+        folder = _own_folder()
+        self._task = dataclasses.replace(
+            task, work_dir=folder, log_file=str(Path(folder, "sweep.log")),
+            n_threads=task.n_threads or cpus,
+        )  # fmt: skip
+        self._luggage = Luggage(folder, growing=["sweep.log"], hold=ray.put)
+        self._link: ProcessLink | None = None
+        self._numbers: set[int] = set()
+
+    def step(self, orders: Orders | None, parcels: Sequence[Parcel]) -> Packet:
+        """Hand over orders; returns the worker's next message and the files that changed."""
+        try:
+            self._luggage.unpack(parcels, _fetched)
+            if self._link is None:
+                prepare(self._task.data, self._task.data_dir)  # once a node: into its cache
+                self._link = ProcessLink(self._task, _devices())
+        except SweepError as error:
+            return Packet(error)
+        if orders is not None:
+            self._numbers |= {spec.number for spec in orders.start}
+            self._link.send(orders)
+        message = self._link.receive()
+        packet = Packet(
+            message, self._luggage.packed(sorted(self._numbers)), self._link.resident_bytes(),
+            self._link.is_too_large, self._link.last_words(),
+        )  # fmt: skip
+        for report in message[0] if isinstance(message, tuple) else ():
+            if isinstance(report, TrialResult):
+                self._numbers.discard(report.number)
+                self._luggage.forget(report.number)
+        if isinstance(message, Failure):
+            shutil.rmtree(self._task.work_dir, ignore_errors=True)
+        return packet
+
+
+def _nodes() -> list[Mapping[str, float]]:
+    """What the living nodes have in all. Raises StoreError without a cluster."""
+    try:
+        return [node["Resources"] for node in cast(Any, ray).nodes() if node["Alive"]]
+    except RayError as error:
+        raise StoreError(f"the Ray cluster is gone: {error}") from error
+
+
+def _fetched(piece: Any) -> bytes:
+    return cast(bytes, ray.get(piece) if isinstance(piece, ray.ObjectRef) else piece)
+
+
+def _devices() -> dict[str, str]:
+    """The GPUs that Ray gave this actor: with none, Ray itself would hide none."""
+    found = ray.get_runtime_context().get_accelerator_ids().get("GPU", [])
+    return {VISIBLE: ",".join(found)}
+
+
+def _without_home(task: Task) -> Task:
+    """`task` with names below the current folder, which the nodes have a copy of."""
+    home = f"{Path.cwd()}{os.sep}"
+
+    def shorter(text: str) -> str:
+        return text.removeprefix(home)
+
+    return dataclasses.replace(
+        task, module=shorter(task.module), data=shorter(task.data),
+        data_dir=shorter(task.data_dir) if task.data_dir else None,
+        callbacks=tuple(map(shorter, task.callbacks)), may_add_workers=False,
+    )  # fmt: skip
+
+
+def _own_folder() -> str:
+    """A new folder for this process; those of processes that are gone are removed."""
+    above = Path(tempfile.gettempdir())
+    for left in above.glob("sweep-ray-*-*"):
+        with contextlib.suppress(ValueError, OSError):
+            if not Path("/proc", left.name.split("-")[2]).exists():
+                shutil.rmtree(left, ignore_errors=True)
+    return tempfile.mkdtemp(prefix=f"sweep-ray-{os.getpid()}-", dir=above)

@@ -1,0 +1,123 @@
+"""Workers on a Ray cluster: the executors' contract, nodes that come and go, its faults."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from ray_nodes import COUNTED, Nodes
+from searches import environment, start_sweep, sweep
+from waiting import wait_until
+
+pytest.importorskip("ray", reason="Ray is not installed: pip install 'sweep[ray]'")
+
+from sweep.executors.ray import RayExecutor
+from sweep.ledger.study import open_study
+from sweep.protocols import Executor
+from sweep.testing import ExecutorContract
+
+SEARCH = ("run", "--module", "counted.py:Counted", "--vary", "lr=1e-3..0.3:log", "--study", "s",
+          "--trials", "6", "--epochs", "6", "--metric", "val_loss", "--checkpoint-interval", "0.2",
+          "--executor", "ray", "--ray-address")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def one_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
+    """A cluster with one node."""
+    nodes = Nodes(tmp_path_factory.mktemp("ray"), 1)
+    yield nodes
+    nodes.close()
+
+
+@pytest.fixture(autouse=True)
+def its_address(one_node: Nodes, request: pytest.FixtureRequest) -> None:
+    """For the contract's class."""
+    if request.instance is not None:
+        request.instance.address = one_node.address
+
+
+class TestRayExecutor(ExecutorContract):
+    """The contract, with an actor on a node."""
+
+    address: str
+
+    def make_executor(self) -> Executor:
+        return RayExecutor(1, self.address)
+
+
+def test_a_killed_driver_leaves_no_worker(one_node: Nodes, tmp_path: Path) -> None:
+    """Actor and worker end with it, also in the midst of an epoch."""
+    (tmp_path / "counted.py").write_text(COUNTED)
+    driver = start_sweep(tmp_path, *SEARCH, one_node.address)
+    wait_until(one_node.epochs)
+    assert one_node.workers()
+    driver.send_signal(signal.SIGKILL)
+    driver.communicate()
+    wait_until(lambda: not one_node.workers())
+
+
+def can_hide(folder: Path) -> bool:
+    """Whether a process may have mounts of its own."""
+    command = ["unshare", "-m", "mount", "-t", "tmpfs", "none", str(folder)]
+    return (
+        bool(shutil.which("unshare"))
+        and not subprocess.run(command, capture_output=True, check=False).returncode
+    )
+
+
+def test_nodes_join_and_leave_a_search(tmp_path: Path) -> None:
+    """A second node trains, too; the first one dies, and nothing is lost; no disk is shared."""
+    home, scratch = tmp_path / "home", tmp_path / "x"
+    (home / "mlruns").mkdir(parents=True)
+    scratch.mkdir()
+    (home / "counted.py").write_text(COUNTED)
+    nodes = Nodes(scratch, 1, home / "mlruns" if can_hide(home / "mlruns") else None)
+    driver = start_sweep(home, *SEARCH, nodes.address)
+    wait_until(nodes.epochs)
+    nodes.tell("add")
+    wait_until(lambda: any(node == "1" for node, _, _ in nodes.epochs()))
+    nodes.tell("kill")
+    out, err = driver.communicate()
+    nodes.close()
+    assert driver.returncode == 0, err
+    assert "is tried again: its machine left the cluster" in out
+    trials = open_study(f"sqlite:///{home}/mlruns/optuna.db", "s").trials()
+    assert [(t.number, str(t.state)) for t in trials] == [(n, "COMPLETE") for n in range(6)]
+    assert all([r.epoch for r in t.reports] == [1, 2, 3, 4, 5, 6] for t in trials)
+    assert len(list(home.glob("mlruns/.sweep/s/trials/*/best.ckpt"))) == 6
+    trained = [(lr, epoch) for _, lr, epoch in nodes.epochs()]
+    assert len(trained) - len(set(trained)) <= 12  # of the killed node's trials, two or so each
+    assert not nodes.workers()
+
+
+def test_an_address_without_a_cluster_is_one_line(tmp_path: Path) -> None:
+    """Said within seconds, before anything is made."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{unused.getsockname()[1]}"
+    done = sweep(tmp_path, "run", "--executor", "ray", "--ray-address", address)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"sweep: --executor ray: no cluster at --ray-address {address} ")
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "mlruns").exists()
+
+
+def test_without_ray_it_is_said_how_to_get_it(tmp_path: Path) -> None:
+    """One sentence with the command."""
+    program = (
+        "import sys; sys.modules['ray'] = None; sys.argv[1:] = ['run', '--executor', 'ray']; "
+        "from sweep.cli import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment(), capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr == "sweep: --executor ray needs Ray: pip install 'sweep[ray]'\n"
+    assert not list(tmp_path.iterdir())
