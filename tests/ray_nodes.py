@@ -77,9 +77,7 @@ class Nodes:
 
     def close(self) -> None:
         """End it."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait(timeout=60)
+        self._process.communicate(timeout=60)
 
     def workers(self) -> list[int]:
         """Worker processes on the nodes."""
