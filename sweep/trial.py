@@ -144,6 +144,8 @@ class Task:
     """Whether trials of a user's module may take their steps together."""
     proof: bool = True
     """Compare a group's first steps with a trial's alone."""
+    is_deterministic: bool = False
+    """Whether a trial's curve must not depend on what else its worker trains, to the last bit."""
     was_larger: bool = False
     """The population was halved after a crash: a population of 1 uses the fused trainer, too."""
     checkpoint_interval_s: float = 30.0

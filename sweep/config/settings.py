@@ -126,6 +126,11 @@ class RunConfig:
         "search", 0, parsers.count(0), "N",
         "Data split, data order, initial weights and proposals derive from it.", is_identity=True,
     )
+    deterministic: bool = _option(
+        "search", False, parsers.switch, "",
+        "The same configurations and curves with any number of workers: proposals depend on "
+        "earlier generations of 16 trials, workers train on one thread.", is_identity=True,
+    )
     batch_size: int = _option(
         "search", 64, parsers.count(1), "N", "Minibatch size, unless the search space sets one.",
         is_identity=True,

@@ -148,6 +148,8 @@ class ProcessLink:
 
 def _environment(task: Task) -> dict[str, str]:
     env = without_foreign(os.environ)
+    if task.is_deterministic:  # what torch asks for, where it computes on a GPU
+        env.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if task.n_threads:  # before torch is loaded, so that its pools have this size
         env["OMP_NUM_THREADS"] = str(task.n_threads)
     # Trials train in turns, each in a thread of its own: with a heap a thread, glibc would keep

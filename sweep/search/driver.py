@@ -391,7 +391,7 @@ class Driver:
             if self._again:
                 specs.append(self._resume(self._again.popleft()))
                 continue
-            if self._is_full():
+            if self._is_full() or self._must_wait():
                 break
             spec = self._next()
             if spec is None:
@@ -399,6 +399,11 @@ class Driver:
                 break
             specs.append(spec)
         return specs
+
+    def _must_wait(self) -> bool:
+        """Whether a proposal depends on trials that have not ended (`--deterministic`)."""
+        first = self._proposals.first_of_generation(self._next_number)
+        return not self._planned and any(number < first for number in self._running)
 
     def _resume(self, trial: Running) -> TrialSpec:
         """A trial whose worker is gone, from its checkpoint if there is one."""
@@ -433,11 +438,14 @@ class Driver:
         else:
             self._openings.append(partial(self._ledger.set_state, number, TrialState.RUNNING))
         spec = self._spec(number, proposal.hyperparameters)
-        spec = dataclasses.replace(spec, start_epoch=planned.start_epoch)
+        if planned.start_epoch is not None:
+            spec = dataclasses.replace(spec, start_epoch=planned.start_epoch)
         return self._start(self._from_checkpoint(spec), proposal)
 
     def _spec(self, number: int, hyperparameters: Mapping[str, Any]) -> TrialSpec:
-        return TrialSpec(number, hyperparameters, derive_seed(self._config.seed, "init", number))
+        start_epoch = 0 if self._config.deterministic else None
+        seed = derive_seed(self._config.seed, "init", number)
+        return TrialSpec(number, hyperparameters, seed, start_epoch)
 
     def _from_checkpoint(self, spec: TrialSpec) -> TrialSpec:
         is_resumed = TrialFiles(self._config.study_dir, spec.number).size(RESUME_STATE) > 0

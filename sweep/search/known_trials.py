@@ -36,6 +36,9 @@ class KnownTrials(BaseStorage):
         """Number of the next created trial."""
         self.window: Container[int] | None = None
         """Numbers of the finished trials that samplers see; None: all."""
+        self.before: int | None = None
+        """Of other trials than `own`, those with smaller numbers are seen; None: all."""
+        self.own = -1
 
     def add(self, number: int, trial: FrozenTrial) -> None:
         """Add a copy of `trial` as trial `number`."""
@@ -141,6 +144,8 @@ class KnownTrials(BaseStorage):
         return copy.deepcopy(found) if deepcopy else found
 
     def _is_seen(self, number: int, trial: FrozenTrial) -> bool:
+        if self.before is not None and number >= self.before and number != self.own:
+            return False
         is_bound = self.window is not None and trial.state.is_finished()
         return not is_bound or number in (self.window or ())
 

@@ -29,6 +29,9 @@ SAMPLER_ATTEMPTS = 10
 """After so many duplicates in a row the random sampler proposes instead."""
 MOST_BEST = 25
 """Best trials in a bounded history at most: TPE counts at most 25 trials as good."""
+GENERATION = 16
+"""Trials that `--deterministic` proposes from the same earlier ones. A judgement: more keep more
+workers busy, fewer teach the sampler sooner; it decides what is proposed, so it is fixed."""
 QMC_STRIDE = 2**14
 """Distance in its sequence between two attempts of the QMC sampler at one trial."""
 
@@ -52,7 +55,8 @@ class Proposals:
     A proposal depends on (study seed, trial number, attempt) and on the other trials known so far,
     a pruner's verdict on those and the trial's own curve. With one trial at a time, a continued
     search therefore proposes and prunes as an uninterrupted one. With several at a time, the
-    order in which results arrive matters, too.
+    order in which results arrive matters, too, unless the search is deterministic: there a
+    proposal and a verdict depend on the trials of earlier generations alone.
 
     Raises ConfigError for a bad sampler class, SpaceError if a grid is endless.
     """
@@ -106,6 +110,7 @@ class Proposals:
         """A new configuration for trial `number`; None if the space is exhausted."""
         if self._n_all is not None and self._n_inside >= self._n_all:
             return None
+        self._look_from(number)
         self._known.window = self._window()
         try:
             for attempt in range(MAX_ATTEMPTS):
@@ -179,8 +184,18 @@ class Proposals:
         """Whether exactly this configuration was tried or is running."""
         return canonical_key(hyperparameters) in self._tried
 
+    def first_of_generation(self, number: int) -> int:
+        """Trials before this one are to have ended before trial `number` is proposed."""
+        return number - number % GENERATION if self._config.deterministic else 0
+
+    def _look_from(self, number: int) -> None:
+        """Let sampler and pruner see what trial `number` may depend on."""
+        if self._config.deterministic:
+            self._known.before, self._known.own = self.first_of_generation(number), number
+
     def report(self, number: int, epoch: int, value: float) -> bool:
         """Give the pruner the objective after `epoch`; returns whether the trial should end."""
+        self._look_from(number)
         self._known.set_trial_intermediate_value(number, epoch, value)
         return self._study.pruner.prune(self._study, self._known.get_trial(number))
 
@@ -192,6 +207,7 @@ class Proposals:
         if state is TrialState.WAITING or (state is TrialState.COMPLETE and values is None):
             state = TrialState.FAIL  # an interrupted trial teaches the sampler nothing
         end = OptunaState[state]
+        self._look_from(number)
         if not self._sampler.is_grid:  # its `after_trial` calls `Study.stop`, for `optimize` only
             trial = self._known.get_trial(number)
             self._study.sampler.after_trial(self._study, trial, end, values)

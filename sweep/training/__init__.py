@@ -25,6 +25,10 @@ def make_trainer(task: Task) -> Trainer:
     trainer selected for another reason reports it to the user. Raises the errors of
     `sweep.data.tensors.load_search_data`.
     """
+    if task.is_deterministic:
+        import torch
+
+        torch.use_deterministic_algorithms(True, warn_only=True)
     if task.kind == "objective":
         from sweep.training.plain.function import FunctionTrainer
 

@@ -249,7 +249,7 @@ class FusedEngine:
                 return population
         made = Population(
             self._data, batch_size, self._task.epochs, epoch or 0, self._dtype, self._kernel,
-            self._n_lanes,
+            self._n_lanes, is_exact=self._task.is_deterministic,
         )  # fmt: skip
         self._populations.append(made)
         return made

@@ -29,6 +29,7 @@ class Population:
         dtype: Of weights and activations.
         kernel: Trains the trials it supports; None: all trials are stacked.
         n_lanes: Lanes to divide the trials of an epoch into.
+        is_exact: Stack no trial with others: the size of a tensor changes how sums are rounded.
     """
 
     def __init__(
@@ -40,9 +41,12 @@ class Population:
         dtype: torch.dtype = torch.float32,
         kernel: Kernel | None = None,
         n_lanes: int = 1,
+        *,
+        is_exact: bool = False,
     ) -> None:
         self.batch_size, self.epoch, self._data = batch_size, epoch, data
         self._given, self._kernel = (data, batch_size, n_epochs, dtype, n_lanes), kernel
+        self._is_exact = is_exact
         self._parts: list[CompiledTrials | StackedTrials] = []
         self._part_of: dict[int, CompiledTrials | StackedTrials] = {}
         self._joining: dict[int, Member] = {}
@@ -82,8 +86,16 @@ class Population:
             compiled = [] if self._kernel is None else [CompiledTrials(self._kernel, *self._given)]
             self._parts = [*compiled, StackedTrials(*self._given)]
         for part in self._parts:
-            own = [m for m in joining if isinstance(part, CompiledTrials) == self._is_compiled(m)]
-            part.change(set(leaving), own)
+            is_kernels = isinstance(part, CompiledTrials)
+            own = [m for m in joining if is_kernels == self._is_compiled(m)]
+            part.change(set(leaving), own if is_kernels or not self._is_exact else [])
+        if self._is_exact:
+            alone = [StackedTrials(*self._given) for _ in joining]
+            for part, member in zip(alone, joining, strict=True):
+                part.change(set(), [] if self._is_compiled(member) else [member])
+            kernels = [part for part in self._parts if isinstance(part, CompiledTrials)]
+            stacks = [part for part in (*self._parts, *alone) if part not in kernels]
+            self._parts = [*kernels, *(part for part in stacks if part.members)]
         self._part_of = {m.number: part for part in self._parts for m in part.members}
 
     def keep_best(self, number: int) -> None:

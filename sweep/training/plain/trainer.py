@@ -94,7 +94,8 @@ class PlainTrainer:
         """How many trials train at a time, and how."""
         task = self._task
         n_slots = task.population or 1
-        if task.module == DEFAULT_MODULE or why_plain(task) is not None:
+        is_alone = task.module == DEFAULT_MODULE or task.is_deterministic
+        if is_alone or why_plain(task) is not None:
             return Ladder(1, 1, "", is_shared=False)
         if not task.probes or not is_sound:
             return Ladder(n_slots, 1, "", may_share_steps=task.may_share_steps)
