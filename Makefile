@@ -43,6 +43,8 @@ bench: $(VENV)/run ## Run the benchmarks (an hour, three with MNIST; results on 
 	$(BIN)/python benchmarks/tracking_cost.py
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/scaling.py
+	$(BIN)/python benchmarks/crowd.py
+	$(BIN)/python benchmarks/cluster.py
 	[ -z "$$SWEEP_TEST_MNIST" ] || $(BIN)/python benchmarks/own_module.py --mnist "$$SWEEP_TEST_MNIST"
 	[ -z "$$SWEEP_TEST_MNIST" ] || $(BIN)/python benchmarks/memory.py --mnist "$$SWEEP_TEST_MNIST"
 	[ -z "$$SWEEP_TEST_MNIST" ] || $(BIN)/python benchmarks/populations.py --mnist "$$SWEEP_TEST_MNIST"
@@ -54,6 +56,7 @@ soak: $(VENV)/test ## Kill searches at 200 random instants and fault every write
 	$(BIN)/python tests/faults/harness.py --kills 50 --population auto --epochs 60 --signals
 	$(BIN)/python tests/faults/harness.py --kills 50 --population 1 --epochs 60 --signals
 	$(BIN)/python tests/faults/own_projects.py
+	$(BIN)/python tests/faults/cluster.py
 	$(BIN)/python tests/faults/every_write.py --every --jobs 2 --results every-write.jsonl
 	rm every-write.jsonl  # it lets a soak that was broken off go on
 	$(BIN)/python tests/faults/every_write.py --sample 40 --side driver worker --fault kill
