@@ -5,6 +5,8 @@ nothing:
 
     sweep.run(trials=50, data="mnist")     a search; returns its Outcome
     sweep.best("mnist-mlp")                configuration, score, checkpoint, MLflow run id
+    sweep.status, stop, prune,             look at a search that runs elsewhere, and steer it
+        enqueue, extend
     sweep.MLPClassifier                    the LightningModule that a search trains
 """
 
@@ -16,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from sweep.errors import SweepError
 
 if TYPE_CHECKING:
-    from sweep.api import best, run
+    from sweep.api import best, enqueue, extend, prune, run, status, stop
     from sweep.space.vary import floats, ints
     from sweep.training.mlp import MLPClassifier
     from sweep.training.plain.function import TrialStopped
@@ -28,14 +30,24 @@ __all__ = [
     "TrialStopped",
     "__version__",
     "best",
+    "enqueue",
+    "extend",
     "floats",
     "ints",
+    "prune",
     "run",
+    "status",
+    "stop",
 ]
 
 _LAZY = {
     "run": "sweep.api",
     "best": "sweep.api",
+    "status": "sweep.api",
+    "stop": "sweep.api",
+    "prune": "sweep.api",
+    "enqueue": "sweep.api",
+    "extend": "sweep.api",
     "MLPClassifier": "sweep.training.mlp",
     "floats": "sweep.space.vary",
     "ints": "sweep.space.vary",

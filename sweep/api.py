@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sweep.config import parsers
 from sweep.config.resolving import Resolved, resolve
 from sweep.config.settings import PLACES, RunConfig
 from sweep.databases import sqlite
@@ -20,8 +21,10 @@ from sweep.reporting.bar import Bar, is_notebook
 from sweep.space import Space, load_space, parse_space, with_changes
 
 if TYPE_CHECKING:
+    from sweep.reporting.status import StudyStatus
     from sweep.reuse import Best
     from sweep.search.study import Extras, Outcome
+    from sweep.search.verbs import Steered
 
 
 def run(
@@ -67,17 +70,76 @@ def best(study: str | None = None, *, trial: int | None = None, **where: Any) ->
     """
     from sweep.reuse import find_trial
 
+    config = _place("best", where, "study", "trial")
+    if trial is not None and (type(trial) is not int or trial < 0):
+        raise ConfigError(f"trial must be a whole number >= 0, but got {trial!r}")
+    return find_trial(study, trial, config)
+
+
+def status(study: str | None = None, **where: Any) -> StudyStatus:
+    """How far a study is, whoever runs it, read from its storage.
+
+    Args:
+        study: Its name; None: the only study there is.
+        **where: storage, tracking_uri and work_dir, if they are not the defaults.
+
+    Raises NotFoundError for an unknown study, ConfigError for another program's.
+    """
+    from sweep.reporting.status import Watcher
+    from sweep.reuse.best import opened
+
+    with opened(study, _place("status", where, "study")) as (ledger, config):
+        return Watcher(ledger, config).look()
+
+
+def stop(study: str | None = None, **where: Any) -> Steered:
+    """Stop the study's search as Ctrl-C does, from another process; the arguments of `status`."""
+    return _steer("stop", study, where)
+
+
+def prune(study: str | None, trial: int, **where: Any) -> Steered:
+    """End an unfinished trial as PRUNED: at its next report, or once a next search takes it up.
+
+    Raises NotFoundError for an unknown trial, ConfigError for one that has ended.
+    """
+    return _steer("prune", study, where, trial=parsers.count(0)("trial", trial))
+
+
+def enqueue(study: str | None, values: Mapping[str, Any] | Sequence[str], **where: Any) -> Steered:
+    """Train a configuration next, e.g. {"lr": 1e-3}; other values are drawn at random.
+
+    The answer's `trial` is its number. Raises ConfigError with all values outside the space.
+    """
+    return _steer("enqueue", study, where, values=values)
+
+
+def extend(study: str | None, trials: int, **where: Any) -> Steered:
+    """Raise the number of trials that the study is to have in all.
+
+    Raises ConfigError unless it is more than before.
+    """
+    return _steer("extend", study, where, trials=parsers.count(1)("trials", trials))
+
+
+def _steer(verb: str, study: str | None, where: Mapping[str, Any], **given: Any) -> Steered:
+    from sweep.reuse.best import opened
+    from sweep.search import verbs
+
+    with opened(study, _place(verb, where, "study", *given)) as (ledger, config):
+        answer: Steered = getattr(verbs, verb)(ledger, config, *given.values())
+        return answer
+
+
+def _place(function: str, where: Mapping[str, Any], *others: str) -> RunConfig:
+    """A RunConfig with the places in `where`. Raises ConfigError for other names in it."""
     wrong = [
-        must_be_one_of("an argument of best", name, ("study", "trial", *PLACES))
+        must_be_one_of(f"an argument of {function}", name, (*others, *PLACES))
         for name in where
         if name not in PLACES
     ]
     if wrong:
         raise ConfigError(wrong)
-    config = resolve(where).config
-    if trial is not None and (type(trial) is not int or trial < 0):
-        raise ConfigError(f"trial must be a whole number >= 0, but got {trial!r}")
-    return find_trial(study, trial, config)
+    return resolve(where).config
 
 
 def prepare(flags: Mapping[str, Any], config_file: Path | None) -> tuple[Resolved, Space]:

@@ -414,8 +414,20 @@ class Notice:
     message: str
 
 
+@dataclass(frozen=True, slots=True)
+class StudyExtended:
+    """Record: a user gave the running search more trials."""
+
+    time_ms: int
+    n_trials: int
+    """Number of finished trials that the study is to have in all."""
+
+
 Report = WorkerReady | Notice | EpochReport | Pulse | TrialResult
-Record = WorkerReady | TrialStarted | EpochReport | Pulse | TrialFinished | StudyFinished | Notice
+Record = (
+    WorkerReady | TrialStarted | EpochReport | Pulse | TrialFinished | StudyExtended
+    | StudyFinished | Notice
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,11 @@ from sweep.reporting.formats import ENCODING_ERRORS
 COMMANDS = {
     "run": "sweep.cli.run:run",
     "check": "sweep.cli.check:check",
+    "status": "sweep.cli.status:status",
+    "stop": "sweep.cli.steer:stop",
+    "prune": "sweep.cli.steer:prune",
+    "enqueue": "sweep.cli.steer:enqueue",
+    "extend": "sweep.cli.steer:extend",
     "list": "sweep.cli.show:list_command",
     "show": "sweep.cli.show:show",
     "trials": "sweep.cli.show:trials",

@@ -89,7 +89,9 @@ def finish(config: Any, outcome: Any) -> int:
     from sweep.reporting.display import width_and_color
     from sweep.reporting.summary import end_summary
 
-    going_on = _going_on(config) if outcome.end.reason in UNFINISHED else None
+    going_on = None
+    if outcome.end.reason in UNFINISHED:
+        going_on = _going_on(dataclasses.replace(config, trials=outcome.study.n_trials))
     lines = end_summary(config, outcome, going_on, width_and_color(sys.stdout)[0])
     click.echo("\n".join(lines), file=sys.stdout)
     return EXIT_CODES.get(outcome.end.reason, 0)

@@ -103,11 +103,24 @@ class StudyClaim:
             key = _key(connection, f"study {self._study}")
             got = connection.execute(text("SELECT pg_try_advisory_lock(:key)"), {"key": key})
             if not got.scalar():
-                raise StudyLockedError.by(self._study, *_owner(connection, key))
+                raise StudyLockedError.by(self._study, *(_owner(connection, key) or ()))
         except BaseException:
             connection.close()
             raise
         return connection
+
+
+def owner_of(url: str, study: str) -> tuple[str, float | None] | None:
+    """Name and start (Unix time in seconds) of the driver with a study's lock; None: nobody.
+
+    Raises as StudyClaim.
+    """
+    engine = _engine(url)
+    try:
+        with engine.connect() as connection:
+            return _owner(connection, _key(connection, f"study {study}"))
+    finally:
+        engine.dispose()
 
 
 @contextlib.contextmanager
@@ -148,13 +161,16 @@ def _key(connection: Connection, what: str) -> int:
     return int.from_bytes(digest, "big", signed=True)
 
 
-def _owner(connection: Connection, key: int) -> tuple[str, float | None]:
-    """The owner of a lock and its start (Unix time in seconds), if the server tells."""
+def _owner(connection: Connection, key: int) -> tuple[str, float | None] | None:
+    """The owner of a lock and its start (Unix time in seconds), if the server tells; None: it is
+    free."""
     from sqlalchemy import text
 
     halves = {"high": (key >> 32) & 0xFFFFFFFF, "low": key & 0xFFFFFFFF}
     found = connection.execute(text(_OWNER), halves).first()
-    name = str(found[0]) if found else ""
-    if found is None or found[1] is None or not name.startswith("sweep: "):
+    if found is None:
+        return None
+    name = str(found[0])
+    if found[1] is None or not name.startswith("sweep: "):
         return "", None
     return name.removeprefix("sweep: "), found[1].timestamp()

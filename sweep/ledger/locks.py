@@ -10,6 +10,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from sweep.databases import postgres, sqlite
@@ -19,6 +20,22 @@ from sweep.files.trial_files import make_private_folder
 PRIVATE = 0o600
 OPEN_FILES = Path("/proc/self/fd")
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+LOOK_S = 0.02
+"""Longer than `owner_of` holds a free lock."""
+
+
+@dataclass(frozen=True)
+class Owner:
+    """The live process that runs a study."""
+
+    who: str
+    """Process and host; "": they are not known."""
+    since_s: float | None = None
+    """Unix time of its start."""
+
+    def __str__(self) -> str:
+        """Process and host."""
+        return self.who or "another process"
 
 
 @contextlib.contextmanager
@@ -48,6 +65,42 @@ def owned_study(work_dir: Path, study: str, storage: str) -> Iterator[Callable[[
                 claim.renew()
 
         yield confirm
+
+
+def owner_of(work_dir: Path, study: str, storage: str) -> Owner | None:
+    """Who runs the study, by the locks that `owned_study` takes; None: nobody. Raises StoreError.
+
+    An advisory lock tells nothing of itself, so a free one is held for a moment.
+    """
+    for folder in {work_dir.resolve(), lock_folder(work_dir, storage).resolve()}:
+        if (owner := _live_owner(folder / study / "lock")) is not None:
+            return owner
+    if not postgres.is_postgres(storage):
+        return None
+    from sweep.ledger.storage import in_one_line  # loads Optuna
+
+    with in_one_line(storage):
+        found = postgres.owner_of(storage, study)
+    return None if found is None else Owner(*found)
+
+
+def _live_owner(path: Path) -> Owner | None:
+    """The owner of a lock's file, unless it has ended; a regular end empties the file."""
+    try:
+        if not path.read_text():
+            return None
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return Owner(*_owner(path))
+    except OSError:
+        pass
+    finally:
+        os.close(descriptor)
+    return None
 
 
 def presence(work_dir: Path, study: str, *stores: str) -> Callable[[], None]:
@@ -110,7 +163,7 @@ def study_lock(study_dir: Path, study: str) -> Iterator[None]:
     path = study_dir / "lock"
     with _open(path) as descriptor:
         try:
-            _lock(descriptor, path, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _take(descriptor, path)
         except BlockingIOError:
             raise StudyLockedError.by(study, *_owner(path)) from None
         owner = {"who": f"process {os.getpid()} on {socket.gethostname()}", "since": time.time()}
@@ -157,6 +210,15 @@ def _open(path: Path, *, shared: bool = False) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _take(descriptor: int, path: Path) -> None:
+    """Lock the file for one owner. Raises BlockingIOError if another has it."""
+    try:
+        _lock(descriptor, path, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:  # perhaps `owner_of` looks at it just now
+        time.sleep(LOOK_S)
+        _lock(descriptor, path, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _lock(descriptor: int, path: Path, how: int) -> None:

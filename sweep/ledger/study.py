@@ -19,10 +19,11 @@ import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, create_trial
 from optuna.trial import TrialState as OptunaState
 
 from sweep.errors import ConfigError, NotFoundError, StoreError, must_be_one_of
+from sweep.ledger.orders import OrderBook
 from sweep.ledger.replacing import finish_replacing, replace_study
 from sweep.ledger.storage import close_storage, open_storage
 from sweep.ledger.trials import (
@@ -162,6 +163,17 @@ class Ledger:
         if before != (now := {**before, **tags}):
             self._keep(TAGS, now)
 
+    @property
+    def orders(self) -> OrderBook:
+        """What users asked of the study's search from elsewhere."""
+        return OrderBook(self._storage, self._study_id)
+
+    def raise_total(self, n_trials: int) -> None:
+        """Keep a larger number of trials that the study is to have in all."""
+        config = self.config
+        if n_trials > config.get("trials", 0):
+            self._keep(CONFIG, {**config, "trials": n_trials})
+
     def carried(self) -> list[dict[str, Any]]:
         """Trials of an older study that teach the sampler (see `sweep.search.warmstart`)."""
         return list(self._kept(CARRIED, []))
@@ -214,11 +226,33 @@ class Ledger:
         frozen = self._storage.get_all_trials(self._study_id, deepcopy=False)
         return [from_frozen(t) for t in sorted(frozen, key=lambda t: t.number)]
 
+    @property
+    def n_trials(self) -> int:
+        """Number of trials in any state."""
+        return self._storage.get_n_trials(self._study_id)
+
+    def trial(self, number: int) -> LedgerTrial:
+        """One trial. Raises NotFoundError."""
+        try:
+            return from_frozen(self._storage.get_trial(self._id_of(number)))
+        except KeyError:
+            n_trials = self.n_trials
+            held = f"trials 0 to {n_trials - 1}" if n_trials else "no trials yet"
+            raise NotFoundError(f"study {self.name!r} has {held}, but not {number}") from None
+
+    def enqueue(self, params: Mapping[str, Any]) -> int:
+        """Queue a trial with Optuna's parameters, as `enqueue_trial` does; its number."""
+        waiting = create_trial(
+            state=OptunaState.WAITING, system_attrs={FIXED_PARAMS: dict(params)}
+        )
+        trial_id = self._storage.create_new_trial(self._study_id, template_trial=waiting)
+        return self._storage.get_trial_number_from_id(trial_id)
+
     def trials_from(self, first: int) -> list[LedgerTrial]:
         """Trials from number `first` on."""
         found: list[LedgerTrial] = []
         while self.has_trial(number := first + len(found)):
-            found.append(from_frozen(self._storage.get_trial(self._id_of(number))))
+            found.append(self.trial(number))
         return found
 
     def has_trial(self, number: int) -> bool:

@@ -32,6 +32,7 @@ class Bar:
         assert self._progress is not None
         for record in records:
             self._progress.apply(record)
+            self._bar.total = self._progress.study.n_trials
             if isinstance(record, TrialFinished) and record.state.is_finished:
                 best = self._progress.best_value
                 if best is not None:

@@ -14,6 +14,8 @@ from sweep.reporting.progress import Progress
 from sweep.trial import Record, StudyInfo
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from sweep.reporting.live import LiveTable
 
 
@@ -76,15 +78,21 @@ def make_display(stream: TextIO, verbosity: int = 0) -> Display:
 
     `verbosity`: -1 nothing (-q), 0 normal, 1 a line per epoch as well (-v), also on a terminal.
     """
-    if verbosity == 0 and _is_terminal(stream):
-        from rich.console import Console
+    if verbosity == 0 and (console := live_console(stream)) is not None:
+        from sweep.reporting.live import LiveTable
 
-        console = Console(file=stream)
-        if console.is_terminal and console.is_interactive:
-            from sweep.reporting.live import LiveTable
-
-            return Display(LiveTable(console))
+        return Display(LiveTable(console))
     return Display(Lines(stream, verbosity))
+
+
+def live_console(stream: TextIO) -> Console | None:
+    """A terminal that a live table can be drawn on; None for any other stream."""
+    if not _is_terminal(stream):
+        return None
+    from rich.console import Console
+
+    console = Console(file=stream)
+    return console if console.is_terminal and console.is_interactive else None
 
 
 def announce(stream: TextIO, message: str) -> None:

@@ -131,7 +131,7 @@ class Lines:
             lines.append(format_line({"notice": STOPPING}))
             self._is_told = True
         if time.monotonic() >= self._due_s and not is_last:
-            lines.append(format_line(_status_pairs(progress)))
+            lines.append(format_line(status_pairs(progress)))
             self._due_s = time.monotonic() + self._every_s
         if self._verbosity < 0:
             lines = []
@@ -177,7 +177,7 @@ def _pairs(progress: Progress, record: Record, trial: TrialProgress | None) -> P
         others = {k: v for k, v in record.metrics.items() if k not in own}
         value = record.metrics.get(metric)
         return {
-            **_trial_pairs(progress, trial, TrialState.RUNNING, value, record.epoch),
+            **trial_pairs(progress, trial, TrialState.RUNNING, value, record.epoch),
             "seconds": round(record.metrics.get("epoch_s", 0.0), 4),
             **_renamed(others, metric),
         }
@@ -186,7 +186,7 @@ def _pairs(progress: Progress, record: Record, trial: TrialProgress | None) -> P
     failure = record.failure
     why = {"failure": failure.kind, "message": failure.message} if failure else {}
     return {
-        **_trial_pairs(progress, trial, record.state, record.value, record.n_epochs),
+        **trial_pairs(progress, trial, record.state, record.value, record.n_epochs),
         "best_epoch": record.best_epoch or "-",
         "seconds": round(trial.seconds, 3),
         **why,
@@ -209,7 +209,8 @@ def _start_pairs(study: StudyInfo, worker: WorkerReady) -> Pairs:
     }
 
 
-def _status_pairs(progress: Progress) -> Pairs:
+def status_pairs(progress: Progress) -> Pairs:
+    """How far the search is."""
     if progress.worker is None:
         return {"notice": f"{LOADING} ({format_duration(progress.elapsed_s)})"}
     leader, eta_s = progress.leader(), progress.eta_s()
@@ -224,9 +225,10 @@ def _status_pairs(progress: Progress) -> Pairs:
     }
 
 
-def _trial_pairs(
+def trial_pairs(
     progress: Progress, trial: TrialProgress, state: TrialState, value: float | None, report: int
 ) -> Pairs:
+    """State and value of a trial at one of its reports."""
     return {
         "trial": trial.number,
         "state": state.value,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections import Counter
@@ -14,6 +15,7 @@ from sweep.trial import (
     EpochReport,
     HyperValue,
     Record,
+    StudyExtended,
     StudyInfo,
     TrialFinished,
     TrialStarted,
@@ -120,7 +122,13 @@ class Progress:
             return self._finish(record)
         if isinstance(record, WorkerReady):
             self.worker = self.worker or record
+        elif isinstance(record, StudyExtended):
+            self.study = dataclasses.replace(self.study, n_trials=record.n_trials)
         return None
+
+    def begin_measuring(self) -> None:
+        """Let `eta_s` count the work from now on, without that of earlier searches."""
+        self._first = self._clock(), self._work()
 
     def is_better(self, value: float, than: float | None) -> bool:
         """Whether `value` beats `than` (None, NaN: any finite number does)."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sweep.errors import ConfigError, did_you_mean
+from sweep.ledger.orders import LONGEST_CURVE, LiveTrial
 from sweep.trial import EPOCHS_DONE, EpochReport, Failure, Stop, TrialResult, TrialSpec, TrialState
 
 if TYPE_CHECKING:
@@ -36,6 +37,17 @@ class Running:
     n_retries: int = 0
     spent_s: float = 0.0
     """Training time in workers that gave it back."""
+
+    def live(self, metric: str) -> LiveTrial:
+        """How far it is, for people who look from elsewhere."""
+        reports = [self.reports[epoch] for epoch in sorted(self.reports)]
+        return LiveTrial(
+            self.spec.number,
+            reports[-1].epochs_done if reports else 0,
+            max((r.epochs_done for r in reports if r.is_replay), default=0),
+            self.best_value,
+            tuple(r.metrics.get(metric, math.nan) for r in reports[-LONGEST_CURVE:]),
+        )
 
 
 @dataclass(frozen=True)
@@ -97,9 +109,16 @@ def verdict_of(result: TrialResult, stop: Stop | None) -> tuple[TrialState, Fail
     return TrialState.WAITING, None
 
 
-def never_logged(trial: Running, metric: str) -> Failure:
-    """The failure of a trial that ended without a value of the objective."""
+def never_logged(trial: Running, state: TrialState, metric: str) -> Failure | None:
+    """The failure of a trial that ended without a value of the objective; None: it needs none.
+
+    A trial that a user pruned before its first value was not pruned by its values.
+    """
     names = {name for report in trial.reports.values() for name in report.metrics}
+    if not state.is_scored or trial.best_epoch:
+        return None
+    if state is TrialState.PRUNED and metric not in names:
+        return None
     logged = sorted(names - {"epoch_s", EPOCHS_DONE})
     what = f"it logged {', '.join(logged)}" if logged else "it logged nothing"
     hint = did_you_mean(metric, logged)

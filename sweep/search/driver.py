@@ -25,6 +25,7 @@ from sweep.files.trial_files import (
     remove_broken_off_writes,
 )
 from sweep.keeping.retention import KeepBest
+from sweep.ledger.orders import LiveTrial
 from sweep.ledger.study import Ledger
 from sweep.ledger.trials import BASELINE, LedgerTrial
 from sweep.protocols import Listener
@@ -46,6 +47,7 @@ from sweep.trial import (
     Report,
     Stop,
     StopReason,
+    StudyExtended,
     TrialFinished,
     TrialResult,
     TrialSpec,
@@ -75,6 +77,10 @@ class Driver:
         self._planned: collections.deque[Planned] = collections.deque()
         self._again: collections.deque[Running] = collections.deque()
         """Trials to hand out again: their worker died or gave them back."""
+        self.n_trials = config.trials
+        """Finished trials that the study is to have in all."""
+        self._unwanted: set[int] = set()
+        """Trials that a user pruned."""
         self._n_finished = 0
         self._next_number = 0
         self._deadline = time.monotonic() + config.timeout_s if config.timeout_s else None
@@ -161,6 +167,30 @@ class Driver:
         if not self._is_stopping:
             self.reason, self._is_stopping = reason, True
 
+    def extend(self, n_trials: int) -> None:
+        """Raise the study's total, here and in the ledger."""
+        if n_trials > self.n_trials:
+            self.n_trials = n_trials
+            self._records.append(StudyExtended(now_ms(), n_trials))
+        self.write_soon(partial(self._ledger.raise_total, n_trials))
+
+    def prune(self, number: int) -> bool:
+        """End a trial at its next report, or at its first one if it waits; False: it has ended."""
+        begun = [t for t in (*self._running.values(), *self._again) if t.spec.number == number]
+        for trial in begun:
+            trial.stop = trial.stop or Stop(number, "pruned")
+        is_to_come = number >= self._next_number or any(p.number == number for p in self._planned)
+        self._unwanted.add(number)
+        return bool(begun) or is_to_come
+
+    def live(self) -> tuple[LiveTrial, ...]:
+        """The running trials."""
+        return tuple(trial.live(self._config.metric) for trial in self._running.values())
+
+    def write_soon(self, step: Step) -> None:
+        """Let the recorder do a step, after those decided so far."""
+        self._closings.append(step)
+
     def say(self, lines: Iterable[str]) -> None:
         """Tell the user, with the next records."""
         self._records += map(notice, lines)
@@ -228,7 +258,7 @@ class Driver:
         return not self._again and (self._is_full() or self.reason == "exhausted")
 
     def _is_full(self) -> bool:
-        return self._n_finished + len(self._running) >= self._config.trials
+        return self._n_finished + len(self._running) >= self.n_trials
 
     def _welcome(self, worker: WorkerReady) -> None:
         self._records.append(worker)
@@ -316,8 +346,8 @@ class Driver:
         if trial is None:
             return  # already ended, e.g. by its time limit
         state, failure = verdict_of(result, trial.stop)
-        if state.is_scored and not trial.best_epoch:
-            state, failure = TrialState.FAIL, never_logged(trial, self._config.metric)
+        if unscored := never_logged(trial, state, self._config.metric):
+            state, failure = TrialState.FAIL, unscored
         may_retry = failure is not None and failure.is_transient
         costs = failure is not None and FAILURES[failure.kind].costs_a_try
         may_retry = may_retry and (self._is_stopping or not costs or trial.n_retries < MAX_RETRIES)
@@ -453,7 +483,8 @@ class Driver:
 
     def _start(self, spec: TrialSpec, proposal: Proposal) -> TrialSpec:
         number, name = spec.number, run_name(spec.number, proposal.hyperparameters)
-        self._running[number] = Running(spec, name)
+        stop = Stop(number, "pruned") if number in self._unwanted else None
+        self._running[number] = Running(spec, name, stop=stop)
         self._records.append(
             TrialStarted(
                 number, name, proposal.hyperparameters, proposal.params, now_ms(),

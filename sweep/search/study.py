@@ -29,6 +29,7 @@ from sweep.protocols import Exchange, Executor, Listener
 from sweep.redact import redacted
 from sweep.search.driver import Driver
 from sweep.search.proposals import Proposals
+from sweep.search.steering import Steering, extended
 from sweep.search.tasks import begin_loading, make_task, sources_of
 from sweep.search.upkeep import Upkeep
 from sweep.search.warmstart import as_history, differences, to_retry
@@ -90,7 +91,7 @@ def search(
     with other settings, StudyLockedError, StoreError, DataError, StudyFailedError.
     """
     executor = extras.executor or begin_loading(config, space)
-    asked, config = config, config.anchored()
+    asked, config, began_ms = config, config.anchored(), now_ms()
     work_dir = Path(config.work_dir)
     with contextlib.ExitStack() as held:
         held.callback(executor.kill)
@@ -103,12 +104,14 @@ def search(
         with store_lock(lock_folder(work_dir, config.storage)):
             ledger, is_same_store = _open_ledger(asked, space, confirm)
             held.callback(ledger.close)
+            asked = extended(asked, ledger)
+            config = asked.anchored()
             trials = ledger.trials()
             _carry(ledger, extras.carried, trials)
             info = _study_info(asked, space, ledger, is_same_store)
             if info.n_done >= config.trials:
                 upkeep.deliver(ledger)
-                return _succeeded(_outcome(config, ledger, info, "done"))
+                return _succeeded(_outcome(config, ledger, info))
             ledger.settle(False)
             changed = changes(sources_of(config), ledger.tags) if trials else []
             ledger.note_tags(info.tags)
@@ -123,9 +126,10 @@ def search(
             proposals.remember(as_history(space, ledger.carried()))
             driver.plan(trials, first, extras.again, has_baseline=space.has_defaults_first)
             driver.recall(config.study_dir)
-            executor.run(_checked(driver.exchange, check))
+            steering = Steering(driver, ledger.orders, began_ms)
+            executor.run(_checked(driver.exchange, check, steering.turn))
             driver.settle()
-            outcome = _outcome(config, ledger, info, driver.reason, driver.unsaved)
+            outcome = _outcome(config, ledger, info, driver)
             for listener in listeners:
                 listener.write([outcome.end])
         check()
@@ -140,8 +144,8 @@ def _open(listeners: Sequence[Listener], info: StudyInfo) -> None:
             listener.open(info)
 
 
-def _checked(exchange: Exchange, check: Callable[[], None]) -> Exchange:
-    """`exchange`, with `check` every CHECK_S seconds."""
+def _checked(exchange: Exchange, check: Callable[[], None], turn: Callable[[], None]) -> Exchange:
+    """`exchange`, each time after `turn`, and every CHECK_S seconds after `check`."""
     last = time.monotonic()
 
     def checked(reports: Sequence[Report], n_free: int) -> Orders:
@@ -149,6 +153,7 @@ def _checked(exchange: Exchange, check: Callable[[], None]) -> Exchange:
         if time.monotonic() - last > CHECK_S:
             check()
             last = time.monotonic()
+        turn()
         return exchange(reports, n_free)
 
     return checked
@@ -365,9 +370,13 @@ def _succeeded(outcome: Outcome, failure: str = "") -> Outcome:
 
 
 def _outcome(
-    config: RunConfig, ledger: Ledger, info: StudyInfo, reason: EndReason,
-    unsaved: Sequence[str] = (),
-) -> Outcome:  # fmt: skip
+    config: RunConfig, ledger: Ledger, info: StudyInfo, driver: Driver | None = None
+) -> Outcome:
+    """`driver` None: there was nothing to do."""
+    reason: EndReason = driver.reason if driver else "done"
+    if driver and driver.n_trials > config.trials:  # a user extended the search
+        config = dataclasses.replace(config, trials=driver.n_trials)
+        info = dataclasses.replace(info, n_trials=driver.n_trials)
     trials = ledger.trials()
     best = best_trial(trials, config.resolved_direction)
     n_finished = _n_finished(trials)
@@ -375,5 +384,6 @@ def _outcome(
         reason = "done"  # the stop came too late
     end = study_end(config, trials, reason, now_ms())
     return Outcome(
-        info, end, n_finished - info.n_done, best, tuple(unsaved), len(to_retry(trials))
-    )
+        info, end, n_finished - info.n_done, best, tuple(driver.unsaved) if driver else (),
+        len(to_retry(trials)),
+    )  # fmt: skip

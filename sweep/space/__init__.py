@@ -9,7 +9,7 @@ from sweep.space.catalog import load_space, shipped_spaces, when_to_use
 from sweep.space.definition import Space, sample
 from sweep.space.naming import canonical_key, run_name, short
 from sweep.space.parser import parse_space
-from sweep.space.vary import with_changes
+from sweep.space.vary import values_of, with_changes
 
 __all__ = [
     "Space",
@@ -20,6 +20,7 @@ __all__ = [
     "sample",
     "shipped_spaces",
     "short",
+    "values_of",
     "when_to_use",
     "with_changes",
 ]

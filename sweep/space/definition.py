@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sweep.config.file import show
-from sweep.errors import SpaceError, must_be_one_of
+from sweep.errors import ConfigError, SpaceError, must_be_one_of
 from sweep.hyperparameters import OPTIMIZERS
 from sweep.space.parameters import (
     Ask,
@@ -125,6 +125,26 @@ class Space:
         absent = {**ABSENT_MEANS, **of_optimizer, **(defaults or {})}
         params, problems = self._place(given, absent)
         return None if problems else params
+
+    def completed(self, given: Mapping[str, HyperValue], seed: int) -> dict[str, HyperValue]:
+        """A configuration with the `given` values; the others are drawn at random.
+
+        Raises ConfigError with a sentence for each value outside the space, and for a value that
+        no configuration found has together with the others.
+        """
+        faults, params = self._foreign(given), dict[str, Scalar]()
+        for parameter in (p for p in self.parameters if p.name in given):
+            encoded = parameter.encode(given[parameter.name])
+            if encoded is None:
+                faults[parameter.name] = complaint(parameter, given[parameter.name])
+            params |= encoded or {}
+        found: dict[str, HyperValue] = {}
+        for attempt in range(0 if faults else PROBE_ATTEMPTS):
+            found = self.draw(derive_seed(seed, "completed", attempt), params)
+            if given.keys() <= found.keys():
+                return found
+        idle = [p for p in self.parameters if found and p.name in given.keys() - found.keys()]
+        raise ConfigError([*faults.values(), *(_inactive(p, given[p.name]) for p in idle)])
 
     def problems_of(self, configuration: Mapping[str, HyperValue]) -> dict[str, str]:
         """Why a configuration, complete but for fixed values, is outside: a sentence by name."""

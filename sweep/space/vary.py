@@ -79,6 +79,20 @@ def with_changes(text: str, vary: Sequence[str], fixed: Sequence[str]) -> str:
     return write_document({**{k: v for k, v in sections.items() if v}, **kept})
 
 
+def values_of(pairs: Sequence[str]) -> dict[str, Any]:
+    """The value of each NAME=VALUE, as `--set` reads it. Raises ConfigError with all faults."""
+    values, faults = dict[str, Any](), list[str]()
+    for pair in pairs:
+        name = pair.partition("=")[0]
+        try:
+            values[name] = _value(name, pair)
+        except ConfigError as error:
+            faults += error.faults
+    if faults:
+        raise ConfigError(faults)
+    return values
+
+
 def _spec(name: str, pair: str) -> Mapping[str, Any]:
     """What a space file would say of the name."""
     spec = pair.partition("=")[2].strip()

@@ -29,6 +29,7 @@ from sweep.trial import (
     Pulse,
     Ranked,
     Record,
+    StudyExtended,
     StudyFinished,
     StudyInfo,
     TrialFinished,
@@ -199,6 +200,10 @@ class MlflowTracker:
         if isinstance(record, WorkerReady):
             tags = {**self._study.tags, DEVICE_TAG: record.device}
             self._study = dataclasses.replace(self._study, dataset=record.dataset, tags=tags)
+            self._own.n_new += 1
+        elif isinstance(record, StudyExtended):
+            config = {**self._study.config, "trials": record.n_trials}
+            self._study = dataclasses.replace(self._study, n_trials=record.n_trials, config=config)
             self._own.n_new += 1
         elif isinstance(record, StudyFinished):
             self._end, self._ranking = record, list(record.ranking)
