@@ -113,6 +113,8 @@ class Crew(ABC):
         self._is_settled = False
         """Whether a worker has said how many there are to be, and what they are to do."""
         self._memory = MemoryLimit(None)
+        self._n_dismissed = 0
+        """Workers that left since no trial was to come; the user may extend the search."""
         self._n_deaths = 0
         self._n_stillborn = 0
         self._now = 0.0
@@ -198,7 +200,8 @@ class Crew(ABC):
     def _adjust(self) -> None:
         """Start workers where there is more room now; end those that load and are not needed."""
         before, self._n_wanted = self._n_wanted, self._count()
-        if self._n_wanted > before and not self._is_last:
+        if (self._n_wanted > before or self._n_dismissed) and not self._is_last:
+            self._n_dismissed = 0
             self._fill()
         loading = [w for w in self._workers if not w.is_ready]
         n_surplus = len(self._workers) - (0 if self._is_last else self._n_wanted)
@@ -243,6 +246,7 @@ class Crew(ABC):
             self._relieve(worker, reports)
         else:
             self._send(worker, self._ask(reports, min(n_free, self._share(worker))))
+            self._n_dismissed += worker not in self._workers
 
     def _share(self, worker: _Worker) -> int:
         """How many more trials are one worker's: the first must not take those of all."""
@@ -302,6 +306,7 @@ class Crew(ABC):
             said = [notice(f"{what}: the next trains {n_fewer} at a time")]
         worker.link.end()
         self._workers.remove(worker)
+        self._n_dismissed = 0  # its trials that are tried again need one worker
         if FAILURES[failure.kind].costs_a_try:
             self._n_deaths += 1
             self._n_stillborn += not worker.is_ready

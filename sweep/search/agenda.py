@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,8 @@ class Running:
     began: float = field(default_factory=time.monotonic)
     reports: dict[int, EpochReport] = field(default_factory=dict)
     """By epoch."""
+    resumed_at: float = 0
+    """Epochs that earlier searches trained."""
     told_ms: list[int] = field(default_factory=list)
     """Unix time of each epoch trained by its present worker."""
     best_epoch: int = 0
@@ -40,14 +43,10 @@ class Running:
 
     def live(self, metric: str) -> LiveTrial:
         """How far it is, for people who look from elsewhere."""
-        reports = [self.reports[epoch] for epoch in sorted(self.reports)]
-        return LiveTrial(
-            self.spec.number,
-            reports[-1].epochs_done if reports else 0,
-            max((r.epochs_done for r in reports if r.is_replay), default=0),
-            self.best_value,
-            tuple(r.metrics.get(metric, math.nan) for r in reports[-LONGEST_CURVE:]),
-        )
+        latest = list(itertools.islice(reversed(self.reports.values()), LONGEST_CURVE))
+        values = tuple(report.metrics.get(metric, math.nan) for report in reversed(latest))
+        done = latest[0].epochs_done if latest else 0
+        return LiveTrial(self.spec.number, done, self.resumed_at, self.best_value, values)
 
 
 @dataclass(frozen=True)

@@ -280,7 +280,9 @@ class Driver:
         if not trial.reports:
             trial.spec = dataclasses.replace(trial.spec, start_epoch=report.start_epoch)
         trial.reports[report.epoch] = report
-        if not report.is_replay:
+        if report.is_replay:
+            trial.resumed_at = report.epochs_done
+        else:
             trial.told_ms.append(report.time_ms)
         self._records.append(report)
         self._note_metrics(report.metrics)

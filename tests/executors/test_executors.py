@@ -35,6 +35,7 @@ from sweep.trial import (
     TrialFinished,
     TrialSpec,
     TrialStarted,
+    WorkerReady,
 )
 
 THREE_PARAMETERS = (
@@ -93,6 +94,23 @@ def test_the_driver_is_asked_while_no_worker_speaks(tmp_path: Path) -> None:
 
     with pytest.raises(StoreError, match="full"):
         executor.run(exchange)
+
+
+def test_workers_that_were_dismissed_come_back(tmp_path: Path) -> None:
+    """One of two was told that no trial is to come; then the user extends the search."""
+    executor, n_ready = ProcessExecutor(2), 0
+    executor.warm_up(example_task(tmp_path, population=1))
+
+    def exchange(reports: Sequence[Report], n_free: int) -> Orders:
+        """The second worker leaves, the first one waits until a third one has come."""
+        nonlocal n_ready
+        is_new = any(isinstance(report, WorkerReady) for report in reports)
+        n_ready += is_new
+        return Orders(is_last=n_ready == 3 or (is_new and n_ready == 2))
+
+    executor.run(exchange)
+    executor.kill()
+    assert n_ready == 3
 
 
 def test_a_worker_that_dies_before_its_first_trial_is_one_line(
