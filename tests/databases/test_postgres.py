@@ -20,6 +20,7 @@ from postgres import PASSWORD, Postgres
 from searches import Call, children_of, environment, start_sweep, sweep, wait_for_line
 from waiting import PATIENCE_S
 
+import sweep as library
 from sweep.databases.postgres import StudyClaim
 from sweep.errors import StoreError, StudyLockedError
 from sweep.ledger.study import create_study, list_studies
@@ -213,6 +214,32 @@ def test_a_lost_claim_is_taken_again_or_given_up(postgres: Postgres) -> None:
         claim.renew()
     claim.release()
     faster.release()
+
+
+def test_a_search_is_steered_from_a_machine_without_its_folder(
+    postgres: Postgres, tmp_path: Path
+) -> None:
+    """Who runs it is known from the lock in the database, and that is where orders go."""
+    url = postgres.new_database()
+    ledger, _ = create_study(url, "mine", "maximize")
+    ledger.describe({"trials": 5, "epochs": 2}, "")
+    ledger.enqueue({"lr": 0.1})
+    where = {"storage": url, "work_dir": str(tmp_path / "empty")}
+    assert not library.stop("mine", **where).is_running
+    claim = StudyClaim(url, "mine")
+    answer = library.extend("mine", 7, **where)
+    assert (answer.is_running, str(answer).split(" on ")[0]) == (
+        True, f"asked process {os.getpid()}",
+    )  # fmt: skip
+    library.prune("mine", 0, **where)
+    status = library.status("mine", **where)
+    assert (str(status.owner).split(" on ")[0], status.n_queued) == (f"process {os.getpid()}", 1)
+    claim.release()
+    assert [(order.verb, order.number) for order in ledger.orders.kept()] == [
+        ("extend", 7), ("prune", 0),
+    ]  # fmt: skip
+    assert not library.status("mine", **where).is_running
+    ledger.close()
 
 
 def test_the_ledger_outlives_a_cut_connection(postgres: Postgres) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import platform
 import re
@@ -16,10 +17,18 @@ from pathlib import Path
 
 import pytest
 from searches import INLINE, Call
+from waiting import PATIENCE_S
 
 import sweep as library
 from sweep.errors import DiskError, StoreError, StudyLockedError
-from sweep.ledger.locks import owned_study, presence, store_lock, study_lock
+from sweep.ledger.locks import (
+    LOOK_S,
+    owned_study,
+    owner_of,
+    presence,
+    store_lock,
+    study_lock,
+)
 from sweep.ledger.study import create_study
 from sweep.testing import RecordingListener
 from sweep.trial import Record, TrialFinished
@@ -142,6 +151,27 @@ def test_a_killed_owner_lets_go(tmp_path: Path) -> None:
         os.kill(process.pid, signal.SIGKILL)
     with study_lock(tmp_path, "mine"):
         assert (tmp_path / "lock").read_text().startswith('{"who": "process ')
+
+
+def test_a_look_at_the_owner_takes_nothing(tmp_path: Path) -> None:
+    """Whoever looks is told of a live owner alone; a driver that starts meanwhile is not refused,
+    and the text that a killed one left says nothing."""
+    url = f"sqlite:///{tmp_path}/optuna.db"
+    assert owner_of(tmp_path, "mine", url) is None
+    with holder(tmp_path / "mine") as process:
+        owner = owner_of(tmp_path, "mine", url)
+        os.kill(process.pid, signal.SIGKILL)
+    assert owner is not None
+    assert str(owner).startswith(f"process {process.pid} on ")
+    assert time.time() - (owner.since_s or 0) < PATIENCE_S
+    assert (tmp_path / "mine" / "lock").read_text()
+    assert owner_of(tmp_path, "mine", url) is None
+    with (tmp_path / "mine" / "lock").open() as looked_at:
+        fcntl.flock(looked_at, fcntl.LOCK_SH)
+        look = threading.Timer(LOOK_S / 4, fcntl.flock, (looked_at, fcntl.LOCK_UN))
+        look.start()
+        with study_lock(tmp_path / "mine", "mine"):
+            look.join()
 
 
 def test_the_lock_is_let_go_when_the_search_raises(tmp_path: Path) -> None:
