@@ -164,7 +164,7 @@ class Slots:
             self.driver_error = error
             raise
         self._reports = []
-        self._is_last = orders.is_last  # a user may extend a search whose last trials run
+        self._is_last |= orders.is_last
         self._backlog.extend(orders.start)
         for stop in orders.stop:
             run = self.running.get(stop.number)
