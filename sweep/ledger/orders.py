@@ -64,6 +64,8 @@ class LiveSearch:
     """A running search, by its driver's word."""
 
     began_ms: int
+    training_ms: int
+    """When its first trial had begun."""
     time_ms: int
     """When the driver said so."""
     trials: tuple[LiveTrial, ...]
@@ -102,8 +104,8 @@ class OrderBook:
             + [_short(value) for value in t.values[-n_points:]]
             for t in search.trials
         ]
-        told = {"began_ms": search.began_ms, "time_ms": search.time_ms, "trials": trials}
-        self._set(LIVE, json.dumps(told))
+        times_ms = search.began_ms, search.training_ms, search.time_ms
+        self._set(LIVE, json.dumps({"times_ms": times_ms, "trials": trials}))
 
     def told(self) -> LiveSearch | None:
         """What the last driver said; None: nothing that can be read."""
@@ -114,7 +116,8 @@ class OrderBook:
                 LiveTrial(number, done, resumed, _number(best), tuple(map(_number, values)))
                 for number, done, resumed, best, *values in told["trials"]
             ]
-            return LiveSearch(told["began_ms"], told["time_ms"], tuple(trials))
+            began_ms, training_ms, time_ms = told["times_ms"]
+            return LiveSearch(began_ms, training_ms, time_ms, tuple(trials))
         return None
 
     def _set(self, key: str, text: str) -> None:

@@ -35,7 +35,7 @@ from sweep.trial import (
     now_ms,
 )
 
-NO_SEARCH = LiveSearch(0, 0, ())
+NO_SEARCH = LiveSearch(0, 0, 0, ())
 
 
 @dataclass(frozen=True)
@@ -165,6 +165,7 @@ class Watcher:
         ended = [t for t in trials if t.state.is_finished]
         earlier = [t for t in ended if t.result.get("time_ms", 0) < live.began_ms]
         _end(progress, earlier)
+        clock_s[0] = live.training_ms / 1000
         progress.begin_measuring()
         if live.trials or not is_running:
             progress.apply(WorkerReady(None, self._device, max(1, len(live.trials)), 0))

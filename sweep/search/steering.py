@@ -38,7 +38,7 @@ class Steering:
         self._said: set[str] = set()
         """Keys of prunes that the user of this search knows of."""
         self._told: tuple[LiveTrial, ...] | None = None
-        self._due_s = 0.0
+        self._training_ms, self._due_s = 0, 0.0
         self._is_looking = False
 
     def turn(self) -> None:
@@ -47,6 +47,8 @@ class Steering:
         for order in found:
             if order.key not in self._followed:
                 self._follow(order)
+        if not self._training_ms and self._driver.live():
+            self._training_ms = now_ms()
         if time.monotonic() >= self._due_s and not self._is_looking:
             self._is_looking, self._due_s = True, time.monotonic() + LOOK_S
             self._driver.write_soon(partial(self._look, self._driver.live()))
@@ -57,7 +59,8 @@ class Steering:
             with contextlib.suppress(StoreError, KeyError):
                 self._found = self._book.kept()
                 if live != self._told:
-                    self._book.tell(LiveSearch(self._began_ms, now_ms(), live))
+                    training_ms = self._training_ms or now_ms()
+                    self._book.tell(LiveSearch(self._began_ms, training_ms, now_ms(), live))
                     self._told = live
         finally:
             self._is_looking = False

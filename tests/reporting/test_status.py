@@ -38,7 +38,8 @@ def search(tmp_path: Path) -> Iterator[Search]:
     found.driver.exchange(reports, 0)
     found.driver.settle()
     found.ledger.enqueue({"lr": 0.01})
-    found.ledger.orders.tell(LiveSearch(began_ms, began_ms + 10_000, found.driver.live()))
+    word = LiveSearch(began_ms, began_ms, began_ms + 10_000, found.driver.live())
+    found.ledger.orders.tell(word)
     yield found
     found.leave()
 
@@ -62,7 +63,7 @@ def test_a_search_is_seen_as_it_shows_itself(search: Search) -> None:
         table.close()
         search.driver.exchange([TrialResult(2, "failed", 1)], 0)
         search.driver.settle()
-        ledger.orders.tell(LiveSearch(now_ms(), now_ms(), search.driver.live()))
+        ledger.orders.tell(LiveSearch(now_ms(), now_ms(), now_ms(), search.driver.live()))
         later = watcher.look()
     fields = seen.fields()
     assert (fields["state"], fields["finished"], fields["of"]) == ("running", 1, 4)
@@ -98,7 +99,7 @@ def test_a_search_that_was_killed_is_idle(search: Search) -> None:
 def test_a_new_search_is_not_taken_for_the_last_one(search: Search) -> None:
     """What the last driver said of its trials is not repeated until the new one speaks."""
     with opened(search) as ledger:
-        ledger.orders.tell(LiveSearch(5, 6, search.driver.live()))
+        ledger.orders.tell(LiveSearch(5, 5, 6, search.driver.live()))
         config = search.config
         with owned_study(Path(config.work_dir), "scripted", config.storage):
             seen = Watcher(ledger, config).look()

@@ -190,7 +190,7 @@ def test_the_driver_says_how_far_its_trials_are(study: ScriptedStudy) -> None:
         driver.exchange(
             [EpochReport(0, epoch, {"val_acc": epoch / 41}, 0, is_replay=epoch < 3)], 0
         )
-    book.tell(LiveSearch(5, 6, driver.live()))
+    book.tell(LiveSearch(5, 5, 6, driver.live()))
     told = book.told()
     assert told is not None
     (trial,) = told.trials
