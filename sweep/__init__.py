@@ -4,6 +4,7 @@ The public door. Names are loaded when they are used, so that `import sweep` cos
 nothing:
 
     sweep.run(trials=50, data="mnist")     a search; returns its Outcome
+    sweep.plan(trials=50, data="mnist")    its time, memory, disk and money, beforehand
     sweep.best("mnist-mlp")                configuration, score, checkpoint, MLflow run id
     sweep.MLPClassifier                    the LightningModule that a search trains
 """
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from sweep.errors import SweepError
 
 if TYPE_CHECKING:
-    from sweep.api import best, run
+    from sweep.api import best, plan, run
     from sweep.space.vary import floats, ints
     from sweep.training.mlp import MLPClassifier
     from sweep.training.plain.function import TrialStopped
@@ -30,12 +31,14 @@ __all__ = [
     "best",
     "floats",
     "ints",
+    "plan",
     "run",
 ]
 
 _LAZY = {
     "run": "sweep.api",
     "best": "sweep.api",
+    "plan": "sweep.api",
     "MLPClassifier": "sweep.training.mlp",
     "floats": "sweep.space.vary",
     "ints": "sweep.space.vary",

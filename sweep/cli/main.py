@@ -25,6 +25,7 @@ from sweep.reporting.formats import ENCODING_ERRORS
 COMMANDS = {
     "run": "sweep.cli.run:run",
     "check": "sweep.cli.check:check",
+    "plan": "sweep.cli.plan:plan",
     "list": "sweep.cli.show:list_command",
     "show": "sweep.cli.show:show",
     "trials": "sweep.cli.show:trials",

@@ -160,9 +160,12 @@ def guarded(client: MlflowClient) -> contextlib.AbstractContextManager[None]:
     return in_one_line(f"MLflow at {redacted(client.tracking_uri)}")
 
 
-def find_or_make_experiment(client: MlflowClient, name: str) -> Experiment:
+def find_or_make_experiment(
+    client: MlflowClient, name: str, location: str | None = None
+) -> Experiment:
     """The experiment `name`, made if there is none. A deleted one is brought back.
 
+    `location` is the address of a new one's artifacts; None: where MLflow has them by default.
     Raises StoreError for a moved or copied folder (see `addresses`).
     """
     found = client.get_experiment_by_name(name)
@@ -178,7 +181,8 @@ def find_or_make_experiment(client: MlflowClient, name: str) -> Experiment:
     tags = {"mlflow.experimentKind": "custom_model_development"} | (
         {HOME_TAG: home} if home else {}
     )
-    made = client.create_experiment(name, new_location(client.tracking_uri, name), tags)
+    location = location or new_location(client.tracking_uri, name)
+    made = client.create_experiment(name, location, tags)
     return client.get_experiment(made)
 
 
