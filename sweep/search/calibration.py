@@ -6,13 +6,12 @@ that folder. Nothing is left of it.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,7 +111,7 @@ def _calibrate(config: RunConfig, space: Space, for_s: float, folder: Path) -> C
     executor = begin_loading(config, space)
     watch = _Watch(config, folder, executor.pids)
     try:
-        with collector_paused(), _no_folder_left(Path("mlruns")):
+        with collector_paused():
             from sweep.search.study import Extras, search
             from sweep.tracking.store import find_or_make_experiment, opened, routed
 
@@ -131,18 +130,6 @@ def _calibrate(config: RunConfig, space: Space, for_s: float, folder: Path) -> C
             f"no epoch ended within {for_s:g} s of training: give it more time with --for"
         )
     return _measured(watch, began_s, time.time(), is_whole=reason in ("done", "exhausted"))
-
-
-@contextlib.contextmanager
-def _no_folder_left(folder: Path) -> Iterator[None]:
-    """Remove the empty `folder` that MLflow makes for artifacts, unless it was there before."""
-    was_there = folder.exists()
-    try:
-        yield
-    finally:
-        if not was_there:
-            with contextlib.suppress(OSError):
-                folder.rmdir()
 
 
 class _Watch:
