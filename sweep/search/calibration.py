@@ -61,14 +61,14 @@ class Calibration:
     """From the call until the first trial began."""
     measured_s: float
     """From then until the last report."""
-    steady_s: float
-    """The part of it in which all workers trained."""
+    late_s: float
+    """From the first trial until a worker was ready, in the mean of all workers."""
+    trial_s: float
+    """Time of one worker for a trial, with its share of all that is done beside training."""
     end_s: float
     """From the last report until everything was recorded."""
     work: float
     """Trials' work in `measured_s`."""
-    steady_work: float
-    """Trials' work in `steady_s`."""
     slowest_s: float
     """How long the slowest trial takes, beside as many as there were."""
     spread: float
@@ -144,6 +144,8 @@ class _Watch:
         self._done: dict[int, float] = {}
         """Trial -> its work so far."""
         self._bytes_before = 0
+        self._trained_s = 0.0
+        """The trials' shares of their workers' time in training."""
         self.pace_s: dict[int, float] = {}
         """Trial -> seconds for all of its epochs, by those that it has."""
         self.ready: WorkerReady | None = None
@@ -174,6 +176,7 @@ class _Watch:
             elif isinstance(record, EpochReport):
                 work = min(1.0, record.epochs_done / self._config.epochs)
                 self._gain(record.number, record.time_ms / 1000, work)
+                self._trained_s += record.metrics.get("epoch_s", 0.0)
             elif isinstance(record, TrialFinished):
                 self._finish(record)
             elif isinstance(record, Notice):
@@ -208,6 +211,12 @@ class _Watch:
         more = max(0, self._peak_bytes - self._idle_bytes)
         return int(more / max(1, self._most_running / n_workers))
 
+    def trial_s(self, busy_s: float) -> float:
+        """See `seconds_of_a_trial`; all workers together had `busy_s`."""
+        work = sum(work for _, work in self.gains)
+        n_at_once = self._most_running
+        return seconds_of_a_trial(busy_s, self._trained_s, work, self.n_ended, n_at_once)
+
     def record_bytes(self) -> float:
         """What the databases grew by, for a trial's work."""
         grown = self._database_bytes() - self._bytes_before
@@ -241,22 +250,35 @@ class _Watch:
         return sum(sqlite.n_bytes(self._folder / name) for name in DATABASES)
 
 
+def seconds_of_a_trial(
+    busy_s: float, trained_s: float, work: float, n_ended: int, n_at_once: int
+) -> float:
+    """Seconds of a worker for a trial.
+
+    Of `busy_s`, `trained_s` were training, for `work` trials; the rest is mostly the trials' ends.
+    Once as many ended as train at a time, each has its share of the rest; before, it is shared as
+    the training is, since their ends are still to come.
+    """
+    if n_ended < n_at_once:
+        return busy_s / work
+    trained_s = min(trained_s, busy_s)
+    return trained_s / work + (busy_s - trained_s) / n_ended
+
+
 def _measured(watch: _Watch, began_s: float, ended_s: float, *, is_whole: bool) -> Calibration:
     ready = watch.ready
     assert ready is not None
     n_workers = max(ready.n_workers, len(watch.ready_s))
     first_s, last_s = watch.first_s, max(at_s for at_s, _ in watch.gains)
-    steady_from_s = max(first_s, watch.ready_s[min(n_workers, len(watch.ready_s)) - 1])
-    steady = [(at_s, work) for at_s, work in watch.gains if at_s > steady_from_s]
-    if not steady:  # the search was over before its other workers had loaded
-        steady, steady_from_s = watch.gains, first_s
+    late_s = sum(max(0.0, at_s - first_s) for at_s in watch.ready_s) / n_workers
+    work = sum(work for _, work in watch.gains)
     return Calibration(
         device=ready.device, engines=tuple(watch.engines), n_slots=ready.n_slots,
         n_workers=n_workers, said=tuple(dict.fromkeys(watch.said)), total_s=ended_s - began_s,
-        start_s=first_s - began_s, measured_s=last_s - first_s, steady_s=last_s - steady_from_s,
-        end_s=max(0.0, ended_s - last_s), work=sum(work for _, work in watch.gains),
-        steady_work=sum(work for _, work in steady), slowest_s=max(watch.pace_s.values()),
-        spread=_spread(steady, steady_from_s, last_s), n_ended=watch.n_ended, is_whole=is_whole,
+        start_s=first_s - began_s, measured_s=last_s - first_s, late_s=late_s,
+        trial_s=watch.trial_s(n_workers * (last_s - first_s - late_s)),
+        end_s=max(0.0, ended_s - last_s), work=work, slowest_s=max(watch.pace_s.values()),
+        spread=_spread(watch.gains, first_s, last_s), n_ended=watch.n_ended, is_whole=is_whole,
         worker_bytes=watch.worker_bytes, trial_bytes=watch.trial_bytes,
         file_bytes={name: statistics.fmean(sizes) for name, sizes in watch.file_bytes.items()},
         record_bytes=watch.record_bytes(),

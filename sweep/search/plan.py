@@ -83,7 +83,7 @@ def plan_of(
     n_at_once = min(n_trials, measured.n_slots * measured.n_workers)
     return Plan(
         study=config.study_name, trials=n_trials, epochs=config.epochs, measured=measured,
-        epochs_per_s=config.epochs * measured.steady_work / max(measured.steady_s, 1e-6),
+        epochs_per_s=config.epochs * measured.n_workers / measured.trial_s,
         work_dir_bytes=min(n_kept, KEPT_HERE) * (best + model * (n_models > 0))
         + n_at_once * files.get(RESUME_STATE, 0.0),
         mlflow_bytes=n_kept * best + min(n_kept, n_models) * model,
@@ -103,12 +103,8 @@ def _estimate(
     n_trials: int, n_devices: int, measured: Calibration, price: float | None
 ) -> Estimate:
     """Trials are divided equally; on each device they train as those that were measured."""
-    share = math.ceil(n_trials / n_devices)
-    share = measured.n_workers * math.ceil(share / measured.n_workers)
-    early_s, early_work = (
-        measured.measured_s - measured.steady_s, measured.work - measured.steady_work
-    )  # fmt: skip
-    train_s = early_s + max(0.0, share - early_work) * measured.steady_s / measured.steady_work
+    share = math.ceil(math.ceil(n_trials / n_devices) / measured.n_workers)
+    train_s = measured.late_s + share * measured.trial_s
     besides_s = measured.start_s + measured.end_s
     time_s = besides_s + train_s
     if n_devices == 1:
@@ -165,7 +161,10 @@ def _notes(config: RunConfig, measured: Calibration, n_trials: int, one: Estimat
             f"{config.trial_timeout_s:g} s"
         )
     if not measured.n_ended:
-        notes.append("no trial came to its end: what it costs to save one is not in the time")
+        notes.append(
+            "no trial came to its end: what it costs to save one is not in the time (a longer "
+            "--for sees it)"
+        )
     if not measured.device.startswith("cpu"):
         notes.append("memory is the worker's on the host, not the device's")
     return notes

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from sweep.config.settings import RunConfig
-from sweep.search.calibration import Calibration
+from sweep.search.calibration import Calibration, seconds_of_a_trial
 from sweep.search.plan import Plan, plan_of
 from sweep.space import parse_space
 
@@ -18,8 +18,8 @@ def plan(changes: dict[str, Any], max_devices: int = 1, **settings: Any) -> Plan
     """Of 100 trials, of which 10 trained in 20 s, after 5 s of start and before 1 s of end."""
     values: dict[str, Any] = {
         "device": "cpu", "engines": ("fused",), "n_slots": 4, "n_workers": 1, "said": (),
-        "total_s": 26.0, "start_s": 5.0, "measured_s": 20.0, "steady_s": 20.0, "end_s": 1.0,
-        "work": 10.0, "steady_work": 10.0, "slowest_s": 8.0, "spread": 0.2, "n_ended": 8,
+        "total_s": 26.0, "start_s": 5.0, "measured_s": 20.0, "late_s": 0.0, "trial_s": 2.0,
+        "end_s": 1.0, "work": 10.0, "slowest_s": 8.0, "spread": 0.2, "n_ended": 8,
         "is_whole": False, "worker_bytes": 500_000_000, "trial_bytes": 1_000_000,
         "file_bytes": {"best.ckpt": 1e6, "model.pt2": 2e6, "last.ckpt": 3e6}, "record_bytes": 1e4,
     }  # fmt: skip
@@ -40,15 +40,15 @@ def test_trials_go_on_as_fast_as_they_were_measured() -> None:
 
 def test_a_few_trials_take_as_long_as_the_slowest() -> None:
     """Two workers share three trials: one has two of them; none is faster than it was alone."""
-    two = {"n_workers": 2, "slowest_s": 4.0}
-    assert plan(two, trials=3).estimates[0].time_s == 6.0 + 4 * 2.0
+    two = {"n_workers": 2, "slowest_s": 2.0}
+    assert plan(two, trials=3).estimates[0].time_s == 6.0 + 2 * 2.0
     assert plan({"slowest_s": 30.0}, trials=2).estimates[0].time_s == 36.0
 
 
-def test_workers_that_came_later_count_from_then_on() -> None:
-    """In the first 10 s one worker trained 2 trials, then two trained 8 in as many."""
-    late = {"n_workers": 2, "steady_s": 10.0, "steady_work": 8.0}
-    assert plan(late).estimates[0].time_s == 6.0 + 10.0 + 98 * 10 / 8
+def test_workers_that_came_later_cost_time_once() -> None:
+    """Of two workers one came 10 s late; then each trains 50 trials."""
+    late = {"n_workers": 2, "late_s": 5.0}
+    assert plan(late).estimates[0].time_s == 6.0 + 5.0 + 50 * 2.0
 
 
 def test_what_was_measured_whole_is_not_estimated() -> None:
@@ -75,3 +75,10 @@ def test_what_the_numbers_leave_out_is_said() -> None:
     ]  # fmt: skip
     assert "about 4 calls" in found.notes[1]
     assert plan({}).notes == ()
+
+
+def test_the_ends_of_trials_belong_to_those_that_ended() -> None:
+    """20 s, of which 12 in training: 8 trials, and half of each of 8 others."""
+    assert seconds_of_a_trial(20.0, 12.0, 12.0, n_ended=8, n_at_once=8) == 1.0 + 8 / 8
+    assert seconds_of_a_trial(20.0, 12.0, 10.0, n_ended=2, n_at_once=8) == 2.0
+    assert seconds_of_a_trial(20.0, 30.0, 10.0, n_ended=8, n_at_once=8) == 2.0
