@@ -1,10 +1,10 @@
 """Both stores on one PostgreSQL server, many workers: server, worker and driver are killed.
 
-    python tests/faults/many_stores.py --workers 8 --trials 80 --rounds 12
+    python tests/faults/many_stores.py --workers 8 --trials 600 --rounds 12
 
-Each round starts the same command, waits a while and ends one of the three. A server or a driver
-that ends takes the search with it; the next round goes on. At the end both stores must have
-every trial's points exactly once. Any line on locks is a fault.
+Each round starts the same command, waits for a trial and a while longer, and ends one of the
+three. A server or a driver that ends takes the search with it; the next round goes on. At the end
+both stores must have every trial's points exactly once. Any line on locks is a fault.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import optuna
 from postgres import Postgres, running
-from searches import children_of, environment, start_sweep
+from searches import children_of, environment, start_sweep, wait_for_line
 
 STUDY, METRIC = "soak", "val_acc"
 VICTIMS = ("server", "worker", "driver")
@@ -38,11 +38,11 @@ def main() -> None:
     """Run the rounds, let the search end, look at both stores."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workers", type=int, default=8)
-    parser.add_argument("--trials", type=int, default=80)
+    parser.add_argument("--trials", type=int, default=600)
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--longest", type=float, default=30.0, help="seconds of a round")
+    parser.add_argument("--longest", type=float, default=8.0, help="seconds after a trial")
     args = parser.parse_args()
     with running() as server, tempfile.TemporaryDirectory() as folder:
         faults = soak(server, Path(folder), args)
@@ -62,7 +62,8 @@ def soak(server: Postgres, folder: Path, args: argparse.Namespace) -> list[str]:
     rng, faults = random.Random(args.seed), list[str]()
     for round_, victim in zip(range(args.rounds), itertools.cycle(VICTIMS), strict=False):
         process = start_sweep(folder, *command, env=env)
-        time.sleep(rng.uniform(0.2, 1.0) * args.longest)
+        wait_for_line(process, "trial=")  # AssertionError: it is done, so ask for more --trials
+        time.sleep(rng.uniform(0.0, args.longest))
         hit(victim, process, server, rng)
         out, err = process.communicate(timeout=LAST_TRY_S)
         told = f"{victim}, exit code {process.returncode}: {err[-200:].strip()}"
