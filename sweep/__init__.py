@@ -4,6 +4,7 @@ The public door. Names are loaded when they are used, so that `import sweep` cos
 nothing:
 
     sweep.run(trials=50, data="mnist")     a search; returns its Outcome
+    sweep.plan(trials=50, data="mnist")    its time, memory, disk and money, beforehand
     sweep.best("mnist-mlp")                configuration, score, checkpoint, MLflow run id
     sweep.status, stop, prune,             look at a search that runs elsewhere, and steer it
         enqueue, extend
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from sweep.errors import SweepError
 
 if TYPE_CHECKING:
-    from sweep.api import best, enqueue, extend, prune, run, status, stop
+    from sweep.api import best, enqueue, extend, plan, prune, run, status, stop
     from sweep.space.vary import floats, ints
     from sweep.training.mlp import MLPClassifier
     from sweep.training.plain.function import TrialStopped
@@ -34,6 +35,7 @@ __all__ = [
     "extend",
     "floats",
     "ints",
+    "plan",
     "prune",
     "run",
     "status",
@@ -48,6 +50,7 @@ _LAZY = {
     "prune": "sweep.api",
     "enqueue": "sweep.api",
     "extend": "sweep.api",
+    "plan": "sweep.api",
     "MLPClassifier": "sweep.training.mlp",
     "floats": "sweep.space.vary",
     "ints": "sweep.space.vary",

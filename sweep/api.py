@@ -23,8 +23,12 @@ from sweep.space import Space, load_space, parse_space, with_changes
 if TYPE_CHECKING:
     from sweep.reporting.status import StudyStatus
     from sweep.reuse import Best
+    from sweep.search.plan import Plan
     from sweep.search.study import Extras, Outcome
     from sweep.search.verbs import Steered
+
+PLAN_TIME = "25s"
+"""How long a plan trains."""
 
 
 def run(
@@ -227,6 +231,49 @@ def check(
     with foreign_set_aside():
         task = make_task(config, space)
         return write_space(task, write) if write is not None else report(task)
+
+
+def plan(
+    *, for_time: float | str = PLAN_TIME, max_devices: int | str = 1,
+    price_per_hour: float | str | None = None, config_file: str | None = None, **settings: Any,
+) -> Plan:  # fmt: skip
+    """Estimate what a search would take, as `sweep plan` does: time, memory, disk and money.
+
+    A few of its trials are trained in a temporary folder; no store is touched.
+
+    Args:
+        for_time: How long they train once a worker is ready: seconds, or "2m".
+        max_devices: Estimate for one device, two, ... and so many.
+        price_per_hour: Of one device, in any currency.
+        config_file: YAML file with settings.
+        **settings: As for `sweep.run`.
+
+    Raises SweepError (see `sweep.errors`).
+
+    >>> sweep.plan(trials=200, epochs=20).estimates[0].time_s      # doctest: +SKIP
+    """
+    end_if_being_read()
+    flags, file = in_names(settings), Path(config_file) if config_file else None
+    return plan_with(
+        flags, file, for_time=for_time, max_devices=max_devices, price_per_hour=price_per_hour
+    )
+
+
+def plan_with(
+    flags: Mapping[str, Any], config_file: Path | None, *, for_time: float | str,
+    max_devices: int | str, price_per_hour: float | str | None,
+) -> Plan:  # fmt: skip
+    """`plan`, from flags."""
+    from sweep.search.calibration import calibrate
+    from sweep.search.plan import plan_of
+
+    for_s = parsers.duration("--for", for_time)
+    n_devices = parsers.count(1)("--max-devices", max_devices)
+    price = None if price_per_hour is None else parsers.price("--price-per-hour", price_per_hour)
+    resolved, space = prepare(flags, config_file)
+    with foreign_set_aside():
+        measured = calibrate(resolved.config, space, for_s)
+    return plan_of(resolved.config, space, measured, n_devices, price)
 
 
 def fork(

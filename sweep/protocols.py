@@ -96,3 +96,7 @@ class Executor(Protocol):
     def kill(self) -> None:
         """End all workers now; wait for exiting ones. Does nothing without workers."""
         ...
+
+    def pids(self) -> Sequence[int]:
+        """Process ids of the workers on this machine."""
+        ...

@@ -30,6 +30,7 @@ COMMANDS = {
     "prune": "sweep.cli.steer:prune",
     "enqueue": "sweep.cli.steer:enqueue",
     "extend": "sweep.cli.steer:extend",
+    "plan": "sweep.cli.plan:plan",
     "list": "sweep.cli.show:list_command",
     "show": "sweep.cli.show:show",
     "trials": "sweep.cli.show:trials",

@@ -17,7 +17,8 @@ from sweep.reporting.tables import FORMATS, render_rows
 
 F = TypeVar("F", bound=Callable[..., Any])
 GROUPS = {field.name: field.metadata["group"] for field in dataclasses.fields(RunConfig)} | {
-    "config_file": "search", "fork": "search",
+    "config_file": "search", "fork": "search", "for_time": "budget", "max_devices": "budget",
+    "price_per_hour": "budget",
 }  # fmt: skip
 """Option -> its heading in `sweep run --help`; all others are about the output."""
 

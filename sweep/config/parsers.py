@@ -175,6 +175,7 @@ gigabytes_or_none = _parser(
 share_of_devices = _parser(
     "be 0, a whole number or a part of 1 such as 0.5", lambda value: _share(as_number(value))
 )
+price = _parser("be a positive amount", lambda value: _positive(as_number(value)))
 switch = _parser("be true or false", lambda value: _FLAGS[str(value).lower()])
 population = _parser(
     "be auto or a number >= 1", lambda value: None if value in (None, "auto") else _count(value, 1)

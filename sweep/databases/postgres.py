@@ -19,12 +19,15 @@ import socket
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from sweep.databases.rights import check_rights, lacks_database, make_database
 from sweep.errors import StudyLockedError
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
 CONNECT_TIMEOUT_S = 10
+TABLE_OF = {"optuna": "studies", "mlflow": "experiments"}
+"""A table by which a program's tables are known."""
 UNANSWERED_MS = 60_000
 """A connection counts as lost if its packets are not acknowledged for so long."""
 KEEPALIVE = {"tcp_keepalives_idle": 30, "tcp_keepalives_interval": 10, "tcp_keepalives_count": 3}
@@ -64,13 +67,14 @@ def engine_options(url: str) -> dict[str, Any]:
 
 
 class StudyClaim:
-    """A study's lock in its PostgreSQL database, held until `release`.
+    """A study's lock in its PostgreSQL database, held until `release`. A missing one is made.
 
-    Raises StudyLockedError with another driver's name, ImportError without a driver for
-    PostgreSQL, SQLAlchemyError if the database does not answer.
+    Raises StudyLockedError with another driver's name, StoreError for a missing right, ImportError
+    without a driver for PostgreSQL, SQLAlchemyError if the database does not answer.
     """
 
     def __init__(self, url: str, study: str) -> None:
+        see_that_it_exists(url)
         self._study, self._engine = study, _engine(url)
         self._connection = self._take()
 
@@ -123,21 +127,42 @@ def owner_of(url: str, study: str) -> tuple[str, float | None] | None:
         engine.dispose()
 
 
+def see_that_it_exists(url: str) -> None:
+    """Make the database of `url` if its server has none of that name.
+
+    Raises StoreError for a missing right, SQLAlchemyError if the server does not answer.
+    """
+    from sqlalchemy.exc import OperationalError
+
+    engine = _engine(url)
+    try:
+        engine.connect().close()
+    except OperationalError:
+        if not lacks_database(url):
+            raise
+        make_database(url)
+    finally:
+        engine.dispose()
+
+
 @contextlib.contextmanager
 def making_tables(url: str, what: str) -> Iterator[None]:
     """Wait for the lock of the tables of `what` in the database and hold it within the block.
 
-    Two processes that create or migrate tables of Optuna or MLflow at once fail. Does nothing for
-    other stores. Raises as StudyClaim.
+    Two processes that create or migrate tables of Optuna or MLflow at once fail. Before that, a
+    missing database is made, and rights are checked. Does nothing for other stores. Raises as
+    StudyClaim.
     """
     if not is_postgres(url):
         yield
         return
     from sqlalchemy import text
 
+    see_that_it_exists(url)
     engine = _engine(url)
     try:
         with engine.connect() as connection:
+            check_rights(connection, url, TABLE_OF[what])
             key = _key(connection, f"tables of {what}")
             connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": key})
             yield

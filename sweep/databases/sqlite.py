@@ -167,6 +167,13 @@ def n_rows(path: Path, table: str) -> int:
     return int(_rows(path, f'SELECT count(*) FROM "{table}"')[0][0]) if is_there else 0
 
 
+def n_bytes(path: Path) -> int:
+    """Size of a database's content, with what is not in its file yet. Raises StoreError."""
+    ((n_pages,),) = _rows(path, "PRAGMA page_count")
+    ((page_bytes,),) = _rows(path, "PRAGMA page_size")
+    return int(n_pages) * int(page_bytes)
+
+
 @contextlib.contextmanager
 def made_aside(path: Path) -> Iterator[Path]:
     """A temporary file to fill, renamed to `path` after the block: complete or not at all.

@@ -132,8 +132,8 @@ class Crew(ABC):
     def _wait(self, links: Sequence[Link], timeout_s: float) -> Collection[Link]:
         """Those that have a message, after `timeout_s` at most."""
 
-    def _pids(self) -> Iterable[int]:
-        """Process groups that Ctrl-Z is to suspend."""
+    def pids(self) -> Sequence[int]:
+        """Process ids of the workers on this machine, whose groups Ctrl-Z suspends."""
         return ()
 
     def _count(self) -> int:
@@ -160,7 +160,7 @@ class Crew(ABC):
         """
         self._exchange = exchange
         try:
-            with signals.suspending(self._pids):
+            with signals.suspending(self.pids):
                 self._watch()
         except BaseException:
             self._workers += self._leaving

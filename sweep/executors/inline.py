@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
+
 from sweep.protocols import Exchange
 from sweep.trial import Task
 
@@ -23,3 +26,7 @@ class InlineExecutor:
 
     def kill(self) -> None:
         """Nothing to end."""
+
+    def pids(self) -> Sequence[int]:
+        """This process."""
+        return [os.getpid()]

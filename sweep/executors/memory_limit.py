@@ -69,3 +69,12 @@ def resident_bytes(pid: int) -> int | None:
     except (OSError, ValueError, IndexError):
         return None
     return n_pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def peak_bytes(pid: int) -> int | None:
+    """The largest resident memory that a process ever had, in bytes; None if unknown."""
+    try:
+        fields = Path(f"/proc/{pid}/status").read_text().split()
+        return 1024 * int(fields[fields.index("VmHWM:") + 1])
+    except (OSError, ValueError, IndexError):
+        return None

@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import cast
@@ -60,7 +60,8 @@ class ProcessExecutor(Crew):
         by_pipe = {link.pipe: link for link in cast(Sequence[ProcessLink], links)}
         return [by_pipe[cast(Connection, pipe)] for pipe in wait([*by_pipe], timeout_s)]
 
-    def _pids(self) -> Iterable[int]:
+    def pids(self) -> Sequence[int]:
+        """Process ids of the workers that train or load."""
         return [cast(ProcessLink, w.link).process.pid for w in self._workers]
 
 

@@ -15,9 +15,10 @@ import sqlalchemy
 from alembic.util import CommandError
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, RDBStorage
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from sweep.databases import postgres, sqlite
+from sweep.databases.rights import lacks_database
 from sweep.errors import DiskError, NotFoundError, StoreError
 from sweep.redact import redacted
 
@@ -169,11 +170,23 @@ def close_storage(storage: BaseStorage, *, settle: bool = False) -> None:
 def _see_that_tables_are_there(url: str, options: dict[str, Any]) -> None:
     engine = sqlalchemy.create_engine(url, **options)
     try:
+        _see_that_it_is_there(engine, url)
         if not {"studies", "version_info"} <= {*sqlalchemy.inspect(engine).get_table_names()}:
             where = redacted(url)
             raise NotFoundError(f"no studies here yet ({where} has no tables): try `sweep run`")
     finally:
         engine.dispose()
+
+
+def _see_that_it_is_there(engine: sqlalchemy.Engine, url: str) -> None:
+    """Raises NotFoundError if the server has no such database, and what `connect` raises."""
+    try:
+        engine.connect().close()
+    except OperationalError as error:
+        if not (postgres.is_postgres(url) and lacks_database(url)):
+            raise
+        nothing = "no studies here yet ({} does not exist): try `sweep run`"
+        raise NotFoundError(nothing.format(redacted(url))) from error
 
 
 def _other_version(url: str, why: str) -> StoreError:

@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Any
 
 BLOCKS = "▁▂▃▄▅▆▇█"
+_BYTES = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
 _ASCII = str.maketrans(BLOCKS + "━╸─·…▸–", "__..--^^#=-..>-")
 
 
@@ -91,6 +92,16 @@ def format_duration(seconds: float) -> str:
     if hours:
         return f"{hours}h{rest_min:02d}m"
     return f"{minutes}m{rest_s:02d}s" if minutes else f"{rest_s}s"
+
+
+def format_bytes(n_bytes: float) -> str:
+    """A size in decimal units, with 3 significant digits.
+
+    >>> [format_bytes(n) for n in (0, 999, 20480, 1.5e6, 2.04e10)]
+    ['0 B', '999 B', '20.5 kB', '1.5 MB', '20.4 GB']
+    """
+    unit = max((u for u in _BYTES if n_bytes >= _BYTES[u]), key=lambda u: _BYTES[u], default="B")
+    return f"{n_bytes / _BYTES[unit]:.3g} {unit}"
 
 
 def format_time(time_ms: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,7 +36,15 @@ from sweep.search.upkeep import Upkeep
 from sweep.search.warmstart import as_history, differences, to_retry
 from sweep.space import Space, parse_space
 from sweep.space.parameters import is_active
-from sweep.trial import EndReason, Orders, Report, StudyFinished, StudyInfo, now_ms
+from sweep.trial import (
+    EndReason,
+    Orders,
+    Report,
+    StudyFinished,
+    StudyInfo,
+    WorkerReady,
+    now_ms,
+)
 
 VOLATILE = ("storage", "study", "timeout_s")
 """Settings that are not kept with the study: its place and name, and the limit of one call."""
@@ -78,6 +87,8 @@ class Extras:
     """MLflow records the search; `--keep` and `--disk-limit` are followed."""
     executor: Executor | None = None
     """An executor whose workers are loading already (see `sweep.search.tasks.begin_loading`)."""
+    window_s: float | None = None
+    """End the search so long after its first worker is ready: a calibration."""
     on_signal: Callable[[], object] | None = None
     """Called in the handler of the first SIGINT or SIGTERM: must not wait, nor take a lock."""
 
@@ -127,7 +138,8 @@ def search(
             driver.plan(trials, first, extras.again, has_baseline=space.has_defaults_first)
             driver.recall(config.study_dir)
             steering = Steering(driver, ledger.orders, began_ms)
-            executor.run(_checked(driver.exchange, check, steering.turn))
+            bounded = _bounded(driver, extras.window_s)
+            executor.run(_checked(bounded, check, steering.turn))
             driver.settle()
             outcome = _outcome(config, ledger, info, driver)
             for listener in listeners:
@@ -142,6 +154,21 @@ def _open(listeners: Sequence[Listener], info: StudyInfo) -> None:
     with collector_paused():  # MLflow is loaded here
         for listener in listeners:
             listener.open(info)
+
+
+def _bounded(driver: Driver, window_s: float | None) -> Exchange:
+    """The driver's exchange; it ends the search `window_s` seconds after the first greeting."""
+    end = math.inf
+
+    def bounded(reports: Sequence[Report], n_free: int) -> Orders:
+        nonlocal end
+        if end == math.inf and any(isinstance(r, WorkerReady) for r in reports):
+            end = time.monotonic() + (window_s or math.inf)
+        if time.monotonic() > end:
+            driver.request_stop("timeout")
+        return driver.exchange(reports, n_free)
+
+    return bounded
 
 
 def _checked(exchange: Exchange, check: Callable[[], None], turn: Callable[[], None]) -> Exchange:

@@ -12,6 +12,7 @@ import getpass
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from http import HTTPStatus
 from pathlib import Path
 from typing import TypeVar
 
@@ -35,6 +36,11 @@ _LOGGERS = (
 )  # fmt: skip
 
 _HTTP_RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+
+_LOGIN, _TOKEN = (
+    ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"), "MLFLOW_TRACKING_TOKEN"
+)  # fmt: skip
+"""Variables by which MLflow's client says who it is."""
 
 T = TypeVar("T")
 
@@ -108,7 +114,28 @@ def in_one_line(what: str) -> Iterator[None]:
             raise StoreError(
                 f"{what} cannot be reached: start that server, or name another with --tracking-uri"
             ) from error
+        if refusal := _refusal(error):
+            raise StoreError(f"{what} {refusal}") from error
         raise StoreError(f"{what}: {one_line(error)}") from error
+
+
+def _refusal(error: BaseException) -> str:
+    """Why a server does not let this user in, and what to set; "" for any other error."""
+    if not isinstance(error, MlflowException):
+        return ""
+    status = int(error.get_http_status_code())  # type: ignore[no-untyped-call]
+    if status == HTTPStatus.FORBIDDEN:
+        return f"does not let this user do that: ask for the permission ({one_line(error)})"
+    if status != HTTPStatus.UNAUTHORIZED:
+        return ""
+    named = [name for name in (_TOKEN, *_LOGIN) if os.environ.get(name)]
+    login = " and ".join(_LOGIN)
+    if not named:
+        return f"asks who you are: set {login}, or {_TOKEN}"
+    if len(named) == 1 and named[0] in _LOGIN:
+        return f"asks who you are, and only {named[0]} is set: set {login}"
+    taken = login if set(_LOGIN) <= set(named) else _TOKEN  # as MLflow's client chooses
+    return f"does not take what {taken} {'say' if taken == login else 'says'}: set the right ones"
 
 
 def is_lasting(error: BaseException | None) -> bool:
@@ -160,9 +187,12 @@ def guarded(client: MlflowClient) -> contextlib.AbstractContextManager[None]:
     return in_one_line(f"MLflow at {redacted(client.tracking_uri)}")
 
 
-def find_or_make_experiment(client: MlflowClient, name: str) -> Experiment:
+def find_or_make_experiment(
+    client: MlflowClient, name: str, location: str | None = None
+) -> Experiment:
     """The experiment `name`, made if there is none. A deleted one is brought back.
 
+    `location` is the address of a new one's artifacts; None: where MLflow has them by default.
     Raises StoreError for a moved or copied folder (see `addresses`).
     """
     found = client.get_experiment_by_name(name)
@@ -178,7 +208,8 @@ def find_or_make_experiment(client: MlflowClient, name: str) -> Experiment:
     tags = {"mlflow.experimentKind": "custom_model_development"} | (
         {HOME_TAG: home} if home else {}
     )
-    made = client.create_experiment(name, new_location(client.tracking_uri, name), tags)
+    location = location or new_location(client.tracking_uri, name)
+    made = client.create_experiment(name, location, tags)
     return client.get_experiment(made)
 
 

@@ -1,0 +1,128 @@
+"""PostgreSQL databases and rights: what is missing is made, a right that lacks is named.
+
+Each error has the statement that an administrator would run.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sweep.errors import StoreError
+from sweep.redact import redacted
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection, Engine
+
+MAINTENANCE = ("postgres", "template1")
+"""Databases that every server has, to ask for others and to make them."""
+_NOT_ALLOWED, _THERE_ALREADY = ("42501",), ("42P04", "23505")
+"""PostgreSQL's codes: insufficient privilege; made by another process meanwhile."""
+_SCHEMA = """
+    SELECT current_user, current_database(), current_schema(),
+    coalesce(has_schema_privilege(current_schema(), 'CREATE'), false), to_regclass(:table) IS NULL
+"""
+_TABLE = """
+    SELECT has_table_privilege(:table, 'SELECT') AND has_table_privilege(:table, 'INSERT')
+    AND has_table_privilege(:table, 'UPDATE') AND has_table_privilege(:table, 'DELETE')
+"""
+
+
+def lacks_database(url: str) -> bool:
+    """Whether the server of `url` answers, and has no database of that name."""
+    from sqlalchemy.exc import DBAPIError
+
+    for engine in _beside(url):
+        try:
+            with engine.connect() as connection:
+                return not _has_database(connection, url)
+        except DBAPIError:
+            continue  # this role may not connect there, or no server answers
+        finally:
+            engine.dispose()
+    return False
+
+
+def make_database(url: str) -> None:
+    """Make the missing database of `url`. Raises StoreError if its role may not."""
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import DBAPIError
+
+    parsed = make_url(url)
+    for engine in _beside(url):
+        quoted = engine.dialect.identifier_preparer.quote_identifier
+        statement = f"CREATE DATABASE {quoted(parsed.database or '')}"
+        try:
+            with engine.connect() as connection:
+                connection.exec_driver_sql(statement.replace("%", "%%"))
+            return
+        except DBAPIError as error:
+            if _code(error) in _THERE_ALREADY:
+                return
+            if _code(error) in _NOT_ALLOWED:
+                owner = quoted(parsed.username or "")
+                raise StoreError(
+                    f"{redacted(url)}: there is no such database, and its user lacks the right "
+                    f"CREATEDB to make it. An administrator runs: {statement} OWNER {owner};"
+                ) from error
+        finally:
+            engine.dispose()
+
+
+def check_rights(connection: Connection, url: str, table: str) -> None:
+    """Check that the role may make tables if `table` is missing, else that it may write it.
+
+    Raises StoreError with the right that lacks.
+    """
+    from sqlalchemy import text
+
+    user, database, schema, may_create, is_new = connection.execute(
+        text(_SCHEMA), {"table": table}
+    ).one()
+    quoted = connection.dialect.identifier_preparer.quote_identifier
+    who, where, role = (
+        f"the user of {redacted(url)}",
+        f"in schema {schema or 'public'}",
+        quoted(user),
+    )
+    if is_new and not may_create:
+        granted = "CREATE" if schema else "USAGE, CREATE"
+        raise StoreError(
+            f"{who} lacks the right {granted} {where}. An administrator runs, in database "
+            f"{database}: GRANT {granted} ON SCHEMA {quoted(schema or 'public')} TO {role};"
+        )
+    if not is_new and not connection.execute(text(_TABLE), {"table": table}).scalar():
+        all_of = f"IN SCHEMA {quoted(schema)} TO {role}"
+        raise StoreError(
+            f"{who} lacks a right on table {table} {where}. An administrator runs, in "
+            f"database {database}: GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES {all_of}; "
+            f"GRANT USAGE ON ALL SEQUENCES {all_of};"
+        )
+
+
+def _beside(url: str) -> list[Engine]:
+    """Engines of the same server's databases MAINTENANCE."""
+    import sqlalchemy
+    from sqlalchemy.engine import make_url
+
+    parsed = make_url(url)
+    return [
+        sqlalchemy.create_engine(
+            parsed.set(database=name), isolation_level="AUTOCOMMIT",
+            poolclass=sqlalchemy.NullPool,
+        )
+        for name in MAINTENANCE
+    ]  # fmt: skip
+
+
+def _has_database(connection: Connection, url: str) -> bool:
+    from sqlalchemy import text
+    from sqlalchemy.engine import make_url
+
+    found = text("SELECT count(*) FROM pg_database WHERE datname = :name")
+    return bool(connection.execute(found, {"name": make_url(url).database}).scalar())
+
+
+def _code(error: Exception) -> str:
+    """PostgreSQL's code of an error; "" if its driver tells none."""
+    origin = getattr(error, "orig", None)
+    return str(getattr(origin, "sqlstate", None) or getattr(origin, "pgcode", None) or "")
