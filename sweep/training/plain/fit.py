@@ -301,7 +301,8 @@ class Fit(lightning.pytorch.callbacks.Checkpoint):
     def on_train_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
     ) -> None:
-        """Report the epochs before the interruption again."""
+        """Start the clocks; report the epochs before the interruption again."""
+        self._told_s = self._epoch_began_s = self._asked_s = self.agreed(time.monotonic())
         # Within an epoch the module may lack what it collects from its beginning on.
         self.has_begun = not self._is_within
         if self._is_within:
