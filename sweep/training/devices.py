@@ -14,6 +14,16 @@ def lightning_devices(text: str) -> int | list[int]:
     return int(text) if text.isdigit() else [int(word) for word in re.findall(r"\d+", text)]
 
 
+def first_device(text: str) -> str:
+    """Lightning's `devices` for the first device of `text` alone.
+
+    >>> first_device("2"), first_device("[3, 4]")
+    ('1', '3,')
+    """
+    wanted = lightning_devices(text)
+    return "1" if isinstance(wanted, int) else f"{wanted[0]},"
+
+
 def missing_devices(task: Task) -> str:
     """Why a trial cannot have its devices on this machine; "": it can."""
     if task.accelerator == "cpu" or task.n_devices == 1:

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from sweep.data.rows import RowBatches
 from sweep.data.tensors import Batches
-from sweep.training.devices import lightning_devices
+from sweep.training.devices import first_device, lightning_devices
 from sweep.training.modules import has_own_loaders
 from sweep.training.plain.lanes import isolated_generators
 from sweep.training.project.project import Built, listed
@@ -45,8 +45,7 @@ def one_device(task: Task) -> dict[str, Any]:
     """Arguments of a Trainer in this process, in place of the task's for several devices."""
     if task.n_devices == 1:
         return {}
-    wanted = lightning_devices(task.devices)
-    return {"devices": 1 if isinstance(wanted, int) else wanted[:1], "strategy": "auto"}
+    return {"devices": lightning_devices(first_device(task.devices)), "strategy": "auto"}
 
 
 def first_batch(built: Built) -> Any:
