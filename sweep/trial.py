@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 import hashlib
+import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -80,7 +81,7 @@ SECTIONS = ("model", "data", "trainer", "optimizer", "lr_scheduler")
 """Sections of a LightningCLI config, and first parts of dotted names."""
 TRAINER_SETTINGS: Mapping[str, str] = {
     "max_epochs": "epochs", "accelerator": "accelerator", "devices": "devices",
-    "precision": "precision",
+    "precision": "precision", "strategy": "strategy",
 }  # fmt: skip
 """Trainer argument -> the setting of sweep in its place."""
 
@@ -127,7 +128,9 @@ class Task:
     accelerator: str = "auto"
     """Lightning's `accelerator`."""
     devices: str = "1"
-    """Lightning's `devices`."""
+    """Lightning's `devices`: 1 or N of them, or their indices, as "2," or "0,2"."""
+    strategy: str = "auto"
+    """Lightning's `strategy` for several devices; auto: DDP."""
     precision: str = "32-true"
     """Lightning's `precision`."""
     n_threads: int | None = None
@@ -164,6 +167,20 @@ class Task:
     """Configurations for the preflight: one, then one with another value of each parameter."""
     names: tuple[str, ...] | None = None
     """Hyperparameters of the search space, checked against the module; None: not checked."""
+
+    @property
+    def n_devices(self) -> int:
+        """Devices of one trial."""
+        return count_devices(self.devices)
+
+
+def count_devices(devices: str) -> int:
+    """How many devices a value of `--devices` means.
+
+    >>> count_devices("2"), count_devices("2,"), count_devices("[0, 2]")
+    (2, 1, 2)
+    """
+    return int(devices) if devices.isdigit() else len(re.findall(r"\d+", devices))
 
 
 @dataclass(frozen=True, slots=True)

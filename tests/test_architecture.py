@@ -64,6 +64,9 @@ PRIVATE: dict[str, tuple[str, str]] = {
 """Private names of other libraries (their beginnings) -> the module that uses them, and why."""
 
 
+PROCESSES = ("sweep.executors.worker", "sweep.environment.processes")
+
+
 @dataclass(frozen=True)
 class Import:
     """One import of a module."""
@@ -214,8 +217,8 @@ def test_only_the_command_line_prints_or_exits() -> None:
     strays = []
     for path in MODULES:
         name = name_of(path)
-        if is_within(name, "sweep.cli") or name == "sweep.executors.worker":
-            continue  # a worker is a process of its own: it leaves when its driver is gone
+        if is_within(name, "sweep.cli") or name in PROCESSES:
+            continue  # processes of their own leave when their parent is gone
         for node in ast.walk(tree_of(path)):
             if isinstance(node, ast.Call) and ast.unparse(node.func) in (
                 "print", "exit", "quit", "sys.exit", "os._exit",

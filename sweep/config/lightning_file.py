@@ -24,11 +24,7 @@ def settings_of(path: Path) -> dict[str, Any]:
             package, _, name = class_path.rpartition(".")
             found[setting] = f"{package}:{name}"
     trainer = _mapping(whole, "trainer")
-    found |= {
-        flag: trainer[key]
-        for key, flag in TRAINER_SETTINGS.items()
-        if trainer.get(key) is not None
-    }
+    found |= {TRAINER_SETTINGS[key]: trainer[key] for key in trainer if _is_setting(trainer, key)}
     if isinstance(seed := whole.get("seed_everything"), int) and not isinstance(seed, bool):
         found["seed"] = seed
     return found
@@ -42,12 +38,18 @@ def sections_of(path: Path) -> dict[str, dict[str, Any]]:
         if section in ("model", "data") and "class_path" in values:
             values = {**values.get("init_args", {}), **values.get("dict_kwargs", {})}
         if section == "trainer":
-            values = {
-                k: v for k, v in values.items() if k not in TRAINER_SETTINGS and v is not None
-            }
+            values = {k: v for k, v in values.items()
+                      if v is not None and not _is_setting(values, k)}  # fmt: skip
         if values:
             found[section] = values
     return found
+
+
+def _is_setting(trainer: Mapping[str, Any], name: str) -> bool:
+    """Whether an argument of the Trainer is a setting of sweep; a class, such as a strategy's, is
+    made anew for each trial instead."""
+    value = trainer[name]
+    return name in TRAINER_SETTINGS and value is not None and not isinstance(value, Mapping)
 
 
 def _read(path: Path) -> Mapping[str, Any]:

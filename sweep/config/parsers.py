@@ -27,6 +27,7 @@ _NUMBER = re.compile(r"[-+]?(\.\d+|\d+(\.\d*)?)([eE][-+]?\d+)?", re.ASCII)
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h|d)?", re.ASCII)
 _SECONDS = {None: 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _BEST = re.compile("best")
+_INDICES = re.compile(r"\d+,|\d+(?:, ?\d+)+,?|\[\d+(?:, ?\d+)*\]", re.ASCII)
 _FLAGS = {
     **dict.fromkeys(("true", "yes", "on", "1"), True),
     **dict.fromkeys(("false", "no", "off", "0"), False),
@@ -151,9 +152,13 @@ def _logged_models(value: Any) -> str:
 
 def _device(value: Any) -> str:
     word = str(value).strip().replace("'", "")  # a list in a file holds words
-    if word not in ("1", "auto") and not re.fullmatch(r"\d+,|\[\d+\]", word):
+    if word == "auto":
+        return "1"
+    indices = re.findall(r"\d+", word)
+    is_several = len(set(indices)) == len(indices) and _INDICES.fullmatch(word)
+    if not is_several and not re.fullmatch(r"[1-9]\d*", word, re.ASCII):
         raise ValueError(value)
-    return "1" if word == "auto" else word
+    return word
 
 
 study_name = _parser(
@@ -182,8 +187,8 @@ population = _parser(
 )
 logged_models = _parser("be auto, all, none or best:K such as best:10", _logged_models)
 """Which completed trials get a logged model; true and false are all and none."""
-device_count = _parser("be 1, or one device as '2,' (its index)", _device)
-"""Lightning's `devices`: 1, or the index of one device."""
+device_count = _parser("be a number of devices, or indices as '2,' or '0,2'", _device)
+"""Lightning's `devices`: how many, or the index of each."""
 
 
 def choice(choices: tuple[str, ...], *, or_import: str = "") -> Parser:

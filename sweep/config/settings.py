@@ -25,6 +25,9 @@ OTHER_VARIABLES: Final = ("SWEEP_KERNEL", "SWEEP_TEST_MNIST")
 PLACES: Final = ("storage", "tracking_uri", "work_dir")
 """Settings that locate a study."""
 DEFAULT_SPACE: Final = "mlp"
+STRATEGIES: Final = (
+    "auto", "ddp", "ddp_find_unused_parameters_true", "fsdp", "fsdp_cpu_offload",
+)  # fmt: skip
 PRECISIONS: Final = ("32-true", "64-true", "16-mixed", "bf16-mixed", "bf16-true", "16-true")
 
 
@@ -189,7 +192,12 @@ class RunConfig:
         "Lightning's accelerator.",
     )
     devices: str = _option(
-        "machine", "1", parsers.device_count, "ID", "Which device: 1, or an index as '2,'.",
+        "machine", "1", parsers.device_count, "N",
+        "Devices of one trial: a number, or indices as '2,' or '0,2'.",
+    )
+    strategy: str = _option(
+        "machine", "auto", STRATEGIES, "NAME",
+        f"How several devices share a trial: {', '.join(STRATEGIES)} (auto: ddp).",
     )
     precision: str = _option(
         "machine", "32-true", PRECISIONS, "NAME",

@@ -31,7 +31,7 @@ from torch.utils.data import (
 )
 
 from sweep.data.catalog import stratified_choice
-from sweep.data.tensors import CUSTOM_VAL_FRACTION, EVALUATION_BATCH, epoch_order
+from sweep.data.tensors import CUSTOM_VAL_FRACTION, EVALUATION_BATCH, epoch_order, share_of
 from sweep.errors import ConfigError, SealedTestSplitError
 from sweep.trial import DatasetInfo, derive_seed
 
@@ -145,6 +145,8 @@ class RowBatches:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, but got {batch_size}")
         self.rows, self.batch_size, self._order = rows, batch_size, order
+        self.part = 0, 1
+        """(rank, n): of n devices that share the rows."""
 
     @property
     def sampler(self) -> Sampler[int]:
@@ -152,12 +154,13 @@ class RowBatches:
         return self._order or SequentialSampler(range(_n_rows(self.rows)))
 
     def __len__(self) -> int:
-        return -(-_n_rows(self.rows) // self.batch_size)
+        return -(-_n_rows(self.rows) // (self.batch_size * self.part[1]))
 
     def __iter__(self) -> Iterator[Rows]:
         n = _n_rows(self.rows)
         order = torch.tensor([*self._order] if self._order else range(n))
-        for start in range(0, n, self.batch_size):
+        order = share_of(order, self.part)
+        for start in range(0, len(order), self.batch_size):
             yield _map(partial(_selected, order[start : start + self.batch_size]), self.rows)
 
 

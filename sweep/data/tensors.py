@@ -45,6 +45,15 @@ def epoch_order(seed: int, epoch: int, n: int) -> Tensor:
     return torch.randperm(n, generator=generator)
 
 
+def share_of(order: Tensor, part: tuple[int, int]) -> Tensor:
+    """The samples of one of several devices: each n-th of the order, (rank, n) in `part`.
+
+    All shares are equally long: the first samples come twice if n does not divide their number.
+    """
+    rank, n = part
+    return torch.cat([order, order[: -len(order) % n]])[rank::n]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Split:
     """Samples and their classes."""
@@ -180,6 +189,8 @@ class Batches:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, but got {batch_size}")
         self.split, self.batch_size = split, batch_size
+        self.part = 0, 1
+        """(rank, n): of n devices that share the samples."""
         self._seed, self._first_epoch, self._epoch = seed, first_epoch, 0
 
     @property
@@ -192,19 +203,21 @@ class Batches:
         self._epoch = epoch
 
     def __len__(self) -> int:
-        return -(-len(self.split) // self.batch_size)
+        return -(-len(self.split) // (self.batch_size * self.part[1]))
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         # A generator: Lightning makes its iterator before it sets the epoch, and the order is
         # drawn only when the first minibatch is asked for.
         x, y = self.split.x, self.split.y
-        starts = range(0, len(y), self.batch_size)
-        if self._seed is None:
-            for start in starts:
+        if self._seed is None and self.part[1] == 1:
+            for start in range(0, len(y), self.batch_size):
                 yield x[start : start + self.batch_size], y[start : start + self.batch_size]
             return
-        order = epoch_order(self._seed, self._first_epoch + self._epoch, len(y)).to(y.device)
-        for start in starts:
+        order = torch.arange(len(y))
+        if self._seed is not None:
+            order = epoch_order(self._seed, self._first_epoch + self._epoch, len(y))
+        order = share_of(order, self.part).to(y.device)
+        for start in range(0, len(order), self.batch_size):
             chosen = order[start : start + self.batch_size]
             yield x.index_select(0, chosen), y.index_select(0, chosen)
 

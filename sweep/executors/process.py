@@ -7,25 +7,19 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Collection, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import cast
 
 from sweep.environment import signals
-from sweep.environment.launchers import fill_standard_streams, import_path, without_foreign
+from sweep.environment.launchers import fill_standard_streams, without_foreign
+from sweep.environment.processes import command_of, how_it_ended
 from sweep.executors.crew import LEAVE_S, STOP_GRACE_S, Crew, Link, Message
 from sweep.executors.devices import VISIBLE, gpus
 from sweep.executors.memory_limit import resident_bytes
 from sweep.files.trial_files import make_private_folder
 from sweep.trial import Failure, Orders, Task
-
-PROGRAM = (
-    "import sys; sys.path[:] = eval(sys.argv.pop()); "
-    "from sweep.executors.worker import main; main()"
-)
-"""A worker's program: sets its import path before it imports anything but `sys`."""
 
 
 class ProcessExecutor(Crew):
@@ -85,10 +79,7 @@ class ProcessLink:
             open_here.enter_context(theirs)
             open_here.enter_context(signals.held_back())
             self.process = subprocess.Popen(
-                [
-                    sys.executable, "-P", "-c", PROGRAM, str(theirs.fileno()),
-                    repr(import_path()),
-                ],
+                command_of("sweep.executors.worker", theirs.fileno()),
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=[theirs.fileno()],
                 env=_environment(task) | dict(variables or {}), process_group=0,
             )  # fmt: skip
@@ -113,12 +104,7 @@ class ProcessLink:
             return self._why_dead()
 
     def _why_dead(self) -> Failure:
-        code = self.process.wait()
-        if code < 0:
-            name = signal.Signals(-code).name
-            hint = " (out of memory?)" if name == "SIGKILL" else ""
-            return Failure("killed", f"its worker was ended by {name}{hint}")
-        return Failure("killed", f"its worker left with exit code {code}")
+        return Failure("killed", f"its worker {how_it_ended(self.process.wait())}")
 
     def resident_bytes(self) -> int | None:
         """Its resident memory; None if unknown."""

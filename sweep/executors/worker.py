@@ -13,29 +13,25 @@ from __future__ import annotations
 
 import gc
 import os
-import signal
 import socket
 import sys
-import threading
-import time
 import traceback
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from typing import cast
 
 from sweep.environment import signals
+from sweep.environment.processes import leave_with
 from sweep.errors import SweepError
 from sweep.loading import collector_paused
 from sweep.redact import redacted
 from sweep.trial import Failure, Orders, Report, Task
 
-PARENT_POLL_S = 1.0
-
 
 def main() -> None:
     """Receive the task, train until the driver has no more orders, leave."""
     signals.leave_to_driver()
-    _leave_with(os.getppid())
+    leave_with(os.getppid())
     pipe = Connection(socket.socket(fileno=int(sys.argv[1])).detach())
     task = cast(Task, pipe.recv())
 
@@ -63,16 +59,3 @@ def main() -> None:
         else:
             pipe.send(Failure("exception", text.strip().rsplit("\n", 1)[-1], text))
         sys.exit(1)
-
-
-def _leave_with(parent: int) -> None:
-    """End this process within a second of the driver's death, also in the midst of an epoch."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(PARENT_POLL_S)
-        if os.getpgrp() == os.getpid():
-            os.killpg(0, signal.SIGKILL)  # a DataLoader's workers, too
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True, name="parent-watch").start()

@@ -38,7 +38,7 @@ from sweep.loading import one_line, raised_by_user_code
 from sweep.reuse.loading import task_of
 from sweep.reuse.recipe import Recipe
 from sweep.training.checkpoints import write_checkpoint
-from sweep.training.devices import lightning_devices
+from sweep.training.devices import first_device, lightning_devices
 from sweep.training.engine_choice import why_plain
 from sweep.training.exports import Example, try_export
 from sweep.training.fused.trainer import train_side_by_side
@@ -62,6 +62,7 @@ from sweep.trial import (
     TrialSpec,
     TrialStarted,
     TrialState,
+    count_devices,
     derive_seed,
     now_ms,
 )
@@ -71,6 +72,10 @@ if TYPE_CHECKING:
 
 EpochHook = Callable[[float, Mapping[str, float]], None]
 NoticeHook = Callable[[str], object]
+ONE_DEVICE = (
+    "sweep train uses one device: in the search {n} shared each step, so {n} times the batch size "
+    "is the same training"
+)
 TRY_AGAIN_S = 30.0
 """Pause after MLflow failed to take an epoch: each attempt may delay the training."""
 
@@ -115,6 +120,10 @@ def train(
             "parameters of `sweep best`"
         )
     hush_lightning()
+    if (n_devices := count_devices(config.devices)) > 1:
+        config = dataclasses.replace(config, devices=first_device(config.devices))
+        if on_notice is not None:
+            on_notice(ONE_DEVICE.format(n=n_devices))
     with foreign_set_aside():
         parts = output.with_name(f"{output.name}.parts")
         spec = _spec(recipe, parts)

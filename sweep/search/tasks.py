@@ -57,6 +57,7 @@ def make_task(config: RunConfig, space: Space | None = None) -> Task:
         log_file=str((config.study_dir / "sweep.log").resolve()),
         accelerator=config.accelerator,
         devices=config.devices,
+        strategy=config.strategy,
         precision=config.precision,
         n_threads=config.threads or (1 if config.deterministic else None),
         population=config.population,

@@ -29,8 +29,8 @@ def why_plain(task: Task) -> str | None:
         return _why_plain_module(task)
     if precision_of(task) not in FUSED_PRECISIONS:
         return f"precision {task.precision} is not one of {', '.join(FUSED_PRECISIONS)}"
-    if task.devices.isdigit() and int(task.devices) > 1:
-        return f"{task.devices} devices for one trial"
+    if task.n_devices > 1:
+        return f"{task.n_devices} devices for one trial"
     return None
 
 
@@ -38,8 +38,8 @@ def _why_plain_module(task: Task) -> str | None:
     """The reason for a module of the user's."""
     if task.population == 1 and not task.was_larger:
         return "--population 1"
-    if task.devices.isdigit() and int(task.devices) > 1:
-        return f"{task.devices} devices for one trial"
+    if task.n_devices > 1:
+        return f"{task.n_devices} devices for one trial"
     if calls_mlflow(task.module) or calls_mlflow(task.data):
         return "its metrics come by MLflow's own calls"
     return None

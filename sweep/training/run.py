@@ -10,7 +10,16 @@ from typing import Any
 from sweep.files.trial_files import RESUME_STATE, TrialFiles, spec_digest
 from sweep.objective import Objective
 from sweep.training.failures import not_finite
-from sweep.trial import EPOCHS_DONE, EpochReport, Failure, Stop, Task, TrialSpec, now_ms
+from sweep.trial import (
+    EPOCHS_DONE,
+    EpochReport,
+    Failure,
+    Stop,
+    Task,
+    TrialResult,
+    TrialSpec,
+    now_ms,
+)
 
 RESUME_KEY = "sweep"
 """Where a resume file keeps the trial's record, for which Lightning has no key."""
@@ -45,6 +54,8 @@ class Run:
         self.history: list[EpochReport] = []
         self.failure: Failure | None = None
         self.stop: Stop | None = None
+        self.result: TrialResult | None = None
+        """Set if another process has concluded it."""
 
     @property
     def is_trained(self) -> bool:

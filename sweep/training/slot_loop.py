@@ -93,7 +93,8 @@ class Slots:
     def __init__(self, task: Task, exchange: Exchange, *, keeps_end: bool = False) -> None:
         self._task, self._exchange, self.keeps_end = task, exchange, keeps_end
         self._keeper = Keeper(task.checkpoint_interval_s)
-        self._choice = ModelChoice(task)
+        self.choice = ModelChoice(task)
+        """Which models are exported."""
         self._engine: Any = None
         self._backlog: collections.deque[TrialSpec] = collections.deque()
         self._reports: list[Report] = []
@@ -120,6 +121,10 @@ class Slots:
             if text and text not in self._said:
                 self._said.add(text)
                 self._reports.append(Notice(now_ms(), text))
+
+    def add(self, *reports: Report) -> None:
+        """Send reports with the next ones."""
+        self._reports += reports
 
     def end_epoch(self, metrics: Mapping[int, Mapping[str, float]], epoch_s: float) -> None:
         """Record metrics of an epoch, or of a part of one, by trial number.
@@ -228,15 +233,23 @@ class Slots:
             raise self.driver_error from None
         if isinstance(error, DiskError):
             raise error
-        run.failure = classify(raised_by_user_code(error), self._task.module)
+        self.fail_with(run, classify(raised_by_user_code(error), self._task.module))
+
+    def fail_with(self, run: Run, failure: Failure) -> None:
+        """Fail the trial; write the traceback to the study's log."""
+        run.failure = failure
         with contextlib.suppress(OSError), Path(self._task.log_file).open("a") as log:
-            log.write(
-                f"trial {run.spec.number} failed: {run.failure.message}\n{run.failure.traceback}\n"
-            )
+            log.write(f"trial {run.spec.number} failed: {failure.message}\n{failure.traceback}\n")
 
     def conclude(self, run: Run) -> None:
         """Write an ended trial's files, report its result, free its slot. Raises DiskError, and
-        out-of-memory errors if fewer trials might fit."""
+        out-of-memory errors if fewer trials might fit.
+
+        If another process has written its files, its result is there.
+        """
+        if run.result is not None:
+            self._free(run, run.result)
+            return
         number = run.spec.number
         reason = run.stop.reason if run.stop is not None and run.failure is None else ""
         if reason == "interrupted" or (self.keeps_end and run.failure is None):
@@ -263,12 +276,15 @@ class Slots:
                 notes=notes | ({"sweep.stop": reason} if reason else {}),
             )  # fmt: skip
         self._end_for_good(run, result, reason)
-        self._reports.append(result)
         if self.keeps_end:
             module = None if run.failure else self._engine.module(run, "last")
             self.ended = run, module, self._engine.example(run)
-        del self.running[number]  # only now: an out-of-memory error above must not lose the trial
-        self._engine.close(number)
+        self._free(run, result)  # only now: an out-of-memory error above must not lose the trial
+
+    def _free(self, run: Run, result: TrialResult) -> None:
+        self._reports.append(result)
+        del self.running[run.spec.number]
+        self._engine.close(run.spec.number)
 
     def _open(self, spec: TrialSpec) -> None:
         run = Run(spec, self._task)
@@ -305,14 +321,14 @@ class Slots:
         epoch = max(0, math.ceil(run.history[run.best_epoch - 1].epochs_done) - 1)
         checkpoint = checkpoint_of(module, arguments, epoch, run.best_step)
         run.files.put(BEST, saved_bytes(checkpoint))
-        is_exported = reason in ("", "converged") and self._choice.includes(run)
+        is_exported = reason in ("", "converged") and self.choice.includes(run)
         return True, is_exported and self._export(run, module)
 
     def _export(self, run: Run, module: lightning.LightningModule) -> bool:
         began_s, name = time.perf_counter(), self._task.module
         path, why = try_export(run.files.path(MODEL), module, self._engine.example(run), name)
         took_s = time.perf_counter() - began_s
-        self.say(no_model(name, why) if path is None else self._choice.exported(took_s))
+        self.say(no_model(name, why) if path is None else self.choice.exported(took_s))
         return path is not None
 
     def _end_for_good(self, run: Run, result: TrialResult, reason: str) -> None:

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from sweep.config.lightning_file import sections_of
 from sweep.config.notices import identity_changes, unknown_variables
 from sweep.config.resolving import read_config_file, resolve
 from sweep.config.settings import RunConfig, flag_name
@@ -21,6 +22,7 @@ from sweep.reuse.recipe import read_recipe
 from sweep.space import load_space
 
 OTHERS: dict[type, str] = {bool: "no", float: "7", str: "other.x:Y"}
+STRATEGY = "lightning.pytorch.strategies.DDPStrategy"
 FIELDS = {field.name: field for field in dataclasses.fields(RunConfig)}
 
 
@@ -120,7 +122,9 @@ def test_all_faults_are_reported_at_once(tmp_path: Path) -> None:
         ("study", "a/b", "letters"),
         ("study", "../x", "letters"),
         ("module", "MyModel", "package.module:Class"),
-        ("devices", "2", "--devices"),
+        ("devices", "0", "number of devices"),
+        ("devices", "2,2", "indices as '2,' or '0,2'"),
+        ("strategy", "ddp_spawn", "must be one of auto, ddp"),
         ("baseline", "maybe", "true or false"),
         ("space", "  ", "must be a word"),
     ],
@@ -218,6 +222,20 @@ def test_inline_has_one_worker() -> None:
     """Settings that exclude each other are a fault too."""
     (fault,) = faults({"executor": "inline", "workers": "2"})
     assert "--workers must be 1" in fault
+
+
+def test_a_lightning_file_names_devices_and_a_strategy(tmp_path: Path) -> None:
+    """A strategy's name is a setting; its class is an argument of each trial's Trainer."""
+    named = "trainer: {devices: 2, strategy: ddp}\n"
+    made = f"trainer: {{devices: [0, 2], strategy: {{class_path: {STRATEGY}}}}}\n"
+    for text, devices, strategy, kept in (
+        (named, "2", "ddp", {}),
+        (made, "[0, 2]", "auto", {"trainer": {"strategy": {"class_path": STRATEGY}}}),
+    ):
+        file = config_file(tmp_path, text, "cli.yaml")
+        config = resolve({"lightning": str(file)}, env={}).config
+        assert (config.devices, config.strategy) == (devices, strategy)
+        assert sections_of(file) == kept
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import lightning
 import torch
+from lightning.pytorch.strategies import FSDPStrategy
 
 from sweep.files.trial_files import RESUME_STATE
 from sweep.hyperparameters import DEFAULT_MODULE
@@ -89,6 +90,8 @@ class PlainEngine:
         fit = self._fits.get(run.spec.number)
         if fit is not None and fit.n_ahead:
             return "vmapped"
+        if self._task.n_devices > 1:
+            return f"plain, {self._task.n_devices} devices"
         return "side by side" if self._is_shared else "plain"
 
     def open(self, run: Run) -> Sequence[Report]:
@@ -154,7 +157,8 @@ class PlainEngine:
     def keep_if_due(self, run: Run, at: Hashable) -> bool:
         """Write the trial's resume file if it, or another one's at the same moment, is due;
         returns whether."""
-        is_due = self._kept_at == at or self._slots.is_keeping_due
+        fit = self._fits[run.spec.number]
+        is_due: bool = fit.agreed(self._kept_at == at or self._slots.is_keeping_due)
         if is_due:
             self._kept_at = at
             self._slots.keep([run])
@@ -170,7 +174,7 @@ class PlainEngine:
     def keep_best(self, numbers: Sequence[int]) -> None:
         """Copy the modules' current weights."""
         for fit in (self._fits[number] for number in numbers if number in self._fits):
-            weights = fit.module.state_dict()
+            weights = fit.trainer.strategy.lightning_module_state_dict()
             fit.best = {name: value.detach().clone() for name, value in weights.items()}
 
     def state(self, run: Run) -> dict[str, Any] | None:
@@ -181,7 +185,10 @@ class PlainEngine:
             return None
         fit.has_news = False
         fit.trainer.save_checkpoint(RESUME_STATE)
-        checkpoint, places = fit.io.taken, fit.places()
+        ranks = fit.of_all_ranks({"random": random_state(), "places": fit.places()})
+        if not fit.trainer.is_global_zero:
+            return None
+        checkpoint, places = fit.io.taken, ranks[0]["places"]
         if places and fit.has_validated:  # Lightning will count the last step once more
             loop = checkpoint["loops"]["fit_loop"]["epoch_loop.state_dict"]
             loop["_batches_that_stepped"] -= 1
@@ -191,15 +198,18 @@ class PlainEngine:
                 counts["ready"] = counts["processed"]  # not counting the epoch starting now
         own = {
             "hyper_parameters": saved_arguments(fit.module, self.checkpoint_arguments(run)),
-            RESUME_KEY: run.state(fit.best)
-            | {"random": random_state(), "places": places, "is_shared": fit.is_shared},
+            RESUME_KEY: run.state(fit.best) | ranks[0] | {"is_shared": fit.is_shared},
         }
+        if len(ranks) > 1:
+            own[RESUME_KEY]["ranks"] = ranks
         others = ("datamodule_h", "hparams_type")  # whatever `save_hyperparameters` took
         return {k: v for k, v in checkpoint.items() if not k.startswith(others)} | own
 
     def module(self, run: Run, which: Literal["best", "last"]) -> lightning.LightningModule:
         """The trial's module; "best" loads the best weights into it."""
         fit = self._fits[run.spec.number]
+        if fit.is_set_up and isinstance(fit.trainer.strategy, FSDPStrategy):
+            fit.module = self._project.built(run.spec).module  # the old one is in pieces
         if which == "best":
             fit.module.load_state_dict(fit.best)
         for tensor in (*fit.module.parameters(), *fit.module.buffers()):
@@ -256,7 +266,7 @@ class PlainEngine:
         if self._trial_run is not None:
             limits, callbacks = self._trial_run
             given |= {**limits, "callbacks": [*given["callbacks"], *callbacks]}
-        logger.trainer = fit.trainer = quiet_trainer(
+        trainer = quiet_trainer(
             run.files.make_folder(),
             **given | {
                 "logger": [logger, *listed(given.get("logger"))],
@@ -264,6 +274,7 @@ class PlainEngine:
                 "plugins": [*listed(given.get("plugins")), fit.io],
             },
         )  # fmt: skip
+        fit.begin(trainer)
         if task.module != DEFAULT_MODULE:
             wrap_loaders(fit.trainer, fit.wrapped)
         if checkpoint is not None:  # Lightning would round its weights to the built module's

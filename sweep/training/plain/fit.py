@@ -105,21 +105,40 @@ class Fit(lightning.pytorch.callbacks.Checkpoint):
         self.has_news = False
         """Whether anything was trained since the last resume file."""
         self._run, self._slots, self._calls = run, slots, calls
-        self._random_state = state.get("random")
+        self._state, self._random_state = state, state.get("random")
         self._is_resumed = checkpoint is not None
         self._part_began_s = self._clock()
         self._loaders: list[WrappedLoader] = []
         self._val_loaders: list[WrappedLoader] = []
         self._loaders_epoch = -1
-        self._goes_on_from = list(state.get("places") or ())
+        self._goes_on_from: list[Any] = []
         """Places of the loaders in the epoch of a resume file."""
-        self._is_within = bool(self._goes_on_from)
+        self._is_within = bool(state.get("places"))
         self._is_in_step = self._is_between_steps = False
         self._is_ended = False
         """Whether it ended at a validation within an epoch."""
         self.has_validated = False
         """Whether the last step was followed by a validation."""
-        self._told_s = self._epoch_began_s = time.monotonic()
+        self._told_s = self._epoch_began_s = self._asked_s = time.monotonic()
+        self._asks_at = self._n_between = 0
+        """On several devices: the step before which ranks agree again, and the steps from one such
+        moment to the next."""
+
+    def begin(self, trainer: lightning.Trainer) -> None:
+        """Take the trial's Trainer, and this process's part of the resume file."""
+        self.trainer = self._logger.trainer = trainer
+        ranks = self._state.get("ranks", ())
+        own = ranks[trainer.global_rank] if len(ranks) == trainer.world_size else self._state
+        self._random_state, self._goes_on_from = own.get("random"), list(own.get("places") or ())
+
+    def agreed(self, value: Any) -> Any:
+        """Rank 0's value, in all processes of a trial on several devices."""
+        return self.trainer.strategy.broadcast(value) if self.is_set_up else value
+
+    def of_all_ranks(self, value: Any) -> list[Any]:
+        """The value of each process of a trial, rank 0's first."""
+        strategy, n_ranks = self.trainer.strategy, self.trainer.world_size
+        return [strategy.broadcast(value, rank) for rank in range(n_ranks)]
 
     def wrapped(self, loader: Any) -> Any:
         """A train loader that asks for orders between two steps; with others side by side, any
@@ -244,11 +263,15 @@ class Fit(lightning.pytorch.callbacks.Checkpoint):
         if self.has_validated and _has_plateau_by_step(trainer):
             self.has_validated = False  # Lightning would step it twice
             return
+        if n_done < self._asks_at:
+            self.has_validated = False
+            return
         self._is_between_steps = True
         self.has_news |= n_done > 0
         try:
-            now_s, is_due = time.monotonic(), False
+            now_s, is_due = self.agreed(time.monotonic()), False
             age_s = now_s - self._epoch_began_s
+            self._asks_at = self._next_step(n_done, now_s)
             if age_s >= run.task.checkpoint_interval_s:
                 is_due = self._engine.keep_if_due(run, (self._epoch, n_done))
             is_pulse = age_s >= LONG_EPOCH_S and now_s - self._told_s >= PULSE_S
@@ -263,10 +286,23 @@ class Fit(lightning.pytorch.callbacks.Checkpoint):
             self._logger.write()
             raise LeftWithinEpochError
 
+    def _next_step(self, n_done: int, now_s: float) -> int:
+        """The step before which ranks agree again: about once a second, since it makes them wait
+        for each other. All compute the same, from rank 0's clock."""
+        if self.trainer.world_size == 1:
+            return 0
+        past_s, self._asked_s = now_s - self._asked_s, now_s
+        if past_s < PULSE_S:
+            self._n_between = max(1, 2 * self._n_between)
+        elif past_s > 2 * PULSE_S:
+            self._n_between //= 2
+        return n_done + self._n_between
+
     def on_train_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
     ) -> None:
-        """Report the epochs before the interruption again."""
+        """Start the clocks; report the epochs before the interruption again."""
+        self._told_s = self._epoch_began_s = self._asked_s = self.agreed(time.monotonic())
         # Within an epoch the module may lack what it collects from its beginning on.
         self.has_begun = not self._is_within
         if self._is_within:
@@ -293,7 +329,8 @@ class Fit(lightning.pytorch.callbacks.Checkpoint):
             trainer.fit_loop._restarting = trainer.fit_loop.epoch_loop.restarting = False
         else:
             self._engine.keep_if_due(self._run, self._epoch)
-        self._part_began_s, self._epoch_began_s = self._clock(), time.monotonic()
+        self._part_began_s, self._epoch_began_s = self._clock(), self.agreed(time.monotonic())
+        self._asked_s, self._asks_at = self._epoch_began_s, 0
         self.has_validated, self._logger.is_in_step = False, True
 
     def on_train_batch_start(
@@ -352,7 +389,7 @@ class Fit(lightning.pytorch.callbacks.Checkpoint):
         if self._lane is not None and metrics:
             metrics = {}  # of any of the trials
             slots.say(MIXED)
-        metrics |= self._fresh(trainer.callback_metrics)
+        metrics = _mean(self.of_all_ranks(metrics | self._fresh(trainer.callback_metrics)))
         if epochs_done != run.epoch + 1:  # other reports than one an epoch
             metrics[EPOCHS_DONE] = epochs_done
         slots.say(*[notice.message for notice in notices])
@@ -392,7 +429,17 @@ class Fit(lightning.pytorch.callbacks.Checkpoint):
             tell()
         else:
             self._lane.outside(tell)
-        self._told_s = time.monotonic()
+        self._run.stop = self.agreed(self._run.stop)
+        self._told_s = self.agreed(time.monotonic())
+
+
+def _mean(metrics: list[dict[str, float]]) -> dict[str, float]:
+    """The mean of each metric over the ranks that have it."""
+    found: dict[str, list[float]] = {}
+    for one in metrics:
+        for name, value in one.items():
+            found.setdefault(name, []).append(value)
+    return {name: sum(values) / len(values) for name, values in found.items()}
 
 
 def _is_ending(trainer: lightning.Trainer) -> bool:

@@ -9,7 +9,9 @@ from typing import Any
 import lightning
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
-from sweep.training.devices import lightning_devices
+from sweep.data.rows import RowBatches
+from sweep.data.tensors import Batches
+from sweep.training.devices import first_device, lightning_devices
 from sweep.training.modules import has_own_loaders
 from sweep.training.plain.lanes import isolated_generators
 from sweep.training.project.project import Built, listed
@@ -25,10 +27,25 @@ def trainer_arguments(task: Task, built: Built) -> dict[str, Any]:
         "max_epochs": task.epochs,
         "accelerator": task.accelerator,
         "devices": lightning_devices(task.devices),
+        "strategy": strategy_of(task),
         "precision": task.precision,
         **built.trainer,
         "callbacks": [*listed(built.trainer.get("callbacks")), *built.callbacks],
     }
+
+
+def strategy_of(task: Task) -> str:
+    """Lightning's `strategy`: without effect on one device."""
+    if task.n_devices == 1:
+        return "auto"
+    return "ddp" if task.strategy == "auto" else task.strategy
+
+
+def one_device(task: Task) -> dict[str, Any]:
+    """Arguments of a Trainer in this process, in place of the task's for several devices."""
+    if task.n_devices == 1:
+        return {}
+    return {"devices": lightning_devices(first_device(task.devices)), "strategy": "auto"}
 
 
 def first_batch(built: Built) -> Any:
@@ -57,6 +74,9 @@ def loaders(built: Built, first_epoch: int, trainer: lightning.Trainer) -> dict[
         return given
     if has_own_loaders(built.module):
         return {}
+    for loader in given.values():
+        if isinstance(loader, Batches | RowBatches):  # Lightning shares DataLoaders out itself
+            loader.part = trainer.global_rank, trainer.world_size
     is_own = is_overridden("val_dataloader", built.module)
     return given | ({"val_dataloaders": None} if is_own else {})
 

@@ -18,12 +18,13 @@ from sweep.data.catalog import is_custom
 from sweep.errors import ConfigError
 from sweep.hyperparameters import DEFAULT_MODULE
 from sweep.protocols import Data, Exchange
-from sweep.training.devices import ready
+from sweep.training.devices import missing_devices, ready
 from sweep.training.engine_choice import why_plain
 from sweep.training.lightning_trainer import hush_lightning
 from sweep.training.mlflow_calls import FluentCalls
 from sweep.training.plain.engine import PlainEngine
 from sweep.training.plain.ladder import Ladder, climb
+from sweep.training.plain.several import train_on_devices
 from sweep.training.process_state import current_folder, undisturbed
 from sweep.training.project.check import preflight
 from sweep.training.project.project import Built, Project
@@ -56,6 +57,8 @@ class PlainTrainer:
         self._calls = FluentCalls(task.work_dir)
         self._is_users = task.module != DEFAULT_MODULE or is_custom(task.data)
         self._task = task
+        if fault := missing_devices(task):
+            raise ConfigError(fault)
         # Reports a wrong name before the first trial.
         with self._caught():
             self._project = Project(task, data() if callable(data) else data)
@@ -69,6 +72,9 @@ class PlainTrainer:
         slots.say(self._notice)
         try:
             is_sound = self._look_ahead(slots)
+            if self._task.n_devices > 1:
+                train_on_devices(self._task, slots, self._project.info)
+                return
             ladder = self._ladder(is_sound=is_sound)
             slots.say(ladder.said)
             train_plainly(

@@ -24,7 +24,7 @@ from sweep.errors import did_you_mean, must_be_one_of
 from sweep.hyperparameters import TRAINING_ARGUMENTS
 from sweep.loading import import_object, raised_by_user_code
 from sweep.training.lightning_trainer import quiet_trainer
-from sweep.training.plain.fitting import loaders, trainer_arguments
+from sweep.training.plain.fitting import loaders, one_device, trainer_arguments
 from sweep.training.project.project import Project
 from sweep.training.project.reading import is_read, is_used, sources
 from sweep.training.resuming import seed_everything
@@ -119,7 +119,7 @@ def _outcome(project: Project, task: Task, values: Mapping[str, Any]) -> dict[st
     built = project.built(TrialSpec(0, values, 0))
     module = built.module
     with tempfile.TemporaryDirectory() as folder:
-        given = trainer_arguments(task, built) | {
+        given = trainer_arguments(task, built) | one_device(task) | {
             "max_epochs": 1, "max_steps": -1, "limit_train_batches": 1, "limit_val_batches": 1,
             "limit_test_batches": 1, "val_check_interval": 1.0, "check_val_every_n_epoch": 1,
             "logger": False, "accumulate_grad_batches": 1,

@@ -161,7 +161,9 @@ class Project:
             kind = type(module).__name__
             raise TypeError(f"{name} must return a LightningModule first, but returned a {kind}")
         trainer = dict(trainer or {})
-        others = [key for key in trainer if key != "callbacks"]
+        is_object = not isinstance(trainer.get("strategy"), str)
+        own = ("callbacks", "strategy") if is_object else ("callbacks",)
+        others = [key for key in trainer if key not in own]
         if faults := [fault for key in others if (fault := trainers_fault(key))]:
             raise TypeError(f"{name}: {'; '.join(faults)}")
         known = None if data is None else data_of(data, name, self._task, self._end)

@@ -1,0 +1,247 @@
+"""Trials on several devices: each trains in processes of its own, one a device (its ranks).
+
+The worker starts them, passes on what rank 0 reports, and ends them with the trial. So no launcher
+of Lightning's, which would run the search's command again, is ever asked; what ranks do is in
+`rank.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import shutil
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.plugins.environments.lightning import find_free_network_port
+
+from sweep.environment import signals
+from sweep.environment.launchers import without_foreign
+from sweep.environment.processes import command_of, how_it_ended
+from sweep.errors import SweepError
+from sweep.files.trial_files import RESUME_STATE, TrialFiles
+from sweep.training.devices import ready
+from sweep.training.run import Run
+from sweep.training.slot_loop import Slots, train_one_by_one
+from sweep.trial import (
+    DatasetInfo,
+    EpochReport,
+    Failure,
+    Notice,
+    Pulse,
+    Report,
+    Task,
+    TrialResult,
+)
+
+RANKS = "ranks"
+"""Folder of a trial while it trains: what all ranks but the first write."""
+GRACE_S = 1.0
+"""After one rank's error, time for the news of another's death that may be its cause."""
+LEAVE_S = 10.0
+"""Time for ranks to exit by themselves."""
+
+
+@dataclass
+class _Rank:
+    number: int
+    process: subprocess.Popen[bytes]
+    pipe: Connection
+
+    def message(self) -> Any:
+        """What the process sends next; a Failure if it is dead."""
+        try:
+            return self.pipe.recv()
+        except (EOFError, OSError):
+            how = how_it_ended(self.process.wait())
+            return Failure("killed", f"rank {self.number} of the trial {how}")
+
+
+def train_on_devices(task: Task, slots: Slots, info: DatasetInfo | None) -> None:
+    """Train the trials of `slots` one after the other, each on all devices of `task`."""
+    engine = SeveralDevices(task, slots)
+    train_one_by_one(slots, engine, ready(task, info, 1), contextlib.nullcontext)
+
+
+class SeveralDevices:
+    """An engine without a module: it stands between the slot loop and a trial's ranks.
+
+    Args:
+        task: Settings of the study.
+        slots: Receives what rank 0 reports.
+    """
+
+    def __init__(self, task: Task, slots: Slots) -> None:
+        self._task, self._slots = task, slots
+
+    def fit(self, run: Run) -> None:
+        """Train a trial to its end; what fails in any rank is its failure. No rank is left.
+
+        Raises the driver's errors and DiskError.
+        """
+        with _started(self._task, run, self._slots.choice) as ranks:
+            failure = self._relay(run, ranks)
+        if failure is not None:
+            self._slots.fail_with(run, failure)
+
+    def _relay(self, run: Run, ranks: Sequence[_Rank]) -> Failure | None:
+        while True:
+            for pipe in wait([rank.pipe for rank in ranks]):
+                rank = next(one for one in ranks if one.pipe is pipe)
+                message = rank.message()
+                if isinstance(message, SweepError):
+                    raise message
+                if isinstance(message, Failure):
+                    return _cause(message, [one for one in ranks if one is not rank])
+                reports, self._slots.choice = message
+                self._take(run, reports)
+                with contextlib.suppress(OSError):  # its death is seen at the next wait
+                    rank.pipe.send(run.stop)
+                if run.result is not None:
+                    return None
+
+    def _take(self, run: Run, reports: Sequence[Report]) -> None:
+        """Pass on what rank 0 says; the last epoch goes with the result."""
+        said: list[Report] = []
+        for report in reports:
+            if isinstance(report, Notice):
+                self._slots.say(report.message)
+            elif isinstance(report, TrialResult):
+                run.result = report
+            elif isinstance(report, EpochReport | Pulse):
+                said.append(report)
+            if isinstance(report, EpochReport):
+                run.epoch, run.start_epoch = report.epoch, report.start_epoch
+                run.history[report.epoch - 1 :] = [report]
+        if run.result is None:
+            self._slots.tell(*said)
+        else:
+            self._slots.add(*said)
+
+    def rung(self, run: Run) -> str:
+        """How the trial was trained."""
+        return f"plain, {self._task.n_devices} devices"
+
+    # The rest of `sweep.training.slot_loop.Engine`: rank 0 has module and files.
+
+    def open(self, run: Run) -> Sequence[Report]:
+        """Does nothing."""
+        return ()
+
+    def keep_best(self, numbers: Sequence[int]) -> None:
+        """Does nothing."""
+
+    def state(self, run: Run) -> None:
+        """None."""
+
+    def module(self, run: Run, which: str) -> None:
+        """None."""
+
+    def example(self, run: Run) -> None:
+        """None."""
+
+    def checkpoint_arguments(self, run: Run) -> Mapping[str, Any]:
+        """None."""
+        return {}
+
+    def close(self, number: int) -> None:
+        """Does nothing."""
+
+
+def _cause(failure: Failure, others: list[_Rank]) -> Failure:
+    """The failure that counts: if a rank dies, the others raise errors of their connection."""
+    while others and failure.kind != "killed":
+        pipes = wait([rank.pipe for rank in others], GRACE_S)
+        if not pipes:
+            break
+        for rank in [one for one in others if one.pipe in pipes]:
+            others.remove(rank)
+            message = rank.message()
+            if isinstance(message, Failure) and message.kind == "killed":
+                failure = message
+    return failure
+
+
+@contextlib.contextmanager
+def _started(task: Task, run: Run, choice: Any) -> Iterator[list[_Rank]]:
+    """Within, the ranks of a trial train; at the end none of them, nor what they started, is
+    left."""
+    ranks: list[_Rank] = []
+    variables = _variables(task, run)
+    folder = run.files.path(RANKS)
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        for number in range(task.n_devices):
+            group = ranks[0].process.pid if ranks else 0
+            ranks.append(_start(task, number, group, variables))
+        for rank in ranks:
+            with contextlib.suppress(OSError):  # its death is seen at once
+                rank.pipe.send((_task_of(rank, task, run), run.spec, choice))
+        yield ranks
+        if run.result is not None:
+            _see_off(ranks)
+    finally:
+        for rank in ranks:
+            rank.pipe.close()
+        if ranks:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(ranks[0].process.pid, signal.SIGKILL)
+        for rank in ranks:
+            rank.process.wait()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _variables(task: Task, run: Run) -> dict[str, str]:
+    """Environment variables of all ranks: Lightning takes them for started by a launcher."""
+    return without_foreign(os.environ) | {
+        "WORLD_SIZE": str(task.n_devices), "NODE_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_network_port()),
+        "PL_GLOBAL_SEED": str(run.spec.seed % 2**32),  # of the order of data
+        "OMP_NUM_THREADS": str(_n_threads(task)),
+    }  # fmt: skip
+
+
+def _task_of(rank: _Rank, task: Task, run: Run) -> Task:
+    """The task for one rank: all but the first write into a folder that nobody keeps."""
+    work_dir = task.work_dir
+    if rank.number > 0:
+        work_dir = str(run.files.path(RANKS) / str(rank.number))
+        own = TrialFiles(work_dir, run.spec.number)
+        own.make_folder()
+        own.path(RESUME_STATE).symlink_to(run.files.path(RESUME_STATE).absolute())
+    return dataclasses.replace(task, work_dir=work_dir, n_threads=_n_threads(task), probes=())
+
+
+def _n_threads(task: Task) -> int:
+    """Of each rank."""
+    return max(1, (task.n_threads or os.cpu_count() or 1) // task.n_devices)
+
+
+def _start(task: Task, number: int, group: int, variables: Mapping[str, str]) -> _Rank:
+    with contextlib.ExitStack() as open_here:
+        log = open_here.enter_context(Path(task.log_file).open("ab"))
+        ours, theirs = socket.socketpair()
+        open_here.enter_context(theirs)
+        open_here.enter_context(signals.held_back())
+        process = subprocess.Popen(
+            command_of("sweep.training.plain.rank", theirs.fileno()),
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=[theirs.fileno()],
+            env={**variables, "LOCAL_RANK": str(number)}, process_group=group,
+        )  # fmt: skip
+    return _Rank(number, process, Connection(ours.detach()))
+
+
+def _see_off(ranks: Sequence[_Rank]) -> None:
+    """Let the ranks exit by themselves: their pipes say that the trial is over."""
+    for rank in ranks:
+        rank.pipe.close()
+    for rank in ranks:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            rank.process.wait(timeout=LEAVE_S)
