@@ -259,6 +259,7 @@ def test_a_setting_has_one_spelling_everywhere(tmp_path: Path, name: str) -> Non
         "trial_timeout_s": "5m",
         "metric": "val_loss",
         "devices": "2,",
+        "deterministic": "true",
         "vary": "lr=0.1..1",
         "set": "lr=0.1",
         "callback": "some.module:Callback",
