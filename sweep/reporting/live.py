@@ -147,7 +147,7 @@ def frame(
 
 def _bar(progress: Progress, width: int, *, is_stopping: bool) -> RenderableType:
     done, total = progress.n_done, progress.study.n_trials
-    tail = _clock(progress.elapsed_s) if progress.elapsed_s else ""
+    tail = _clock(progress.elapsed_s)
     eta = None if is_stopping else progress.eta_s()
     if eta is not None and done < total:
         tail += f"  ETA {_clock(round(eta))}"
