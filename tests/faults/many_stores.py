@@ -62,7 +62,7 @@ def soak(server: Postgres, folder: Path, args: argparse.Namespace) -> list[str]:
     rng, faults = random.Random(args.seed), list[str]()
     for round_, victim in zip(range(args.rounds), itertools.cycle(VICTIMS), strict=False):
         process = start_sweep(folder, *command, env=env)
-        wait_for_line(process, "trial=")  # AssertionError: it is done, so ask for more --trials
+        wait_for_line(process, "trial=")
         time.sleep(rng.uniform(0.0, args.longest))
         hit(victim, process, server, rng)
         out, err = process.communicate(timeout=LAST_TRY_S)
@@ -82,7 +82,7 @@ def soak(server: Postgres, folder: Path, args: argparse.Namespace) -> list[str]:
 def hit(victim: str, process: subprocess.Popen[str], server: Postgres, rng: random.Random) -> None:
     """End the server and start it again, or a worker, or the driver."""
     if process.poll() is not None:
-        return
+        raise AssertionError("the search was done before it could be hit: ask for more --trials")
     if victim == "server":
         server.stop()
         time.sleep(rng.uniform(0.0, 3.0))
