@@ -3,7 +3,8 @@
     python tests/faults/many_stores.py --workers 8 --trials 600 --rounds 12
 
 Each round starts the same command, waits for a trial and a while longer, and ends one of the
-three. A server or a driver that ends takes the search with it; the next round goes on. At the end
+three. A server or a driver that ends takes the search with it, without a worker it goes on until
+Ctrl-C; the next round continues it. At the end
 both stores must have every trial's points exactly once. Any line on locks is a fault.
 """
 
@@ -29,8 +30,8 @@ from searches import children_of, environment, start_sweep, wait_for_line
 
 STUDY, METRIC = "soak", "val_acc"
 VICTIMS = ("server", "worker", "driver")
-MAY_LEAVE = (0, 4, 6, 7, -signal.SIGKILL)
-"""Exit codes of a search that lost its server, too many workers, or its own process."""
+MAY_LEAVE = (0, 4, 7, 130, -signal.SIGKILL)
+"""Exit codes of a search that lost its server, was interrupted, or lost its own process."""
 LAST_TRY_S = 900
 
 
@@ -91,6 +92,8 @@ def hit(victim: str, process: subprocess.Popen[str], server: Postgres, rng: rand
         process.kill()
     elif workers := children_of(process.pid):
         os.kill(rng.choice(workers), signal.SIGKILL)
+        wait_for_line(process, "trial=")  # the others go on
+        process.send_signal(signal.SIGINT)
 
 
 def faults_of(code: int, said: str) -> list[str]:
