@@ -3,8 +3,8 @@
     python benchmarks/crowd.py [--workers 64 256 512] [--epochs 30] [--sampler random]
 
 Everything but training is real: driver, sampler, Optuna's SQLite storage, MLflow's store, and
-workers in processes of their own at the other end of sockets; they are scripted (sweep.testing)
-and sleep between reports. Workers start one after the other, so that reports do not come at once.
+workers at the other end of sockets, 32 threads to a process; they are scripted (sweep.testing) and
+sleep between reports, each from a moment of its own.
 Printed are the driver's processor time as a share of one core, the time from a worker's message to
 its answer in the first and the last third of the search (a queue that grows would show there), and
 how far MLflow's thread is behind at the end.
@@ -22,6 +22,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import date
@@ -40,6 +41,15 @@ from sweep.trial import Failure, Orders, Report, Task, TrialSpec
 
 SPACE = "# A line.\nparameters:\n  lr: {float: [1e-4, 0.1], log: true}\nfixed: {hidden: [8]}\n"
 EPOCH_S = 1.0
+A_PROCESS = 32
+
+
+def host(descriptors: Sequence[int], n_epochs: int, log: str) -> None:
+    """A process of workers."""
+    threads = [threading.Thread(target=work, args=(d, n_epochs, log)) for d in descriptors]
+    for thread in threads:
+        time.sleep(EPOCH_S / len(threads))
+        thread.start()
 
 
 def work(descriptor: int, n_epochs: int, log: str) -> None:
@@ -54,7 +64,8 @@ def work(descriptor: int, n_epochs: int, log: str) -> None:
         return orders
 
     def script(spec: TrialSpec) -> Iterator[Mapping[str, float]]:
-        for epoch in range(n_epochs):
+        n_own = n_epochs // 2 + 7 * spec.number % (n_epochs // 2)  # they end at different times
+        for epoch in range(n_own):
             time.sleep(EPOCH_S)
             yield {"val_acc": 1 - 0.9**epoch, "val_loss": 0.9**epoch, "train_loss": 0.9**epoch}
 
@@ -62,7 +73,7 @@ def work(descriptor: int, n_epochs: int, log: str) -> None:
         ScriptedTrainer(script).train(exchange)
     except EOFError:
         return
-    Path(log, f"{os.getpid()}.json").write_text(json.dumps(waits))
+    Path(log, f"{os.getpid()}-{descriptor}.json").write_text(json.dumps(waits))
 
 
 class ScriptedLink:
@@ -70,13 +81,7 @@ class ScriptedLink:
 
     is_too_large = False
 
-    def __init__(self, n_epochs: int, log: str) -> None:
-        ours, theirs = socket.socketpair()
-        self._process = subprocess.Popen(
-            [sys.executable, __file__, "--work", str(theirs.fileno()), str(n_epochs), log],
-            pass_fds=[theirs.fileno()],
-        )
-        theirs.close()
+    def __init__(self, ours: socket.socket) -> None:
         self.pipe = Connection(ours.detach())
 
     def send(self, orders: Orders) -> None:
@@ -95,11 +100,9 @@ class ScriptedLink:
         return ""
 
     def leave(self) -> None:
-        self._process.wait(timeout=30)
+        pass
 
     def end(self) -> None:
-        self._process.kill()
-        self._process.wait()
         self.pipe.close()
 
 
@@ -108,11 +111,27 @@ class ScriptedCrew(Crew):
 
     def __init__(self, n: int, n_epochs: int, log: str) -> None:
         super().__init__(n)
-        self._given = n_epochs, log
+        self._ours: list[socket.socket] = []
+        self._hosts: list[subprocess.Popen[bytes]] = []
         self.cpu_s = self.wall_s = 0.0
+        while n > len(self._ours):
+            pairs = [socket.socketpair() for _ in range(min(A_PROCESS, n - len(self._ours)))]
+            theirs = [end.fileno() for _, end in pairs]
+            words = ["--work", str(n_epochs), log, *map(str, theirs)]
+            self._hosts.append(
+                subprocess.Popen([sys.executable, __file__, *words], pass_fds=theirs)
+            )
+            self._ours += [end for end, _ in pairs]
+            for _, end in pairs:
+                end.close()
 
     def _start(self, task: Task) -> Link:
-        return ScriptedLink(*self._given)
+        return ScriptedLink(self._ours.pop())
+
+    def kill(self) -> None:
+        super().kill()
+        for process in self._hosts:
+            process.wait(timeout=60)
 
     def _wait(self, links: Sequence[Link], timeout_s: float) -> Collection[Link]:
         by_pipe = {link.pipe: link for link in cast(Sequence[ScriptedLink], links)}
@@ -174,6 +193,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--work"]:
-        work(int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
+        host([*map(int, sys.argv[4:])], int(sys.argv[2]), sys.argv[3])
     else:
         main()
