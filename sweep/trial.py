@@ -125,6 +125,8 @@ class Task:
     """File for the output of libraries."""
     session: str = ""
     """Of one search: what its workers prepare on a machine, they prepare once."""
+    machine_dir: str = ""
+    """Folder that the search's workers on a machine share; "": work_dir."""
     accelerator: str = "auto"
     """Lightning's `accelerator`."""
     devices: str = "1"

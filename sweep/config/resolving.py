@@ -188,6 +188,10 @@ def _cross_check(config: RunConfig, wrong: Collection[str]) -> list[str]:
     faults += _kind_faults(config)
     if config.executor == "inline" and (config.workers or 1) > 1:
         faults.append("--executor inline runs in this process: --workers must be 1")
+    if config.deterministic and config.threads not in (None, 1):
+        faults.append("--deterministic trains on one thread a worker: leave out --threads")
+    if config.executor == "ray" and not config.devices.isdigit():
+        faults.append("--executor ray gives out devices itself: --devices must be a number")
     if _same_database(config.storage, config.tracking_uri):
         faults.append(
             "--storage and --tracking-uri name one database: Optuna and MLflow need one each"

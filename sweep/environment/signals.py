@@ -65,6 +65,18 @@ def interrupting() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def kept() -> Iterator[None]:
+    """Within, a library may put handlers of its own in place of ours; afterwards ours are back."""
+    before = {number: signal.getsignal(number) for number in STOPPING}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+@contextlib.contextmanager
 def suspending(pids: Callable[[], Iterable[int]]) -> Iterator[None]:
     """Within, Ctrl-Z suspends the process groups of `pids` along with this process."""
 

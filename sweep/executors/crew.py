@@ -113,10 +113,14 @@ class Crew(ABC):
         self._is_settled = False
         """Whether a worker has said how many there are to be, and what they are to do."""
         self._memory = MemoryLimit(None)
+        self._n_started = 0
+        """Trials that began, by their numbers."""
         self._n_dismissed = 0
         """Workers that left since no trial was to come; the user may extend the search."""
         self._n_deaths = 0
         self._n_stillborn = 0
+        self._has_served = False
+        """Whether any worker was ready."""
         self._now = 0.0
         """Seconds that this executor watched its workers."""
         self._stopped_at: float | None = None
@@ -170,10 +174,14 @@ class Crew(ABC):
 
     def kill(self) -> None:
         """End all workers now; those that are exiting by themselves have LEAVE_S."""
+        self.kill_workers()
+        self._see_off()
+
+    def kill_workers(self) -> None:
+        """End all workers now, but for those that are exiting."""
         for worker in self._workers:
             worker.link.end()
         self._workers.clear()
-        self._see_off()
 
     def _see_off(self) -> None:
         while self._leaving:
@@ -220,11 +228,13 @@ class Crew(ABC):
     def _serve(self, worker: _Worker) -> None:
         message = worker.link.receive()
         if isinstance(message, SweepError):
-            raise message
+            if worker.is_ready or not self._has_served:
+                raise message
+            message = Failure("exception", str(message))  # its machine's own: others have begun
         if isinstance(message, Failure):
             self._bury(worker, message)
             return
-        worker.is_ready, self._n_stillborn = True, 0
+        worker.is_ready, self._has_served, self._n_stillborn = True, True, 0
         self._answer(worker, *message)
 
     def _answer(self, worker: _Worker, reports: Sequence[Report], n_free: int) -> None:
@@ -250,9 +260,10 @@ class Crew(ABC):
 
     def _share(self, worker: _Worker) -> int:
         """How many more trials are one worker's: the first must not take those of all."""
-        if self._n_wanted < 2 or self._task.n_trials is None:
+        n_trials = self._task.n_trials
+        if self._n_wanted < 2 or n_trials is None or self._n_started > n_trials:  # extended
             return sys.maxsize
-        return max(0, math.ceil(self._task.n_trials / self._n_wanted) - len(worker.running))
+        return max(0, math.ceil(n_trials / self._n_wanted) - len(worker.running))
 
     def _settle(self, worker: _Worker, ready: WorkerReady) -> None:
         """Start the other workers that the first one's measurements ask for; all later ones do
@@ -286,6 +297,7 @@ class Crew(ABC):
 
     def _send(self, worker: _Worker, orders: Orders) -> None:
         worker.running |= {spec.number: self._now for spec in orders.start}
+        self._n_started = max([self._n_started, *(spec.number + 1 for spec in orders.start)])
         worker.heard = self._now
         worker.link.send(orders)
         if orders.is_last and not worker.running:
@@ -307,14 +319,16 @@ class Crew(ABC):
         worker.link.end()
         self._workers.remove(worker)
         self._n_dismissed = 0  # its trials that are tried again need one worker
-        if FAILURES[failure.kind].costs_a_try:
-            self._n_deaths += 1
-            self._n_stillborn += not worker.is_ready
+        self._n_deaths += FAILURES[failure.kind].costs_a_try
+        self._n_stillborn += not worker.is_ready
         is_hopeless = self._n_deaths > MAX_DEATHS or self._n_stillborn >= MAX_STILLBORN
-        if is_hopeless or (not worker.running and failure.kind == "exception"):
+        is_ours = failure.kind == "exception" and not (worker.running or self._has_served)
+        if is_hopeless or is_ours:
             words = "" if worker.is_ready else worker.link.last_words()
             said_last = f": {redacted(words)[:300]}" if words else ""
             raise StudyFailedError(f"a worker cannot start: {failure.message}{said_last}")
+        if failure.kind == "exception":
+            said.append(notice(f"a worker ended: {failure.message}"))
         orders = self._ask([*said, *_failed(worker.running, failure)], 0)
         if not orders.is_last:
             self._hire(task)

@@ -8,7 +8,10 @@ handed out. So nobody opens another machine's path.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
+import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -19,6 +22,10 @@ from sweep.files.trial_files import STEPS, TrialFiles, replace_file
 
 PIECE = 2**24
 """Bytes of a file that travel at a time: larger files never are in memory as a whole."""
+BROKEN_OFF = re.compile(r"\..*\.[0-9a-f]{16}\.\d+")
+"""Names that `replace_file` writes aside."""
+RANKS = "ranks"
+"""What the further ranks of a trial on several devices write, which nobody keeps."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,10 @@ class Parcel:
     """Its content in pieces, as `hold` of its sender made them; None: the file is gone."""
     start: int = 0
     """Where the content begins in the file."""
+    is_log: bool = False
+    """It is added to a file that others write, too."""
+    mtime_ns: int = 0
+    """Unix time of its last change, by the sender's clock: that of the trial's reports."""
 
 
 class Luggage:
@@ -38,20 +49,20 @@ class Luggage:
 
     Args:
         folder: The study's folder.
-        growing: Names that only grow: their new ends travel. Those of trials' STEPS are known.
+        logs: Names of logs: what was added travels, and is added to the receiver's.
         hold: Makes of a large piece what travels in its place.
     """
 
     def __init__(
-        self, folder: str | Path, growing: Sequence[str] = (), hold: Callable[[bytes], Any] = bytes
+        self, folder: str | Path, logs: Sequence[str] = (), hold: Callable[[bytes], Any] = bytes
     ) -> None:
-        self._folder, self._growing, self._hold = Path(folder), growing, hold
+        self._folder, self._logs, self._hold = Path(folder), logs, hold
         self._known: dict[str, tuple[int, int, int]] = {}
         """Name -> size, time of change and number of the file, as packed or unpacked last."""
 
     def packed(self, numbers: Iterable[int]) -> list[Parcel]:
         """What is new among the files of these trials, and in what grows."""
-        found = {name: self._folder / name for name in self._growing}
+        found = {name: self._folder / name for name in self._logs}
         for number in numbers:
             found |= self._files_of(number)
         parcels = [self._parcel(name, path) for name, path in found.items()]
@@ -59,7 +70,7 @@ class Luggage:
         gone = [name for name in self._known if name.startswith(below) and name not in found]
         for name in gone:
             del self._known[name]
-        return [*(p for p in parcels if p is not None), *(Parcel(name, None) for name in gone)]
+        return [*(Parcel(name, None) for name in gone), *(p for p in parcels if p is not None)]
 
     def unpack(self, parcels: Iterable[Parcel], fetch: Callable[[Any], bytes] = bytes) -> None:
         """Write files where they belong. Raises DiskError; StoreError for a name elsewhere."""
@@ -69,14 +80,18 @@ class Luggage:
                 raise StoreError(f"a worker sent a file called {parcel.name}")
             path = self._folder / where
             if parcel.pieces is None:
-                path.unlink(missing_ok=True)
+                _remove(path, self._folder)
                 self._known.pop(parcel.name, None)
                 continue
             pieces = (fetch(piece) for piece in parcel.pieces)
+            if parcel.is_log:
+                _add(path, pieces)
+                continue
             if parcel.start:
                 _write_at(path, parcel.start, pieces)
             else:
                 replace_file(path, pieces)
+            os.utime(path, ns=(parcel.mtime_ns, parcel.mtime_ns))
             self._known[parcel.name] = _look_of(path)
 
     def forget(self, number: int) -> None:
@@ -89,13 +104,15 @@ class Luggage:
         return TrialFiles("", number).folder.as_posix() + "/"
 
     def _files_of(self, number: int) -> dict[str, Path]:
-        """Relative name -> path; writes that have not ended, or were broken off, are left out."""
+        """Relative name -> path; writes that have not ended, or were broken off, are left out, and
+        so are pipes, links and what ranks have for themselves."""
         folder = TrialFiles(self._folder, number).folder
         return {
             path.relative_to(self._folder).as_posix(): path
             for path in (Path(top, name) for top, _, names in os.walk(folder) for name in names)
-            if not path.name.startswith(".")
-        }
+            if not BROKEN_OFF.fullmatch(path.name) and _is_plain(path)
+            and path.relative_to(folder).parts[0] != RANKS
+        }  # fmt: skip
 
     def _parcel(self, name: str, path: Path) -> Parcel | None:
         try:
@@ -103,17 +120,34 @@ class Luggage:
             before = self._known.get(name)
             if look == before:
                 return None
-            is_growing = name in self._growing or name.endswith(STEPS)
+            is_growing = name in self._logs or name.endswith(STEPS)
             has_grown = before is not None and before[2] == look[2] and before[0] < look[0]
             start = before[0] if before and is_growing and has_grown else 0
             pieces = [self._held(piece) for piece in _pieces(path, start, look[0])]
-        except FileNotFoundError:
+        except OSError:  # it went meanwhile, or is not ours to read
             return None
         self._known[name] = look
-        return Parcel(name, pieces, start)
+        return Parcel(name, pieces, start, name in self._logs, look[1])
 
     def _held(self, piece: bytes) -> Any:
         return self._hold(piece) if len(piece) == PIECE else piece
+
+
+def _is_plain(path: Path) -> bool:
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except OSError:
+        return False
+
+
+def _remove(path: Path, below: Path) -> None:
+    """Remove a file and the folders below `below` that it leaves empty."""
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
+        for folder in path.parents:
+            if folder == below:
+                break
+            folder.rmdir()
 
 
 def _look_of(path: Path) -> tuple[int, int, int]:
@@ -126,6 +160,12 @@ def _pieces(path: Path, start: int, end: int) -> Iterator[bytes]:
         file.seek(start)
         for at in range(start, end, PIECE):
             yield file.read(min(PIECE, end - at))
+
+
+def _add(path: Path, pieces: Iterable[bytes]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        file.writelines(pieces)
 
 
 def _write_at(path: Path, start: int, pieces: Iterable[bytes]) -> None:

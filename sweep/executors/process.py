@@ -37,8 +37,9 @@ class ProcessExecutor(Crew):
     def warm_up(self, task: Task) -> None:
         """Start the workers; they import torch and Lightning while the driver goes on."""
         fill_standard_streams()
-        if task.accelerator in ("auto", "gpu", "cuda") and task.devices == "1":
-            self._gpus = gpus(os.environ)
+        if task.accelerator in ("auto", "gpu", "cuda") and task.devices.isdigit():
+            found, n = gpus(os.environ), task.n_devices  # a worker has those of one trial
+            self._gpus = [",".join(found[i : i + n]) for i in range(0, len(found) - n + 1, n)]
         if self._is_auto and self._gpus:
             self._n_wanted = len(self._gpus)
         super().warm_up(task)
@@ -47,7 +48,7 @@ class ProcessExecutor(Crew):
         if len(self._gpus) < 2:
             return ProcessLink(task)
         taken = [cast(ProcessLink, w.link).gpu for w in self._workers]
-        gpu = min(self._gpus, key=taken.count)  # the first that fewest workers have
+        gpu = min(self._gpus, key=taken.count)  # the first which fewest workers have
         return ProcessLink(task, {VISIBLE: gpu})
 
     def _wait(self, links: Sequence[Link], timeout_s: float) -> Collection[Link]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import logging
 import os
 import shutil
@@ -18,30 +19,43 @@ import socket
 import tempfile
 import time
 from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import ray
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import (
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+)
 
 from sweep.data.catalog import prepare
+from sweep.environment import signals
 from sweep.errors import ConfigError, StoreError, SweepError
 from sweep.executors.crew import LEAVE_S, Crew, Link, Message
 from sweep.executors.devices import VISIBLE
 from sweep.executors.luggage import Luggage, Parcel
 from sweep.executors.process import ProcessLink
-from sweep.trial import Failure, Orders, Task, TrialResult
+from sweep.trial import Failure, Orders, Task, TrialResult, notice
 
 LOOK_S = 2.0
 """Time between two looks at the nodes of the cluster."""
+LONG_S = 45.0
+"""Without a worker for so long, the user is told what is waited for."""
+JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Variable of a job of Ray's own."""
 CONNECT_S = 5.0
 """Time for a cluster's address to answer."""
 LEFT_AT_HOME = (
-    ".*/", "mlruns/", "mlartifacts/", "lightning_logs/", "wandb/", "outputs/", "checkpoints/",
+    ".[!.]*", "mlruns/", "mlartifacts/", "lightning_logs/", "wandb/", "outputs/", "checkpoints/",
     "__pycache__/", "venv/", "node_modules/", "*.ckpt", "*.db", "*.db-*",
 )  # fmt: skip
-"""Not sent to the nodes, besides what .gitignore and .rayignore name."""
+"""Not sent to the nodes, besides what .gitignore and .rayignore name. ".*" would be all of it: Ray
+asks for the folder itself, too, which is "."."""
 
 
 class RayExecutor(Crew):
@@ -60,8 +74,8 @@ class RayExecutor(Crew):
     ) -> None:  # fmt: skip
         super().__init__(n_workers or 0)
         self._n_fixed, self._address, self._gpus, self._cpus = n_workers, address, gpus, cpus
-        self._is_joined = False
-        self._looked = 0.0
+        self._is_joined = self._has_said = False
+        self._looked = self._alone_s = 0.0
 
     def warm_up(self, task: Task) -> None:
         """Join the cluster, send it the current folder, start actors. Raises ConfigError."""
@@ -77,22 +91,43 @@ class RayExecutor(Crew):
             self._is_joined = False
             ray.shutdown()
 
+    def _adjust(self) -> None:
+        """As any crew; after a while without workers, say what they need."""
+        super()._adjust()
+        if any(w.is_ready for w in (*self._workers, *self._leaving)):
+            self._alone_s, self._has_said = self._now, False
+        elif self._now - self._alone_s > LONG_S and self._is_last:
+            self.kill_workers()  # nothing is left to do, and they find no room
+        elif self._now - self._alone_s > LONG_S and not self._has_said:
+            self._has_said = True
+            have = [f"{n.get('CPU', 0):g} and {n.get('GPU', 0):g}" for n in _nodes()]
+            self._ask([notice(
+                f"no worker has begun for {LONG_S:.0f} s: each needs {self._cpus} CPUs and "
+                f"{self._gpus or 0:g} GPUs of one node; the nodes have {', '.join(have) or 'none'}"
+            )], 0)  # fmt: skip
+
     def _join(self) -> None:
         if ray.is_initialized():
             raise ConfigError("this process has joined a Ray cluster: call ray.shutdown() first")
         host, _, port = self._address.rpartition(":")
+        own = {"working_dir": str(Path.cwd()), "excludes": [*LEFT_AT_HOME]}
+        is_job = JOB in os.environ  # of `ray job submit`, which has sent its folder
         try:
             if host and port.isdigit():  # Ray itself would try for minutes
                 socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
-            ray.init(
-                self._address, log_to_driver=False, logging_level=logging.ERROR,
-                runtime_env={"working_dir": str(Path.cwd()), "excludes": [*LEFT_AT_HOME]},
-            )  # fmt: skip
+            with signals.kept():
+                ray.init(
+                    self._address, log_to_driver=False, logging_level=logging.ERROR,
+                    runtime_env=None if is_job else own,
+                )  # fmt: skip
         except (RayError, OSError, RuntimeError, ValueError) as error:
-            said = str(error).strip().split("\n", 1)[0]
+            ray.shutdown()
+            said = _last_line(error)
+            is_away = isinstance(error, OSError)
+            remedy = ": start one with `ray start --head`" if is_away else ""
             raise ConfigError(
                 f"--executor ray: no cluster at --ray-address {self._address} takes this search "
-                f"({said}): start one with `ray start --head`"
+                f"({said}){remedy}"
             ) from error
         self._is_joined = True
 
@@ -101,7 +136,8 @@ class RayExecutor(Crew):
         nodes = _nodes()
         may_have = task.accelerator in ("auto", "gpu", "cuda")
         if self._gpus is None:
-            self._gpus = 1 if may_have and any(n.get("GPU") for n in nodes) else 0
+            has_any = may_have and any(n.get("GPU") for n in nodes)
+            self._gpus = task.n_devices if has_any else 0
         if self._cpus is None:
             n_cpus = [int(n["CPU"]) for n in nodes if n.get("CPU", 0) >= 1] or [1]
             share = sum(n_cpus) // self._n_fixed if self._n_fixed else min(n_cpus)
@@ -124,13 +160,13 @@ class RayExecutor(Crew):
         return RayLink(task, self._gpus or 0, self._cpus or 1)
 
     def _wait(self, links: Sequence[Link], timeout_s: float) -> Collection[Link]:
+        # By futures: `ray.wait` would swallow what the second Ctrl-C raises.
         by_call = {link.call: link for link in cast(Sequence[RayLink], links)}
         if not by_call:
             time.sleep(timeout_s)
             return ()
-        ready, _ = ray.wait([*by_call], timeout=timeout_s, fetch_local=False)
-        more, _ = ray.wait([*by_call], num_returns=len(by_call), timeout=0, fetch_local=False)
-        return [by_call[call] for call in {*ready, *more}]
+        ready, _ = wait([*by_call], timeout_s, FIRST_COMPLETED)
+        return [by_call[call] for call in ready]
 
 
 class RayLink:
@@ -143,26 +179,26 @@ class RayLink:
         options = {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": 0, "max_task_retries": 0}
         actor: Any = ray.remote(Station).options(**options, scheduling_strategy="SPREAD")
         self._actor: Any = actor.remote(task, cpus)
-        self.call = self._actor.step.remote(None, ())
+        self.call: Future[Packet] = self._actor.step.remote(None, ()).future()
 
     def send(self, orders: Orders) -> None:
         """Answer its last message, with the files of the trials that it is to train."""
         luggage = Luggage(self._folder, hold=ray.put)
         parcels = [p for spec in orders.start for p in luggage.packed([spec.number])]
-        self.call = self._actor.step.remote(orders, parcels)
+        self.call = self._actor.step.remote(orders, parcels).future()
 
     def receive(self) -> Message:
         """Its next message; waits for it."""
         try:
-            packet = cast(Packet, ray.get(self.call))
+            packet = self.call.result()
             Luggage(self._folder).unpack(packet.parcels, _fetched)
-        except RayActorError as error:
-            said = str(error).strip().rsplit("\n", 1)[-1]
-            if error.actor_init_failed:
-                return Failure("exception", f"on a node of the cluster: {said}")
+        except (RayActorError, ObjectLostError, NodeDiedError) as error:
+            if isinstance(error, RayActorError) and error.actor_init_failed:
+                return Failure("exception", f"on a node of the cluster: {_last_line(error)}")
             return Failure("left", "its machine left the cluster")
-        except RayError as error:  # e.g. the node that had the files is gone, or has no sweep
-            self._said = str(error).strip().rsplit("\n", 1)[-1]
+        except RayError as error:
+            self._said = _last_line(error)
+            self.is_too_large = isinstance(error, OutOfMemoryError)
             return Failure("killed", f"Ray: {self._said}"[:300])
         self._n_bytes, self._said = packet.n_bytes, packet.last_words
         self.is_too_large = packet.is_too_large
@@ -178,12 +214,12 @@ class RayLink:
 
     def leave(self) -> None:
         """Wait for its worker to exit by itself."""
-        with contextlib.suppress(RayError):
-            ray.wait([self.call], timeout=LEAVE_S)
+        wait([self.call], LEAVE_S)
 
     def end(self) -> None:
         """End the actor; its worker follows within a second."""
-        ray.kill(self._actor)
+        with contextlib.suppress(RayError):  # the cluster is gone, and the actor with it
+            ray.kill(self._actor)
 
 
 @dataclass(frozen=True)
@@ -201,12 +237,13 @@ class Station:
     """The actor: a worker process on this node, and what of its folder has been handed over."""
 
     def __init__(self, task: Task, cpus: int) -> None:
-        folder = _own_folder()
+        folder, node = _own_folder(), ray.get_runtime_context().get_node_id()[:16]
         self._task = dataclasses.replace(
             task, work_dir=folder, log_file=str(Path(folder, "sweep.log")),
+            machine_dir=str(Path(tempfile.gettempdir(), f"sweep-{node}-{task.session}")),
             n_threads=task.n_threads or cpus,
         )  # fmt: skip
-        self._luggage = Luggage(folder, growing=["sweep.log"], hold=ray.put)
+        self._luggage = Luggage(folder, logs=["sweep.log"], hold=ray.put)
         self._link: ProcessLink | None = None
         self._numbers: set[int] = set()
 
@@ -215,7 +252,7 @@ class Station:
         try:
             self._luggage.unpack(parcels, _fetched)
             if self._link is None:
-                prepare(self._task.data, self._task.data_dir)  # once a node: into its cache
+                self._prepare()
                 self._link = ProcessLink(self._task, _devices())
         except SweepError as error:
             return Packet(error)
@@ -234,6 +271,14 @@ class Station:
         if isinstance(message, Failure):
             shutil.rmtree(self._task.work_dir, ignore_errors=True)
         return packet
+
+    def _prepare(self) -> None:
+        """Fetch a data set into the node's cache, one worker at a time."""
+        folder = Path(self._task.machine_dir)
+        folder.mkdir(exist_ok=True)
+        with (folder / "lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            prepare(self._task.data, self._task.data_dir)
 
 
 def _nodes() -> list[Mapping[str, float]]:
@@ -269,10 +314,18 @@ def _without_home(task: Task) -> Task:
 
 
 def _own_folder() -> str:
-    """A new folder for this process; those of processes that are gone are removed."""
-    above = Path(tempfile.gettempdir())
-    for left in above.glob("sweep-ray-*-*"):
-        with contextlib.suppress(ValueError, OSError):
-            if not Path("/proc", left.name.split("-")[2]).exists():
-                shutil.rmtree(left, ignore_errors=True)
-    return tempfile.mkdtemp(prefix=f"sweep-ray-{os.getpid()}-", dir=above)
+    """A new folder for this process; those of this node's processes that are gone are removed.
+
+    A folder for temporary files may be shared: other nodes' processes are not seen here.
+    """
+    above, node = Path(tempfile.gettempdir()), ray.get_runtime_context().get_node_id()[:16]
+    for left in above.glob(f"sweep-ray-{node}-*-*"):
+        if not Path("/proc", left.name.split("-")[3]).exists():
+            shutil.rmtree(left, ignore_errors=True)
+    return tempfile.mkdtemp(prefix=f"sweep-ray-{node}-{os.getpid()}-", dir=above)
+
+
+def _last_line(error: BaseException) -> str:
+    """The cause, which Ray says last."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:300] if lines else type(error).__name__

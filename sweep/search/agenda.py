@@ -11,11 +11,25 @@ from typing import TYPE_CHECKING, Any
 
 from sweep.errors import ConfigError, did_you_mean
 from sweep.ledger.orders import LONGEST_CURVE, LiveTrial
-from sweep.trial import EPOCHS_DONE, EpochReport, Failure, Stop, TrialResult, TrialSpec, TrialState
+from sweep.trial import (
+    EPOCHS_DONE,
+    FAILURES,
+    EpochReport,
+    Failure,
+    Stop,
+    TrialResult,
+    TrialSpec,
+    TrialState,
+)
 
 if TYPE_CHECKING:
     from sweep.ledger.trials import LedgerTrial
     from sweep.search.proposals import Proposals
+
+
+MOST_LEFT = 3
+"""If so many machines leave with a trial before its next report, it may be what ends them: by the
+memory that it takes, say."""
 
 
 @dataclass
@@ -38,8 +52,20 @@ class Running:
     """Reports with the objective since then."""
     stop: Stop | None = None
     n_retries: int = 0
+    n_left: int = 0
+    """Machines that left with it since it last got further."""
     spent_s: float = 0.0
     """Training time in workers that gave it back."""
+
+    def costs_a_try(self, failure: Failure) -> bool:
+        """Whether a transient failure is one of the few that a trial has.
+
+        A machine that leaves is not, unless the trial may be why: it got no further on several.
+        """
+        if FAILURES[failure.kind].costs_a_try:
+            return True
+        self.n_left += 1
+        return self.n_left >= MOST_LEFT
 
     def live(self, metric: str) -> LiveTrial:
         """How far it is, for people who look from elsewhere."""

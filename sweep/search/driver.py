@@ -284,6 +284,7 @@ class Driver:
             trial.resumed_at = report.epochs_done
         else:
             trial.told_ms.append(report.time_ms)
+            trial.n_left = 0
         self._records.append(report)
         self._note_metrics(report.metrics)
         wants_stop = False
@@ -351,7 +352,7 @@ class Driver:
         if unscored := never_logged(trial, state, self._config.metric):
             state, failure = TrialState.FAIL, unscored
         may_retry = failure is not None and failure.is_transient
-        costs = failure is not None and FAILURES[failure.kind].costs_a_try
+        costs = failure is not None and trial.costs_a_try(failure)
         may_retry = may_retry and (self._is_stopping or not costs or trial.n_retries < MAX_RETRIES)
         if not may_retry and state is not TrialState.WAITING:
             self._close(trial, result, state, failure)
@@ -417,7 +418,8 @@ class Driver:
 
     def _hand_out(self, n_slots: int) -> list[TrialSpec]:
         specs: list[TrialSpec] = []
-        if n_slots > 0 and not self._is_full() and self._ledger.has_trial(self._next_number):
+        may_begin = n_slots > 0 and not self._is_full() and not self._must_wait()
+        if may_begin and self._ledger.has_trial(self._next_number):
             self._take_in(self._ledger.trials_from(self._next_number))  # another program's
         while len(specs) < n_slots:
             if self._again:
@@ -435,7 +437,8 @@ class Driver:
     def _must_wait(self) -> bool:
         """Whether a proposal depends on trials that have not ended (`--deterministic`)."""
         first = self._proposals.first_of_generation(self._next_number)
-        return not self._planned and any(number < first for number in self._running)
+        is_new = not self._planned or self._planned[0].number is None
+        return is_new and any(number < first for number in self._running)
 
     def _resume(self, trial: Running) -> TrialSpec:
         """A trial whose worker is gone, from its checkpoint if there is one."""

@@ -111,6 +111,8 @@ class Proposals:
         if self._n_all is not None and self._n_inside >= self._n_all:
             return None
         self._look_from(number)
+        if self._sampler.is_grid:  # it goes by what was proposed, however that ended
+            self._known.before = None
         self._known.window = self._window()
         try:
             for attempt in range(MAX_ATTEMPTS):
@@ -237,7 +239,8 @@ class Proposals:
 
     def _window(self) -> frozenset[int] | None:
         """Numbers of the best and the latest trials, `--history` in all; None: all trials."""
-        finished, history = self._known.finished(), self._config.history
+        before, history = self._known.before, self._config.history
+        finished = [t for t in self._known.finished() if before is None or t.number < before]
         if not self._sampler.has_window or history is None or len(finished) <= history:
             return None
         goodness = self._config.objective.goodness

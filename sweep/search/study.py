@@ -208,8 +208,10 @@ def _closing(executor: Executor, driver: Driver, listeners: Sequence[Listener]) 
         try:
             yield
         except BaseException:
-            executor.kill()
-            driver.abandon()
+            try:
+                executor.kill()
+            finally:
+                driver.abandon()
             with contextlib.suppress(SweepError):
                 closed.close()
             raise

@@ -39,7 +39,8 @@ from sweep.training.resuming import (
 from sweep.training.run import Run
 from sweep.trial import Failure, Notice, Report, Task, TrialResult, TrialSpec, now_ms
 
-IDLE_S = 0.01
+IDLE_S, LONGEST_IDLE_S = 0.01, 0.3
+"""Pause between two questions of a worker that was given nothing."""
 
 
 class Engine(Protocol):
@@ -190,6 +191,7 @@ class Slots:
 
     def turn_over(self) -> None:
         """Conclude ended trials and open ordered ones, until the driver has no more orders."""
+        idle_s = IDLE_S
         while True:
             self.conclude_ended()
             self.tell()
@@ -202,8 +204,9 @@ class Slots:
                 continue
             if self.running or self._is_last:
                 return
+            idle_s = IDLE_S if has_opened else min(2 * idle_s, LONGEST_IDLE_S)
             if not has_opened:
-                time.sleep(IDLE_S)
+                time.sleep(idle_s)
 
     def _ended(self) -> list[Run]:
         return [run for run in self.running.values() if run.is_over and not run.is_held]

@@ -42,11 +42,14 @@ def test_changed_files_travel_once(here: Path, there: Path) -> None:
     assert {Path(p.name).name: p.start for p in parcels} == {
         RESUME_STATE: 0, "steps.jsonl": 4, "sweep.log": 6,
     }  # fmt: skip
+    with (there / "sweep.log").open("a") as log:
+        log.write("another worker's\n")
     receiver.unpack(parcels)
     told = TrialFiles(there, 7)
     assert told.get(RESUME_STATE) == b"second"
     assert told.get(STEPS) == b"one\ntwo\n"
-    assert (there / "sweep.log").read_text() == "hello\nthere\n"
+    assert (there / "sweep.log").read_text() == "hello\nanother worker's\nthere\n"
+    assert told.path(RESUME_STATE).stat().st_mtime == files.path(RESUME_STATE).stat().st_mtime
 
 
 def test_what_is_gone_is_removed(here: Path, there: Path) -> None:
@@ -108,3 +111,23 @@ def test_a_trial_that_is_forgotten_leaves_no_file(here: Path) -> None:
     sender.forget(3)
     assert TrialFiles(here, 3).get(BEST) is None
     assert sender.packed([3]) == []
+
+
+def test_what_a_user_keeps_travels(here: Path, there: Path) -> None:
+    """Hidden files and folders do; pipes, links and what ranks have for themselves do not."""
+    own = TrialFiles(here, 0).path("own")
+    (own / "deep").mkdir(parents=True)
+    (own / ".state").write_bytes(b"state")
+    (own / "deep" / "file").write_bytes(b"")
+    (own / "link").symlink_to(own / ".state")
+    os.mkfifo(own / "pipe")
+    TrialFiles(here, 0).put("ranks/1/last.ckpt", b"a copy")
+    sender, receiver = Luggage(here), Luggage(there)
+    parcels = sender.packed([0])
+    assert names(parcels) == [".state", "file"]
+    receiver.unpack(parcels)
+    (own / "deep" / "file").unlink()
+    (own / "deep").rmdir()
+    (own / "deep").write_bytes(b"now a file")
+    receiver.unpack(sender.packed([0]))
+    assert TrialFiles(there, 0).get("own/deep") == b"now a file"

@@ -122,7 +122,7 @@ def _prepare_once(datamodule: lightning.LightningDataModule, task: Task, key: st
     The others wait for it. Not for one that leaves something in the DataModule, against
     Lightning's advice.
     """
-    prepare, file = datamodule.prepare_data, Path(task.work_dir, PREPARED)
+    prepare, file = datamodule.prepare_data, Path(task.machine_dir or task.work_dir, PREPARED)
 
     @functools.wraps(prepare)
     def once() -> None:
