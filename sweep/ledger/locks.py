@@ -90,6 +90,8 @@ def _live_owner(path: Path) -> Owner | None:
         if not path.read_text():
             return None
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except PermissionError:
+        return _of_another_user(path)
     except OSError:
         return None
     try:
@@ -100,6 +102,14 @@ def _live_owner(path: Path) -> Owner | None:
         pass
     finally:
         os.close(descriptor)
+    return None
+
+
+def _of_another_user(path: Path) -> Owner | None:
+    """The owner of a lock that only another user may read: held, as far as its length tells."""
+    with contextlib.suppress(OSError):
+        if path.stat().st_size:
+            return Owner("another user's process")
     return None
 
 

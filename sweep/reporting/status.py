@@ -137,7 +137,7 @@ class Watcher:
         config = self._config
         owner = owner_of(Path(config.work_dir), config.study_name, config.storage)
         live = self._ledger.orders.told() if owner is not None else None
-        if live is None or live.began_ms < 1000 * ((owner and owner.since_s) or 0) - EARLIER_MS:
+        if live is None or live.time_ms < 1000 * ((owner and owner.since_s) or 0) - EARLIER_MS:
             live = NO_SEARCH  # its first word is to come
         self._read(live)
         trials = [self._trials[number] for number in sorted(self._trials)]
@@ -186,8 +186,9 @@ class Watcher:
         """The study as displays need it; its total may have grown since the last look."""
         stored, config = self._ledger.config, self._config
         n_finished = sum(trial.state.is_finished for trial in trials)
+        asked = [o.number for o in self._ledger.orders.kept() if o.verb == "extend"]
         return StudyInfo(
-            self._ledger.name, max(stored.get("trials", 0), n_finished), config.metric,
+            self._ledger.name, max([stored.get("trials", 0), n_finished, *asked]), config.metric,
             self._direction, config.epochs, stored, config.space_name, "", 0,
         )  # fmt: skip
 

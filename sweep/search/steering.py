@@ -1,7 +1,8 @@
 """Follows what users ask of a running search from elsewhere (`sweep stop`, `prune`, `extend`).
 
 Orders lie in the study's storage until they were followed, so none is lost with a driver. Each
-look follows all that are there: a prune is emptied only after its trial has ended in the ledger.
+look follows all that are there: a prune is emptied only after its trial has ended in the ledger. A
+stop that lies there as a search begins was meant for an earlier one.
 To follow an order twice changes nothing.
 """
 
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from sweep.config.settings import RunConfig
-from sweep.errors import StoreError
+from sweep.errors import NotFoundError, StoreError
 from sweep.ledger.orders import LiveSearch, LiveTrial, OrderBook, UserOrder
 from sweep.ledger.study import Ledger
 from sweep.search.driver import Driver
@@ -27,11 +28,14 @@ LOOK_S = 2.0
 class Steering:
     """The driver's end: reads orders, says how far the running trials are.
 
-    `began_ms`: when this search began. An earlier stop was meant for another search.
+    `began_ms`: when this search began. `book`: the orders, unless they are the ledger's.
     """
 
-    def __init__(self, driver: Driver, book: OrderBook, began_ms: int) -> None:
-        self._driver, self._book, self._began_ms = driver, book, began_ms
+    def __init__(
+        self, driver: Driver, ledger: Ledger, began_ms: int, book: OrderBook | None = None
+    ) -> None:
+        self._driver, self._ledger, self._began_ms = driver, ledger, began_ms
+        self._book = book or ledger.orders
         self._found: Sequence[UserOrder] = ()
         self._followed: set[str] = set()
         """Keys of orders that the recorder empties, or has emptied."""
@@ -76,17 +80,38 @@ class Steering:
             if not is_over and order.key not in self._said:
                 self._said.add(order.key)
                 driver.say([f"trial {order.number} ends at its next report: pruned by {order.by}"])
-        elif order.time_ms >= self._began_ms:
+        else:
             driver.say([f"asked to stop by {order.by}: the trials end at their next report"])
             driver.request_stop("interrupted")
         if is_over:
             self._followed.add(order.key)
-            driver.write_soon(partial(self._book.empty, order))
+            driver.write_soon(partial(self._empty, order))
+
+    def _empty(self, order: UserOrder) -> None:
+        """A prune of a trial that goes back to the next search is that one's to follow."""
+        if order.verb != "prune" or self._is_ended(order.number):
+            self._book.empty(order)
+
+    def _is_ended(self, number: int) -> bool:
+        try:
+            return self._ledger.trial(number).state.is_finished
+        except NotFoundError:
+            return True
+
+    def last_look(self) -> None:
+        """After the last trial: say what was asked too late. Raises StoreError."""
+        asked = [o for o in self._book.kept() if o.verb == "extend"]
+        if asked and (n_trials := max(o.number for o in asked)) > self._driver.n_trials:
+            what = f"asked to go on to {n_trials} trials as the search ended"
+            self._driver.say([f"{what}: the next `sweep run` does"])
 
 
 def extended(config: RunConfig, ledger: Ledger) -> RunConfig:
     """`config` with the larger total that was asked for as the last search ended or was killed."""
-    asked = [order for order in ledger.orders.kept() if order.verb == "extend"]
+    kept = ledger.orders.kept()
+    for order in [order for order in kept if order.verb == "stop"]:
+        ledger.orders.empty(order)
+    asked = [order for order in kept if order.verb == "extend"]
     for order in asked:
         ledger.raise_total(order.number)
         ledger.orders.empty(order)

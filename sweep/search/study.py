@@ -137,10 +137,11 @@ def search(
             proposals.remember(as_history(space, ledger.carried()))
             driver.plan(trials, first, extras.again, has_baseline=space.has_defaults_first)
             driver.recall(config.study_dir)
-            steering = Steering(driver, ledger.orders, began_ms)
+            steering = Steering(driver, ledger, began_ms)
             bounded = _bounded(driver, extras.window_s)
             executor.run(_checked(bounded, check, steering.turn))
             driver.settle()
+            steering.last_look()
             outcome = _outcome(config, ledger, info, driver)
             for listener in listeners:
                 listener.write([outcome.end])

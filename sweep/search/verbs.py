@@ -15,6 +15,8 @@ from typing import Any
 
 from sweep.config.parsers import pairs
 from sweep.config.settings import RunConfig
+from sweep.databases import sqlite
+from sweep.databases.postgres import is_postgres
 from sweep.errors import ConfigError
 from sweep.ledger.locks import Owner, owned_study, owner_of
 from sweep.ledger.study import Ledger
@@ -136,7 +138,11 @@ def _owner(ledger: Ledger, config: RunConfig) -> Owner | None:
     """Who runs the study. Raises ConfigError for another program's study."""
     if not ledger.config:
         raise ConfigError(f"study {ledger.name!r} is another program's: sweep never ran it")
-    return owner_of(Path(config.work_dir), config.study_name, config.storage)
+    owner = owner_of(Path(config.work_dir), config.study_name, config.storage)
+    has_lock = sqlite.path_of(config.storage) is not None or is_postgres(config.storage)
+    if owner is None and not has_lock:
+        return Owner("whoever runs it")  # no lock says who, or whether anybody does
+    return owner
 
 
 def _nobody(ledger: Ledger) -> str:

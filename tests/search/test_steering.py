@@ -35,7 +35,7 @@ def study(tmp_path: Path) -> ScriptedStudy:
 
 def looked(search: Search, book: OrderBook | None = None, began_ms: int = 0) -> Steering:
     """A Steering that has read the orders there are, which it follows at its next turn."""
-    steering = Steering(search.driver, book or search.ledger.orders, began_ms)
+    steering = Steering(search.driver, search.ledger, began_ms, book)
     steering.turn()
     search.driver.exchange([WorkerReady(DATASET, "scripted", 1, now_ms())], 0)
     search.driver.settle()
@@ -73,7 +73,8 @@ def test_a_stop_is_for_the_search_it_was_given_to(study: ScriptedStudy) -> None:
     """One that came as the last search ended stops no other; a new one stops, and is said."""
     search = study.prepare(study.config(trials=2))
     search.ledger.orders.give("stop")
-    train(search, looked(search, began_ms=now_ms() + 1))
+    assert extended(search.config, search.ledger) == search.config  # as a search begins
+    train(search, looked(search))
     assert (search.states(), search.driver.reason) == (["COMPLETE"] * 2, "done")
     assert search.ledger.orders.kept() == []
     search.leave()
@@ -200,4 +201,37 @@ def test_the_driver_says_how_far_its_trials_are(study: ScriptedStudy) -> None:
     storage.set_study_system_attr(1, LIVE, "{")
     storage.set_study_system_attr(1, f"{ORDER}x", "[1]")
     assert (book.told(), book.kept()) == (None, [])
+    search.leave()
+
+
+def test_a_prune_goes_with_its_trial_to_the_next_search(study: ScriptedStudy) -> None:
+    """Its worker was silent after a stop: the trial waits, and so does the order."""
+    search = study.prepare(study.config(trials=2))
+    search.driver.exchange([WorkerReady(DATASET, "scripted", 1, now_ms())], 1)
+    search.ledger.orders.give("prune", 0)
+    search.driver.request_stop("interrupted")
+    search.driver.exchange([TrialResult(0, "stopped", 0)], 0)
+    search.driver.settle()
+    assert search.states() == ["WAITING"]
+    steering = looked(search)
+    steering.turn()
+    search.driver.exchange((), 0)
+    search.driver.settle()
+    assert [order.verb for order in search.ledger.orders.kept()] == ["prune"]
+    search.leave()
+    search = study.prepare(study.config(trials=2))
+    train(search, looked(search))
+    assert search.states() == ["PRUNED", "COMPLETE"]
+    search.leave()
+
+
+def test_what_is_asked_too_late_is_said(study: ScriptedStudy) -> None:
+    """The search ended before its next look: the user hears who goes on."""
+    search = study.run(trials=1)
+    steering = Steering(search.driver, search.ledger, 0)
+    search.ledger.orders.give("extend", 3)
+    steering.last_look()
+    search.driver.exchange((), 0)
+    search.driver.settle()
+    assert said(search)[-1].endswith("3 trials as the search ended: the next `sweep run` does")
     search.leave()
