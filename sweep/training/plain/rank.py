@@ -33,6 +33,7 @@ def main() -> None:
             from sweep.training.failures import classify
             from sweep.training.lightning_trainer import hush_lightning
             from sweep.training.plain import engine  # noqa: F401 - with all that it needs
+            from sweep.training.resuming import UnusableError
 
         gc.freeze()  # the libraries stay: a fast exit
         hush_lightning()
@@ -40,7 +41,7 @@ def main() -> None:
         try:
             _train(task, spec, choice, pipe)
         except BaseException as error:  # noqa: BLE001 - user code may raise anything
-            is_known = isinstance(error, SweepError)
+            is_known = isinstance(error, SweepError | UnusableError)
             pipe.send(error if is_known else classify(error, task.module))
         pipe.recv()
 

@@ -28,6 +28,7 @@ from sweep.environment.processes import command_of, how_it_ended
 from sweep.errors import SweepError
 from sweep.files.trial_files import RESUME_STATE, TrialFiles
 from sweep.training.devices import ready
+from sweep.training.resuming import UnusableError, start_over
 from sweep.training.run import Run
 from sweep.training.slot_loop import Slots, train_one_by_one
 from sweep.trial import (
@@ -39,6 +40,7 @@ from sweep.trial import (
     Report,
     Task,
     TrialResult,
+    TrialSpec,
 )
 
 RANKS = "ranks"
@@ -84,21 +86,33 @@ class SeveralDevices:
     def fit(self, run: Run) -> None:
         """Train a trial to its end; what fails in any rank is its failure. No rank is left.
 
-        Raises the driver's errors and DiskError.
+        If any rank cannot use the resume file, all start over. Raises the driver's errors and
+        DiskError.
         """
-        with _started(self._task, run, self._slots.choice) as ranks:
-            failure = self._relay(run, ranks)
-        if failure is not None:
+        failure = self._train(run, run.spec)
+        if isinstance(failure, UnusableError):
+            stop = run.stop
+            run.restart()
+            run.stop = stop
+            self._slots.say(start_over(run, failure).message)
+            failure = None
+            if stop is None:
+                failure = self._train(run, dataclasses.replace(run.spec, is_resumed=False))
+        if isinstance(failure, Failure):
             self._slots.fail_with(run, failure)
 
-    def _relay(self, run: Run, ranks: Sequence[_Rank]) -> Failure | None:
+    def _train(self, run: Run, spec: TrialSpec) -> Failure | UnusableError | None:
+        with _started(self._task, run, spec, self._slots.choice) as ranks:
+            return self._relay(run, ranks)
+
+    def _relay(self, run: Run, ranks: Sequence[_Rank]) -> Failure | UnusableError | None:
         while True:
             for pipe in wait([rank.pipe for rank in ranks]):
                 rank = next(one for one in ranks if one.pipe is pipe)
                 message = rank.message()
                 if isinstance(message, SweepError):
                     raise message
-                if isinstance(message, Failure):
+                if isinstance(message, Failure | UnusableError):
                     return _cause(message, [one for one in ranks if one is not rank])
                 reports, self._slots.choice = message
                 self._take(run, reports)
@@ -155,22 +169,26 @@ class SeveralDevices:
         """Does nothing."""
 
 
-def _cause(failure: Failure, others: list[_Rank]) -> Failure:
+def _cause(failure: Failure | UnusableError, others: list[_Rank]) -> Failure | UnusableError:
     """The failure that counts: if a rank dies, the others raise errors of their connection."""
-    while others and failure.kind != "killed":
+    while others and not _is_death(failure):
         pipes = wait([rank.pipe for rank in others], GRACE_S)
         if not pipes:
             break
         for rank in [one for one in others if one.pipe in pipes]:
             others.remove(rank)
             message = rank.message()
-            if isinstance(message, Failure) and message.kind == "killed":
+            if _is_death(message):
                 failure = message
     return failure
 
 
+def _is_death(message: Any) -> bool:
+    return isinstance(message, Failure) and message.kind == "killed"
+
+
 @contextlib.contextmanager
-def _started(task: Task, run: Run, choice: Any) -> Iterator[list[_Rank]]:
+def _started(task: Task, run: Run, spec: TrialSpec, choice: Any) -> Iterator[list[_Rank]]:
     """Within, the ranks of a trial train; at the end none of them, nor what they started, is
     left."""
     ranks: list[_Rank] = []
@@ -183,7 +201,7 @@ def _started(task: Task, run: Run, choice: Any) -> Iterator[list[_Rank]]:
             ranks.append(_start(task, number, group, variables))
         for rank in ranks:
             with contextlib.suppress(OSError):  # its death is seen at once
-                rank.pipe.send((_task_of(rank, task, run), run.spec, choice))
+                rank.pipe.send((_task_of(rank, task, run), spec, choice))
         yield ranks
         if run.result is not None:
             _see_off(ranks)
