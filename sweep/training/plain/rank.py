@@ -66,6 +66,8 @@ def _train(task: Task, spec: TrialSpec, choice: Any, pipe: Connection) -> None:
         return Orders(() if stop is None else (stop,), is_last=True)
 
     torch.set_num_threads(task.n_threads or 1)
+    if task.is_deterministic:
+        torch.use_deterministic_algorithms(True, warn_only=True)
     slots, run, calls = Slots(task, exchange), Run(spec, task), FluentCalls(task.work_dir)
     slots.choice, slots.running[spec.number] = choice, run
     try:
