@@ -106,20 +106,44 @@ class SeveralDevices:
             return self._relay(run, ranks)
 
     def _relay(self, run: Run, ranks: Sequence[_Rank]) -> Failure | UnusableError | None:
-        while True:
+        while run.result is None:
             for pipe in wait([rank.pipe for rank in ranks]):
                 rank = next(one for one in ranks if one.pipe is pipe)
                 message = rank.message()
-                if isinstance(message, SweepError):
-                    raise message
                 if isinstance(message, Failure | UnusableError):
-                    return _cause(message, [one for one in ranks if one is not rank])
-                reports, self._slots.choice = message
-                self._take(run, reports)
-                with contextlib.suppress(OSError):  # its death is seen at the next wait
-                    rank.pipe.send(run.stop)
-                if run.result is not None:
-                    return None
+                    return self._cause(run, message, [one for one in ranks if one is not rank])
+                self._answer(run, rank, message)
+        return None
+
+    def _cause(
+        self, run: Run, failure: Failure | UnusableError, others: list[_Rank]
+    ) -> Failure | UnusableError | None:
+        """The failure that counts: if a rank dies, the others raise errors of their connection.
+
+        None: rank 0 has sent the trial's result at the same time.
+        """
+        while others and run.result is None:
+            pipes = wait([rank.pipe for rank in others], 0 if _is_death(failure) else GRACE_S)
+            if not pipes:
+                break
+            for rank in [one for one in others if one.pipe in pipes]:
+                message = rank.message()
+                if not isinstance(message, Failure | UnusableError):
+                    self._answer(run, rank, message)
+                    continue
+                others.remove(rank)
+                if _is_death(message):
+                    failure = message
+        return failure if run.result is None else None
+
+    def _answer(self, run: Run, rank: _Rank, message: Any) -> None:
+        """Pass on what rank 0 says, and tell it whether to stop. Raises the ranks' SweepError."""
+        if isinstance(message, SweepError):
+            raise message
+        reports, self._slots.choice = message
+        self._take(run, reports)
+        with contextlib.suppress(OSError):  # its death is seen at the next wait
+            rank.pipe.send(run.stop)
 
     def _take(self, run: Run, reports: Sequence[Report]) -> None:
         """Pass on what rank 0 says; the last epoch goes with the result."""
@@ -167,20 +191,6 @@ class SeveralDevices:
 
     def close(self, number: int) -> None:
         """Does nothing."""
-
-
-def _cause(failure: Failure | UnusableError, others: list[_Rank]) -> Failure | UnusableError:
-    """The failure that counts: if a rank dies, the others raise errors of their connection."""
-    while others and not _is_death(failure):
-        pipes = wait([rank.pipe for rank in others], GRACE_S)
-        if not pipes:
-            break
-        for rank in [one for one in others if one.pipe in pipes]:
-            others.remove(rank)
-            message = rank.message()
-            if _is_death(message):
-                failure = message
-    return failure
 
 
 def _is_death(message: Any) -> bool:
