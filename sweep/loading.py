@@ -83,13 +83,18 @@ def in_names(settings: Mapping[str, Any]) -> dict[str, Any]:
             _name_of("callbacks", item, place) for place, item in enumerate(named["callback"])
         ]
     paths = [named.get("module"), named.get("data"), *(named.get("callback") or ())]
-    is_ours = any(str(path).startswith(("__main__:", f"{GIVEN}:")) for path in paths)
+    is_ours = any(is_of_this_process(str(path)) for path in paths)
     if is_ours and named.setdefault("executor", "inline") != "inline":
         raise ConfigError(
             "module, data and callbacks must be classes or functions at the top of a file for "
             f"executor={named['executor']!r}: leave it out to train in this process"
         )
     return named
+
+
+def is_of_this_process(path: str) -> bool:
+    """Whether no other process can import what `path` names (`in_names`)."""
+    return path.startswith(("__main__:", f"{GIVEN}:"))
 
 
 GIVEN = "given"

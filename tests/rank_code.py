@@ -70,6 +70,15 @@ class Shared(lightning.LightningModule):
             done.touch()
             os.kill(os.getpid(), signal.SIGKILL)
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if os.environ.get("LOCAL_RANK") == "1" and self.hparams.misdeed == "hooks":
+            raise ValueError("cannot be loaded in rank 1")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        is_time = self.hparams.misdeed == "hooks" and self.current_epoch == self.hparams.at
+        if os.environ.get("LOCAL_RANK") == "1" and is_time:
+            raise ValueError("cannot be saved in rank 1")
+
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         self.log("val_loss", functional.mse_loss(self(batch[0]), batch[1]))  # of this rank alone
 

@@ -20,7 +20,8 @@ from sweep.databases import sqlite
 from sweep.environment.sources import defines
 from sweep.errors import ConfigError, must_be_one_of
 from sweep.hyperparameters import DEFAULT_MODULE, MLP_METRICS
-from sweep.trial import VALUE
+from sweep.loading import is_of_this_process
+from sweep.trial import VALUE, count_devices
 
 if TYPE_CHECKING:
     from sweep.config.file import Node
@@ -185,7 +186,7 @@ def _cross_check(config: RunConfig, wrong: Collection[str]) -> list[str]:
             _ = config.resolved_direction
         except ConfigError as error:
             faults += error.faults
-    faults += _kind_faults(config)
+    faults += _kind_faults(config) + _rank_faults(config)
     if config.executor == "inline" and (config.workers or 1) > 1:
         faults.append("--executor inline runs in this process: --workers must be 1")
     if config.deterministic and config.threads not in (None, 1):
@@ -216,6 +217,18 @@ def _kind_faults(config: RunConfig) -> list[str]:
     what = "trains by itself" if config.kind == "objective" else "brings its own"
     fault = f"--kind {config.kind}: the function {what}, so leave out {', '.join(said)}"
     return [fault] if said else []
+
+
+def _rank_faults(config: RunConfig) -> list[str]:
+    """Each device of a trial has a process of its own, which imports the trial's objects."""
+    paths = (config.module, config.data, *config.callback)
+    has_ranks = config.kind != "objective" and count_devices(config.devices) > 1
+    if not has_ranks or not any(map(is_of_this_process, paths)):
+        return []
+    return [
+        f"--devices {config.devices} trains a trial in several processes: module, data and "
+        "callbacks must be classes or functions at the top of a file"
+    ]
 
 
 def _same_database(storage: str, tracking_uri: str) -> bool:

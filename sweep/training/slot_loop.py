@@ -154,8 +154,16 @@ class Slots:
         return self._keeper.is_due
 
     def keep(self, runs: Iterable[Run]) -> None:
-        """Write resume files now; a failing disk is reported once."""
-        self._reports += self._keeper.keep([partial(self._write_state, run) for run in runs])
+        """Write resume files now; a failing disk is reported once.
+
+        On several devices an error of the module's own code ends the trial: the other ranks wait.
+        """
+        if self._task.n_devices > 1:
+            states = [(run, self._engine.state(run)) for run in runs]
+            writes = [partial(self._write, run, state) for run, state in states]
+        else:
+            writes = [partial(self._write_state, run) for run in runs]
+        self._reports += self._keeper.keep(writes)
 
     def tell(self, *reports: Report, refill: bool = True) -> None:
         """Send reports and receive orders: mark trials to stop, queue trials to start.
@@ -306,7 +314,9 @@ class Slots:
         return self.n_slots > 1 and classify(error).kind == "oom"
 
     def _write_state(self, run: Run) -> None:
-        checkpoint = self._engine.state(run)
+        self._write(run, self._engine.state(run))
+
+    def _write(self, run: Run, checkpoint: Mapping[str, Any] | None) -> None:
         if checkpoint is not None:
             content = saved_bytes(checkpoint)
             if self._task.module != DEFAULT_MODULE:

@@ -17,6 +17,7 @@ from sweep.config.notices import identity_changes, unknown_variables
 from sweep.config.resolving import read_config_file, resolve
 from sweep.config.settings import RunConfig, flag_name
 from sweep.errors import ConfigError, SpaceError
+from sweep.loading import in_names
 from sweep.objective import Objective
 from sweep.reuse.recipe import read_recipe
 from sweep.space import load_space
@@ -222,6 +223,17 @@ def test_inline_has_one_worker() -> None:
     """Settings that exclude each other are a fault too."""
     (fault,) = faults({"executor": "inline", "workers": "2"})
     assert "--workers must be 1" in fault
+
+
+def test_objects_of_this_process_have_one_device() -> None:
+    """Each rank would have to import them; a class at the top of a file it can."""
+    top = in_names({"module": "photos:Net", "data": RunConfig})
+    assert resolve({**top, "devices": 2, "metric": "val_loss"}, {}).config.devices == "2"
+    instance = in_names({"module": "photos:Net", "data": RunConfig(), "metric": "val_loss"})
+    said = "--devices 2 trains a trial in several processes: module, data and callbacks must be"
+    assert [fault.startswith(said) for fault in faults({**instance, "devices": 2})] == [True]
+    notebook = {"module": "__main__:Net", "metric": "val_loss", "devices": "0,2"}
+    assert len(faults(notebook)) == 1
 
 
 def test_a_lightning_file_names_devices_and_a_strategy(tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ from sweep.training.plain.together import Together
 from sweep.training.project.project import Built, Project, listed
 from sweep.training.project.sources import ModuleData
 from sweep.training.resuming import (
+    UnusableError,
     compact,
     load_resume_file,
     random_state,
@@ -136,7 +137,8 @@ class PlainEngine:
             run: The trial.
             lane: Where it trains in turns with others.
 
-        Raises any error of the module.
+        Raises any error of the module, and on several devices UnusableError in place of starting
+        over: the other ranks would wait for this one.
         """
         if run.spec.is_resumed:
             try:
@@ -150,6 +152,8 @@ class PlainEngine:
                 is_drivers = self._slots.driver_error is not None
                 if has_begun or is_drivers or classify(error).kind == "oom":
                     raise
+                if self._task.n_devices > 1:
+                    raise UnusableError(str(error)) from error
                 run.restart()
                 self._slots.say(start_over(run, error).message)
         self._train(run, None, lane)

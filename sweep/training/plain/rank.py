@@ -33,6 +33,7 @@ def main() -> None:
             from sweep.training.failures import classify
             from sweep.training.lightning_trainer import hush_lightning
             from sweep.training.plain import engine  # noqa: F401 - with all that it needs
+            from sweep.training.resuming import UnusableError
 
         gc.freeze()  # the libraries stay: a fast exit
         hush_lightning()
@@ -40,7 +41,7 @@ def main() -> None:
         try:
             _train(task, spec, choice, pipe)
         except BaseException as error:  # noqa: BLE001 - user code may raise anything
-            is_known = isinstance(error, SweepError)
+            is_known = isinstance(error, SweepError | UnusableError)
             pipe.send(error if is_known else classify(error, task.module))
         pipe.recv()
 
@@ -65,6 +66,8 @@ def _train(task: Task, spec: TrialSpec, choice: Any, pipe: Connection) -> None:
         return Orders(() if stop is None else (stop,), is_last=True)
 
     torch.set_num_threads(task.n_threads or 1)
+    if task.is_deterministic:
+        torch.use_deterministic_algorithms(True, warn_only=True)
     slots, run, calls = Slots(task, exchange), Run(spec, task), FluentCalls(task.work_dir)
     slots.choice, slots.running[spec.number] = choice, run
     try:

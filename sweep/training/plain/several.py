@@ -28,6 +28,7 @@ from sweep.environment.processes import command_of, how_it_ended
 from sweep.errors import SweepError
 from sweep.files.trial_files import RESUME_STATE, TrialFiles
 from sweep.training.devices import ready
+from sweep.training.resuming import UnusableError, start_over
 from sweep.training.run import Run
 from sweep.training.slot_loop import Slots, train_one_by_one
 from sweep.trial import (
@@ -39,6 +40,7 @@ from sweep.trial import (
     Report,
     Task,
     TrialResult,
+    TrialSpec,
 )
 
 RANKS = "ranks"
@@ -84,28 +86,64 @@ class SeveralDevices:
     def fit(self, run: Run) -> None:
         """Train a trial to its end; what fails in any rank is its failure. No rank is left.
 
-        Raises the driver's errors and DiskError.
+        If any rank cannot use the resume file, all start over. Raises the driver's errors and
+        DiskError.
         """
-        with _started(self._task, run, self._slots.choice) as ranks:
-            failure = self._relay(run, ranks)
-        if failure is not None:
+        failure = self._train(run, run.spec)
+        if isinstance(failure, UnusableError):
+            stop = run.stop
+            run.restart()
+            run.stop = stop
+            self._slots.say(start_over(run, failure).message)
+            failure = None
+            if stop is None:
+                failure = self._train(run, dataclasses.replace(run.spec, is_resumed=False))
+        if isinstance(failure, Failure):
             self._slots.fail_with(run, failure)
 
-    def _relay(self, run: Run, ranks: Sequence[_Rank]) -> Failure | None:
-        while True:
+    def _train(self, run: Run, spec: TrialSpec) -> Failure | UnusableError | None:
+        with _started(self._task, run, spec, self._slots.choice) as ranks:
+            return self._relay(run, ranks)
+
+    def _relay(self, run: Run, ranks: Sequence[_Rank]) -> Failure | UnusableError | None:
+        while run.result is None:
             for pipe in wait([rank.pipe for rank in ranks]):
                 rank = next(one for one in ranks if one.pipe is pipe)
                 message = rank.message()
-                if isinstance(message, SweepError):
-                    raise message
-                if isinstance(message, Failure):
-                    return _cause(message, [one for one in ranks if one is not rank])
-                reports, self._slots.choice = message
-                self._take(run, reports)
-                with contextlib.suppress(OSError):  # its death is seen at the next wait
-                    rank.pipe.send(run.stop)
-                if run.result is not None:
-                    return None
+                if isinstance(message, Failure | UnusableError):
+                    return self._cause(run, message, [one for one in ranks if one is not rank])
+                self._answer(run, rank, message)
+        return None
+
+    def _cause(
+        self, run: Run, failure: Failure | UnusableError, others: list[_Rank]
+    ) -> Failure | UnusableError | None:
+        """The failure that counts: if a rank dies, the others raise errors of their connection.
+
+        None: rank 0 has sent the trial's result at the same time.
+        """
+        while others and run.result is None:
+            pipes = wait([rank.pipe for rank in others], 0 if _is_death(failure) else GRACE_S)
+            if not pipes:
+                break
+            for rank in [one for one in others if one.pipe in pipes]:
+                message = rank.message()
+                if not isinstance(message, Failure | UnusableError):
+                    self._answer(run, rank, message)
+                    continue
+                others.remove(rank)
+                if _is_death(message):
+                    failure = message
+        return failure if run.result is None else None
+
+    def _answer(self, run: Run, rank: _Rank, message: Any) -> None:
+        """Pass on what rank 0 says, and tell it whether to stop. Raises the ranks' SweepError."""
+        if isinstance(message, SweepError):
+            raise message
+        reports, self._slots.choice = message
+        self._take(run, reports)
+        with contextlib.suppress(OSError):  # its death is seen at the next wait
+            rank.pipe.send(run.stop)
 
     def _take(self, run: Run, reports: Sequence[Report]) -> None:
         """Pass on what rank 0 says; the last epoch goes with the result."""
@@ -155,22 +193,12 @@ class SeveralDevices:
         """Does nothing."""
 
 
-def _cause(failure: Failure, others: list[_Rank]) -> Failure:
-    """The failure that counts: if a rank dies, the others raise errors of their connection."""
-    while others and failure.kind != "killed":
-        pipes = wait([rank.pipe for rank in others], GRACE_S)
-        if not pipes:
-            break
-        for rank in [one for one in others if one.pipe in pipes]:
-            others.remove(rank)
-            message = rank.message()
-            if isinstance(message, Failure) and message.kind == "killed":
-                failure = message
-    return failure
+def _is_death(message: Any) -> bool:
+    return isinstance(message, Failure) and message.kind == "killed"
 
 
 @contextlib.contextmanager
-def _started(task: Task, run: Run, choice: Any) -> Iterator[list[_Rank]]:
+def _started(task: Task, run: Run, spec: TrialSpec, choice: Any) -> Iterator[list[_Rank]]:
     """Within, the ranks of a trial train; at the end none of them, nor what they started, is
     left."""
     ranks: list[_Rank] = []
@@ -183,7 +211,7 @@ def _started(task: Task, run: Run, choice: Any) -> Iterator[list[_Rank]]:
             ranks.append(_start(task, number, group, variables))
         for rank in ranks:
             with contextlib.suppress(OSError):  # its death is seen at once
-                rank.pipe.send((_task_of(rank, task, run), run.spec, choice))
+                rank.pipe.send((_task_of(rank, task, run), spec, choice))
         yield ranks
         if run.result is not None:
             _see_off(ranks)

@@ -18,7 +18,7 @@ from sweep.data.tensors import Batches, Split
 from sweep.files.trial_files import BEST, RESUME_STATE, TrialFiles
 from sweep.testing import ScriptedExchange, example_task
 from sweep.training.plain.trainer import PlainTrainer
-from sweep.trial import Pulse, Task, TrialSpec
+from sweep.trial import Notice, Pulse, Task, TrialSpec
 
 EPOCHS, SEED = 4, 11
 DROPPING = {"lr": 0.05, "dropout": 0.2}
@@ -123,6 +123,21 @@ def test_what_goes_wrong_in_one_rank_is_the_trials_failure(tmp_path: Path) -> No
     assert died.message == "rank 1 of the trial was ended by SIGKILL (out of memory?)"
     assert not TrialFiles(task.work_dir, 0).path(RESUME_STATE).exists()
     assert TrialFiles(task.work_dir, 1).path(RESUME_STATE).exists()
+
+
+def test_what_one_rank_cannot_load_or_save_leaves_no_other_waiting(tmp_path: Path) -> None:
+    """If it cannot load the resume file, all start over, which is said; if it cannot save its
+    state, that is the trial's failure."""
+    task, hooks = a_task(tmp_path), DROPPING | {"misdeed": "hooks", "at": 1}
+    trained(task, hooks, reason="interrupted", stop_within={0: 3})
+    again = trained(task, hooks, is_resumed=True)
+    notices = [report.message for report in again.reports if isinstance(report, Notice)]
+    (said,) = [text for text in notices if "cannot be used" in text]
+    assert said.startswith("trial 0 starts from its beginning")
+    assert said.endswith("cannot be loaded in rank 1")
+    failure = again.results()[0].failure
+    assert failure is not None
+    assert "cannot be saved in rank 1" in failure.message
 
 
 @pytest.mark.parametrize("seed", [None, 3])
