@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sweep.databases.engines import make_engine
 from sweep.errors import StoreError
 from sweep.redact import redacted
 
@@ -101,17 +102,7 @@ def check_rights(connection: Connection, url: str, table: str) -> None:
 
 def _beside(url: str) -> list[Engine]:
     """Engines of the same server's databases MAINTENANCE."""
-    import sqlalchemy
-    from sqlalchemy.engine import make_url
-
-    parsed = make_url(url)
-    return [
-        sqlalchemy.create_engine(
-            parsed.set(database=name), isolation_level="AUTOCOMMIT",
-            poolclass=sqlalchemy.NullPool,
-        )
-        for name in MAINTENANCE
-    ]  # fmt: skip
+    return [make_engine(url, name) for name in MAINTENANCE]
 
 
 def _has_database(connection: Connection, url: str) -> bool:
