@@ -37,7 +37,18 @@ def make_engine(url: str, database: str | None = None) -> Engine:
 
     address = make_url(url)
     if database is not None:
-        address = address.set(database=database)
+        address = address.set(database=database).difference_update_query(["dbname"])
     return sqlalchemy.create_engine(
         address, isolation_level="AUTOCOMMIT", poolclass=sqlalchemy.NullPool, **engine_options(url)
     )
+
+
+def database_of(url: str) -> str | None:
+    """The name of the database in `url`; None: it has none, and the driver chooses."""
+    from sqlalchemy.engine import make_url
+
+    parsed = make_url(url)
+    named = parsed.query.get("dbname")
+    if named is None:
+        return parsed.database
+    return named if isinstance(named, str) else named[-1]

@@ -82,3 +82,19 @@ def test_tables_of_somebody_else_need_rights_too(postgres: Postgres) -> None:
     create_study(url, "mine", "maximize")[0].close()
     with making_tables(url, "optuna"):
         pass
+
+
+def test_odd_names_are_quoted_once(postgres: Postgres) -> None:
+    """A "%" or a quote in a name, the name in the query, the user not in the address."""
+    guest(postgres, "plain")
+    url = f"postgresql://127.0.0.1:{postgres.port}?user=plain&password=x&dbname=a%25b%22c"
+    with pytest.raises(NotFoundError, match="does not exist"):
+        open_study(url, "new")
+    with pytest.raises(StoreError, match='CREATE DATABASE "a%b""c" OWNER "plain";') as caught:
+        create_study(url, "new", "maximize")
+    postgres.query("postgres", "ALTER ROLE plain CREATEDB")
+    create_study(url, "new", "maximize")[0].close()
+    assert [study.name for study in list_studies(url)] == ["new"]
+    postgres.query("postgres", 'DROP DATABASE "a%b""c"')
+    remedy(postgres, "postgres", str(caught.value))
+    create_study(url, "new", "maximize")[0].close()
