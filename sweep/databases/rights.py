@@ -20,7 +20,9 @@ _NOT_ALLOWED, _THERE_ALREADY = ("42501",), ("42P04", "23505")
 """PostgreSQL's codes: insufficient privilege; made by another process meanwhile."""
 _SCHEMA = """
     SELECT current_user, current_database(), current_schema(),
-    coalesce(has_schema_privilege(current_schema(), 'CREATE'), false), to_regclass(:table) IS NULL
+    coalesce(has_schema_privilege(current_schema(), 'CREATE'), false),
+    (SELECT nspname FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
+    WHERE pg_class.oid = to_regclass(:table))
 """
 _TABLE = """
     SELECT has_table_privilege(:table, 'SELECT') AND has_table_privilege(:table, 'INSERT')
@@ -80,21 +82,20 @@ def check_rights(connection: Connection, url: str, table: str) -> None:
     """
     from sqlalchemy import text
 
-    user, database, schema, may_create, is_new = connection.execute(
+    user, database, schema, may_create, home = connection.execute(
         text(_SCHEMA), {"table": table}
     ).one()
-    who, where = f"the user of {redacted(url)}", f"in schema {schema or 'public'}"
-    role = _quoted(user)
-    if is_new and not may_create:
-        granted = "CREATE" if schema else "USAGE, CREATE"
+    who, role = f"the user of {redacted(url)}", _quoted(user)
+    if home is None and not may_create:
+        granted, where = "CREATE" if schema else "USAGE, CREATE", schema or "public"
         raise StoreError(
-            f"{who} lacks the right {granted} {where}. An administrator runs, in database "
-            f"{database}: GRANT {granted} ON SCHEMA {_quoted(schema or 'public')} TO {role};"
+            f"{who} lacks the right {granted} in schema {where}. An administrator runs, in "
+            f"database {database}: GRANT {granted} ON SCHEMA {_quoted(where)} TO {role};"
         )
-    if not is_new and not connection.execute(text(_TABLE), {"table": table}).scalar():
-        all_of = f"IN SCHEMA {_quoted(schema)} TO {role}"
+    if home is not None and not connection.execute(text(_TABLE), {"table": table}).scalar():
+        all_of = f"IN SCHEMA {_quoted(home)} TO {role}"
         raise StoreError(
-            f"{who} lacks a right on table {table} {where}. An administrator runs, in "
+            f"{who} lacks a right on table {table} in schema {home}. An administrator runs, in "
             f"database {database}: GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES {all_of}; "
             f"GRANT USAGE ON ALL SEQUENCES {all_of};"
         )

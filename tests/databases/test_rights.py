@@ -70,11 +70,12 @@ def test_a_right_that_lacks_is_named(postgres: Postgres, call: Call, store: str)
 
 
 def test_tables_of_somebody_else_need_rights_too(postgres: Postgres) -> None:
-    """What another role made can be used once it is granted; the line says how."""
+    """What another role made can be used once it is granted; the line says how, and where."""
     guest(postgres, "reader")
     made = postgres.new_database()
     create_study(made, "theirs", "maximize")[0].close()
     database = made.rpartition("/")[2]
+    postgres.query(database, "CREATE SCHEMA reader AUTHORIZATION reader")  # first of its path
     url = address(postgres, "reader", database)
     with pytest.raises(StoreError, match="lacks a right on table") as caught:
         create_study(url, "mine", "maximize")
