@@ -128,24 +128,44 @@ def see_that_it_exists(url: str) -> None:
         engine.dispose()
 
 
+def has_tables(url: str, what: str) -> bool:
+    """Whether the database is there, with tables of `what`. Raises as StudyClaim."""
+    from sqlalchemy import text
+    from sqlalchemy.exc import OperationalError
+
+    engine = make_engine(url)
+    found = text("SELECT to_regclass(:table) IS NOT NULL")
+    try:
+        with engine.connect() as connection:
+            return bool(connection.execute(found, {"table": TABLE_OF[what]}).scalar())
+    except OperationalError:
+        if not lacks_database(url):
+            raise
+        return False
+    finally:
+        engine.dispose()
+
+
 @contextlib.contextmanager
-def making_tables(url: str, what: str) -> Iterator[None]:
+def making_tables(url: str, what: str, *, create: bool = True) -> Iterator[None]:
     """Wait for the lock of the tables of `what` in the database and hold it within the block.
 
-    Two processes that create or migrate tables of Optuna or MLflow at once fail. Before that, a
-    missing database is made, and rights are checked. Does nothing for other stores. Raises as
-    StudyClaim.
+    Two processes that create or migrate tables of Optuna or MLflow at once fail. With `create` a
+    missing database is made before that, and rights are checked. Does nothing for other stores.
+    Raises as StudyClaim.
     """
     if not is_postgres(url):
         yield
         return
     from sqlalchemy import text
 
-    see_that_it_exists(url)
+    if create:
+        see_that_it_exists(url)
     engine = make_engine(url)
     try:
         with engine.connect() as connection:
-            check_rights(connection, url, TABLE_OF[what])
+            if create:
+                check_rights(connection, url, TABLE_OF[what])
             key = _key(connection, f"tables of {what}")
             connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": key})
             yield

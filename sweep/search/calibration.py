@@ -115,7 +115,7 @@ def _calibrate(config: RunConfig, space: Space, for_s: float, folder: Path) -> C
             from sweep.search.study import Extras, search
             from sweep.tracking.store import find_or_make_experiment, opened, routed
 
-            with routed(folder / "mlflow.log"), opened(config.tracking_uri) as client:
+            with routed(folder / "mlflow.log"), opened(config.tracking_uri, create=True) as client:
                 find_or_make_experiment(client, config.study_name, (folder / "artifacts").as_uri())
             extras = Extras(is_tracked=True, executor=executor, window_s=for_s)
             reason = search(config, space, [watch], extras).end.reason
