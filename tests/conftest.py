@@ -90,7 +90,7 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with contextlib.chdir(folder), quiet():
         from sweep.tracking.store import opened
 
-        with opened("sqlite:///mlflow.db"):
+        with opened("sqlite:///mlflow.db", create=True):
             pass
         sqlite.settle("sqlite:///mlflow.db")
     return folder / "mlflow.db"

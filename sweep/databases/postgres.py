@@ -17,19 +17,17 @@ import hashlib
 import os
 import socket
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from sweep.databases.engines import make_engine
 from sweep.databases.rights import check_rights, lacks_database, make_database
 from sweep.errors import StudyLockedError
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection, Engine
+    from sqlalchemy import Connection
 
-CONNECT_TIMEOUT_S = 10
 TABLE_OF = {"optuna": "studies", "mlflow": "experiments"}
 """A table by which a program's tables are known."""
-UNANSWERED_MS = 60_000
-"""A connection counts as lost if its packets are not acknowledged for so long."""
 KEEPALIVE = {"tcp_keepalives_idle": 30, "tcp_keepalives_interval": 10, "tcp_keepalives_count": 3}
 """The server's keepalive settings for a connection that holds a lock."""
 
@@ -51,21 +49,6 @@ def is_postgres(url: str) -> bool:
     return url.partition(":")[0].partition("+")[0] == "postgresql"
 
 
-def engine_options(url: str) -> dict[str, Any]:
-    """Options of SQLAlchemy's engine for `url`: time limits, and a check of pooled connections.
-
-    Raises SQLAlchemy's ArgumentError for a malformed `url`.
-    """
-    from sqlalchemy.engine import make_url
-
-    parsed = make_url(url)
-    options: dict[str, Any] = {"pool_pre_ping": True}
-    if parsed.drivername in ("postgresql", "postgresql+psycopg", "postgresql+psycopg2"):
-        patience = {"connect_timeout": CONNECT_TIMEOUT_S, "tcp_user_timeout": UNANSWERED_MS}
-        options["connect_args"] = {k: v for k, v in patience.items() if k not in parsed.query}
-    return options
-
-
 class StudyClaim:
     """A study's lock in its PostgreSQL database, held until `release`. A missing one is made.
 
@@ -75,7 +58,7 @@ class StudyClaim:
 
     def __init__(self, url: str, study: str) -> None:
         see_that_it_exists(url)
-        self._study, self._engine = study, _engine(url)
+        self._study, self._engine = study, make_engine(url)
         self._connection = self._take()
 
     def renew(self) -> None:
@@ -119,7 +102,7 @@ def owner_of(url: str, study: str) -> tuple[str, float | None] | None:
 
     Raises as StudyClaim.
     """
-    engine = _engine(url)
+    engine = make_engine(url)
     try:
         with engine.connect() as connection:
             return _owner(connection, _key(connection, f"study {study}"))
@@ -134,7 +117,7 @@ def see_that_it_exists(url: str) -> None:
     """
     from sqlalchemy.exc import OperationalError
 
-    engine = _engine(url)
+    engine = make_engine(url)
     try:
         engine.connect().close()
     except OperationalError:
@@ -145,38 +128,49 @@ def see_that_it_exists(url: str) -> None:
         engine.dispose()
 
 
+def has_tables(url: str, what: str) -> bool:
+    """Whether the database is there, with tables of `what`. Raises as StudyClaim."""
+    from sqlalchemy import text
+    from sqlalchemy.exc import OperationalError
+
+    engine = make_engine(url)
+    found = text("SELECT to_regclass(:table) IS NOT NULL")
+    try:
+        with engine.connect() as connection:
+            return bool(connection.execute(found, {"table": TABLE_OF[what]}).scalar())
+    except OperationalError:
+        if not lacks_database(url):
+            raise
+        return False
+    finally:
+        engine.dispose()
+
+
 @contextlib.contextmanager
-def making_tables(url: str, what: str) -> Iterator[None]:
+def making_tables(url: str, what: str, *, create: bool = True) -> Iterator[None]:
     """Wait for the lock of the tables of `what` in the database and hold it within the block.
 
-    Two processes that create or migrate tables of Optuna or MLflow at once fail. Before that, a
-    missing database is made, and rights are checked. Does nothing for other stores. Raises as
-    StudyClaim.
+    Two processes that create or migrate tables of Optuna or MLflow at once fail. With `create` a
+    missing database is made before that, and rights are checked. Does nothing for other stores.
+    Raises as StudyClaim.
     """
     if not is_postgres(url):
         yield
         return
     from sqlalchemy import text
 
-    see_that_it_exists(url)
-    engine = _engine(url)
+    if create:
+        see_that_it_exists(url)
+    engine = make_engine(url)
     try:
         with engine.connect() as connection:
-            check_rights(connection, url, TABLE_OF[what])
+            if create:
+                check_rights(connection, url, TABLE_OF[what])
             key = _key(connection, f"tables of {what}")
             connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": key})
             yield
     finally:
         engine.dispose()
-
-
-def _engine(url: str) -> Engine:
-    """An engine without a pool and without transactions."""
-    import sqlalchemy
-
-    return sqlalchemy.create_engine(
-        url, isolation_level="AUTOCOMMIT", poolclass=sqlalchemy.NullPool, **engine_options(url)
-    )
 
 
 def _key(connection: Connection, what: str) -> int:

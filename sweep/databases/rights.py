@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sweep.databases.engines import database_of, make_engine
 from sweep.errors import StoreError
 from sweep.redact import redacted
 
@@ -19,7 +20,9 @@ _NOT_ALLOWED, _THERE_ALREADY = ("42501",), ("42P04", "23505")
 """PostgreSQL's codes: insufficient privilege; made by another process meanwhile."""
 _SCHEMA = """
     SELECT current_user, current_database(), current_schema(),
-    coalesce(has_schema_privilege(current_schema(), 'CREATE'), false), to_regclass(:table) IS NULL
+    coalesce(has_schema_privilege(current_schema(), 'CREATE'), false),
+    (SELECT nspname FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
+    WHERE pg_class.oid = to_regclass(:table))
 """
 _TABLE = """
     SELECT has_table_privilege(:table, 'SELECT') AND has_table_privilege(:table, 'INSERT')
@@ -29,12 +32,17 @@ _TABLE = """
 
 def lacks_database(url: str) -> bool:
     """Whether the server of `url` answers, and has no database of that name."""
+    from sqlalchemy import text
     from sqlalchemy.exc import DBAPIError
 
+    name = database_of(url)
+    if name is None:
+        return False
+    found = text("SELECT count(*) FROM pg_database WHERE datname = :name")
     for engine in _beside(url):
         try:
             with engine.connect() as connection:
-                return not _has_database(connection, url)
+                return not connection.execute(found, {"name": name}).scalar()
         except DBAPIError:
             continue  # this role may not connect there, or no server answers
         finally:
@@ -44,25 +52,24 @@ def lacks_database(url: str) -> bool:
 
 def make_database(url: str) -> None:
     """Make the missing database of `url`. Raises StoreError if its role may not."""
-    from sqlalchemy.engine import make_url
     from sqlalchemy.exc import DBAPIError
 
-    parsed = make_url(url)
+    statement, role = f"CREATE DATABASE {_quoted(database_of(url) or '')}", ""
     for engine in _beside(url):
-        quoted = engine.dialect.identifier_preparer.quote_identifier
-        statement = f"CREATE DATABASE {quoted(parsed.database or '')}"
         try:
             with engine.connect() as connection:
-                connection.exec_driver_sql(statement.replace("%", "%%"))
+                role = connection.exec_driver_sql("SELECT current_user").scalar_one()
+                # Without parameters drivers leave a "%" in the name as it is.
+                connection.exec_driver_sql(statement, execution_options={"no_parameters": True})
             return
         except DBAPIError as error:
             if _code(error) in _THERE_ALREADY:
                 return
-            if _code(error) in _NOT_ALLOWED:
-                owner = quoted(parsed.username or "")
+            if _code(error) in _NOT_ALLOWED and role:
                 raise StoreError(
                     f"{redacted(url)}: there is no such database, and its user lacks the right "
-                    f"CREATEDB to make it. An administrator runs: {statement} OWNER {owner};"
+                    "CREATEDB to make it. An administrator runs: "
+                    f"{statement} OWNER {_quoted(role)};"
                 ) from error
         finally:
             engine.dispose()
@@ -75,25 +82,20 @@ def check_rights(connection: Connection, url: str, table: str) -> None:
     """
     from sqlalchemy import text
 
-    user, database, schema, may_create, is_new = connection.execute(
+    user, database, schema, may_create, home = connection.execute(
         text(_SCHEMA), {"table": table}
     ).one()
-    quoted = connection.dialect.identifier_preparer.quote_identifier
-    who, where, role = (
-        f"the user of {redacted(url)}",
-        f"in schema {schema or 'public'}",
-        quoted(user),
-    )
-    if is_new and not may_create:
-        granted = "CREATE" if schema else "USAGE, CREATE"
+    who, role = f"the user of {redacted(url)}", _quoted(user)
+    if home is None and not may_create:
+        granted, where = "CREATE" if schema else "USAGE, CREATE", schema or "public"
         raise StoreError(
-            f"{who} lacks the right {granted} {where}. An administrator runs, in database "
-            f"{database}: GRANT {granted} ON SCHEMA {quoted(schema or 'public')} TO {role};"
+            f"{who} lacks the right {granted} in schema {where}. An administrator runs, in "
+            f"database {database}: GRANT {granted} ON SCHEMA {_quoted(where)} TO {role};"
         )
-    if not is_new and not connection.execute(text(_TABLE), {"table": table}).scalar():
-        all_of = f"IN SCHEMA {quoted(schema)} TO {role}"
+    if home is not None and not connection.execute(text(_TABLE), {"table": table}).scalar():
+        all_of = f"IN SCHEMA {_quoted(home)} TO {role}"
         raise StoreError(
-            f"{who} lacks a right on table {table} {where}. An administrator runs, in "
+            f"{who} lacks a right on table {table} in schema {home}. An administrator runs, in "
             f"database {database}: GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES {all_of}; "
             f"GRANT USAGE ON ALL SEQUENCES {all_of};"
         )
@@ -101,25 +103,12 @@ def check_rights(connection: Connection, url: str, table: str) -> None:
 
 def _beside(url: str) -> list[Engine]:
     """Engines of the same server's databases MAINTENANCE."""
-    import sqlalchemy
-    from sqlalchemy.engine import make_url
-
-    parsed = make_url(url)
-    return [
-        sqlalchemy.create_engine(
-            parsed.set(database=name), isolation_level="AUTOCOMMIT",
-            poolclass=sqlalchemy.NullPool,
-        )
-        for name in MAINTENANCE
-    ]  # fmt: skip
+    return [make_engine(url, name) for name in MAINTENANCE]
 
 
-def _has_database(connection: Connection, url: str) -> bool:
-    from sqlalchemy import text
-    from sqlalchemy.engine import make_url
-
-    found = text("SELECT count(*) FROM pg_database WHERE datname = :name")
-    return bool(connection.execute(found, {"name": make_url(url).database}).scalar())
+def _quoted(name: str) -> str:
+    """The name as SQL writes it."""
+    return '"' + name.replace('"', '""') + '"'
 
 
 def _code(error: Exception) -> str:

@@ -18,6 +18,7 @@ from optuna.storages import BaseStorage, RDBStorage
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from sweep.databases import postgres, sqlite
+from sweep.databases.engines import engine_options
 from sweep.databases.rights import lacks_database
 from sweep.errors import DiskError, NotFoundError, StoreError
 from sweep.redact import redacted
@@ -56,7 +57,7 @@ def open_storage(url: str, *, create: bool = False) -> BaseStorage:
         address, is_complete = _to_write(path, url) if create else (_to_read(path, url), True)
         sqlite.listen(address)
     with in_one_line(url, "opened", "Check --storage", _OPENING):
-        options = {} if path is not None else postgres.engine_options(url)
+        options = {} if path is not None else engine_options(url)
         if path is None and not create:
             _see_that_tables_are_there(url, options)
         with postgres.making_tables(url, "optuna") if create else contextlib.nullcontext():

@@ -66,7 +66,7 @@ def reconcile_addresses(tracking_uri: str, study: str, *, fix: bool) -> list[Dis
     """
     if not is_there(tracking_uri):
         return []
-    with opened(tracking_uri) as client:
+    with opened(tracking_uri, create=fix) as client:
         experiment = client.get_experiment_by_name(study)
         if experiment is None or not (
             move := moved_folders.move_of(client.tracking_uri, experiment)
@@ -106,7 +106,7 @@ def reconcile_runs(
     absent = [Disagreement(f"MLflow has no experiment {study.name!r}: {again}")] if states else []
     if not fix and not is_there(tracking_uri):
         return absent
-    with routed(log_file), opened(tracking_uri) as client:
+    with routed(log_file), opened(tracking_uri, create=fix) as client:
         mirror = Mirror(client, study)
         if mirror.experiment is None and not fix:
             return absent

@@ -74,7 +74,10 @@ class Calibration:
     spread: float
     """Uncertainty of the speed, relative: two standard errors."""
     n_ended: int
-    """Trials that ended by themselves."""
+    """Trials that came to their end."""
+    n_failed: int
+    failure: str
+    """Why the last one failed; "": none did."""
     is_whole: bool
     """All trials of the search, or of its space, were trained."""
     worker_bytes: int | None
@@ -90,8 +93,8 @@ class Calibration:
 def calibrate(config: RunConfig, space: Space, for_s: float) -> Calibration:
     """Train the first trials of a search, for `for_s` seconds once a worker is ready.
 
-    Nothing is pruned. Raises ConfigError if no epoch ended, StudyFailedError if trials fail,
-    StudyInterrupted, and whatever a search raises.
+    Nothing is pruned. Raises ConfigError if no epoch ended, StudyFailedError if most trials fail
+    and none comes to its end, StudyInterrupted, and whatever a search raises.
     """
     with tempfile.TemporaryDirectory(prefix="sweep-plan-", ignore_cleanup_errors=True) as folder:
         return _calibrate(_elsewhere(config, Path(folder)), space, for_s, Path(folder))
@@ -115,7 +118,7 @@ def _calibrate(config: RunConfig, space: Space, for_s: float, folder: Path) -> C
             from sweep.search.study import Extras, search
             from sweep.tracking.store import find_or_make_experiment, opened, routed
 
-            with routed(folder / "mlflow.log"), opened(config.tracking_uri) as client:
+            with routed(folder / "mlflow.log"), opened(config.tracking_uri, create=True) as client:
                 find_or_make_experiment(client, config.study_name, (folder / "artifacts").as_uri())
             extras = Extras(is_tracked=True, executor=executor, window_s=for_s)
             reason = search(config, space, [watch], extras).end.reason
@@ -125,10 +128,12 @@ def _calibrate(config: RunConfig, space: Space, for_s: float, folder: Path) -> C
         executor.kill()
     if reason == "interrupted":
         raise StudyInterrupted("interrupted: nothing is kept, the same command begins again")
-    if not watch.gains or not watch.ready_s:
+    if watch.work <= 0 or not watch.ready_s:
         raise watch.failed() or ConfigError(
             f"no epoch ended within {for_s:g} s of training: give it more time with --for"
         )
+    if (error := watch.failed()) and not watch.n_ended and watch.n_failed >= watch.n_unfinished:
+        raise error
     return _measured(watch, began_s, time.time(), is_whole=reason in ("done", "exhausted"))
 
 
@@ -138,6 +143,8 @@ class _Watch:
     def __init__(self, config: RunConfig, folder: Path, pids: Callable[[], Sequence[int]]) -> None:
         self._config, self._folder, self._pids = config, folder, pids
         self._failures: list[Failure] = []
+        self._over: set[int] = set()
+        """Trials that failed or came to their end."""
         self._n_running = self._most_running = 0
         self._idle_bytes = self._peak_bytes = 0
         self._begun_s: dict[int, float] = {}
@@ -193,6 +200,26 @@ class _Watch:
         return StudyFailedError(f"the first trials fail: {self._failures[-1].message}")
 
     @property
+    def work(self) -> float:
+        """Trials' work so far."""
+        return sum(work for _, work in self.gains)
+
+    @property
+    def n_failed(self) -> int:
+        """Trials that failed."""
+        return len(self._failures)
+
+    @property
+    def failure(self) -> str:
+        """Message of the last failure; "": none."""
+        return self._failures[-1].message if self._failures else ""
+
+    @property
+    def n_unfinished(self) -> int:
+        """Trials with epochs that neither failed nor came to their end."""
+        return len(self.pace_s.keys() - self._over)
+
+    @property
     def first_s(self) -> float:
         """Unix time at which the first trial began."""
         return min(self._begun_s.values())
@@ -213,14 +240,13 @@ class _Watch:
 
     def trial_s(self, busy_s: float) -> float:
         """See `seconds_of_a_trial`; all workers together had `busy_s`."""
-        work = sum(work for _, work in self.gains)
         n_at_once = self._most_running
-        return seconds_of_a_trial(busy_s, self._trained_s, work, self.n_ended, n_at_once)
+        return seconds_of_a_trial(busy_s, self._trained_s, self.work, self.n_ended, n_at_once)
 
     def record_bytes(self) -> float:
         """What the databases grew by, for a trial's work."""
         grown = self._database_bytes() - self._bytes_before
-        return max(0, grown) / sum(work for _, work in self.gains)
+        return max(0, grown) / self.work
 
     def _gain(self, number: int, at_s: float, work: float) -> None:
         gained = work - self._done.get(number, 0.0)
@@ -233,9 +259,11 @@ class _Watch:
         self._n_running -= 1
         if engine := record.tags.get("sweep.trainer"):
             self.engines[engine] = None
-        if record.failure is not None:
-            self._failures.append(record.failure)
         if record.state is not TrialState.WAITING:
+            self._over.add(record.number)
+        if record.failure is not None:  # only what it trained counts
+            self._failures.append(record.failure)
+        elif record.state is not TrialState.WAITING:
             self.n_ended += 1
             self._gain(record.number, record.time_ms / 1000, 1.0)
         files = TrialFiles(self._config.study_dir, record.number)
@@ -271,14 +299,14 @@ def _measured(watch: _Watch, began_s: float, ended_s: float, *, is_whole: bool) 
     n_workers = max(ready.n_workers, len(watch.ready_s))
     first_s, last_s = watch.first_s, max(at_s for at_s, _ in watch.gains)
     late_s = sum(max(0.0, at_s - first_s) for at_s in watch.ready_s) / n_workers
-    work = sum(work for _, work in watch.gains)
     return Calibration(
         device=ready.device, engines=tuple(watch.engines), n_slots=ready.n_slots,
         n_workers=n_workers, said=tuple(dict.fromkeys(watch.said)), total_s=ended_s - began_s,
         start_s=first_s - began_s, measured_s=last_s - first_s, late_s=late_s,
         trial_s=watch.trial_s(n_workers * (last_s - first_s - late_s)),
-        end_s=max(0.0, ended_s - last_s), work=work, slowest_s=max(watch.pace_s.values()),
-        spread=_spread(watch.gains, first_s, last_s), n_ended=watch.n_ended, is_whole=is_whole,
+        end_s=max(0.0, ended_s - last_s), work=watch.work, slowest_s=max(watch.pace_s.values()),
+        spread=_spread(watch.gains, first_s, last_s), n_ended=watch.n_ended,
+        n_failed=watch.n_failed, failure=watch.failure, is_whole=is_whole,
         worker_bytes=watch.worker_bytes, trial_bytes=watch.trial_bytes,
         file_bytes={name: statistics.fmean(sizes) for name, sizes in watch.file_bytes.items()},
         record_bytes=watch.record_bytes(),

@@ -160,6 +160,9 @@ def _notes(config: RunConfig, measured: Calibration, n_trials: int, one: Estimat
             f"a trial takes up to {measured.slowest_s:.0f} s, and fails after --trial-timeout "
             f"{config.trial_timeout_s:g} s"
         )
+    if measured.n_failed:
+        n_over = measured.n_failed + measured.n_ended
+        notes.append(f"{measured.n_failed} of {n_over} trials failed: {measured.failure}")
     if not measured.n_ended:
         notes.append(
             "no trial came to its end: what it costs to save one is not in the time (a longer "

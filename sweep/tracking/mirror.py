@@ -294,7 +294,7 @@ class Mirror:
 
 def sync_trial(tracking_uri: str, study: StudyInfo, history: TrialHistory) -> None:
     """Write whatever a trial's run lacks of `history`, now. Raises StoreError."""
-    with opened(tracking_uri) as client:
+    with opened(tracking_uri, create=True) as client:
         mirror = Mirror(client, study)
         mirror.make()
         mirror.sync(history)

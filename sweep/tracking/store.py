@@ -26,7 +26,7 @@ from mlflow.store.entities import PagedList
 from sqlalchemy.exc import OperationalError
 
 from sweep.databases import postgres, sqlite
-from sweep.errors import DiskError, StoreError, SweepError
+from sweep.errors import DiskError, NotFoundError, StoreError, SweepError
 from sweep.redact import redacted
 from sweep.tracking.moved_folders import HOME_TAG, check_home, home_of, new_location
 from sweep.tracking.uri import one_line, quiet, resolve, without_credentials
@@ -46,27 +46,41 @@ T = TypeVar("T")
 
 
 def is_there(uri: str) -> bool:
-    """Whether there is a store to read; only an SQLite file can be known not to be there."""
-    path = sqlite.path_of(resolve(uri))
-    return path is None or path.exists()
+    """Whether there is a store to read: an SQLite file, a database with MLflow's tables.
+
+    Of a server nothing is asked. Raises StoreError if the database does not answer.
+    """
+    uri = resolve(uri)
+    path = sqlite.path_of(uri)
+    if path is not None:
+        return path.exists()
+    with in_one_line(f"MLflow at {redacted(uri)}"):
+        return not postgres.is_postgres(uri) or postgres.has_tables(uri, "mlflow")
 
 
-def connect(uri: str) -> MlflowClient:
-    """Open the store of `uri`; a missing SQLite file is made, complete or not at all.
+def connect(uri: str, *, create: bool = False) -> MlflowClient:
+    """Open the store of `uri`.
+
+    `create` opens it to write and makes what is missing, an SQLite file complete or not at all.
+    Without it a PostgreSQL role needs no right to write.
 
     Raises:
+        NotFoundError: It is not there, and `create` is false.
         StoreError: It cannot be reached, is no MLflow client, or cannot be written.
         DiskError: Its folder cannot be made or written.
     """
     uri = resolve(uri)
+    if not create and not is_there(uri):
+        raise NotFoundError(f"there is no MLflow store at {redacted(uri)}: check --tracking-uri")
     with quiet(), in_one_line(f"MLflow at {redacted(uri)}"):
         sqlite.check(uri)
         if sqlite.has_tables(uri, "experiments", "an MLflow store"):
             _refuse_other_version(uri)
         sqlite.listen(uri)
-        _make_sqlite_store(uri)
+        if create:
+            _make_sqlite_store(uri)
         # It also finds out at once whether PostgreSQL answers: MLflow tries for 100 s.
-        with postgres.making_tables(uri, "mlflow"):
+        with postgres.making_tables(uri, "mlflow", create=create):
             client = MlflowClient(tracking_uri=uri)
             client.search_experiments(max_results=1, view_type=ViewType.ALL)
     return client
@@ -172,12 +186,15 @@ def routed(log_file: Path | None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def opened(uri: str) -> Iterator[MlflowClient]:
-    """The store of `uri`; within the block its errors are StoreErrors of one line."""
+def opened(uri: str, *, create: bool = False) -> Iterator[MlflowClient]:
+    """The store of `uri`; within the block its errors are StoreErrors of one line.
+
+    `create` and what it raises: see `connect`.
+    """
     handlers = logging.getLogger("mlflow").handlers
     if not any(isinstance(h, logging.FileHandler | logging.NullHandler) for h in handlers):
         route_logs(None)
-    client = connect(uri)
+    client = connect(uri, create=create)
     with guarded(client):
         yield client
 

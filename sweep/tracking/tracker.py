@@ -422,7 +422,7 @@ class MlflowTracker:
             with quiet():
                 from sweep.tracking.mirror import Mirror
                 from sweep.tracking.store import opened
-            with opened(self._uri) as client:
+            with opened(self._uri, create=True) as client:
                 mirror = Mirror(client, self._study)
                 mirror.make()
             self._mirror = mirror

@@ -43,7 +43,7 @@ class TrainingRun:
 
         Raises StoreError.
         """
-        with opened(self._uri) as client:
+        with opened(self._uri, create=True) as client:
             run = _known_run(client, run_id) if run_id else None
             if run is None:
                 picture = picture_of_training(TrialHistory(self._started))

@@ -27,6 +27,16 @@ def bad(params, report):
     raise ValueError(f"no such thing as {params['x']}")
 
 
+def vain(params, report):
+    for epoch in range(report.epochs):
+        report(float("nan") if epoch else params["x"])
+
+
+def mixed(params, report):
+    for epoch in range(report.epochs):
+        report(float("nan") if epoch and params["x"] < 0.5 else params["x"])
+
+
 def slow(params, report):
     for epoch in range(report.epochs):
         time.sleep(0.1)
@@ -87,6 +97,22 @@ def test_a_plan_stops_at_its_time_limit(tmp_path: Path, monkeypatch: pytest.Monk
     assert sorted(p.name for p in tmp_path.iterdir() if p.name != "__pycache__") == ["f.py"]
 
 
+def test_a_failed_trial_counts_for_what_it_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An epoch of ten, not a whole trial; how many failed is said, and why."""
+    (tmp_path / "f.py").write_text(FUNCTIONS)
+    monkeypatch.chdir(tmp_path)
+    plan = library.plan(
+        module="f.py:mixed", kind="objective", vary={"x": "0.0..1.0"}, trials=8, epochs=10,
+        executor="inline", sampler="random", for_time="1m",
+    )  # fmt: skip
+    found = plan.measured
+    assert found.n_failed > 0 < found.n_ended == 8 - found.n_failed
+    assert found.n_ended < found.work <= found.n_ended + 0.2 * found.n_failed
+    assert plan.notes[0].startswith(f"{found.n_failed} of 8 trials failed: ")
+
+
 @pytest.mark.parametrize(
     ("flags", "code", "line"),
     [
@@ -95,6 +121,7 @@ def test_a_plan_stops_at_its_time_limit(tmp_path: Path, monkeypatch: pytest.Monk
         (("--price-per-hour", "free"), 2, "--price-per-hour must be a positive amount"),
         (("--module", "f.py:godo", "--kind", "objective"), 2, "did you mean good?"),
         (("--module", "f.py:bad", "--kind", "objective"), 6, "the first trials fail: "),
+        (("--module", "f.py:vain", "--kind", "objective"), 6, "the first trials fail: "),
     ],
     ids=lambda value: str(value)[:40],
 )

@@ -20,6 +20,7 @@ def plan(changes: dict[str, Any], max_devices: int = 1, **settings: Any) -> Plan
         "device": "cpu", "engines": ("fused",), "n_slots": 4, "n_workers": 1, "said": (),
         "total_s": 26.0, "start_s": 5.0, "measured_s": 20.0, "late_s": 0.0, "trial_s": 2.0,
         "end_s": 1.0, "work": 10.0, "slowest_s": 8.0, "spread": 0.2, "n_ended": 8,
+        "n_failed": 0, "failure": "",
         "is_whole": False, "worker_bytes": 500_000_000, "trial_bytes": 1_000_000,
         "file_bytes": {"best.ckpt": 1e6, "model.pt2": 2e6, "last.ckpt": 3e6}, "record_bytes": 1e4,
     }  # fmt: skip
@@ -69,9 +70,10 @@ def test_disk_follows_keep_and_log_models() -> None:
 
 def test_what_the_numbers_leave_out_is_said() -> None:
     """A pruner, a time limit, a trial's time limit, a space without so many configurations."""
-    found = plan({"n_ended": 0}, pruner="asha", timeout_s=60.0, trial_timeout_s=5.0)
+    failed = {"n_ended": 0, "n_failed": 2, "failure": "x is nan"}
+    found = plan(failed, pruner="asha", timeout_s=60.0, trial_timeout_s=5.0)
     assert [note.partition(":")[0].partition(" ")[0] for note in found.notes] == [
-        "an", "--timeout", "a", "no",
+        "an", "--timeout", "a", "2", "no",
     ]  # fmt: skip
     assert "about 4 calls" in found.notes[1]
     assert plan({}).notes == ()
