@@ -132,8 +132,9 @@ def _calibrate(config: RunConfig, space: Space, for_s: float, folder: Path) -> C
         raise watch.failed() or ConfigError(
             f"no epoch ended within {for_s:g} s of training: give it more time with --for"
         )
-    if (error := watch.failed()) and not watch.n_ended and watch.n_failed >= watch.n_unfinished:
-        raise error
+    failed = watch.failed()
+    if failed and not watch.n_ended and watch.n_failed >= watch.n_unfinished:
+        raise failed
     return _measured(watch, began_s, time.time(), is_whole=reason in ("done", "exhausted"))
 
 
