@@ -33,6 +33,7 @@ from sweep.trial import (
     TrialStarted,
     TrialState,
     WorkerReady,
+    count_devices,
 )
 
 N_BLOCKS = 5
@@ -53,6 +54,8 @@ class Calibration:
     n_slots: int
     """Trials at the same time in a worker."""
     n_workers: int
+    n_devices: int
+    """Devices that they used: each worker's GPUs; a CPU machine is one."""
     said: tuple[str, ...]
     """What the workers told the user, e.g. the reason for an engine."""
     total_s: float
@@ -204,6 +207,13 @@ class _Watch:
         """Trials' work so far."""
         return sum(work for _, work in self.gains)
 
+    def n_devices(self, n_workers: int) -> int:
+        """Devices of so many workers, each with its own GPUs."""
+        assert self.ready is not None
+        if "cpu" in self.ready.device:  # also "2 x cpu, 4 threads"
+            return 1
+        return n_workers * count_devices(self._config.devices)
+
     @property
     def n_failed(self) -> int:
         """Trials that failed."""
@@ -301,7 +311,8 @@ def _measured(watch: _Watch, began_s: float, ended_s: float, *, is_whole: bool) 
     late_s = sum(max(0.0, at_s - first_s) for at_s in watch.ready_s) / n_workers
     return Calibration(
         device=ready.device, engines=tuple(watch.engines), n_slots=ready.n_slots,
-        n_workers=n_workers, said=tuple(dict.fromkeys(watch.said)), total_s=ended_s - began_s,
+        n_workers=n_workers, n_devices=watch.n_devices(n_workers),
+        said=tuple(dict.fromkeys(watch.said)), total_s=ended_s - began_s,
         start_s=first_s - began_s, measured_s=last_s - first_s, late_s=late_s,
         trial_s=watch.trial_s(n_workers * (last_s - first_s - late_s)),
         end_s=max(0.0, ended_s - last_s), work=watch.work, slowest_s=max(watch.pace_s.values()),
