@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import statistics
 import tempfile
 import time
@@ -18,6 +19,7 @@ from pathlib import Path
 from sweep.config.settings import RunConfig
 from sweep.databases import sqlite
 from sweep.errors import ConfigError, StudyFailedError, StudyInterrupted
+from sweep.executors.devices import gpus
 from sweep.executors.memory_limit import peak_bytes, resident_bytes
 from sweep.files.trial_files import BEST, MODEL, RESUME_STATE, TrialFiles
 from sweep.loading import collector_paused
@@ -55,7 +57,7 @@ class Calibration:
     """Trials at the same time in a worker."""
     n_workers: int
     n_devices: int
-    """Devices that they used: each worker's GPUs; a CPU machine is one."""
+    """GPUs that they used; a CPU machine is one."""
     said: tuple[str, ...]
     """What the workers told the user, e.g. the reason for an engine."""
     total_s: float
@@ -135,8 +137,9 @@ def _calibrate(config: RunConfig, space: Space, for_s: float, folder: Path) -> C
         raise watch.failed() or ConfigError(
             f"no epoch ended within {for_s:g} s of training: give it more time with --for"
         )
-    if (error := watch.failed()) and not watch.n_ended and watch.n_failed >= watch.n_unfinished:
-        raise error
+    failed = watch.failed()
+    if failed and not watch.n_ended and watch.n_failed >= watch.n_unfinished:
+        raise failed
     return _measured(watch, began_s, time.time(), is_whole=reason in ("done", "exhausted"))
 
 
@@ -208,11 +211,15 @@ class _Watch:
         return sum(work for _, work in self.gains)
 
     def n_devices(self, n_workers: int) -> int:
-        """Devices of so many workers, each with its own GPUs."""
+        """Devices of so many workers."""
         assert self.ready is not None
         if "cpu" in self.ready.device:  # also "2 x cpu, 4 threads"
             return 1
-        return n_workers * count_devices(self._config.devices)
+        config, each = self._config, count_devices(self._config.devices)
+        if config.executor == "ray":
+            return math.ceil(n_workers * (config.gpus_per_worker or each))
+        # Workers with one GPU share those of this machine; those with several have the same.
+        return min(n_workers, max(1, len(gpus(os.environ)))) if each == 1 else each
 
     @property
     def n_failed(self) -> int:
