@@ -243,7 +243,7 @@ def plan(
 
     Args:
         for_time: How long they train once a worker is ready: seconds, or "2m".
-        max_devices: Estimate for one device, two, ... and so many.
+        max_devices: Estimate for the devices that the settings use, twice as many, ... up to this.
         price_per_hour: Of one device, in any currency.
         config_file: YAML file with settings.
         **settings: As for `sweep.run`.

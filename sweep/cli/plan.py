@@ -23,7 +23,7 @@ from sweep.reporting.tables import Format
 @click.option("--for", "for_time", metavar="TIME", default="25s",
               help="Train so long once a worker is ready. [default: 25s]")  # fmt: skip
 @click.option("--max-devices", metavar="K", default="1",
-              help="Estimate for one device, two, ... K. [default: 1]")  # fmt: skip
+              help="Estimate for one device (or all in use), twice as many, ... K.")  # fmt: skip
 @click.option("--price-per-hour", metavar="AMOUNT", help="Price of one device, in any currency.")
 @format_option
 def plan(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import statistics
 import tempfile
 import time
@@ -18,6 +19,7 @@ from pathlib import Path
 from sweep.config.settings import RunConfig
 from sweep.databases import sqlite
 from sweep.errors import ConfigError, StudyFailedError, StudyInterrupted
+from sweep.executors.devices import gpus
 from sweep.executors.memory_limit import peak_bytes, resident_bytes
 from sweep.files.trial_files import BEST, MODEL, RESUME_STATE, TrialFiles
 from sweep.loading import collector_paused
@@ -33,6 +35,7 @@ from sweep.trial import (
     TrialStarted,
     TrialState,
     WorkerReady,
+    count_devices,
 )
 
 N_BLOCKS = 5
@@ -53,6 +56,8 @@ class Calibration:
     n_slots: int
     """Trials at the same time in a worker."""
     n_workers: int
+    n_devices: int
+    """GPUs that they used; a CPU machine is one."""
     said: tuple[str, ...]
     """What the workers told the user, e.g. the reason for an engine."""
     total_s: float
@@ -205,6 +210,17 @@ class _Watch:
         """Trials' work so far."""
         return sum(work for _, work in self.gains)
 
+    def n_devices(self, n_workers: int) -> int:
+        """Devices of so many workers."""
+        assert self.ready is not None
+        if "cpu" in self.ready.device:  # also "2 x cpu, 4 threads"
+            return 1
+        config, each = self._config, count_devices(self._config.devices)
+        if config.executor == "ray":
+            return math.ceil(n_workers * (config.gpus_per_worker or each))
+        # Workers with one GPU share those of this machine; those with several have the same.
+        return min(n_workers, max(1, len(gpus(os.environ)))) if each == 1 else each
+
     @property
     def n_failed(self) -> int:
         """Trials that failed."""
@@ -302,7 +318,8 @@ def _measured(watch: _Watch, began_s: float, ended_s: float, *, is_whole: bool) 
     late_s = sum(max(0.0, at_s - first_s) for at_s in watch.ready_s) / n_workers
     return Calibration(
         device=ready.device, engines=tuple(watch.engines), n_slots=ready.n_slots,
-        n_workers=n_workers, said=tuple(dict.fromkeys(watch.said)), total_s=ended_s - began_s,
+        n_workers=n_workers, n_devices=watch.n_devices(n_workers),
+        said=tuple(dict.fromkeys(watch.said)), total_s=ended_s - began_s,
         start_s=first_s - began_s, measured_s=last_s - first_s, late_s=late_s,
         trial_s=watch.trial_s(n_workers * (last_s - first_s - late_s)),
         end_s=max(0.0, ended_s - last_s), work=watch.work, slowest_s=max(watch.pace_s.values()),

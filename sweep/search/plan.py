@@ -16,7 +16,7 @@ KEPT_HERE = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """The same search on a number of devices."""
+    """The same search on a number of devices: those measured, or a multiple."""
 
     devices: int
     workers: int
@@ -44,7 +44,7 @@ class Plan:
     """Of a trial, at most."""
     measured: Calibration
     epochs_per_s: float
-    """Of all workers of this device together."""
+    """Of all measured workers together."""
     work_dir_bytes: float
     """Files of running and of the best trials."""
     mlflow_bytes: float
@@ -52,7 +52,7 @@ class Plan:
     database_bytes: float
     """Rows of Optuna's and MLflow's databases, as SQLite keeps them."""
     estimates: tuple[Estimate, ...]
-    """For one device, two, ..."""
+    """For the devices that were measured, twice as many, ..."""
     notes: tuple[str, ...]
     """What the numbers leave out."""
 
@@ -67,13 +67,13 @@ def plan_of(
         config: Settings of the search.
         space: Its search space.
         measured: A short search with these.
-        max_devices: Devices in the last estimate.
+        max_devices: Devices in the last estimate, at most. The first has those that were measured,
+            the others have multiples of it.
         price_per_hour: Of one device, in any currency.
     """
     n_trials = _n_trials(config, space)
-    estimates = [
-        _estimate(n_trials, k, measured, price_per_hour) for k in range(1, max_devices + 1)
-    ]
+    n_rows = max(1, max_devices // measured.n_devices)
+    estimates = [_estimate(n_trials, k, measured, price_per_hour) for k in range(1, n_rows + 1)]
     files = measured.file_bytes
     best, model = files.get(BEST, 0.0), files.get(MODEL, files.get(BEST, 0.0))
     n_kept, n_models = (
@@ -99,32 +99,32 @@ def _n_trials(config: RunConfig, space: Space) -> int:
     return min(config.trials, most)
 
 
-def _estimate(
-    n_trials: int, n_devices: int, measured: Calibration, price: float | None
-) -> Estimate:
-    """Trials are divided equally; on each device they train as those that were measured."""
-    share = math.ceil(math.ceil(n_trials / n_devices) / measured.n_workers)
+def _estimate(n_trials: int, times: int, measured: Calibration, price: float | None) -> Estimate:
+    """On so many times the measured devices: each has its share, and trains as those did."""
+    share = math.ceil(math.ceil(n_trials / times) / measured.n_workers)
     train_s = measured.late_s + share * measured.trial_s
     besides_s = measured.start_s + measured.end_s
     time_s = besides_s + train_s
-    if n_devices == 1:
+    if times == 1:
         time_s = max(time_s, besides_s + measured.slowest_s)
-    if n_devices == 1 and measured.is_whole:
+    if times == 1 and measured.is_whole:
         time_s = measured.total_s
     # Fewer trials at a time may share less than those that were measured.
-    high_s = max(time_s, besides_s + min(measured.slowest_s, train_s * n_devices))
-    spread = LEAST_SPREAD if n_devices == 1 and measured.is_whole else measured.spread
-    hours = n_devices * time_s / 3600
+    high_s = max(time_s, besides_s + min(measured.slowest_s, train_s * times))
+    spread = LEAST_SPREAD if times == 1 and measured.is_whole else measured.spread
+    hours = times * measured.n_devices * time_s / 3600
     return Estimate(
-        devices=n_devices, workers=n_devices * measured.n_workers, time_s=time_s,
+        devices=times * measured.n_devices, workers=times * measured.n_workers, time_s=time_s,
         low_s=time_s * (1 - spread), high_s=high_s * (1 + spread),
         device_hours=hours, cost=None if price is None else price * hours,
-        basis=_basis(n_devices, measured),
+        basis=_basis(times, measured),
     )  # fmt: skip
 
 
-def _basis(n_devices: int, measured: Calibration) -> str:
-    if n_devices > 1:
+def _basis(times: int, measured: Calibration) -> str:
+    if times > 1:
+        if measured.n_devices > 1:
+            return f"assumed: each {measured.n_devices} as fast as these"
         return "assumed: each as fast as this one"
     return "measured to its end" if measured.is_whole else "from what was measured"
 

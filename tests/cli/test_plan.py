@@ -29,6 +29,7 @@ def bad(params, report):
 
 def vain(params, report):
     for epoch in range(report.epochs):
+        time.sleep(0.2)
         report(float("nan") if epoch else params["x"])
 
 
@@ -121,7 +122,7 @@ def test_a_failed_trial_counts_for_what_it_trained(
         (("--price-per-hour", "free"), 2, "--price-per-hour must be a positive amount"),
         (("--module", "f.py:godo", "--kind", "objective"), 2, "did you mean good?"),
         (("--module", "f.py:bad", "--kind", "objective"), 6, "the first trials fail: "),
-        (("--module", "f.py:vain", "--kind", "objective"), 6, "the first trials fail: "),
+        (("--module", "f.py:vain", "--kind", "objective", "--for", "1s"), 6, "trials fail: "),
     ],
     ids=lambda value: str(value)[:40],
 )

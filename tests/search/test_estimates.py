@@ -17,7 +17,8 @@ SPACE = "# A line.\nparameters:\n  lr: {float: [1e-4, 0.1], log: true}\nfixed: {
 def plan(changes: dict[str, Any], max_devices: int = 1, **settings: Any) -> Plan:
     """Of 100 trials, of which 10 trained in 20 s, after 5 s of start and before 1 s of end."""
     values: dict[str, Any] = {
-        "device": "cpu", "engines": ("fused",), "n_slots": 4, "n_workers": 1, "said": (),
+        "device": "cpu", "engines": ("fused",), "n_slots": 4, "n_workers": 1, "n_devices": 1,
+        "said": (),
         "total_s": 26.0, "start_s": 5.0, "measured_s": 20.0, "late_s": 0.0, "trial_s": 2.0,
         "end_s": 1.0, "work": 10.0, "slowest_s": 8.0, "spread": 0.2, "n_ended": 8,
         "n_failed": 0, "failure": "",
@@ -37,6 +38,16 @@ def test_trials_go_on_as_fast_as_they_were_measured() -> None:
     one = found.estimates[0]
     assert (one.low_s, one.high_s) == pytest.approx((0.8 * 206, 1.2 * 206))
     assert found.epochs_per_s == 5.0
+
+
+def test_all_devices_that_were_used_are_billed() -> None:
+    """Eight GPUs with a worker each; the next row has sixteen, and 20 are no third."""
+    found = plan({"n_workers": 8, "n_devices": 8}, max_devices=20)
+    assert [(e.devices, e.workers) for e in found.estimates] == [(8, 8), (16, 16)]
+    one, two = found.estimates
+    assert (one.time_s, one.cost) == (6 + 13 * 2.0, 8 * one.time_s)
+    assert (two.cost, two.basis) == (16 * two.time_s, "assumed: each 8 as fast as these")
+    assert len(plan({"n_workers": 8, "n_devices": 8}).estimates) == 1
 
 
 def test_a_few_trials_take_as_long_as_the_slowest() -> None:
