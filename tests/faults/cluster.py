@@ -103,7 +103,7 @@ def wrong(case: str, n_trials: int, home: Path) -> list[str]:
         if str(trial.state) != "COMPLETE" or epochs != list(range(1, n_epochs + 1)):
             found.append(f"trial {trial.number} is {trial.state} with epochs {epochs}")
     if case == "mlp":
-        found += check(home, "soak", Plan(trials=n_trials, epochs=n_epochs, keep=3))
+        found += check(home, "soak", Plan(0, 0, n_trials=n_trials, epochs=n_epochs, keep=3))
     return found
 
 
