@@ -57,6 +57,7 @@ soak: $(VENV)/test ## Kill searches at 200 random instants and fault every write
 	$(BIN)/python tests/faults/harness.py --kills 50 --population 1 --epochs 60 --signals
 	$(BIN)/python tests/faults/own_projects.py
 	$(BIN)/python tests/faults/cluster.py
+	$(BIN)/python tests/faults/same_everywhere.py
 	$(BIN)/python tests/faults/many_stores.py
 	$(BIN)/python tests/faults/every_write.py --every --jobs 2 --results every-write.jsonl
 	rm every-write.jsonl  # it lets a soak that was broken off go on
