@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import socket
+import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
+from multiprocessing.connection import Connection
+from pathlib import Path
 
+from sweep.environment import signals
 from sweep.environment.launchers import import_path
 
 PARENT_POLL_S = 1.0
@@ -19,6 +26,26 @@ def command_of(module: str, *arguments: object) -> list[str]:
     but `sys`."""
     program = _PROGRAM.format(module)
     return [sys.executable, "-P", "-c", program, *map(str, arguments), repr(import_path())]
+
+
+def started(
+    module: str, log_file: Path, environment: Mapping[str, str], group: int = 0
+) -> tuple[subprocess.Popen[bytes], Connection]:
+    """`main()` of a module in a new process, with our end of a socket; its argument is the other.
+
+    What it prints goes to the end of the log. `group`: the process group to join; 0: one of its
+    own. It gets none of the signals that stop a search before it asks for them.
+    """
+    with contextlib.ExitStack() as open_here:
+        log = open_here.enter_context(log_file.open("ab"))
+        ours, theirs = socket.socketpair()
+        open_here.enter_context(theirs)
+        open_here.enter_context(signals.held_back())
+        process = subprocess.Popen(
+            command_of(module, theirs.fileno()), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            pass_fds=[theirs.fileno()], env=dict(environment), process_group=group,
+        )  # fmt: skip
+    return process, Connection(ours.detach())
 
 
 def leave_with(parent: int) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,14 +17,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sweep.errors import StoreError
-from sweep.files.trial_files import STEPS, TrialFiles, replace_file
+from sweep.files.trial_files import BROKEN_OFF, RANKS, STEPS, TrialFiles, replace_file
 
 PIECE = 2**24
 """Bytes of a file that travel at a time: larger files never are in memory as a whole."""
-BROKEN_OFF = re.compile(r"\..*\.[0-9a-f]{16}\.\d+")
-"""Names that `replace_file` writes aside."""
-RANKS = "ranks"
-"""What the further ranks of a trial on several devices write, which nobody keeps."""
 
 
 @dataclass(frozen=True)

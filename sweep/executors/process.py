@@ -5,16 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 from collections.abc import Collection, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import cast
 
-from sweep.environment import signals
 from sweep.environment.launchers import fill_standard_streams, without_foreign
-from sweep.environment.processes import command_of, how_it_ended
+from sweep.environment.processes import how_it_ended, started
 from sweep.executors.crew import LEAVE_S, STOP_GRACE_S, Crew, Link, Message
 from sweep.executors.devices import VISIBLE, gpus
 from sweep.executors.memory_limit import resident_bytes
@@ -48,7 +46,7 @@ class ProcessExecutor(Crew):
         if len(self._gpus) < 2:
             return ProcessLink(task)
         taken = [cast(ProcessLink, w.link).gpu for w in self._workers]
-        gpu = min(self._gpus, key=taken.count)  # the first which fewest workers have
+        gpu = min(self._gpus, key=taken.count)  # the first that fewest workers have
         return ProcessLink(task, {VISIBLE: gpu})
 
     def _wait(self, links: Sequence[Link], timeout_s: float) -> Collection[Link]:
@@ -73,18 +71,9 @@ class ProcessLink:
         """The only one that it sees; None: any."""
         self._log_file = Path(task.log_file)
         make_private_folder(self._log_file.parent)
-        with contextlib.ExitStack() as open_here:
-            log = open_here.enter_context(self._log_file.open("ab"))
-            self._log_start = log.seek(0, os.SEEK_END)
-            ours, theirs = socket.socketpair()
-            open_here.enter_context(theirs)
-            open_here.enter_context(signals.held_back())
-            self.process = subprocess.Popen(
-                command_of("sweep.executors.worker", theirs.fileno()),
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=[theirs.fileno()],
-                env=_environment(task) | dict(variables or {}), process_group=0,
-            )  # fmt: skip
-        self.pipe = Connection(ours.detach())
+        self._log_start = self._log_file.stat().st_size if self._log_file.exists() else 0
+        environment = _environment(task) | dict(variables or {})
+        self.process, self.pipe = started("sweep.executors.worker", self._log_file, environment)
         self.pipe.send(task)
 
     @property

@@ -64,7 +64,7 @@ class RayExecutor(Crew):
     Args:
         n_workers: Number of workers; None: as many as the nodes have room for, at any time.
         address: Of the cluster: "auto" or HOST:PORT; "local" starts one on this machine.
-        gpus: GPUs of a worker, e.g. 0.5; None: 1 where the cluster has any, else 0.
+        gpus: GPUs of a worker, e.g. 0.5; None: those of a trial where the cluster has any, else 0.
         cpus: CPUs of a worker; None: 1 beside a GPU, else those of the smallest node.
     """
 

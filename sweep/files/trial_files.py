@@ -19,6 +19,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import stat
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -31,6 +32,10 @@ BEST, MODEL, RESUME_STATE, VERDICT = "best.ckpt", "model.pt2", "last.ckpt", "ver
 LOGGED = "logged"
 """Folder of what a module's logger got: values by step in STEPS, figures and other files."""
 STEPS = f"{LOGGED}/steps.jsonl"
+RANKS = "ranks"
+"""Folder of a trial on several devices: what all ranks but the first write, which nobody keeps."""
+BROKEN_OFF = re.compile(r"\..*\.[0-9a-f]{16}\.\d+")
+"""Names under which `replace_file` writes aside."""
 _VERSION = 1
 FILE_TIME_MS = 1000
 """Tolerance for a file system's clock."""

@@ -102,7 +102,7 @@ def search(
     with other settings, StudyLockedError, StoreError, DataError, StudyFailedError.
     """
     executor = extras.executor or begin_loading(config, space)
-    asked, config, began_ms = config, config.anchored(), now_ms()
+    asked, config = config, config.anchored()
     work_dir = Path(config.work_dir)
     with contextlib.ExitStack() as held:
         held.callback(executor.kill)
@@ -137,9 +137,8 @@ def search(
             proposals.remember(as_history(space, ledger.carried()))
             driver.plan(trials, first, extras.again, has_baseline=space.has_defaults_first)
             driver.recall(config.study_dir)
-            steering = Steering(driver, ledger, began_ms)
-            bounded = _bounded(driver, extras.window_s)
-            executor.run(_checked(bounded, check, steering.turn))
+            steering = Steering(driver, ledger, info.time_ms)
+            executor.run(_checked(_bounded(driver, extras.window_s), check, steering.turn))
             driver.settle()
             steering.last_look()
             outcome = _outcome(config, ledger, info, driver)

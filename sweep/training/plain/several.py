@@ -12,7 +12,6 @@ import dataclasses
 import os
 import shutil
 import signal
-import socket
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,11 +21,10 @@ from typing import Any
 
 from lightning.fabric.plugins.environments.lightning import find_free_network_port
 
-from sweep.environment import signals
 from sweep.environment.launchers import without_foreign
-from sweep.environment.processes import command_of, how_it_ended
+from sweep.environment.processes import how_it_ended, started
 from sweep.errors import SweepError
-from sweep.files.trial_files import RESUME_STATE, TrialFiles
+from sweep.files.trial_files import RANKS, RESUME_STATE, TrialFiles
 from sweep.training.devices import ready
 from sweep.training.resuming import UnusableError, start_over
 from sweep.training.run import Run
@@ -43,8 +41,6 @@ from sweep.trial import (
     TrialSpec,
 )
 
-RANKS = "ranks"
-"""Folder of a trial while it trains: what all ranks but the first write."""
 GRACE_S = 1.0
 """After one rank's error, time for the news of another's death that may be its cause."""
 LEAVE_S = 10.0
@@ -253,17 +249,8 @@ def _n_threads(task: Task) -> int:
 
 
 def _start(task: Task, number: int, group: int, variables: Mapping[str, str]) -> _Rank:
-    with contextlib.ExitStack() as open_here:
-        log = open_here.enter_context(Path(task.log_file).open("ab"))
-        ours, theirs = socket.socketpair()
-        open_here.enter_context(theirs)
-        open_here.enter_context(signals.held_back())
-        process = subprocess.Popen(
-            command_of("sweep.training.plain.rank", theirs.fileno()),
-            stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=[theirs.fileno()],
-            env={**variables, "LOCAL_RANK": str(number)}, process_group=group,
-        )  # fmt: skip
-    return _Rank(number, process, Connection(ours.detach()))
+    own = {**variables, "LOCAL_RANK": str(number)}
+    return _Rank(number, *started("sweep.training.plain.rank", Path(task.log_file), own, group))
 
 
 def _see_off(ranks: Sequence[_Rank]) -> None:
