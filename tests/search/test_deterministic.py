@@ -12,8 +12,18 @@ from searches import FREE_SPACE, ScriptedStudy, Search, score
 from searches import sweep as sweep_in
 
 from sweep.ledger.study import open_study
-from sweep.testing import ScriptedTrainer
-from sweep.trial import Orders, Report, TrialSpec
+from sweep.testing import DATASET, ScriptedTrainer
+from sweep.trial import (
+    Failure,
+    Orders,
+    Report,
+    TrialResult,
+    TrialSpec,
+    WorkerReady,
+    now_ms,
+)
+
+FAILED = Failure("nan", "the loss is nan")
 
 Outcome = list[tuple[int, str, Mapping[str, Any], list[float]]]
 
@@ -48,6 +58,16 @@ def test_slots_do_not_matter(tmp_path: Path, sampler: str) -> None:
         found.append(searched(folder, n_slots, sampler=sampler, trials=34))
     assert found[0] == found[1]
     assert {state for _, state, _, _ in found[0]} == {"COMPLETE", "PRUNED"}
+
+
+def test_a_generation_trains_at_once(tmp_path: Path) -> None:
+    """Sixteen trials depend on no other of them; the next one waits for all."""
+    study = ScriptedStudy(tmp_path, FREE_SPACE)
+    search = study.prepare(study.config(trials=34, epochs=6, deterministic=True))
+    ready = WorkerReady(DATASET, "scripted", 40, now_ms())
+    assert len(search.driver.exchange([ready], 40).start) == 16
+    assert search.driver.exchange([TrialResult(0, "failed", 0, failure=FAILED)], 25).start == ()
+    search.leave()
 
 
 def test_without_it_they_do(tmp_path: Path) -> None:
