@@ -70,6 +70,8 @@ def soak(server: Postgres, folder: Path, args: argparse.Namespace) -> list[str]:
         told = f"{victim}, exit code {process.returncode}: {err[-200:].strip()}"
         print(f"round {round_ + 1}: {told}", flush=True)
         faults += faults_of(process.returncode, f"{out}\n{err}")
+        if process.returncode == 0 and round_ + 1 >= len(VICTIMS):
+            break  # it outlived its last blow and came to its end
     done = subprocess.run(
         [sys.executable, "-m", "sweep", *command], cwd=folder, env=environment(**env), text=True,
         capture_output=True, timeout=LAST_TRY_S, check=False,
