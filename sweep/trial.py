@@ -15,6 +15,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from sweep.trust.appraisal import Appraisal
+
 HyperValue = Any
 """A hyperparameter's value: str, int, float, bool, None or a tuple of those."""
 
@@ -423,6 +425,8 @@ class StudyFinished:
     reason: EndReason
     ranking: Sequence[Ranked] = ()
     """The best completed trials, best first, at most `MAX_RANKED`."""
+    appraisal: Appraisal | None = None
+    """What the best value is worth."""
 
 
 @dataclass(frozen=True, slots=True)
