@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from sweep.appraisal import Appraisal, Interval
 from sweep.reporting.formats import format_metric
 from sweep.trial import Direction
-from sweep.trust.appraisal import Appraisal, Interval
 
 NEXT_TO_NOTHING = 5e-5
 """Of a score: smaller gains are not told in digits."""
@@ -39,8 +39,8 @@ def _gain(appraisal: Appraisal, gain: Interval, p_better: float, direction: Dire
     word = "better" if gain.value >= 0 else "worse"
     text = (
         f"{amount(abs(gain.value), share)} {word} than the baseline, corrected (95 % interval "
-        f"{amount(gain.low, share, unit=False)} to {amount(gain.high, share, unit=False)}), better "
-        f"with a probability of {format_probability(p_better)}"
+        f"{amount(gain.low, share, unit=False)} to {amount(gain.high, share, unit=False)}); "
+        f"probability that it is better: {format_probability(p_better)}"
     )
     return text if appraisal.is_evidence else f"No evidence that the search helped: {text}"
 

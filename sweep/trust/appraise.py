@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sweep.appraisal import Appraisal, Interval
 from sweep.files.outcomes import Outcomes, read_outcomes
 from sweep.objective import Objective, Scored
 from sweep.trial import TrialState
-from sweep.trust.appraisal import Appraisal, Interval
 from sweep.trust.expected_best import gain_of_more
 from sweep.trust.intervals import normal, probability_above_zero, wilson
 from sweep.trust.selection import best_columns, out_of_choice

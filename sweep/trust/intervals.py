@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from sweep.trust.appraisal import Interval
+from sweep.appraisal import Interval
 
 Z = 1.959964
 """97.5 % quantile of the standard normal distribution."""

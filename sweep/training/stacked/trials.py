@@ -215,7 +215,7 @@ class _Stack:
         """Train one minibatch, x (F, B) and y (B,)."""
         params = self._buffers[0]
         with torch.enable_grad():
-            losses = _losses(self.forward(x, is_training=True), y)
+            losses = _losses(self.forward(x, is_training=True), y).sum(1)
             grads = list(torch.autograd.grad(losses.sum() / len(y), params))
         self.loss_sum += losses.detach()
         with torch.no_grad():
