@@ -2,9 +2,10 @@
 
     python benchmarks/honesty.py --mnist FOLDER --searches 200
 
-Each search draws 1,797 images (as many as the digits have) of MNIST's training set, averaged to 7x7 pixels; 15 % of them
-validate 50 trials of the default search space. The truth of the chosen model is its accuracy on
-MNIST's 10,000 test images, which no search sees. All of it runs in one process; MLflow is left out.
+Each search draws 1,797 images (as many as the digits have) of MNIST's training set, averaged to
+7x7 pixels; 15 % of them validate 50 trials of the default search space. The truth of the chosen
+model is its accuracy on MNIST's 10,000 test images, which no search sees. All of it runs in one
+process; MLflow is left out.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ def main() -> None:
         if args.keep:
             np.save(args.keep, np.array(rows))
     report(np.array(rows))
-    print(f"{args.searches} searches of {args.trials} trials: {time.perf_counter() - began_s:.0f} s")
+    print(
+        f"{args.searches} searches of {args.trials} trials: {time.perf_counter() - began_s:.0f} s"
+    )
 
 
 def one_search(args: argparse.Namespace, seed: int) -> list[float]:
@@ -58,7 +61,8 @@ def one_search(args: argparse.Namespace, seed: int) -> list[float]:
         began_s = time.perf_counter()
         found = search(config, load_space("mlp"), ()).end.appraisal
         took_s = time.perf_counter() - began_s
-        assert found is not None and found.corrected is not None, found
+        assert found is not None
+        assert found.corrected is not None, found.why_not
         checkpoint = Path(config.study_dir, "trials", f"{found.best_number:05d}", "best.ckpt")
         best = truth(args.mnist, checkpoint)
     gain = found.gain
@@ -112,7 +116,9 @@ def report(rows: np.ndarray) -> None:
             f"| {name} | {error.mean():+.2f} +- {error.std() / len(error) ** 0.5:.2f} | "
             f"{error.std():.2f} | {covers if name == 'corrected' else ''} |"
         )
-    print(f"mean truth {100 * true.mean():.2f}, median time of a search {np.median(rows[:, 7]):.1f} s")
+    print(
+        f"mean truth {100 * true.mean():.2f}, median time of a search {np.median(rows[:, 7]):.1f} s"
+    )
 
 
 if __name__ == "__main__":
