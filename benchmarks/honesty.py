@@ -14,7 +14,9 @@ import argparse
 import contextlib
 import functools
 import gzip
+import json
 import os
+import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -31,14 +33,12 @@ def main() -> None:
     parser.add_argument("--searches", type=int, default=200)
     parser.add_argument("--trials", type=int, default=50)
     parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--keep", help="write a row for each search to this .npy")
+    parser.add_argument("--keep", help="copy outcomes and truth of each search into this folder")
     args = parser.parse_args()
     args.mnist = str(Path(args.mnist).resolve())
     began_s, rows = time.perf_counter(), []
     for seed in range(args.searches):
         rows.append(one_search(args, seed))
-        if args.keep:
-            np.save(args.keep, np.array(rows))
     report(np.array(rows))
     print(
         f"{args.searches} searches of {args.trials} trials: {time.perf_counter() - began_s:.0f} s"
@@ -65,6 +65,10 @@ def one_search(args: argparse.Namespace, seed: int) -> list[float]:
         assert found.corrected is not None, found.why_not
         checkpoint = Path(config.study_dir, "trials", f"{found.best_number:05d}", "best.ckpt")
         best = truth(args.mnist, checkpoint)
+        if args.keep:
+            kept = Path(args.keep, str(seed))
+            shutil.copytree(Path(config.study_dir, "outcomes"), kept / "outcomes")
+            (kept / "truth.json").write_text(json.dumps([found.best_number, found.best, best]))
     gain = found.gain
     return [
         found.best, found.corrected.value, found.corrected.low, found.corrected.high, best,
@@ -116,9 +120,7 @@ def report(rows: np.ndarray) -> None:
             f"| {name} | {error.mean():+.2f} +- {error.std() / len(error) ** 0.5:.2f} | "
             f"{error.std():.2f} | {covers if name == 'corrected' else ''} |"
         )
-    print(
-        f"mean truth {100 * true.mean():.2f}, median time of a search {np.median(rows[:, 7]):.1f} s"
-    )
+    print(f"mean truth {100 * true.mean():.2f}, median search {np.median(rows[:, 7]):.1f} s")
 
 
 if __name__ == "__main__":
