@@ -23,6 +23,7 @@ from sweep.space import Space, load_space, parse_space, with_changes
 if TYPE_CHECKING:
     from sweep.reporting.status import StudyStatus
     from sweep.reuse import Best
+    from sweep.reuse.confirming import Confirmation
     from sweep.search.plan import Plan
     from sweep.search.study import Extras, Outcome
     from sweep.search.verbs import Steered
@@ -323,6 +324,44 @@ def retry(flags: Mapping[str, Any], failed: str | None) -> tuple[RunConfig, Spac
     n_trials = max(resolved.config.trials, len(trials) + len(again.keys() - begun))
     config = dataclasses.replace(resolved.config, trials=n_trials)
     return config, space, Extras(again=tuple(again.values()))
+
+
+def confirm(
+    study: str | None = None, *, top: int = 5, seeds: int = 5, test: bool = True, **where: Any
+) -> Confirmation:
+    """Train the best trials of a study again on fresh seeds; say what the best of them is worth.
+
+    Args:
+        study: Its name; None: the only one.
+        top: Finalists; half of them drop out after each seed, down to two.
+        seeds: Fresh seeds of split, order and weights.
+        test: Open the test split once the winner is chosen.
+        **where: As for `best`.
+
+    Raises NotFoundError without two completed trials; what `run` raises.
+    """
+    end_if_being_read()
+    config = _place("confirm", where, "study", "top", "seeds", "test")
+    return confirm_with(study, config, top=top, n_seeds=seeds, is_tested=test)
+
+
+def confirm_with(
+    study: str | None, where: RunConfig, listeners: Callable[[], Sequence[Listener]] = tuple, *,
+    top: int, n_seeds: int, is_tested: bool,
+) -> Confirmation:  # fmt: skip
+    """`confirm`, with listeners for each round."""
+    from sweep.reuse.confirming import confirm
+
+    faults = [
+        f"{name} must be at least 2, but got {value}"
+        for name, value in (("--top", top), ("--seeds", n_seeds)) if value < 2
+    ]  # fmt: skip
+    if faults:
+        raise ConfigError(faults)
+    return confirm(
+        study, where, lambda *round_: search_with(round_[0], round_[1], listeners(), round_[2]),
+        top=top, n_seeds=n_seeds, is_tested=is_tested,
+    )  # fmt: skip
 
 
 def search_with(

@@ -35,6 +35,7 @@ COMMANDS = {
     "show": "sweep.cli.show:show",
     "trials": "sweep.cli.show:trials",
     "best": "sweep.cli.best:best",
+    "confirm": "sweep.cli.confirm:confirm",
     "train": "sweep.cli.train:train",
     "doctor": "sweep.cli.doctor:doctor",
     "retry": "sweep.cli.doctor:retry",

@@ -32,11 +32,13 @@ UNFINISHED = ("interrupted", "timeout", "failed")
 @click.option("--dry-run", is_flag=True, help="Show what would be tried, then leave.")
 @click.option("--fork", metavar="NEW",
               help="Start study NEW; trials of --study that fit inform its sampler.")  # fmt: skip
+@click.option("--confirm", "is_confirmed", is_flag=True,
+              help="Afterwards `sweep confirm`: the best five on five fresh seeds.")  # fmt: skip
 @click.option("-q", "--quiet", is_flag=True, help="Print the summary only.")
 @click.option("-v", "--verbose", is_flag=True, help="Print a line per epoch too.")
 def run(
-    config_file: Path | None, only_print: bool, dry_run: bool, fork: str | None, quiet: bool,
-    verbose: bool, **flags: Any,
+    config_file: Path | None, only_print: bool, dry_run: bool, fork: str | None,
+    is_confirmed: bool, quiet: bool, verbose: bool, **flags: Any,
 ) -> int:  # fmt: skip
     """Run a search, or continue it: --trials is the study's total.
 
@@ -65,7 +67,12 @@ def run(
     if dry_run:
         return _dry_run(resolved.config, space)
     verbosity = -1 if quiet else int(verbose)
-    return finish(resolved.config, search(resolved.config, space, extras, verbosity))
+    code = finish(resolved.config, search(resolved.config, space, extras, verbosity))
+    if is_confirmed and code == 0:
+        from sweep.cli.confirm import confirm_study
+
+        confirm_study(resolved.config.study_name, resolved.config)
+    return code
 
 
 def search(config: Any, space: Any, extras: Any = None, verbosity: int = 0) -> Any:

@@ -21,7 +21,7 @@ def study_end(
 ) -> StudyFinished:
     """The final record of a search that ended for `reason`."""
     objective = Objective(config.metric, config.resolved_direction)
-    best, baseline = objective.best(trials), _baseline(config, trials)
+    best, baseline = objective.best(trials), baseline_of(config, trials)
     return StudyFinished(
         time_ms,
         n_by_state=dict(Counter(str(t.state) for t in trials)),
@@ -49,7 +49,7 @@ def ranking_of(trials: Sequence[LedgerTrial], objective: Objective) -> list[Rank
     ]
 
 
-def _baseline(config: RunConfig, trials: Sequence[LedgerTrial]) -> LedgerTrial | None:
+def baseline_of(config: RunConfig, trials: Sequence[LedgerTrial]) -> LedgerTrial | None:
     """Trial 0, if that is the reference network or has the defaults, and is complete."""
     if not trials or trials[0].state is not TrialState.COMPLETE:
         return None

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import math
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning
+import torch
+from lightning.pytorch.utilities.data import extract_batch_size
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from sweep.config.settings import RunConfig
@@ -240,6 +243,49 @@ def _test(
         return {}
     results = trainer.test(module, verbose=False, **given)
     return {name: float(value) for result in results for name, value in result.items()}
+
+
+def test_checkpoint(
+    recipe: Recipe, config: RunConfig, checkpoint: Path
+) -> tuple[dict[str, float], int]:
+    """Metrics of a trained model on the test split, and the number of its samples.
+
+    Raises ConfigError if there is nothing to test it on, DataError, StudyFailedError for errors of
+    a user's module.
+    """
+    hush_lightning()
+    with foreign_set_aside(), tempfile.TemporaryDirectory() as folder, _explained(recipe.module):
+        task = task_of(recipe, config, Path(folder))
+        spec = _spec(recipe, Path(folder))
+        seed_everything(spec.seed)
+        built = Project(task, end="apart").built(spec)
+        kept = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        built.module.load_state_dict(kept["state_dict"])
+        given, missing = _test_data(built.module, built, recipe)
+        if not is_overridden("test_step", built.module):
+            missing = f"{recipe.module} has no test_step"
+        if missing:
+            raise ConfigError(missing)
+        counter = _Samples()
+        trainer = quiet_trainer(
+            folder, accelerator=config.accelerator, callbacks=[counter],
+            devices=lightning_devices(first_device(config.devices)), precision=recipe.precision,
+        )  # fmt: skip
+        found = trainer.test(built.module, verbose=False, **given)
+    return {name: float(value) for row in found for name, value in row.items()}, counter.n
+
+
+class _Samples(lightning.Callback):
+    """Counts the samples of a test."""
+
+    n = 0
+
+    def on_test_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any,
+        batch: Any, batch_idx: int, dataloader_idx: int = 0,
+    ) -> None:  # fmt: skip
+        """Count the minibatch."""
+        self.n += extract_batch_size(batch)
 
 
 def _test_data(

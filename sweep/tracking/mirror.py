@@ -300,6 +300,14 @@ def sync_trial(tracking_uri: str, study: StudyInfo, history: TrialHistory) -> No
         mirror.sync(history)
 
 
+def sync_study(tracking_uri: str, study: StudyInfo, end: StudyFinished) -> None:
+    """Bring a study's own run up to its record, now. Raises StoreError."""
+    with opened(tracking_uri, create=True) as client:
+        mirror = Mirror(client, study)
+        mirror.make()
+        mirror.sync_study(study, end, end.ranking)
+
+
 def _in_order(run: RunLog) -> tuple[bool, int, int, str]:
     return run.status not in ("FINISHED", "FAILED"), -run.n_metrics, run.start_time, run.run_id
 
