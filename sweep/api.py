@@ -21,9 +21,9 @@ from sweep.reporting.bar import Bar, is_notebook
 from sweep.space import Space, load_space, parse_space, with_changes
 
 if TYPE_CHECKING:
+    from sweep.appraisal import Confirmation
     from sweep.reporting.status import StudyStatus
     from sweep.reuse import Best
-    from sweep.reuse.confirming import Confirmation
     from sweep.search.plan import Plan
     from sweep.search.study import Extras, Outcome
     from sweep.search.verbs import Steered

@@ -1,8 +1,9 @@
-"""What can be said of a study's best score without training anything again."""
+"""What a study's best score is worth: without training anything again, and after doing so."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,3 +45,38 @@ class Appraisal:
     def is_evidence(self) -> bool | None:
         """Whether the search is shown to have helped; None: nothing can be said."""
         return None if self.gain is None else self.gain.low > 0
+
+
+@dataclass(frozen=True, slots=True)
+class Finalist:
+    """A configuration in the race."""
+
+    trial: int
+    """Its number in the study."""
+    name: str
+    before: float
+    """Its score in the search."""
+    scores: tuple[float, ...]
+    """Its scores on fresh seeds; NaN where it was not trained."""
+
+
+@dataclass(frozen=True, slots=True)
+class Confirmation:
+    """The result of a race. Scores are in the metric's own unit and direction."""
+
+    study: str
+    metric: str
+    n_seeds: int
+    finalists: tuple[Finalist, ...]
+    winner: int
+    """Number of the winner's trial in the study."""
+    value: Interval
+    """The winner's score on a new seed and split."""
+    reference: Finalist | None = None
+    gain: Interval | None = None
+    """The winner against the reference on the same seeds; positive: better."""
+    n_trained: int = 0
+    test: Mapping[str, Interval] = field(default_factory=dict)
+    """Metrics of the winner on the test split."""
+    reference_test: Mapping[str, Interval] = field(default_factory=dict)
+    why_not_tested: str = ""

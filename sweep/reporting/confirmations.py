@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
-from sweep.appraisal import Interval
+from sweep.appraisal import Confirmation, Finalist, Interval
 from sweep.objective import told_direction
 from sweep.reporting.appraisals import amount, format_interval
 from sweep.reporting.formats import format_metric
-
-if TYPE_CHECKING:
-    from sweep.reuse.confirming import Confirmation, Finalist
 
 
 def confirmation_lines(found: Confirmation) -> list[str]:

@@ -13,12 +13,11 @@ import datetime
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from sweep.appraisal import Interval
+from sweep.appraisal import Confirmation, Finalist, Interval
 from sweep.config.settings import RunConfig
 from sweep.errors import ConfigError, NotFoundError, StudyInterrupted
 from sweep.ledger.ranking import baseline_of, ranking_of
@@ -37,41 +36,6 @@ CONFIRMED = "sweep.confirmed"
 TEST_OPENED = "sweep.test_opened"
 """Tag of a study: when its winner was tested."""
 Search = Callable[[RunConfig, Space, Extras], Outcome]
-
-
-@dataclass(frozen=True, slots=True)
-class Finalist:
-    """A configuration in the race."""
-
-    trial: int
-    """Its number in the study."""
-    name: str
-    before: float
-    """Its score in the search."""
-    scores: tuple[float, ...]
-    """Its scores on fresh seeds; NaN where it was not trained."""
-
-
-@dataclass(frozen=True, slots=True)
-class Confirmation:
-    """The result of a race. Scores are in the metric's own unit and direction."""
-
-    study: str
-    metric: str
-    n_seeds: int
-    finalists: tuple[Finalist, ...]
-    winner: int
-    """Number of the winner's trial in the study."""
-    value: Interval
-    """The winner's score on a new seed and split."""
-    reference: Finalist | None = None
-    gain: Interval | None = None
-    """The winner against the reference on the same seeds; positive: better."""
-    n_trained: int = 0
-    test: Mapping[str, Interval] = dataclasses.field(default_factory=dict)
-    """Metrics of the winner on the test split."""
-    reference_test: Mapping[str, Interval] = dataclasses.field(default_factory=dict)
-    why_not_tested: str = ""
 
 
 def confirm(
