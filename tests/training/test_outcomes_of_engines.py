@@ -142,7 +142,7 @@ def own(tmp_path: Path, name: str, data: str = "InTwo") -> Task:
 @pytest.mark.parametrize("name", ["Line", "OfObject", "BySample"])
 def test_a_users_metric_is_known_by_minibatch_or_sample(tmp_path: Path, name: str) -> None:
     """A logged value, a metric object that is called, values that the step returns."""
-    (one, metrics), = outcomes(own(tmp_path, name), [TrialSpec(0, {"lr": 0.01}, 1)])
+    ((one, metrics),) = outcomes(own(tmp_path, name), [TrialSpec(0, {"lr": 0.01}, 1)])
     assert not one.why_not
     assert one.sizes.tolist() == ([1] * 20 if name == "BySample" else [8, 8, 4])
     said = [epoch["val_loss"] for epoch in metrics]
@@ -155,7 +155,7 @@ def test_a_users_metric_is_known_by_minibatch_or_sample(tmp_path: Path, name: st
 )
 def test_what_is_no_mean_of_minibatches_is_said(tmp_path: Path, name: str, why: str) -> None:
     """Nothing is kept, the reason is, and the curve is what it was."""
-    (one, metrics), = outcomes(own(tmp_path, name), [TrialSpec(0, {"lr": 0.01}, 1)])
+    ((one, metrics),) = outcomes(own(tmp_path, name), [TrialSpec(0, {"lr": 0.01}, 1)])
     assert why in one.why_not
     assert len(metrics) == 2
 

@@ -55,7 +55,9 @@ def test_bias_and_coverage_against_known_truths() -> None:
         before, seen = truth + random.normal(0.0, 1.0, 5), np.zeros((5, 0))
         for _ in range(5):
             alive, column = runners(seen, before), np.full(5, np.nan)
-            column[alive] = truth[alive] + random.normal(0.0, 1.0) + random.normal(0, 1, len(alive))
+            column[alive] = (
+                truth[alive] + random.normal(0.0, 1.0) + random.normal(0, 1, len(alive))
+            )
             seen = np.column_stack([seen, column])
         found = result(seen, before)
         assert found is not None
