@@ -6,7 +6,9 @@ rows; only if it answers as the checkpoint does is it moved into place.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
 import json
 import math
 import shutil
@@ -138,7 +140,9 @@ def form_of(to: str) -> Form:
 
 def _written(form: Form, path: Path, subject: Subject) -> None:
     try:
-        form.write(path, subject)
+        # torch prints the graph of a first try that a second one replaces.
+        with contextlib.redirect_stderr(io.StringIO()):
+            form.write(path, subject)
     except (SweepError, OSError):
         raise
     except Exception as error:
