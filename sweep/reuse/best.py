@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from sweep.reuse.export import Exported
+    from sweep.tracking.registry import Registered
 
 
 @dataclass(frozen=True, repr=False)
@@ -142,6 +143,18 @@ class Best:
         from sweep.reuse.export import export_trial
 
         return export_trial(self, Path(folder), to)
+
+    def register(self, name: str) -> Registered:
+        """Make the model a version of the registered model `name` in MLflow.
+
+        Its alias is `champion` if its score beats that of the present champion, in the same
+        metric, kind and data; else `challenger`.
+
+        Raises ConfigError for a name that MLflow refuses, and what `log_model` raises.
+        """
+        from sweep.reuse.registering import register_trial
+
+        return register_trial(self, name)
 
     def data(self) -> Any:
         """The data of the trial's training: a new LightningDataModule, or whatever the user's
