@@ -287,9 +287,12 @@ def _readme(subject: Subject, form: Form, about: Mapping[str, Any]) -> str:
     )
     checked = in_words(about["largest_difference_from_checkpoint"])
     which = f"trial {about['trial']}" if "trial" in about else "an ensemble"
+    if members := about.get("members"):
+        which += " of " + ", ".join(f"{m} x{n}" if n > 1 else m for m, n in members.items())
+    notes = [f"{about['gives']}; {'; '.join(about['notes'])}."] if members else []
     lines = [
-        f"# {form.file}: {which} of study {about['study']}", "",
-        f"{metric['name']} {metric['value']:.6g} on {metric['on']}.", "",
+        f"# {form.file}: {which}, study {about['study']}", "",
+        f"{metric['name']} {metric['value']:.6g} on {metric['on']}.", *notes, "",
         "```python", form.usage.format(build=subject.build), "```", "",
         f"It takes {given['dtype']} ({shape}), any number n of rows, and gives {outputs}.",
         f"Checked as it was written: largest difference from the checkpoint {checked}.",

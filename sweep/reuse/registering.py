@@ -65,8 +65,8 @@ def _card(best: Best, name: str, ledger: Ledger, metric: str, score: Score) -> s
         f"- Other metrics of its best epoch: {others or 'none'}",
         f"- Data: {_data(best.recipe.data, dataset)}",
         f"- Made with: {versions}{f', git {commit[:12]}{dirty}' if commit else ''}", "",
-        "**Limits.** It was chosen on the validation data, whose score is above; no test data were "
-        "opened. It knows samples like those of its data alone, and nothing was measured for "
+        "**Limits.** It was chosen on the validation data, whose score is above; no test data "
+        "were opened. It knows samples like those of its data alone, and nothing was measured for "
         "groups within them.", "",
         "**Use.** In the folder of the search, or with MLFLOW_TRACKING_URI set:", "",
         "```python", "import mlflow", "",

@@ -16,8 +16,8 @@ from sweep.tracking import keys
 from sweep.tracking.store import every, opened
 
 CHAMPION, CHALLENGER = "champion", "challenger"
-SCORE, KIND, METRIC, DIRECTION = "sweep.score", "sweep.score_kind", "sweep.metric", "sweep.direction"  # fmt: skip
-DATA = "sweep.data_digest"
+SCORE, KIND, METRIC = "sweep.score", "sweep.score_kind", "sweep.metric"
+DIRECTION, DATA = "sweep.direction", "sweep.data_digest"
 MUST_AGREE = {
     METRIC: "another metric", DIRECTION: "another direction", DATA: "other data",
     KIND: "another kind of score",
@@ -94,7 +94,7 @@ def register(
         if champion is not None and str(champion.version) == number:
             return Registered(name, int(number), CHAMPION, "it is the champion already")
         before = str(champion.version) if champion is not None else ""
-        alias, why = alias_for(tags, champion and champion.tags, before)
+        alias, why = alias_for(tags, None if champion is None else champion.tags, before)
         client.set_registered_model_alias(name, alias, number)
         is_promoted = alias == CHAMPION and CHALLENGER in version.aliases
         if is_promoted:
