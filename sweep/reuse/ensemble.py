@@ -172,9 +172,9 @@ def _validation(best: Best, config: RunConfig) -> tuple[Tensor, Tensor]:
     draw_data_alike(built, task.seed)
     try:
         batches = list(_validation_batches(built))
-    except SweepError:
+    except (SweepError, KeyboardInterrupt):
         raise
-    except Exception as error:
+    except BaseException as error:  # also sys.exit
         why = one_line(raised_by_user_code(error), best.recipe.module)
         raise ConfigError(f"the validation data cannot be read: {why}") from error
     pairs = [tuple(b) for b in batches if isinstance(b, list | tuple)]

@@ -143,9 +143,9 @@ def _written(form: Form, path: Path, subject: Subject) -> None:
         # torch prints the graph of a first try that a second one replaces.
         with contextlib.redirect_stderr(io.StringIO()):
             form.write(path, subject)
-    except (SweepError, OSError):
+    except (SweepError, OSError, KeyboardInterrupt):
         raise
-    except Exception as error:
+    except BaseException as error:  # also sys.exit
         why = one_line(raised_by_user_code(error), subject.name)
         raise ConfigError(f"{subject.name} cannot be exported: {why}") from error
 
@@ -160,10 +160,11 @@ def _differences(form: Form, path: Path, subject: Subject, to: str) -> dict[int,
             expected = _tensors(subject.module(x), subject.name)
             try:
                 given = _tensors(form.read(path, subject)(x), subject.name)
-            except SweepError:
+            except (SweepError, KeyboardInterrupt):
                 raise
-            except Exception as error:
-                why = f"gives no predictions for {n} rows: {one_line(error, subject.name)}"
+            except BaseException as error:  # also sys.exit
+                why = one_line(raised_by_user_code(error), subject.name)
+                why = f"gives no predictions for {n} rows: {why}"
                 raise ConfigError(f"{subject.name} as {to} {why}") from error
         found[n] = largest_difference(expected, given)
         if not found[n] <= _tolerance(expected):
