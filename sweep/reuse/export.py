@@ -164,14 +164,14 @@ def _differences(form: Form, path: Path, subject: Subject, to: str) -> dict[int,
                 raise
             except BaseException as error:  # also sys.exit
                 why = one_line(raised_by_user_code(error), subject.name)
-                why = f"gives no predictions for {n} rows: {why}"
+                why = f"gives no predictions for {n} row{'s' * (n > 1)}: {why}"
                 raise ConfigError(f"{subject.name} as {to} {why}") from error
         found[n] = largest_difference(expected, given)
         if not found[n] <= _tolerance(expected):
             raise ConfigError(
-                f"{subject.name} as {to} differs from its checkpoint by {found[n]:.2g} for {n} "
-                "rows: it was not written. Does its forward depend on chance, or on the number of "
-                "rows?"
+                f"{subject.name} as {to} differs from its checkpoint by "
+                f"{in_words({n: found[n]})}: it was not written. Does its forward depend on "
+                "chance, or on the number of rows?"
             )
     return found
 

@@ -115,7 +115,7 @@ class Noise(nn.Module):
 def test_a_model_that_answers_otherwise_is_not_written(tmp_path: Path) -> None:
     """It is said how far off it is, and for how many rows."""
     subject = Subject("mine:Noise", Noise(), torch.rand(5, 3), "", Noise, {})
-    with pytest.raises(ConfigError, match="differs from its checkpoint by .* for 1 rows"):
+    with pytest.raises(ConfigError, match=r"differs from its checkpoint by .* for 1 row:"):
         export_subject(subject, tmp_path, "state-dict")
     assert not [*tmp_path.iterdir()]
 

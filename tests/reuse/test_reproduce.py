@@ -48,9 +48,7 @@ def everything(folder: Path) -> dict[str, str]:
     return found
 
 
-def test_pruned_neighbours_do_not_matter(
-    pruned: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pruned_neighbours_do_not_matter(pruned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Alone, each trial has its curve again to the last bit, the pruned ones as far as theirs
     goes; nothing was written to the study or to MLflow."""
     monkeypatch.chdir(pruned)
