@@ -1,8 +1,7 @@
 """Values exchanged between driver, workers and listeners: frozen, picklable, plain.
 
-Driver and workers share this module, so it imports neither torch nor Optuna nor MLflow. Times are
-Unix times in milliseconds (`time_ms`) or durations in seconds (`_s`). Epochs count from 1, trial
-numbers from 0.
+Driver and workers share them: no torch, Optuna or MLflow. Times are Unix times in milliseconds
+(`time_ms`) or durations in seconds (`_s`). Epochs count from 1, trial numbers from 0.
 """
 
 from __future__ import annotations
@@ -14,6 +13,8 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from sweep.appraisal import Appraisal
 
 HyperValue = Any
 """A hyperparameter's value: str, int, float, bool, None or a tuple of those."""
@@ -423,6 +424,7 @@ class StudyFinished:
     reason: EndReason
     ranking: Sequence[Ranked] = ()
     """The best completed trials, best first, at most `MAX_RANKED`."""
+    appraisal: Appraisal | None = None  # what the best value is worth
 
 
 @dataclass(frozen=True, slots=True)

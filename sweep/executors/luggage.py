@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sweep.errors import StoreError
+from sweep.files.outcomes import outcomes_path
 from sweep.files.trial_files import BROKEN_OFF, RANKS, STEPS, TrialFiles, replace_file
 
 PIECE = 2**24
@@ -101,13 +102,16 @@ class Luggage:
     def _files_of(self, number: int) -> dict[str, Path]:
         """Relative name -> path; writes that have not ended, or were broken off, are left out, and
         so are pipes, links and what ranks have for themselves."""
-        folder = TrialFiles(self._folder, number).folder
-        return {
+        folder, outcomes = TrialFiles(self._folder, number).folder, outcomes_path("", number)
+        found = {
             path.relative_to(self._folder).as_posix(): path
             for path in (Path(top, name) for top, _, names in os.walk(folder) for name in names)
             if not BROKEN_OFF.fullmatch(path.name) and _is_plain(path)
             and path.relative_to(folder).parts[0] != RANKS
         }  # fmt: skip
+        if _is_plain(self._folder / outcomes):
+            found[outcomes.as_posix()] = self._folder / outcomes
+        return found
 
     def _parcel(self, name: str, path: Path) -> Parcel | None:
         try:

@@ -252,11 +252,13 @@ def make_private_folder(folder: Path) -> None:
 
 
 def replace_file(
-    path: Path, content: bytes | bytearray | Iterable[bytes], *, mode: int = 0o666
-) -> None:
+    path: Path, content: bytes | bytearray | Iterable[bytes], *, mode: int = 0o666,
+    is_flushed: bool = True,
+) -> None:  # fmt: skip
     """Write aside, flush to the disk, rename: a file of that name is always whole.
 
-    `content` may come in pieces. `mode` is reduced by the umask. Raises DiskError without space
+    `content` may come in pieces. `mode` is reduced by the umask. Not flushed, it may be torn after
+    a crash of the machine. Raises DiskError without space
     or permission; an earlier file stays.
     """
     # A random name and O_EXCL: in a folder open to others, a link in its place would lead the
@@ -270,8 +272,9 @@ def replace_file(
             with os.fdopen(descriptor, "wb") as file:
                 whole = (content,) if isinstance(content, bytes | bytearray) else content
                 file.writelines(whole)
-                file.flush()
-                os.fsync(file.fileno())
+                if is_flushed:
+                    file.flush()
+                    os.fsync(file.fileno())
             aside.replace(path)
         finally:
             aside.unlink(missing_ok=True)

@@ -9,25 +9,30 @@ from collections.abc import Sequence
 
 from sweep.config.settings import RunConfig
 from sweep.hyperparameters import REFERENCE
-from sweep.ledger.trials import BASELINE, LedgerTrial, best_trial
+from sweep.ledger.trials import BASELINE, LedgerTrial
 from sweep.objective import Objective
 from sweep.space import canonical_key
 from sweep.trial import MAX_RANKED, EndReason, Ranked, StudyFinished, TrialState
+from sweep.trust.appraise import appraise
 
 
 def study_end(
     config: RunConfig, trials: Sequence[LedgerTrial], reason: EndReason, time_ms: int
 ) -> StudyFinished:
     """The final record of a search that ended for `reason`."""
-    best = best_trial(trials, config.resolved_direction)
+    objective = Objective(config.metric, config.resolved_direction)
+    best, baseline = objective.best(trials), _baseline(config, trials)
     return StudyFinished(
         time_ms,
         n_by_state=dict(Counter(str(t.state) for t in trials)),
         best_number=best.number if best else None,
         best_value=best.value if best else None,
-        baseline_value=_baseline_value(config, trials),
+        baseline_value=baseline.value if baseline else None,
         reason=reason,
-        ranking=ranking_of(trials, Objective(config.metric, config.resolved_direction)),
+        ranking=ranking_of(trials, objective),
+        appraisal=appraise(
+            trials, objective, config.study_dir, baseline.number if baseline else None
+        ),
     )
 
 
@@ -44,10 +49,10 @@ def ranking_of(trials: Sequence[LedgerTrial], objective: Objective) -> list[Rank
     ]
 
 
-def _baseline_value(config: RunConfig, trials: Sequence[LedgerTrial]) -> float | None:
-    """The objective of trial 0 if that is the reference network, or has the defaults."""
+def _baseline(config: RunConfig, trials: Sequence[LedgerTrial]) -> LedgerTrial | None:
+    """Trial 0, if that is the reference network or has the defaults, and is complete."""
     if not trials or trials[0].state is not TrialState.COMPLETE:
         return None
     is_reference = canonical_key(trials[0].hyperparameters) == canonical_key(REFERENCE)
     is_baseline = config.baseline if is_reference else BASELINE in trials[0].frozen.user_attrs
-    return trials[0].value if is_baseline else None
+    return trials[0] if is_baseline else None

@@ -11,6 +11,7 @@ from sweep.config.resolving import resolve
 from sweep.config.settings import RunConfig
 from sweep.objective import Objective
 from sweep.redact import redacted
+from sweep.reporting.appraisals import appraisal_lines
 from sweep.reporting.formats import format_duration, format_metric
 from sweep.trial import StudyFinished, StudyInfo, TrialState
 
@@ -153,9 +154,10 @@ def _best(study: StudyInfo, end: StudyFinished, name: str) -> list[str]:
     lines = [f"Best {study.metric} {format_metric(end.best_value)} ({extreme}) by {trial}"]
     if end.baseline_value is not None:
         if end.best_number == 0:
-            return [lines[0], "Nothing was better than trial 0, the baseline."]
-        lines.append(gain(study, end.best_value, end.baseline_value).capitalize())
-    return lines
+            lines.append("Nothing was better than trial 0, the baseline.")
+        else:
+            lines.append(gain(study, end.best_value, end.baseline_value).capitalize())
+    return lines + appraisal_lines(end.appraisal, study.direction)
 
 
 def _aligned(pairs: Sequence[tuple[str, str]]) -> list[str]:

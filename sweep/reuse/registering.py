@@ -58,9 +58,10 @@ def _card(best: Best, name: str, ledger: Ledger, metric: str, score: Score) -> s
     others = ", ".join(
         f"{key} {value:.6g}" for key, value in best.recipe.score.items() if key != metric
     )
+    as_trained = "" if score.kind == "best" else f" As trained: {best.score:.6g}."
     space = redacted(ledger.space_text.strip())[:MOST_OF_THE_SPACE]
     lines = [
-        f"**{metric} {score}**, {MEANING[score.kind]}.", "",
+        f"**{metric} {score}**, {MEANING[score.kind]}.{as_trained}", "",
         f"- Model: `{best.recipe.module}`, trial {best.trial} of study `{best.study}`: {values}",
         f"- Other metrics of its best epoch: {others or 'none'}",
         f"- Data: {_data(best.recipe.data, dataset)}",

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from sweep.reuse.best import Best
+from sweep.repair.records import StudyRecords
+from sweep.reuse.best import Best, opened
 
 ScoreKind = Literal["confirmed", "corrected", "best"]
 MEANING: dict[ScoreKind, str] = {
@@ -28,10 +29,18 @@ class Score:
 
     def __str__(self) -> str:
         """The value, with its interval."""
-        interval = "" if self.low is None else f" ({self.low:.6g} to {self.high:.6g})"
+        interval = "" if self.low is None else f" (95 %: {self.low:.6g} to {self.high:.6g})"
         return f"{self.value:.6g}{interval}"
 
 
 def score_of(best: Best) -> Score:
-    """The most trustworthy score of a trial: confirmed, else corrected, else as trained."""
-    return Score(best.score, "best")
+    """The most trustworthy score of a trial: confirmed, else corrected, else as trained.
+
+    Only the study's best trial is corrected for having been chosen: others were not.
+    """
+    with opened(best.study, best._where) as (ledger, config):
+        appraisal = StudyRecords(config, ledger).end().appraisal
+    if appraisal is None or appraisal.corrected is None or appraisal.best_number != best.trial:
+        return Score(best.score, "best")
+    corrected = appraisal.corrected
+    return Score(corrected.value, "corrected", corrected.low, corrected.high)

@@ -59,17 +59,17 @@ def alias_for(
     if SCORE not in champion:
         return CHALLENGER, f"the champion, version {version}, has no score to compare with"
     for tag, what in MUST_AGREE.items():
-        ours, theirs = new.get(tag), champion.get(tag)
-        if ours != theirs:
-            shown = "" if tag == DATA else f" ({ours}, not {theirs})"
+        if new.get(tag) != champion.get(tag):
+            shown = "" if tag == DATA else f" ({new.get(tag)}, not {champion.get(tag)})"
             return CHALLENGER, (
                 f"{what}{shown} than of the champion, version {version}: such scores "
                 "are not compared"
             )
     objective = Objective(new[METRIC], "minimize" if new[DIRECTION] == "minimize" else "maximize")
-    if objective.better(float(new[SCORE]), float(champion[SCORE])):
-        return CHAMPION, f"{new[SCORE]} beats the {champion[SCORE]} of version {version}"
-    return CHALLENGER, f"{new[SCORE]} does not beat the {champion[SCORE]} of version {version}"
+    ours, theirs = float(new[SCORE]), float(champion[SCORE])
+    if objective.better(ours, theirs):
+        return CHAMPION, f"{ours:.6g} beats the {theirs:.6g} of version {version}"
+    return CHALLENGER, f"{ours:.6g} does not beat the {theirs:.6g} of version {version}"
 
 
 def register(

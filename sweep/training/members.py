@@ -65,6 +65,14 @@ class Scores:
     train_loss: float
     val_loss: float
     val_acc: float
+    hits: Tensor
+    """(n_val,) bool: the validation samples that it got right."""
+    losses: Tensor
+    """(n_val,): the cross entropy of each."""
+
+    def by_sample(self, metric: str) -> Tensor | None:
+        """(n_val,): the values whose mean is that metric; None: it is the mean of no such."""
+        return {"val_acc": self.hits, "val_loss": self.losses}.get(metric)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from sweep import hyperparameters as options
 from sweep.errors import must_be_one_of
+from sweep.files.outcomes import OUTCOMES
 from sweep.trial import derive_seed
 
 
@@ -118,9 +119,11 @@ class MLPClassifier(lightning.LightningModule):
         self._add("train", loss.detach(), len(batch[1]))
         return loss
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Adds the minibatch to val_loss and val_acc."""
-        self._evaluate("val", batch)
+    def validation_step(
+        self, batch: tuple[Tensor, Tensor], batch_idx: int
+    ) -> dict[str, dict[str, Tensor]]:
+        """Adds the minibatch to val_loss and val_acc; returns both (B,) for each sample."""
+        return {OUTCOMES: self._evaluate("val", batch)}
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Adds the minibatch to test_loss and test_acc."""
@@ -201,10 +204,12 @@ class MLPClassifier(lightning.LightningModule):
         """Log test_loss and test_acc."""
         self._log_evaluation("test")
 
-    def _evaluate(self, split: str, batch: tuple[Tensor, Tensor]) -> None:
+    def _evaluate(self, split: str, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         logits = self(batch[0])
-        self._add(split, functional.cross_entropy(logits, batch[1]), len(batch[1]))
+        losses = functional.cross_entropy(logits, batch[1], reduction="none")
+        self._add(split, losses.mean(), len(batch[1]))
         self.accuracy.update(logits, batch[1])
+        return {f"{split}_loss": losses, f"{split}_acc": logits.argmax(1) == batch[1]}
 
     def _log_evaluation(self, split: str) -> None:
         self.log(f"{split}_loss", self._loss_sum[split] / max(1, self._n_samples[split]))

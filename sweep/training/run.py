@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from sweep.files.outcomes import OutcomesInMemory
 from sweep.files.trial_files import RESUME_STATE, TrialFiles, spec_digest
 from sweep.objective import Objective
 from sweep.training.failures import not_finite
@@ -52,6 +53,7 @@ class Run:
         self.best_epoch: int | None = None
         self.best_value, self.best_step = math.nan, 0
         self.history: list[EpochReport] = []
+        self.outcomes = OutcomesInMemory(self.task.epochs)
         self.failure: Failure | None = None
         self.stop: Stop | None = None
         self.result: TrialResult | None = None
@@ -96,6 +98,7 @@ class Run:
         self.epochs_done = history[-1].epochs_done if history else 0.0
         self.n_steps = int(checkpoint["global_step"])
         self.best_value, self.best_epoch, self.best_step = value, best_epoch, step
+        self.outcomes.restore(state.get("outcomes"), len(history))
 
     def state(self, best_weights: Mapping[str, Any] | None) -> dict[str, Any]:
         """The record for a resume file, in plain values, with the best epoch's weights."""
@@ -111,6 +114,7 @@ class Run:
             "epoch": self.epoch,
             "history": [[r.epoch, r.time_ms, dict(r.metrics)] for r in self.history],
             "best": best,
+            "outcomes": self.outcomes.content,
         }
 
     def take(self, metrics: Mapping[str, float]) -> bool:

@@ -16,11 +16,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, Protocol
 
 import lightning
 
 from sweep.errors import DiskError
+from sweep.files.outcomes import write_outcomes
 from sweep.files.trial_files import BEST, MODEL, RESUME_STATE
 from sweep.hyperparameters import DEFAULT_MODULE
 from sweep.loading import raised_by_user_code
@@ -127,12 +129,23 @@ class Slots:
         """Send reports with the next ones."""
         self._reports += reports
 
-    def end_epoch(self, metrics: Mapping[int, Mapping[str, float]], epoch_s: float) -> None:
-        """Record metrics of an epoch, or of a part of one, by trial number.
+    def end_epoch(
+        self, metrics: Mapping[int, Mapping[str, float]], epoch_s: float,
+        outcomes: Mapping[int, tuple[Any, Any, str]] = MappingProxyType({}),
+    ) -> None:  # fmt: skip
+        """Record metrics and outcomes of an epoch, or of a part of one, by trial number.
 
-        `epoch_s` is the time of all, in seconds.
+        Args:
+            metrics: Metrics of each trial.
+            epoch_s: The time of all, in seconds.
+            outcomes: (values (U,), samples in each (U,) or None, why they are unknown), where the
+                metric may be the mean of values by sample.
         """
         runs = {number: self.running[number] for number in metrics}
+        metric = self._task.metric
+        for number, run in runs.items():
+            values = outcomes.get(number, (None, None, ""))
+            run.outcomes.add(metrics[number].get(metric, math.nan), *values)
         self._engine.keep_best([n for n, run in runs.items() if run.take(metrics[n])])
         for number, run in runs.items():
             if run.failure is None:
@@ -349,6 +362,7 @@ class Slots:
         is_transient = result.failure is not None and result.failure.is_transient
         if reason == "interrupted" or is_transient or self.keeps_end:
             return
+        write_outcomes(self._task.work_dir, run.spec.number, run.outcomes)
         run.files.write_verdict(run.history, result, run.spec)
         run.files.remove(RESUME_STATE)
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from searches import Call, environment, mlflow_client
+from searches import INLINE, Call, environment, mlflow_client
 from waiting import PATIENCE_S
 
 import sweep
@@ -71,10 +71,11 @@ def ranked() -> Sequence[int]:
 
 
 def test_the_alias_moves_to_a_better_version_alone(six: Path, call: Call) -> None:
-    """Second best, worst, best, and the best once more: two moves, three versions, a card."""
-    best, second, *_, worst = ranked()
+    """Third best, worst, second best, and that once more: two moves, three versions, a card.
+    The best trial's score is corrected for having been chosen: it is not compared with them."""
+    best, second, third, *_, worst = ranked()
     said = []
-    for trial in (second, worst, best, best):
+    for trial in (third, worst, second, second, best):
         code, out, errors = call("register", "six", "digits", trial)
         assert (code, errors) == (0, [])
         said.append(out.splitlines()[0])
@@ -83,18 +84,32 @@ def test_the_alias_moves_to_a_better_version_alone(six: Path, call: Call) -> Non
     assert re.search(r"is the champion: 0\.\d+ beats the 0\.\d+ of version 1", said[2])
     assert said[3].startswith("models:/digits/3:")
     assert said[3].endswith("it is the champion already")
+    assert "is the challenger: another kind of score (corrected, not best) than of" in said[4]
     client = mlflow_client(six)
-    assert client.get_registered_model("digits").aliases == {"champion": 3, "challenger": 2}
-    assert len(client.search_model_versions("name = 'digits'")) == 3
-    version, found = client.get_model_version("digits", "3"), sweep.best("six", trial=best)
+    assert client.get_registered_model("digits").aliases == {"champion": 3, "challenger": 4}
+    assert len(client.search_model_versions("name = 'digits'")) == 4
+    version, found = client.get_model_version("digits", "3"), sweep.best("six", trial=second)
     assert float(version.tags["sweep.score"]) == found.score
     assert version.tags["sweep.score_kind"] == "best"
     for part in (
-        f"val_acc {found.score:.6g}", f"trial {best} of study `six`", "1347 samples to train",
+        f"val_acc {found.score:.6g}", f"trial {second} of study `six`", "1347 samples to train",
         "chosen on the validation data", "models:/digits@champion", "hidden",
     ):  # fmt: skip
         assert part in version.description
     assert str(six) not in version.description
+
+
+def test_corrected_scores_of_two_studies_are_compared(six: Path, call: Call) -> None:
+    """On the same data; the card has the interval, and the score as trained."""
+    assert call("register", "six", "digits")[0] == 0
+    sweep.run(study="poor", trials=2, epochs=1, space="mlp_small", sampler="random", **INLINE)
+    out = call("register", "poor", "digits")[1]
+    assert re.search(r"challenger: 0\.\d+ does not beat the 0\.\d+ of version 1", out)
+    version, found = mlflow_client(six).get_model_version("digits", "1"), sweep.best("six")
+    assert version.tags["sweep.score_kind"] == "corrected"
+    assert float(version.tags["sweep.score"]) < found.score
+    assert re.search(r"\(95 %: 0\.\d+ to 0\.\d+\)", version.description)
+    assert f"As trained: {found.score:.6g}." in version.description
 
 
 def test_a_wrong_name_is_one_line(six: Path, call: Call) -> None:

@@ -70,6 +70,8 @@ typedef struct {
     double dropout;
     double loss;       /* out: added up over samples */
     int64_t n_correct; /* out: added up over samples */
+    uint8_t *hits;     /* out: whether each evaluated sample is correct; or NULL */
+    real *losses;      /* out: the cross entropy of each evaluated sample; or NULL */
 } trial;
 
 /* kernel.CBatches must have the same fields in the same order. */
@@ -463,9 +465,10 @@ static void forward(const layout *at, const real *params, int64_t step, int64_t 
 }
 
 /* Adds up the logits' cross entropies and correct samples in `t`; `d` (by panel (C, PANEL)), if
- * given, gets the gradient of the mean cross entropy. */
-static void cross_entropy(const layout *at, const int64_t *y, const int64_t *rows, trial *t,
-                          real *d) {
+ * given, gets the gradient of the mean cross entropy. Without `rows` the samples are those from
+ * number `first` on, of which `t` also gets each. */
+static void cross_entropy(const layout *at, const int64_t *y, const int64_t *rows, int64_t first,
+                          trial *t, real *d) {
     const int64_t n_classes = at->widths[t->n_layers];
     for (int64_t p = 0; p < at->n_panels; p++) {
         const real *z = at->a[t->n_layers] + p * n_classes * PANEL;
@@ -482,8 +485,11 @@ static void cross_entropy(const layout *at, const int64_t *y, const int64_t *row
                 if (own) own[c * PANEL + i] = e;
                 sum += e;
             }
-            t->loss -= (double)(z[label * PANEL + i] - highest - log_of(sum));
+            const real loss = -(z[label * PANEL + i] - highest - log_of(sum));
+            t->loss += (double)loss;
             t->n_correct += chosen == label;
+            if (!rows && t->hits) t->hits[first + sample] = chosen == label;
+            if (!rows && t->losses) t->losses[first + sample] = loss;
             if (!own) continue;
             for (int64_t c = 0; c < n_classes; c++)
                 own[c * PANEL + i] =
@@ -571,7 +577,7 @@ static void train_step(trial *t, const batches *data, workspace *s, const int64_
     real *all_g = is_clipped(t) ? s->all_g : NULL;
     if (all_g) memset(all_g, 0, sizeof(real) * (size_t)at.n_params);
     forward(&at, t->params, step, data->batch_size);
-    cross_entropy(&at, data->y, rows, t, s->d);
+    cross_entropy(&at, data->y, rows, 0, t, s->d);
     for (int64_t l = t->n_layers; l >= 1; l--) {
         if (l > 1) input_gradients(&at, l, s, step, data->batch_size);
         backward_layer(&at, l, s, &p, all_g);
@@ -692,7 +698,7 @@ int sweep_evaluate(trial *trials, int64_t n_trials, const batches *data, int64_t
         for (int64_t k = 0; k < n_trials; k++) {
             const layout at = layout_of(trials + k, &s, n);
             forward(&at, trials[k].params, -1, 0);
-            cross_entropy(&at, data->y + begin, NULL, trials + k, NULL);
+            cross_entropy(&at, data->y + begin, NULL, begin, trials + k, NULL);
         }
     }
     free_workspace(&s);

@@ -57,7 +57,7 @@ class Trial(ctypes.Structure):
         ("weight_decay", _double), ("momentum", _double), ("dampening", _double),
         ("beta1", _double), ("beta2", _double), ("eps", _double), ("carried", _double),
         ("clip_norm", _double), ("dropout", _double),
-        ("loss", _double), ("n_correct", _int),
+        ("loss", _double), ("n_correct", _int), ("hits", _pointer), ("losses", _pointer),
     )  # fmt: skip
 
 

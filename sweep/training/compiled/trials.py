@@ -113,12 +113,16 @@ class CompiledTrials:
         trials = (Trial * len(group))(*[own.fields(self._n_steps) for own in group])
         batches, n_at_once = self._batches(self._judged, None), self._n_steps_a_call(group)
         n_at_once *= self._batch_size
+        hits = torch.zeros(len(group), n_val, dtype=torch.bool)
+        by_sample = torch.zeros(len(group), n_val, dtype=self._dtype)
+        for trial, own_hits, own_losses in zip(trials, hits, by_sample, strict=True):
+            trial.hits, trial.losses = own_hits.data_ptr(), own_losses.data_ptr()
         for first in range(0, n_val, n_at_once):
             self._kernel.evaluate(trials, batches, first, min(n_at_once, n_val - first))
-        for own, loss, trial in zip(group, losses, trials, strict=True):
+        for own, loss, trial, *said in zip(group, losses, trials, hits, by_sample, strict=True):
             # torchmetrics divides counts in float32 at any precision.
             accuracy = float(np.float32(trial.n_correct) / np.float32(n_val))
-            scores[own.member.number] = Scores(loss, trial.loss / n_val, accuracy)
+            scores[own.member.number] = Scores(loss, trial.loss / n_val, accuracy, *said)
         return scores
 
     def _train_group(self, group: Sequence[_Own], order: Tensor) -> list[float]:

@@ -104,17 +104,20 @@ class FusedEngine:
         self._open[run.spec.number] = opened
         return said
 
-    def train_epoch(self) -> dict[int, dict[str, float]]:
-        """Train and validate one epoch of every trial; metrics by trial number."""
+    def train_epoch(self) -> tuple[dict[int, dict[str, float]], dict[int, tuple[Any, None, str]]]:
+        """Train and validate one epoch of every trial; metrics and outcomes by trial number."""
         self._populations = [p for p in self._populations if not p.is_empty]
         jobs = [job for population in self._populations for job in population.start_epoch()]
-        metrics = {}
+        metrics, outcomes = {}, dict[int, tuple[Any, None, str]]()
         scores = run_jobs(jobs, self._pool, self._n_lanes, self._n_threads, self._prepare_exports)
         for number, score in scores.items():
             metrics[number] = {name: getattr(score, name) for name in self._metrics}
+            said = score.by_sample(self._task.metric)
+            if said is not None:
+                outcomes[number] = said.numpy(), None, ""
             run = self._open[number].run
             run.n_steps = (run.epoch + 1) * self._n_steps(run)
-        return metrics
+        return metrics, outcomes
 
     def keep_best(self, numbers: Sequence[int]) -> None:
         """Keep the current weights of these trials as their best."""

@@ -134,7 +134,7 @@ class _Epochs(lightning.LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self._task, self._data, self._slots, self._metrics = task, data, slots, metrics
-        self._epoch: tuple[dict[int, dict[str, float]], float] = ({}, 0.0)
+        self._epoch: tuple[Any, ...] = ({}, 0.0, {})
 
     def configure_optimizers(self) -> list[Any]:
         """None: the populations have one for each trial."""
@@ -164,8 +164,8 @@ class _Epochs(lightning.LightningModule):
     def training_step(self, batch: Tensor, batch_idx: int) -> None:
         """One epoch of every trial."""
         began_s = time.perf_counter()
-        metrics = self._engine.train_epoch()
-        self._epoch = metrics, time.perf_counter() - began_s
+        metrics, outcomes = self._engine.train_epoch()
+        self._epoch = metrics, time.perf_counter() - began_s, outcomes
 
     @torch.no_grad()
     def on_train_epoch_end(self) -> None:

@@ -19,6 +19,7 @@ from sweep.training.likeness import fingerprint
 from sweep.training.mlflow_calls import FluentCalls
 from sweep.training.plain.lanes import Lane
 from sweep.training.plain.logger import TrialLogger
+from sweep.training.plain.outcomes import ValidationOutcomes
 from sweep.training.plain.resumable import ResumableLoader, WrappedLoader
 from sweep.training.plain.shared import Ahead, SharedLoader, Streams, Want
 from sweep.training.project.project import Built
@@ -80,6 +81,7 @@ class Fit(lightning.pytorch.callbacks.Checkpoint):
         lane: Lane | None, streams: Streams | None,
     ) -> None:  # fmt: skip
         self.module, self.io, self._logger = built.module, CheckpointIO(), logger
+        self._outcomes = ValidationOutcomes(run.task.metric)
         self.pace = built.pace
         self._engine, self._lane = engine, lane
         self._take: Callable[[Want], Any] | None = None
@@ -357,11 +359,22 @@ class Fit(lightning.pytorch.callbacks.Checkpoint):
     ) -> None:
         """Values of a validation belong to the epoch."""
         self._logger.is_in_step = False
+        if not trainer.sanity_checking:
+            self._outcomes.begin(self.module)
+
+    def on_validation_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any,
+        batch: Any, batch_idx: int, dataloader_idx: int = 0,
+    ) -> None:  # fmt: skip
+        """Keep what was said of the minibatch."""
+        if not trainer.sanity_checking:
+            self._outcomes.batch(outputs, batch)
 
     def on_validation_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
     ) -> None:
         """Report a validation within an epoch; the last one is reported with the epoch."""
+        self._outcomes.end()
         if not self._loaders or trainer.is_last_batch or _is_ending(trainer):
             return
         self.has_validated, self._logger.is_in_step = True, True
@@ -394,7 +407,9 @@ class Fit(lightning.pytorch.callbacks.Checkpoint):
             metrics[EPOCHS_DONE] = epochs_done
         slots.say(*[notice.message for notice in notices])
         run.n_steps, now_s = trainer.global_step, self._clock()
-        slots.end_epoch({run.spec.number: metrics}, now_s - self._part_began_s)
+        number = run.spec.number
+        outcomes = self._outcomes.taken(trainer.world_size)
+        slots.end_epoch({number: metrics}, now_s - self._part_began_s, {number: outcomes})
         self._part_began_s = now_s
 
     def _fresh(self, metrics: Mapping[str, torch.Tensor]) -> dict[str, float]:

@@ -104,14 +104,18 @@ class StackedTrials:
             # torchmetrics divides counts in float32 at any precision.
             loss = torch.zeros_like(stack.loss_sum)
             n_correct = torch.zeros_like(loss, dtype=torch.float32)
+            parts = []
             for start in range(0, n_val, EVALUATION_BATCH):
                 x, y = (t[start : start + EVALUATION_BATCH] for t in (judged.x, judged.y))
                 logits = stack.forward(self._standardised(x))
-                loss += _losses(logits, y)
-                n_correct += (logits.argmax(1) == y).sum(1)
+                parts.append((logits.argmax(1) == y, _losses(logits, y)))
+                n_correct += parts[-1][0].sum(1)
+                loss += parts[-1][1].sum(1)
             columns = [stack.loss_sum / n_train, loss / n_val, n_correct / n_val]
-            for number, row in zip(stack.positions, torch.stack(columns, 1).tolist(), strict=True):
-                scores[number] = Scores(*row)
+            rows = torch.stack(columns, 1).tolist()
+            said = [torch.cat(both, 1).cpu() for both in zip(*parts, strict=True)]
+            for number, row, *by_sample in zip(stack.positions, rows, *said, strict=True):
+                scores[number] = Scores(*row, *by_sample)
         return scores
 
     def keep_best(self, number: int) -> None:
@@ -211,7 +215,7 @@ class _Stack:
         """Train one minibatch, x (F, B) and y (B,)."""
         params = self._buffers[0]
         with torch.enable_grad():
-            losses = _losses(self.forward(x, is_training=True), y)
+            losses = _losses(self.forward(x, is_training=True), y).sum(1)
             grads = list(torch.autograd.grad(losses.sum() / len(y), params))
         self.loss_sum += losses.detach()
         with torch.no_grad():
@@ -276,9 +280,9 @@ class _Stack:
 
 
 def _losses(logits: Tensor, y: Tensor) -> Tensor:
-    """Cross entropies summed over the samples: (N,) of logits (N, C, B) and classes (B,)."""
+    """Cross entropies (N, B) of logits (N, C, B) and classes (B,)."""
     target = y.expand(len(logits), -1)
-    return functional.cross_entropy(logits, target, reduction="none").sum(1)
+    return functional.cross_entropy(logits, target, reduction="none")
 
 
 def _runs(

@@ -36,6 +36,11 @@ class Appraisal:
     p_better: float | None = None
     """Probability that the choice is better than the reference."""
     n_samples: int = 0
-    """Validation samples, or minibatches, that the correction was computed from."""
+    """Validation samples that the correction was computed from."""
     more: tuple[int, float] | None = None
     """(n, g): n more trials of the same kind would gain about g."""
+
+    @property
+    def is_evidence(self) -> bool | None:
+        """Whether the search is shown to have helped; None: nothing can be said."""
+        return None if self.gain is None else self.gain.low > 0
