@@ -7,6 +7,7 @@ nothing:
     sweep.plan(trials=50, data="mnist")    its time, memory, disk and money, beforehand
     sweep.best("mnist-mlp")                configuration, score, checkpoint, MLflow run id
     sweep.confirm("mnist-mlp")             the best trials again on fresh seeds
+    sweep.ensemble, sweep.reproduce        several models as one; a trial trained again
     sweep.status, stop, prune,             look at a search that runs elsewhere, and steer it
         enqueue, extend
     sweep.MLPClassifier                    the LightningModule that a search trains
@@ -20,7 +21,19 @@ from typing import TYPE_CHECKING, Any
 from sweep.errors import SweepError
 
 if TYPE_CHECKING:
-    from sweep.api import best, confirm, enqueue, extend, plan, prune, run, status, stop
+    from sweep.api import (
+        best,
+        confirm,
+        enqueue,
+        ensemble,
+        extend,
+        plan,
+        prune,
+        reproduce,
+        run,
+        status,
+        stop,
+    )
     from sweep.space.vary import floats, ints
     from sweep.training.mlp import MLPClassifier
     from sweep.training.plain.function import TrialStopped
@@ -34,11 +47,13 @@ __all__ = [
     "best",
     "confirm",
     "enqueue",
+    "ensemble",
     "extend",
     "floats",
     "ints",
     "plan",
     "prune",
+    "reproduce",
     "run",
     "status",
     "stop",
@@ -48,6 +63,8 @@ _LAZY = {
     "run": "sweep.api",
     "best": "sweep.api",
     "confirm": "sweep.api",
+    "ensemble": "sweep.api",
+    "reproduce": "sweep.api",
     "status": "sweep.api",
     "stop": "sweep.api",
     "prune": "sweep.api",

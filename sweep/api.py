@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from sweep.appraisal import Confirmation
     from sweep.reporting.status import StudyStatus
     from sweep.reuse import Best
+    from sweep.reuse.ensemble import Ensemble
+    from sweep.reuse.reproducing import Reproduced
     from sweep.search.plan import Plan
     from sweep.search.study import Extras, Outcome
     from sweep.search.verbs import Steered
@@ -79,6 +81,39 @@ def best(study: str | None = None, *, trial: int | None = None, **where: Any) ->
     if trial is not None and (type(trial) is not int or trial < 0):
         raise ConfigError(f"trial must be a whole number >= 0, but got {trial!r}")
     return find_trial(study, trial, config)
+
+
+def ensemble(
+    study: str | None = None, n: int = 10, folder: str | Path | None = None, **where: Any
+) -> Ensemble:
+    """The mean of up to `n` of the study's models that is best on validation, exported as one.
+
+    Args:
+        study: Its name; None: the only study there is.
+        n: Rounds of the selection (`sweep.trust.ensemble`).
+        folder: For the exported model; None: `ensemble` in the study's folder.
+        **where: storage, tracking_uri and work_dir, if they are not the defaults.
+
+    Raises SweepError (see `sweep.reuse.ensemble.make_ensemble`).
+    """
+    from sweep.reuse.ensemble import make_ensemble
+
+    config = _place("ensemble", where, "study", "n", "folder")
+    target = None if folder is None else Path(folder)
+    return make_ensemble(study, config, parsers.count(1)("n", n), target)
+
+
+def reproduce(study: str | None, trial: int, **where: Any) -> Reproduced:
+    """Train a recorded trial again, in a temporary folder; is its curve the same?
+
+    The arguments of `prune`. Raises NotFoundError for an unknown trial, ConfigError for one
+    without a curve.
+    """
+    from sweep.reuse.reproducing import reproduce_trial
+
+    end_if_being_read()
+    config = _place("reproduce", where, "study", "trial")
+    return reproduce_trial(study, parsers.count(0)("trial", trial), config)
 
 
 def status(study: str | None = None, **where: Any) -> StudyStatus:

@@ -140,3 +140,16 @@ def _complete_study(ctx: click.Context, param: click.Parameter, incomplete: str)
 
 study_argument = click.argument("study", required=False, shell_complete=_complete_study)
 """The optional STUDY argument."""
+
+
+def study_and_trial(words: Sequence[str]) -> tuple[str | None, int | None]:
+    """[STUDY] [TRIAL] on a command line; the only study needs no name.
+
+    Raises click.UsageError for anything else.
+    """
+    *study, last = [*words] or [""]
+    if last.isdigit() and len(study) <= 1:
+        return (study[0] if study else None), int(last)
+    if not study:
+        return last or None, None
+    raise click.UsageError(f"say a study and the number of a trial, not {' '.join(words)!r}")

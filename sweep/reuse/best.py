@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     import lightning
     import numpy as np
 
-    from sweep.training.exports import Example
-    from sweep.trial import DatasetInfo
+    from sweep.reuse.export import Exported
+    from sweep.tracking.registry import Registered
 
 
 @dataclass(frozen=True, repr=False)
@@ -103,34 +103,22 @@ class Best:
     def _export(self) -> None:
         """Export the module, and bring the trial's run up to it."""
         from sweep.repair.records import StudyRecords
+        from sweep.reuse.loading import input_rows
         from sweep.tracking import mirror
-        from sweep.training.exports import try_export
+        from sweep.training.exports import Example, try_export
 
         where, module = self._where, self.load()
         with opened(self.study, where) as (ledger, config), TemporaryDirectory() as folder:
             known = StudyRecords(config, ledger)
             info, history = known.study(), known.trial(self.trial)
             assert history.finished is not None
-            example = self._example(config, info.dataset)
+            example = Example.of(input_rows(self.recipe, config, info.dataset))
             file, why = try_export(Path(folder) / "model.pt2", module, example, config.module)
             if file is None:
                 raise ConfigError(f"{config.module} cannot be exported: {why}")
             finished = dataclasses.replace(history.finished, model_file=file)
             told = dataclasses.replace(history, finished=finished)
             mirror.sync_trial(config.tracking_uri, info, told)
-
-    def _example(self, config: RunConfig, dataset: DatasetInfo | None) -> Example | None:
-        """A sample of the module's input: for a user's, from the data of its training."""
-        from sweep.reuse.loading import task_of
-        from sweep.training.exports import Example
-        from sweep.training.plain.fitting import first_batch
-        from sweep.training.project.project import Project
-        from sweep.trial import TrialSpec
-
-        if config.is_mlp and dataset is not None:
-            return Example(dataset.feature_shape)
-        task = task_of(self.recipe, config, config.study_dir)
-        return Example.of(first_batch(Project(task).built(TrialSpec(0, self.recipe.model, 0))))
 
     def load(self) -> lightning.LightningModule:
         """A new copy of the trained module, on the CPU, in evaluation mode; `.train()` to go on.
@@ -141,6 +129,32 @@ class Best:
         from sweep.reuse.loading import load
 
         return load(self.recipe, self._where, self.checkpoint)
+
+    def export(self, folder: str | Path, to: str = "pt2") -> Exported:
+        """Write the model into `folder`, once it gives what the checkpoint gives.
+
+        Args:
+            folder: Made if it is missing.
+            to: "pt2" (torch.export), "onnx", or "state-dict".
+
+        Raises ConfigError if it cannot be exported, or predicts something else; NotFoundError if
+        the checkpoint is gone; DiskError.
+        """
+        from sweep.reuse.export import export_trial
+
+        return export_trial(self, Path(folder), to)
+
+    def register(self, name: str) -> Registered:
+        """Make the model a version of the registered model `name` in MLflow.
+
+        Its alias is `champion` if its score beats that of the present champion, in the same
+        metric, kind and data; else `challenger`.
+
+        Raises ConfigError for a name that MLflow refuses, and what `log_model` raises.
+        """
+        from sweep.reuse.registering import register_trial
+
+        return register_trial(self, name)
 
     def data(self) -> Any:
         """The data of the trial's training: a new LightningDataModule, or whatever the user's

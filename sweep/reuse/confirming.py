@@ -243,3 +243,20 @@ def _note(found: Confirmation, config: RunConfig) -> None:
         ledger.note_tags(tags)
         records = StudyRecords(config, ledger)
         sync_study(config.tracking_uri, records.study(), records.end())
+
+
+def confirmation_in(tags: Mapping[str, str]) -> Confirmation | None:
+    """The confirmation among a study's tags; None if it was never confirmed."""
+    try:
+        values = json.loads(tags[CONFIRMED])
+        reference = values["reference"]
+        return Confirmation(**values | {
+            "finalists": tuple(Finalist(**one) for one in values["finalists"]),
+            "value": Interval(**values["value"]),
+            "reference": Finalist(**reference) if reference else None,
+            "gain": Interval(**values["gain"]) if values["gain"] else None,
+            "test": {k: Interval(**v) for k, v in values["test"].items()},
+            "reference_test": {k: Interval(**v) for k, v in values["reference_test"].items()},
+        })  # fmt: skip
+    except (KeyError, TypeError, ValueError):
+        return None

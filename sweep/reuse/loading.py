@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning
 import torch
+from torch import Tensor
 
 from sweep.config.settings import RunConfig
 from sweep.data.catalog import MODULES_OWN, is_custom
@@ -18,8 +19,12 @@ from sweep.hyperparameters import DEFAULT_MODULE
 from sweep.reuse.recipe import Recipe, class_path
 from sweep.search.tasks import make_task
 from sweep.training.mlp import MLPClassifier
+from sweep.training.plain.fitting import first_batch
 from sweep.training.project.project import Project
-from sweep.trial import Task
+from sweep.trial import DatasetInfo, Task, TrialSpec
+
+N_ROWS = 1000
+"""Random rows of a built-in network's input."""
 
 
 def task_of(recipe: Recipe, config: RunConfig, work_dir: Path) -> Task:
@@ -46,12 +51,34 @@ def load(recipe: Recipe, config: RunConfig, checkpoint: Path) -> lightning.Light
             checkpoint, map_location="cpu", weights_only=True
         )
         return loaded.eval()
-    project = Project(task_of(recipe, config, checkpoint.parent))
-    with torch.random.fork_rng(devices=[]):
-        module = project.module(recipe.model)
+    module = untrained(recipe, config)
     kept = torch.load(checkpoint, map_location="cpu", weights_only=True)
     module.load_state_dict(kept["state_dict"])
     return module.eval()
+
+
+def untrained(recipe: Recipe, config: RunConfig) -> lightning.LightningModule:
+    """The module as it is built for a trial. Raises any error of the user's code."""
+    if recipe.module == DEFAULT_MODULE:
+        return MLPClassifier(**recipe.model, **recipe.data_arguments)
+    project = Project(task_of(recipe, config, config.study_dir))
+    with torch.random.fork_rng(devices=[]):
+        return project.module(recipe.model)
+
+
+def input_rows(recipe: Recipe, config: RunConfig, dataset: DatasetInfo | None) -> Tensor | None:
+    """Rows (n, ...) of the module's input; None if its minibatches do not begin with a tensor.
+
+    For MLPClassifier random ones with the data's mean and deviation, for a user's module the
+    first minibatch of its training. Raises any error of the user's code.
+    """
+    if recipe.module == DEFAULT_MODULE and dataset is not None:
+        drawn = torch.randn((N_ROWS, *dataset.feature_shape), generator=torch.Generator())
+        return dataset.mean + dataset.std * drawn
+    task = task_of(recipe, config, config.study_dir)
+    batch = first_batch(Project(task).built(TrialSpec(0, recipe.model, 0)))
+    x = batch[0] if isinstance(batch, list | tuple) and batch else batch
+    return x if isinstance(x, Tensor) and x.ndim else None
 
 
 def data_of_recipe(recipe: Recipe, config: RunConfig) -> Any:

@@ -96,6 +96,12 @@ def model_uri_of(tracking_uri: str, run_id: str) -> str | None:
     return f"models:/{run.outputs.model_outputs[-1].model_id}"
 
 
+def tags_of(tracking_uri: str, run_id: str) -> dict[str, str]:
+    """The tags of a run. Raises NotFoundError for an unknown run, StoreError."""
+    with opened(tracking_uri) as client:
+        return dict(_run(client, run_id).data.tags)
+
+
 def artifact_of(tracking_uri: str, run_id: str, artifact: str, folder: Path) -> Path:
     """A local file with the run's `artifact`, e.g. "checkpoint/best.ckpt".
 

@@ -7,7 +7,9 @@ only in widths and input statistics, so one trace serves all of them (`_Traced`)
 from __future__ import annotations
 
 import json
+import logging
 import math
+import warnings
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +69,32 @@ def export_model(path: str | Path, model: nn.Module, example: Example) -> str:
         program = torch.export.export(_Given(model), (x,), dynamic_shapes=(sizes,), strict=False)
     replace_file(Path(path), saved_bytes(program, torch.export.save))
     return str(path)
+
+
+def export_onnx(path: Path, model: nn.Module, example: Example) -> None:
+    """Write `model` as an ONNX file of one input (B, *example.shape), for any number of samples.
+
+    Leaves the model in evaluation mode. Needs the packages `onnx` and `onnxscript`.
+    """
+    dtype = example.dtype
+    if dtype.is_floating_point:
+        dtype = next((weights.dtype for weights in model.parameters()), dtype)
+    x = torch.zeros((2, *example.shape), dtype=dtype)
+    sizes = ({0: torch.export.Dim(AXES[0], min=1)},)
+    given = _Given(model.eval())
+    program = torch.export.export(given, (x,), dynamic_shapes=sizes, strict=False)
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    with warnings.catch_warnings():  # of torch's own code, and that there is no torchvision
+        warnings.simplefilter("ignore")
+        logger.setLevel(logging.ERROR)
+        try:
+            torch.onnx.export(
+                program, (), path, input_names=["input"], output_names=["output"], dynamo=True,
+                external_data=False, verbose=False,
+            )  # fmt: skip
+        finally:
+            logger.setLevel(level)
 
 
 def try_export(
