@@ -16,6 +16,7 @@ from sweep.config.lightning_file import sections_of
 from sweep.config.settings import PLACES, RunConfig
 from sweep.errors import ConfigError, NotFoundError
 from sweep.files.trial_files import BEST, TrialFiles
+from sweep.ledger.confirmation import confirmation_in
 from sweep.ledger.locks import owned_study
 from sweep.ledger.study import Ledger, list_studies, open_study
 from sweep.ledger.trials import LedgerTrial, best_trial
@@ -208,12 +209,17 @@ def owned(study: str | None, where: RunConfig) -> Iterator[tuple[Ledger, RunConf
 
 
 def find_trial(study: str | None, number: int | None, where: RunConfig) -> Best:
-    """Trial `number` (None: the best one) of `study` (None: the only one).
+    """Trial `number` of `study` (None: the only one).
+
+    None: the winner of its confirmation, if it was confirmed, else the trial with the best score.
 
     Raises NotFoundError if there is no such trial, or if it did not complete.
     """
     with opened(study, where) as (ledger, config):
         scored = [trial for trial in ledger.trials() if trial.value is not None]
+        confirmed = confirmation_in(ledger.tags)
+        if number is None and confirmed is not None:
+            number = confirmed.winner
         if number is None:
             trial = best_trial(scored, ledger.direction)
             fault = "no completed trial yet", f"`sweep run --study {ledger.name}` continues it"

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import datetime
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -20,6 +18,7 @@ import numpy as np
 from sweep.appraisal import Confirmation, Finalist, Interval
 from sweep.config.settings import RunConfig
 from sweep.errors import ConfigError, NotFoundError, StudyInterrupted
+from sweep.ledger.confirmation import tags_of
 from sweep.ledger.ranking import baseline_of, ranking_of
 from sweep.ledger.trials import LedgerTrial
 from sweep.reuse.best import find_trial, opened
@@ -31,10 +30,6 @@ from sweep.trial import TrialState, derive_seed
 from sweep.trust.intervals import Z
 from sweep.trust.race import result, runners, student
 
-CONFIRMED = "sweep.confirmed"
-"""Tag of a study: its confirmation, as JSON."""
-TEST_OPENED = "sweep.test_opened"
-"""Tag of a study: when its winner was tested."""
 Search = Callable[[RunConfig, Space, Extras], Outcome]
 
 
@@ -235,28 +230,8 @@ def _note(found: Confirmation, config: RunConfig) -> None:
     from sweep.repair.records import StudyRecords
     from sweep.tracking.mirror import sync_study
 
-    tags = {CONFIRMED: json.dumps(dataclasses.asdict(found))}
-    if found.test:
-        when = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        tags[TEST_OPENED] = when
+    tags = tags_of(found)
     with opened(config.study_name, config) as (ledger, _):
         ledger.note_tags(tags)
         records = StudyRecords(config, ledger)
         sync_study(config.tracking_uri, records.study(), records.end())
-
-
-def confirmation_in(tags: Mapping[str, str]) -> Confirmation | None:
-    """The confirmation among a study's tags; None if it was never confirmed."""
-    try:
-        values = json.loads(tags[CONFIRMED])
-        reference = values["reference"]
-        return Confirmation(**values | {
-            "finalists": tuple(Finalist(**one) for one in values["finalists"]),
-            "value": Interval(**values["value"]),
-            "reference": Finalist(**reference) if reference else None,
-            "gain": Interval(**values["gain"]) if values["gain"] else None,
-            "test": {k: Interval(**v) for k, v in values["test"].items()},
-            "reference_test": {k: Interval(**v) for k, v in values["reference_test"].items()},
-        })  # fmt: skip
-    except (KeyError, TypeError, ValueError):
-        return None

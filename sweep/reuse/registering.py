@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from sweep.errors import ConfigError, NotFoundError
+from sweep.ledger.confirmation import confirmation_in
 from sweep.ledger.study import Ledger
 from sweep.redact import redacted
 from sweep.reuse.best import Best, opened
@@ -66,8 +68,8 @@ def _card(best: Best, name: str, ledger: Ledger, metric: str, score: Score) -> s
         f"- Other metrics of its best epoch: {others or 'none'}",
         f"- Data: {_data(best.recipe.data, dataset)}",
         f"- Made with: {versions}{f', git {commit[:12]}{dirty}' if commit else ''}", "",
-        "**Limits.** It was chosen on the validation data, whose score is above; no test data "
-        "were opened. It knows samples like those of its data alone, and nothing was measured for "
+        f"**Limits.** It was chosen on validation data, whose score is above; {_test(tags)}. "
+        "It knows samples like those of its data alone, and nothing was measured for "
         "groups within them.", "",
         "**Use.** In the folder of the search, or with MLFLOW_TRACKING_URI set:", "",
         "```python", "import mlflow", "",
@@ -77,6 +79,14 @@ def _card(best: Best, name: str, ledger: Ledger, metric: str, score: Score) -> s
         f"**Searched**: {ledger.n_trials} trials in", "", "```yaml", space, "```",
     ]  # fmt: skip
     return "\n".join(lines)
+
+
+def _test(tags: Mapping[str, str]) -> str:
+    found = confirmation_in(tags)
+    if found is None or not found.test:
+        return "no test data were opened"
+    scores = ", ".join(f"{name} {one.value:.6g}" for name, one in found.test.items())
+    return f"the winner's models over {found.n_seeds} seeds were tested once: {scores}"
 
 
 def _data(name: str, dataset: DatasetInfo | None) -> str:

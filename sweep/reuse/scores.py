@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from sweep.ledger.confirmation import confirmation_in
 from sweep.repair.records import StudyRecords
 from sweep.reuse.best import Best, opened
-from sweep.reuse.confirming import confirmation_in
 
 ScoreKind = Literal["confirmed", "corrected", "best"]
 MEANING: dict[ScoreKind, str] = {
