@@ -35,7 +35,8 @@ PICTURES = Path(__file__).with_name("pictures")
 ROWS, COLUMNS = 22, 100
 SEARCH = ("run", "--trials", "50")
 STUDY = "digits-mlp"
-PATIENCE_S = 60
+PATIENCE_S = 180
+LEAN = {"MLFLOW_WORKERS": "1", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 IN_THE_WAY = "[data-component-id='mlflow.assistant.chat_panel.close']"
 """MLflow's assistant, which covers a quarter of the page."""
 NEXT_FRAME = re.compile(r"\r\x1b\[2K(?:\x1b\[1A\x1b\[2K)+")
@@ -48,15 +49,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         live_table(Path(folder))
         with mlflow_page(Path(folder)) as address:
-            photograph(address, "matching runs", PICTURES / "mlflow.png")
+            photograph(address, "best_val_acc", PICTURES / "mlflow.png")
 
 
 def live_table(folder: Path) -> None:
     """The live table in the middle of a search, as an SVG."""
     frames = NEXT_FRAME.split(on_a_terminal(folder, *SEARCH))
     running = [frame for frame in frames if "running" in frame][1:]
-    # The one that shows most: trials at different epochs.
-    best = max(running, key=lambda frame: len(set(re.findall(r" (\d+)/\d+ ", frame))))
+    # The one that shows most: as many different curves as there are.
+    best = max(running, key=lambda frame: len(set(re.findall("[▁-█]{6,}", frame))))
     console = Console(record=True, width=COLUMNS, file=io.StringIO(), color_system="truecolor")
     console.print(Text.from_ansi(best))
     svg = console.export_svg(title=f"sweep {' '.join(SEARCH)}")
@@ -90,7 +91,7 @@ def mlflow_page(folder: Path) -> Iterator[str]:
     command = [sys.executable, "-m", "sweep", "ui", STUDY, "--no-open", "--port", port]
     with subprocess.Popen(
         command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-        env=os.environ | {"MLFLOW_WORKERS": "1"}, start_new_session=True,
+        env=os.environ | LEAN, start_new_session=True,
     ) as server:  # fmt: skip
         assert server.stdout is not None
         try:
@@ -111,7 +112,7 @@ def wait_for(address: str) -> None:
     raise SystemExit(f"{address} does not answer")
 
 
-def photograph(address: str, text: str, picture: Path, size: str = "1300,760") -> None:
+def photograph(address: str, text: str, picture: Path, size: str = "1300,900") -> None:
     """A page in headless Chromium as a PNG, once it shows `text`."""
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium") or ""
