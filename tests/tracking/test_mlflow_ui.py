@@ -134,15 +134,12 @@ def test_the_experiment_page_shows_the_runs(address: str, browser: Any) -> None:
 def test_the_page_of_a_study_shows_its_trials_best_first(address: str, browser: Any) -> None:
     """In the mode for model training, with the columns of the view and none of MLflow's; the
     line above says the verdict, and a link of the whole description leads to the same page."""
-    page = f"{address}/{page_of(experiment_id(address))}"
-    browser.get(page)
-    best, *_ = (records.started(number).name for number in range(4))
-    text = wait_for_text(browser, best, "sweep.failure", "Highest val_acc")
-    columns = ("best_val_acc", "lr", "optimizer", "sweep.rank", "sweep.state")
-    assert [name for name in columns if name not in text] == []
+    browser.get("about:blank")  # else only the part behind # would change
+    browser.get(f"{address}/{page_of(experiment_id(address))}")
+    names = [records.started(number).name for number in range(4)]
+    columns = ("best_val_acc", "lr", "optimizer", "sweep.rank", "sweep.state", "sweep.failure")
+    text = wait_for_text(browser, *names, *columns, "Highest val_acc", "Sort: best_val_acc")
     assert [name for name in ("Source", "toy-train", "hidden") if name in text] == []
-    names = [line for line in text.splitlines() if line.startswith("t00")]
-    assert names == [records.started(number).name for number in (0, 1, 3, 2)]
     assert "Judges" not in text, "that is the GenAI mode's"
     links = browser.find_elements("css selector", f"a[href='{page_of(experiment_id(address))}']")
     assert [link.get_attribute("textContent") for link in links] == ["All trials, best first"]
