@@ -63,6 +63,12 @@ soak: $(VENV)/test ## Kill searches at 200 random instants and fault every write
 	rm every-write.jsonl  # it lets a soak that was broken off go on
 	$(BIN)/python tests/faults/every_write.py --sample 40 --side driver worker --fault kill
 
+docs: $(VENV)/test ## Make docs/cli.md anew from the commands' help
+	$(BIN)/python docs/make_cli.py
+
+pictures: $(VENV)/test ## Take the pictures of the README anew (needs chromium and chromedriver)
+	$(BIN)/python docs/make_pictures.py
+
 constraints: ## Write down the versions of .venv as constraints.txt
 	@head -2 constraints.txt > .constraints.new
 	@$(BIN)/python -m pip freeze --exclude-editable | grep -viE '^(sweep|editables|setuptools|pip)\b' \
@@ -94,4 +100,4 @@ $(VENV)/test: pyproject.toml constraints.txt | $(VENV)/bin/python
 		--no-compile --upgrade -r .venv-$*/requirements.txt
 	@touch $@
 
-.PHONY: help run test test-lowest test-newest coverage lint format bench soak constraints clean
+.PHONY: help run test test-lowest test-newest coverage lint format bench soak docs pictures constraints clean

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import subprocess
 import sys
@@ -18,7 +19,15 @@ from sweep.search.pruners import PRUNERS
 from sweep.search.samplers import SAMPLERS
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "README.zh-CN.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+README_ZH = (ROOT / "README.zh-CN.md").read_text(encoding="utf-8")
+REFERENCE = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
 HOW_TO = (ROOT / "docs" / "how-to.md").read_text(encoding="utf-8")
 
 
@@ -37,27 +46,54 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_a_line_in_the_readme(command: str) -> None:
-    """The table of commands is complete."""
-    assert f"| `sweep {command}` |" in (ROOT / "README.md").read_text(encoding="utf-8")
+    """The table of commands is complete, in both languages."""
+    for text in (README, README_ZH):
+        assert f"| `sweep {command}` |" in text
 
 
-def test_the_readme_lists_every_exit_code() -> None:
+def test_the_command_reference_is_current() -> None:
+    """docs/cli.md is what `make docs` writes."""
+    found = importlib.util.spec_from_file_location("make_cli", ROOT / "docs" / "make_cli.py")
+    assert found is not None
+    assert found.loader is not None
+    maker = importlib.util.module_from_spec(found)
+    found.loader.exec_module(maker)
+    assert (ROOT / "docs" / "cli.md").read_text(encoding="utf-8") == maker.reference()
+
+
+def test_the_chinese_readme_is_in_step() -> None:
+    """Each block of code is the English one's but for comments, in the same order; so are the
+    commands of the table, and the sections are as many. It links to the same pages."""
+    assert code_of(README_ZH) == code_of(README)
+    for part in (r"^\| `sweep \w+`", r"^#+(?= )"):
+        chinese, english = (re.findall(part, text, re.MULTILINE) for text in (README_ZH, README))
+        assert chinese == english
+    chinese, english = (set(re.findall(r"\]\(([^)]+)", text)) for text in (README_ZH, README))
+    assert chinese - english == {"README.md"}
+    assert english - chinese == {"README.zh-CN.md"}
+
+
+def code_of(text: str) -> list[str]:
+    """The lines of all blocks of code, without comments."""
+    lines = [line for block in re.findall(r"^ *```.*?^ *```", text, re.M | re.S)
+             for line in block.splitlines()]  # fmt: skip
+    return [re.sub(r" *#.*", "", line) for line in lines]
+
+
+def test_the_page_of_exit_codes_has_every_one() -> None:
     """Each code of the error tree is explained."""
     classes, codes = [SweepError], set()
     while classes:
         current = classes.pop()
         codes.add(current.exit_code)
         classes += current.__subclasses__()
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert [code for code in sorted(codes) if f"\n| {code} |" not in readme] == []
+    assert [code for code in sorted(codes) if f"\n| {code} |" not in REFERENCE] == []
 
 
 @pytest.mark.parametrize(("label", "table"), [("Sampler", SAMPLERS), ("Pruner", PRUNERS)])
-def test_the_readme_lists_every_sampler_and_pruner(
-    label: str, table: Mapping[str, object]
-) -> None:
+def test_every_sampler_and_pruner_is_listed(label: str, table: Mapping[str, object]) -> None:
     """In the order of the tables, as `--help` does."""
-    assert f"**{label}**: {', '.join(table)}" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"**{label}**: {', '.join(table)}" in REFERENCE
 
 
 def test_the_architecture_names_every_room() -> None:

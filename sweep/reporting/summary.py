@@ -100,7 +100,6 @@ def next_commands(
     data = _flag("--data", config.data) if config.is_mlp else ""
     train = f"sweep train --config best.yaml{data}{_flag('--data-dir', config.data_dir)}"
     then = f"train it{' on train + validation' if data else ' again'}, then test it"
-    ui = "mlflow ui" if config.tracking_uri == RunConfig.tracking_uri else f"sweep ui{uri}"
     failed = (
         f"{n_to_retry} failed configurations" if n_to_retry > 1 else "the failed configuration"
     )
@@ -110,7 +109,7 @@ def next_commands(
         (has_failed, f"sweep trials {name} --state fail{at}", "why trials failed"),
         (has_best, f"sweep best {name}{at} > best.yaml", "keep the best configuration"),
         (has_best, train + uri, then),
-        (has_best, ui, "look at every trial"),
+        (has_best, f"sweep ui {name}{uri}", "look at every trial"),
         (n_to_retry > 0, f"sweep retry {name}{at}", f"try {failed} again"),
     ]
     return [(command, why) for is_offered, command, why in offers if is_offered]

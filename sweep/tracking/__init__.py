@@ -5,17 +5,19 @@ Light to import; `from sweep.tracking import mirror` loads mlflow, quietly.
     tracker.py   MlflowTracker, the Listener of a search
     keys.py      names and values in MLflow's form
     uri.py       the address of the store
+    description.py  a study's description: verdict, best five, next commands
+    pages.py     a study's page in MLflow's UI
 
 These load mlflow:
 
     mirror.py    a study's runs, brought up to its trials
-    picture.py   the content of a run, and the function to write it
+    run_content.py  the content of a run, and the function to write it
     run.py       one run
     model.py     one logged model
     training.py  one run for a downstream training
     artifacts.py checkpoints and models: their places, users, removal
     store.py     the connection
-    addresses.py moved or copied folders
+    moved_folders.py  moved or copied folders
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from sweep.tracking.uri import quiet
 __all__ = ["MlflowTracker", "Pace"]
 
 _LOAD_MLFLOW = (
-    "addresses", "artifacts", "mirror", "model", "picture", "run", "store", "training",
+    "artifacts", "mirror", "model", "moved_folders", "run", "run_content", "store", "training",
 )  # fmt: skip
 
 

@@ -21,17 +21,20 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.entities import LifecycleStage, LoggedModelOutput, ViewType
 
-from sweep.errors import StoreError
+from sweep.errors import NotFoundError, StoreError, must_be_one_of
 from sweep.hyperparameters import DEFAULT_MODULE
-from sweep.tracking import keys
+from sweep.redact import redacted
+from sweep.tracking import keys, pages
 from sweep.tracking.artifacts import drop_files
+from sweep.tracking.description import describe
 from sweep.tracking.keys import DROPPED_TAG
-from sweep.tracking.model import ModelFolders, folders_of
+from sweep.tracking.model import NOTE_TAG, ModelFolders, folders_of
 from sweep.tracking.moved_folders import check_home
 from sweep.tracking.run import RunLog, make_run
-from sweep.tracking.run_content import CHECKPOINT, describe, picture_of_trial, show
+from sweep.tracking.run_content import CHECKPOINT, picture_of_trial, show
 from sweep.tracking.store import find_or_make_experiment, opened, search_runs
 from sweep.trial import Ranked, StudyFinished, StudyInfo, TrialHistory, TrialStarted
+from sweep.trust.appraisal import Appraisal
 
 RANK_TAG = "sweep.rank"
 
@@ -64,6 +67,8 @@ class Mirror:
         self._folders: ModelFolders | None = None
         self._described: Mapping[str, Any] | None = None
         """The settings that the parent's files have; an older search may have died over them."""
+        self._texts: dict[str, str] = {}
+        """The texts among the parent's files that are there already."""
         self.experiment = client.get_experiment_by_name(study.name)
         if self.experiment is not None:
             check_home(client.tracking_uri, self.experiment)
@@ -221,11 +226,16 @@ class Mirror:
     # the study
 
     def sync_study(
-        self, study: StudyInfo, end: StudyFinished | None = None, ranking: Sequence[Ranked] = ()
-    ) -> None:
-        """Bring experiment and parent run up to the study: settings, description, ranks, end."""
-        self.study, client = study, self.client
-        text = describe(study, end, ranking)
+        self, study: StudyInfo, end: StudyFinished | None = None, ranking: Sequence[Ranked] = (),
+        appraisal: Appraisal | None = None, texts: Mapping[str, str] | None = None,
+    ) -> None:  # fmt: skip
+        """Bring experiment and parent run up to the study: settings, description, ranks, end.
+
+        `texts` are files for the parent run: path of the artifact -> content.
+        """
+        assert self.experiment is not None
+        self.study, where = study, self.experiment.experiment_id
+        text = describe(study, end, ranking, appraisal, pages.page_of(where))
         self.parent.log_datasets(study.dataset)
         if study.config != self._described:
             self.parent.remove_broken_off_uploads()
@@ -234,13 +244,19 @@ class Mirror:
             self.parent.log_text(study.space_text, "space.yaml")
             self._described = study.config
         self._rank(ranking)
-        tags = keys.tags({**_study_tags(study), "mlflow.note.content": text})
+        for artifact, content in (texts or {}).items():
+            if self._texts.get(artifact) != content:
+                self.parent.log_text(content, artifact)
+                self._texts[artifact] = content
+        tags = keys.tags({**_study_tags(study), NOTE_TAG: text})
         if end is not None:
             tags |= self._end_tags(end)
             self._link_best(end)
         self.parent.log(tags=tags)
-        assert self.experiment is not None
-        client.set_experiment_tag(self.experiment.experiment_id, "mlflow.note.content", text)
+        if pages.VIEW_TAG not in self.experiment.tags:  # once: it is the user's to change
+            self.client.set_experiment_tag(where, pages.VIEW_TAG, pages.view_of(study))
+            self.experiment = self.client.get_experiment(where)
+        self.client.set_experiment_tag(where, NOTE_TAG, tags[NOTE_TAG])
         if end is None:
             self.parent.set_status("RUNNING")
         else:
@@ -306,6 +322,36 @@ def sync_study(tracking_uri: str, study: StudyInfo, end: StudyFinished) -> None:
         mirror = Mirror(client, study)
         mirror.make()
         mirror.sync_study(study, end, end.ranking)
+
+
+def page_of_study(tracking_uri: str, name: str) -> str:
+    """The address of a study's trials on MLflow's pages, without host.
+
+    Raises NotFoundError if MLflow has no such study, StoreError.
+    """
+    with opened(tracking_uri) as client:
+        experiment = client.get_experiment_by_name(name)
+        if experiment is None or experiment.lifecycle_stage == LifecycleStage.DELETED:
+            others = [e.name for e in client.search_experiments() if e.name != "Default"]
+            known = f": {must_be_one_of('study', name, others)}" if others else ""
+            raise NotFoundError(f"MLflow at {redacted(tracking_uri)} has no study {name!r}{known}")
+        has_view = pages.VIEW_TAG in experiment.tags
+        return pages.page_of(str(experiment.experiment_id), has_view=has_view)
+
+
+def store_texts(tracking_uri: str, name: str, texts: Mapping[str, str]) -> bool:
+    """Store files with a finished study's own run: path of the artifact -> content.
+
+    Returns whether MLflow has such a run. Raises StoreError.
+    """
+    with opened(tracking_uri) as client:
+        experiment = client.get_experiment_by_name(name)
+        where = [experiment.experiment_id] if experiment is not None else []
+        tags = {"sweep.study": name, "sweep.role": "study"}
+        runs = list(search_runs(client, where, tags)) if where else []
+        for artifact, content in texts.items() if runs else ():
+            RunLog(client, runs[-1]).log_text(content, artifact)
+        return bool(runs)
 
 
 def _in_order(run: RunLog) -> tuple[bool, int, int, str]:

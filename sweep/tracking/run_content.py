@@ -9,7 +9,6 @@ Loads mlflow, as it is imported.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +16,6 @@ from pathlib import Path
 from mlflow.entities import Metric
 
 from sweep.files.trial_files import steps_in
-from sweep.objective import Objective
 from sweep.redact import redacted
 from sweep.tracking import keys
 from sweep.tracking.keys import DROPPED_TAG
@@ -26,8 +24,6 @@ from sweep.tracking.run import STATUS, RunLog, dataset_name
 from sweep.trial import (
     DatasetInfo,
     EpochReport,
-    Ranked,
-    StudyFinished,
     StudyInfo,
     TrialFinished,
     TrialHistory,
@@ -43,10 +39,6 @@ _FIXED = ("data", "epochs", "batch_size")
 """Settings that each trial shows beside its hyperparameters."""
 _MAX_MESSAGE = 500
 """Longest failure message that is kept as a tag; all of it is in traceback.txt."""
-
-
-N_SHOWN = 5
-"""Trials in the description; MLflow's table has all of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,53 +225,3 @@ def _linked(point: Metric, model_id: str | None, run_id: str) -> Metric:
         point.key, point.value, point.timestamp, point.step, model_id,
         point.dataset_name, point.dataset_digest, run_id,
     )  # fmt: skip
-
-
-# the study's description, in Markdown: verdict, best five, next commands
-
-
-def describe(study: StudyInfo, end: StudyFinished | None, ranking: Sequence[Ranked]) -> str:
-    """The description of `study`; `ranking` are its best trials so far, best first."""
-    parts = [_verdict(study, end, ranking)]
-    if ranking:
-        rows = [
-            f"| {rank} | {_cell(ranked.name)} | {ranked.value:.6g} |"
-            for rank, ranked in enumerate(ranking[:N_SHOWN], 1)
-        ]
-        parts.append("\n".join(["| rank | trial | " + _cell(study.metric) + " |",
-                                "| ---: | --- | ---: |", *rows]))  # fmt: skip
-    parts.append('"Expand rows" above the table of runs shows the trials and their charts.')
-    parts.append(_next(study, has_best=bool(ranking)))
-    return "\n\n".join(parts)
-
-
-def _verdict(study: StudyInfo, end: StudyFinished | None, ranking: Sequence[Ranked]) -> str:
-    which = Objective(study.metric, study.direction).extreme
-    if not ranking:
-        best = f"No trial is complete yet; the search looks for the {which} `{study.metric}`."
-    else:
-        best = f"**{which.capitalize()} {study.metric}: {ranking[0].value:.6g}** "
-        best += f"({_cell(ranking[0].name)})"
-    if end is None:
-        return (
-            f"{best}\n\nThe search runs: {study.n_trials} trials of at most {study.epochs} epochs."
-        )
-    counts = ", ".join(f"{n} {name.lower()}" for name, n in end.n_by_state.items() if n)
-    text = f"{best}\n\n{sum(end.n_by_state.values())} trials: {counts}."
-    if end.baseline_value is not None:
-        text += f" The baseline, trial 0, has {end.baseline_value:.6g}."
-    if end.reason not in ("done", "exhausted"):
-        text += f" The search ended early ({end.reason})."
-    return text
-
-
-def _next(study: StudyInfo, *, has_best: bool) -> str:
-    name = shlex.quote(study.name)
-    commands = [f"sweep best {name} > best.yaml", "sweep train --config best.yaml"]
-    commands = [*(commands if has_best else []), f"sweep trials {name}"]
-    return "\n".join(["```", *commands, "```"])
-
-
-def _cell(text: str) -> str:
-    """`text` within a table of Markdown."""
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")

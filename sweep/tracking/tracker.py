@@ -12,7 +12,7 @@ import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,6 +38,7 @@ from sweep.trial import (
     TrialState,
     WorkerReady,
 )
+from sweep.trust.appraisal import Appraisal
 
 if TYPE_CHECKING:
     from sweep.tracking.mirror import Mirror
@@ -128,6 +129,9 @@ class MlflowTracker:
         self._study: StudyInfo | None = None
         self._end: StudyFinished | None = None
         self._ranking: list[Ranked] = []
+        self._appraisal: Appraisal | None = None
+        self._texts: dict[str, str] = {}
+        """Files for the study's own run: path of the artifact -> content."""
         self._lock = threading.Lock()
         self._trials: dict[int, Pending] = {}
         self._dropped: list[int] = []
@@ -193,6 +197,19 @@ class MlflowTracker:
         with self._lock:
             for record in records:
                 self._note(record)
+        self._wake.set()
+
+    def add(
+        self, appraisal: Appraisal | None = None, texts: Mapping[str, str] | None = None
+    ) -> None:
+        """Give the study's own run a corrected score and files: path of the artifact -> content.
+
+        At the end of a search, before `close`.
+        """
+        with self._lock:
+            self._appraisal = appraisal or self._appraisal
+            self._texts |= texts or {}
+            self._own.n_new += 1
         self._wake.set()
 
     def _note(self, record: Record) -> None:
@@ -378,6 +395,7 @@ class MlflowTracker:
             n_new, started = pending.n_new, pending.started
             assert self._study is not None
             study, end, ranking = self._study, self._end, tuple(self._ranking)
+            appraisal, texts = self._appraisal, dict(self._texts)
             told = tuple(pending.reports), pending.finished
             history = TrialHistory(started, *told) if started is not None else None
             self._is_storing_files = pending.is_final
@@ -385,7 +403,7 @@ class MlflowTracker:
         try:
             mirror.study = study
             if pending is self._own:
-                mirror.sync_study(study, end, ranking)
+                mirror.sync_study(study, end, ranking, appraisal, texts)
             elif history is not None and is_begun:
                 mirror.begin(history.started)
             elif history is not None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -12,7 +15,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from searches import Call, environment
+from mlflow import MlflowClient
+from searches import SWEEP, Call, environment
+from waiting import wait_until
 
 from sweep.cli.main import COMMANDS
 from sweep.cli.options import GROUPS
@@ -64,6 +69,49 @@ def test_an_address_that_cannot_be_listened_on_is_refused(call: Call, case: str)
         code, out, errors = call("ui", *where)
     assert (code, out, len(errors)) == (2, "", 1)
     assert errors[0].startswith(f"sweep: --{case} must be")
+
+
+def test_the_page_of_a_study_that_is_not_there_is_refused(call: Call, empty_store: Path) -> None:
+    """`sweep ui STUDY` names the studies there are, and starts no server."""
+    shutil.copyfile(empty_store, "mlflow.db")
+    MlflowClient("sqlite:///mlflow.db").create_experiment("digits-mlp")
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    code, out, errors = call("ui", "digits-mpl", "--port", port)
+    assert (code, out) == (2, "")
+    assert errors == [
+        "sweep: MLflow at sqlite:///mlflow.db has no study 'digits-mpl': study must be one of "
+        "digits-mlp, but got 'digits-mpl' (did you mean digits-mlp?)"
+    ]
+
+
+def test_the_page_of_a_study_is_opened_once_its_server_answers(
+    tmp_path: Path, empty_store: Path
+) -> None:
+    """`sweep ui STUDY --open` gives the printed address to the browser."""
+    shutil.copyfile(empty_store, tmp_path / "mlflow.db")
+    MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").create_experiment("digits-mlp")
+    browser = tmp_path / "browser"
+    browser.write_text('#!/bin/sh\necho "$1" > opened.new; mv opened.new opened\n')
+    browser.chmod(0o755)
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    env = environment(
+        BROWSER=str(browser), MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false", MLFLOW_WORKERS="1"
+    )
+    with (tmp_path / "log").open("w") as log:
+        server = subprocess.Popen(
+            [*SWEEP, "ui", "digits-mlp", "--open", "--port", str(port)], cwd=tmp_path, env=env,
+            stdout=log, stderr=log, start_new_session=True,
+        )  # fmt: skip
+    try:
+        wait_until((tmp_path / "opened").exists)
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+    page = (tmp_path / "opened").read_text().strip()
+    assert page == f"http://127.0.0.1:{port}/#/experiments/1/runs?workflowType=machine_learning"
+    assert f"MLflow UI on {page} " in (tmp_path / "log").read_text()
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -60,7 +60,11 @@ def test_a_search_says_what_happened_and_what_to_do_next(done: Done) -> None:
     text = done[1].stdout
     assert "digits-mlp: 5 of 5 trials" in text
     assert "trial 0, the baseline" in text
-    for command in ("sweep best digits-mlp > best.yaml", "sweep train --config", "mlflow ui"):
+    for command in (
+        "sweep best digits-mlp > best.yaml",
+        "sweep train --config",
+        "sweep ui digits-mlp",
+    ):
         assert command in text
 
 

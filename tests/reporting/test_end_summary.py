@@ -55,7 +55,7 @@ def test_the_end_says_best_gain_places_and_commands():
         "  sweep best mnist-mlp > best.yaml             # keep the best configuration",
         "  sweep train --config best.yaml --data mnist  "
         "# train it on train + validation, then test it",
-        "  mlflow ui                                    # look at every trial",
+        "  sweep ui mnist-mlp                           # look at every trial",
     ]
 
 
@@ -106,14 +106,14 @@ def commands(end, *more, **settings):
 
 
 def test_commands_are_quoted_for_the_shell():
-    """Names with blanks are quoted, and a store elsewhere is opened with `sweep ui`."""
+    """Names with blanks are quoted, and a store elsewhere is named."""
     end = the_end(n_by_state={})
     found = commands(end, study="my study", data_dir="a b", tracking_uri="sqlite:///x.db")
     assert [command for command, _ in found] == [
         "sweep best 'my study' > best.yaml",
         "sweep train --config best.yaml --data digits --data-dir 'a b'"
         " --tracking-uri sqlite:///x.db",
-        "sweep ui --tracking-uri sqlite:///x.db",
+        "sweep ui 'my study' --tracking-uri sqlite:///x.db",
     ]
 
 
@@ -123,7 +123,7 @@ def test_commands_name_stores_without_their_passwords(monkeypatch):
     assert [command for command, _ in commands(end, study="s", **AWAY)] == [
         "sweep best s --storage 'postgresql://***@db/optuna' > best.yaml",
         "sweep train --config best.yaml --data digits --tracking-uri 'https://***@host'",
-        "sweep ui --tracking-uri 'https://***@host'",
+        "sweep ui s --tracking-uri 'https://***@host'",
     ]
     failed = the_end(**NO_BEST, n_by_state={"FAIL": 1})
     assert commands(failed, study="s", storage="postgresql://db/optuna") == [
@@ -132,7 +132,7 @@ def test_commands_name_stores_without_their_passwords(monkeypatch):
     monkeypatch.setenv("SWEEP_STORAGE", AWAY["storage"])
     monkeypatch.setenv("MLFLOW_TRACKING_URI", AWAY["tracking_uri"])
     assert [command for command, _ in commands(end, study="s", **AWAY)] == [
-        "sweep best s > best.yaml", "sweep train --config best.yaml --data digits", "sweep ui",
+        "sweep best s > best.yaml", "sweep train --config best.yaml --data digits", "sweep ui s",
     ]  # fmt: skip
 
 
