@@ -6,6 +6,7 @@ nothing:
     sweep.run(trials=50, data="mnist")     a search; returns its Outcome
     sweep.plan(trials=50, data="mnist")    its time, memory, disk and money, beforehand
     sweep.best("mnist-mlp")                configuration, score, checkpoint, MLflow run id
+    sweep.report("mnist-mlp")              one page that says what came out
     sweep.status, stop, prune,             look at a search that runs elsewhere, and steer it
         enqueue, extend
     sweep.MLPClassifier                    the LightningModule that a search trains
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from sweep.errors import SweepError
 
 if TYPE_CHECKING:
-    from sweep.api import best, enqueue, extend, plan, prune, run, status, stop
+    from sweep.api import best, enqueue, extend, plan, prune, report, run, status, stop
     from sweep.space.vary import floats, ints
     from sweep.training.mlp import MLPClassifier
     from sweep.training.plain.function import TrialStopped
@@ -37,6 +38,7 @@ __all__ = [
     "ints",
     "plan",
     "prune",
+    "report",
     "run",
     "status",
     "stop",
@@ -45,6 +47,7 @@ __all__ = [
 _LAZY = {
     "run": "sweep.api",
     "best": "sweep.api",
+    "report": "sweep.api",
     "status": "sweep.api",
     "stop": "sweep.api",
     "prune": "sweep.api",

@@ -21,6 +21,7 @@ from sweep.reporting.bar import Bar, is_notebook
 from sweep.space import Space, load_space, parse_space, with_changes
 
 if TYPE_CHECKING:
+    from sweep.reporting.report.writing import Written
     from sweep.reporting.status import StudyStatus
     from sweep.reuse import Best
     from sweep.search.plan import Plan
@@ -94,6 +95,42 @@ def status(study: str | None = None, **where: Any) -> StudyStatus:
 
     with opened(study, _place("status", where, "study")) as (ledger, config):
         return Watcher(ledger, config).look()
+
+
+def report(
+    study: str | None = None, output: str | Path | None = None, *, fmt: str | None = None,
+    samples: bool = True, **where: Any,
+) -> Path:  # fmt: skip
+    """Write one page about `study`, as `sweep report` does; returns its file.
+
+    Args:
+        study: Its name; None: the only study there is.
+        output: The file; None: STUDY-report.html in the current folder.
+        fmt: html, md or png; None: by the file's ending, else html.
+        samples: Show what the winner gets wrong, if its checkpoint and data are there.
+        **where: storage, tracking_uri and work_dir, if they are not the defaults.
+
+    Raises NotFoundError for an unknown study, ConfigError for another form.
+    """
+    place = _place("report", where, "study", "output", "fmt", "samples")
+    path = Path(output) if output is not None else None
+    return report_with(study, place, output=path, fmt=fmt, has_samples=samples).path or Path()
+
+
+def report_with(
+    study: str | None, where: RunConfig, *, output: Path | None, fmt: str | None,
+    has_samples: bool,
+) -> Written:  # fmt: skip
+    """`report`, from flags; a file `-` gives the text instead."""
+    from sweep.reporting.report.contents import document_of
+    from sweep.reporting.report.facts import facts_of
+    from sweep.reporting.report.writing import form_of, write
+    from sweep.reuse.best import opened
+
+    form = form_of(fmt, output)
+    with opened(study, where) as (ledger, config):
+        facts = facts_of(ledger, config)
+    return write(document_of(facts), form, output)
 
 
 def stop(study: str | None = None, **where: Any) -> Steered:

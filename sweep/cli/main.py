@@ -34,6 +34,7 @@ COMMANDS = {
     "list": "sweep.cli.show:list_command",
     "show": "sweep.cli.show:show",
     "trials": "sweep.cli.show:trials",
+    "report": "sweep.cli.report:report",
     "best": "sweep.cli.best:best",
     "train": "sweep.cli.train:train",
     "doctor": "sweep.cli.doctor:doctor",
