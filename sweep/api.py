@@ -125,12 +125,16 @@ def report_with(
     from sweep.reporting.report.contents import document_of
     from sweep.reporting.report.facts import facts_of
     from sweep.reporting.report.writing import form_of, write
-    from sweep.reuse.best import opened
+    from sweep.reuse.best import find_trial, opened
+    from sweep.reuse.samples import samples_of
 
-    form = form_of(fmt, output)
+    form, samples = form_of(fmt, output), None
     with opened(study, where) as (ledger, config):
         facts = facts_of(ledger, config)
-    return write(document_of(facts), form, output)
+    if has_samples and facts.best_first:
+        winner = facts.best_first[0]
+        samples = samples_of(config, winner, lambda n: find_trial(facts.name, n, where))
+    return write(document_of(facts, samples), form, output)
 
 
 def stop(study: str | None = None, **where: Any) -> Steered:

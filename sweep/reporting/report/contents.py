@@ -35,6 +35,8 @@ from sweep.space import canonical_key
 from sweep.trial import FAILURES, TrialState
 
 LONGEST_MESSAGE = 300
+MAX_CLASSES = 20
+"""Rows of a confusion matrix that can be read."""
 WORDS = {
     TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed",
     TrialState.RUNNING: "unfinished", TrialState.WAITING: "unfinished",
@@ -119,7 +121,7 @@ def _trials_in_charts(facts: StudyFacts) -> Section:
         )  # fmt: skip
     if n_axes:
         charts.append(Chart("slices", "Score by parameter", f"{metric} against each of {named}."))
-    return Section("charts", "All trials", charts)
+    return Section("charts", "The trials side by side", charts)
 
 
 def _importance(facts: StudyFacts) -> Section:
@@ -185,21 +187,41 @@ def _samples(samples: Mapping[str, Any] | None) -> Section:
         return Section("samples", "", [])
     matrix, names = samples["confusion"], samples["classes"]
     n_all, n_wrong = sum(map(sum, matrix)), samples["n_wrong"]
-    rows = [[name, *row] for name, row in zip(names, matrix, strict=True)]
-    blocks: list[Block] = [
-        Words([f"On {samples['split']} ({n_all:,} samples) trial {samples['trial']} gets "
-               f"{n_wrong:,} wrong ({n_wrong / max(n_all, 1):.1%})."]),
-        Grid("confusion", "Rows are the true classes, columns the predicted ones",
-             ["true", *names], rows),
-    ]  # fmt: skip
-    images = [
-        Image(worst["image"],
-              f"true {worst['true']}, said {worst['said']} ({worst['sure']:.0%} sure)")
+    said = (
+        f"Of {samples['split']} ({n_all:,}) trial {samples['trial']} gets {n_wrong:,} wrong "
+        f"({n_wrong / max(n_all, 1):.1%})."
+    )
+    blocks: list[Block] = [Words([said]), _confusion(matrix, names)]
+    captions = [
+        f"true {worst['true']}, said {worst['said']} ({min(worst['sure'], 0.9999):.2%} sure)"
         for worst in samples["worst"]
-    ]  # fmt: skip
-    if images:
-        blocks += [Words(["Wrong, and most sure of it:"]), Gallery(images)]
+    ]
+    images = [worst["image"] for worst in samples["worst"]]
+    if captions:
+        blocks.append(Words(["Wrong, and most sure of it:"]))
+    if all(images):
+        pairs = zip(images, captions, strict=True)
+        blocks.append(Gallery([Image(address, text) for address, text in pairs]))
+    else:
+        blocks.append(Words(captions, is_list=True))
     return Section("samples", "What the winner gets wrong", blocks)
+
+
+def _confusion(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> Grid:
+    """The matrix; of many classes the pairs that are confused most."""
+    if len(names) <= MAX_CLASSES:
+        rows = [[f"true {name}", *row] for name, row in zip(names, matrix, strict=True)]
+        caption = "Rows are the true classes, columns the predicted ones"
+        return Grid("confusion", caption, ["", *names], rows)
+    pairs = [
+        (count, names[true], names[said])
+        for true, row in enumerate(matrix)
+        for said, count in enumerate(row)
+        if count and true != said
+    ]
+    most = sorted(pairs, key=lambda pair: -pair[0])[:MAX_CLASSES]
+    rows = [[true, said, count] for count, true, said in most]
+    return Grid("confused", "Confused most", ["true", "said", "samples"], rows)
 
 
 def _again(facts: StudyFacts) -> Section:
@@ -215,8 +237,7 @@ def _again(facts: StudyFacts) -> Section:
         python = f'sweep.best("{facts.name}").load()' if '"' not in facts.name else "sweep.best()"
         commands.append((f"sweep best {name} --format python", "the winner as a line of Python"))
         commands.append((python, "in Python: the trained model, ready to use"))
-    width = min(60, max(len(command) for command, _ in commands))
-    lines = [f"{command:<{width}}  # {why}" for command, why in commands]
+    lines = [line for command, why in commands for line in (f"# {why}", command)]
     blocks: list[Block] = [Code("\n".join(lines), "What to type next")]
     if facts.space_text:
         blocks.append(Code(facts.space_text, f"Search space {config.space_name}.yaml",

@@ -26,8 +26,8 @@ def to_markdown(document: Document) -> str:
     """The whole text."""
     parts = [f"# {_plain(document.title)}", _plain(document.subtitle)]
     for section in document.sections:
-        parts.append(f"## {section.title}")
-        parts += [part for block in section.blocks for part in _block(block)]
+        if said := [part for block in section.blocks for part in _block(block)]:
+            parts += [f"## {section.title}", *said]
     return "\n\n".join(parts) + "\n"
 
 

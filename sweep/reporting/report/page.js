@@ -59,16 +59,17 @@ function robust(values, always) {
 const scored = range(N).filter((i) => D.score[i] !== null && D.state[i] !== "F");
 const byRank = [...scored].sort((a, b) => (IS_UP ? D.score[b] - D.score[a] : D.score[a] - D.score[b]) || a - b);
 const group = new Array(N).fill("fail");
-byRank.forEach((i, rank) => { group[i] = "s" + (CLASSES - 1 - Math.floor((CLASSES * rank) / byRank.length)); });
+byRank.forEach((i, rank) => { group[i] = D.state[i] === "P" ? "pruned" : "s" + (CLASSES - 1 - Math.floor((CLASSES * rank) / byRank.length)); });
 const best = D.number.indexOf(D.best);
 const scoreScale = robust(scored.map((i) => D.score[i]), [D.baseline]);
-const axes = D.axes.map((axis, k) => {
+const axes = D.axes.map((axis) => {
   const scale = axis.choices ? scaleOf(0, Math.max(1, axis.choices.length - 1), false) : scaleOf(axis.low, axis.high, axis.log);
-  const show = axis.choices ? (v) => axis.choices[v] : fmt;
-  const ticks = (n) => (axis.choices ? range(axis.choices.length).filter((c) => c % Math.ceil(axis.choices.length / 12) === 0) : scale.ticks(n));
-  return { key: "p" + k, name: axis.name, values: axis.values, scale, show, ticks, isChoice: Boolean(axis.choices), n: axis.choices ? axis.choices.length : 0 };
+  const show = axis.choices ? (v) => axis.choices[v] : fmt, isWhole = axis.values.every((v) => v === null || Number.isInteger(v));
+  const ticks = (n) => (axis.choices ? range(axis.choices.length).filter((c) => c % Math.ceil(axis.choices.length / 12) === 0) : scale.ticks(n).filter((v) => !isWhole || Number.isInteger(v)));
+  const n = axis.choices ? axis.choices.length : isWhole && axis.high - axis.low < 9 ? axis.high - axis.low + 1 : 0;
+  return { name: axis.name, values: axis.values, scale, show, ticks, isChoice: Boolean(axis.choices), n };
 });
-const scoreAxis = { key: "score", name: D.metric, values: D.score, scale: scoreScale, show: fmt, ticks: (n) => scoreScale.ticks(n), isChoice: false };
+const scoreAxis = { name: D.metric, values: D.score, scale: scoreScale, show: fmt, ticks: (n) => scoreScale.ticks(n), isChoice: false };
 
 /* What is chosen on the page: ranges of axes, or a list of trials. */
 const ranges = new Map();
@@ -92,7 +93,7 @@ function choose() {
 
 /* Charts: each has `line(i)`, the path of a trial, and `near(x, y)`, the trial at a place. */
 const charts = [];
-const KINDS = ["off", "fail", "s0", "s1", "s2", "s3", "s4", "best", "hot"];
+const KINDS = ["off", "fail", "pruned", "s0", "s1", "s2", "s3", "s4", "best", "hot"];
 function layers(svg, style, line) {
   const g = add(svg, "g", { class: style }), paths = {};
   for (const kind of KINDS) paths[kind] = add(g, "path", { class: kind });
@@ -172,8 +173,8 @@ function legend(key, parts) {
   }
   document.querySelector(`#c-${key} .plot`).append(line);
 }
-const hasFailed = D.state.includes("F");
-const marks = () => [["ramp", ""], ["hot", "best trial"], ...(hasFailed ? [["bad", "failed"]] : [])];
+const ends = [...(D.state.includes("P") ? [["pruned", "pruned"]] : []), ...(D.state.includes("F") ? [["bad", "failed"]] : [])];
+const marks = () => [["ramp", ""], ["hot", "best trial"], ...ends];
 
 /* Parallel coordinates: axes stand upright, or lie one below the other on a narrow screen. */
 let showsAllAxes = false;
@@ -215,20 +216,21 @@ function moreButton(key, words, act) {
   button.addEventListener("click", act);
   document.querySelector(`#c-${key} .plot`).append(button);
 }
+const below = (x, y, x0, x1) => ({ class: "halo", x: x > x1 - 20 ? x + 8 : x, y: y + 14, "text-anchor": x > x1 - 20 ? "end" : "middle" });
 function drawAxis(svg, axis, place, isAcross, k) {
   const [x0, y0] = place(0), [x1, y1] = place(1), g = add(svg, "g", {});
   add(g, "line", { class: "axis", x1: x0, y1: y0, x2: x1, y2: y1 });
   const name = add(g, "text", { class: "name halo", x: isAcross ? x0 - 26 : x0, y: isAcross ? y0 - 10 : 14, "text-anchor": isAcross || k === 0 ? "start" : "middle" }, cut(axis.name, isAcross ? 34 : 15));
-  if (k === 0 && !isAcross) name.setAttribute("x", 2);
+  if (k === 0 && !isAcross) name.setAttribute("x", Math.max(2, x0 - Math.min(15, axis.name.length) * 3.4));
   add(name, "title", {}, axis.name);
   for (const tick of axis.ticks(isAcross ? 4 : 6)) {
     const [x, y] = place(axis.scale.t(tick)), label = String(axis.show(tick));
-    const text = add(g, "text", isAcross ? { class: "halo", x, y: y + 14, "text-anchor": "middle" } : { class: "halo", x: x + 6, y: y + 3.5 }, cut(label, isAcross ? 8 : 11));
+    const text = add(g, "text", isAcross ? below(x, y, x0, x1) : { class: "halo", x: x + 6, y: y + 3.5 }, cut(label, isAcross ? 8 : 11));
     add(text, "title", {}, label);
   }
   if (axis.values.some((v) => v === null)) {
     const [x, y] = place(ABSENT);
-    add(g, "text", isAcross ? { class: "halo", x, y: y + 14, "text-anchor": "middle" } : { class: "halo", x: x + 6, y: y + 3.5 }, axis === scoreAxis ? "no score" : "none");
+    add(g, "text", isAcross ? { class: "halo", x: x - 10, y: y + 14 } : { class: "halo", x: x + 6, y: y + 3.5 }, axis === scoreAxis ? "no score" : "none");
   }
   brush(g, axis, place, isAcross);
 }
@@ -310,7 +312,7 @@ function drawHistory() {
   const failed = range(N).filter((i) => D.state[i] === "F").map((i) => [px(D.number[i]), low - 4, i]);
   add(svg, "path", { class: "cross", d: failed.map(([a, b]) => `M${a - 3} ${b - 3}l6 6m0 -6l-6 6`).join("") });
   listen(svg, (a, b) => nearest([...points, ...failed], a, b, 14));
-  legend("history", [["hot", "best so far"], ...(hasFailed ? [["bad", "failed"]] : [])]);
+  legend("history", [["ramp", ""], ["hot", "best so far"], ...ends]);
 }
 
 function drawCurves() {
@@ -350,6 +352,11 @@ function drawCurves() {
 }
 
 let showsAllSlices = false;
+/* Labels of choices that have room side by side; with many choices every other one, and so on. */
+function sliceLabels(axis, w) {
+  const most = Math.max(1, Math.floor((w - 60) / 28)), step = Math.ceil(axis.n / most), shown = Math.ceil(axis.n / step);
+  return range(axis.n).filter((c) => c % step === 0).map((v) => ({ at: v, text: cut(String(axis.show(v)), Math.max(4, Math.floor((w - 60) / 6.2 / shown))) }));
+}
 function drawSlices() {
   const width = widthOf("slices");
   if (!width) return;
@@ -359,11 +366,11 @@ function drawSlices() {
   const cells = shown.map((axis, k) => {
     const g = add(svg, "g", { transform: `translate(${(k % across) * w},${Math.floor(k / across) * h})` });
     const isEdge = k % across === 0, box = { w: w - 8, h: h - 14, left: isEdge ? 44 : 14, right: 10, top: 24, bottom: 24, isBare: !isEdge };
-    const pad = axis.isChoice ? { t: (v) => (v + 0.5) / axis.n } : axis.scale;
-    const labels = axis.isChoice ? axis.ticks(6).map((v) => ({ at: v, text: cut(String(axis.show(v)), Math.max(3, Math.floor((w - 60) / 6.2 / axis.n))) })) : axis.ticks(4).map((v) => ({ at: v, text: fmt(v) }));
+    const pad = axis.n ? { t: (v) => (v - axis.scale.low + 0.5) / axis.n } : axis.scale;
+    const labels = axis.isChoice ? sliceLabels(axis, w) : axis.ticks(4).map((v) => ({ at: v, text: fmt(v) }));
     const { px, py } = frame(g, box, pad, scoreScale, labels);
     add(add(g, "text", { class: "name", x: box.left, y: 14 }, cut(axis.name, Math.floor(w / 8))), "title", {}, axis.name);
-    const spread = axis.isChoice ? (0.6 * (box.w - box.left - box.right)) / axis.n : 0;
+    const spread = axis.n ? (0.6 * (box.w - box.left - box.right)) / axis.n : 0;
     const place = new Map();
     for (const i of scored) {
       if (axis.values[i] === null) continue;
