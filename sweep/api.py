@@ -21,6 +21,7 @@ from sweep.reporting.bar import Bar, is_notebook
 from sweep.space import Space, load_space, parse_space, with_changes
 
 if TYPE_CHECKING:
+    from sweep.reporting.report.comparison import Compared
     from sweep.reporting.report.writing import Written
     from sweep.reporting.status import StudyStatus
     from sweep.reuse import Best
@@ -135,6 +136,30 @@ def report_with(
         winner = facts.best_first[0]
         samples = samples_of(config, winner, lambda n: find_trial(facts.name, n, where))
     return write(document_of(facts, samples), form, output)
+
+
+def compared(names: Sequence[str], where: RunConfig) -> list[Compared]:
+    """Studies, or trials as STUDY:N, to compare. Raises NotFoundError, and UsageError for one."""
+    from sweep.reporting.report.comparison import of_trial
+    from sweep.reporting.report.facts import StudyFacts, facts_of
+    from sweep.reuse.best import opened
+
+    given = list(dict.fromkeys(names))
+    if len(given) < 2:
+        raise UsageError("compare needs two or more: `sweep compare A B`, or trials as A:3 A:7")
+    facts, found = dict[str, StudyFacts](), []
+    for name in given:
+        before, _, after = name.rpartition(":")
+        study, number = (before, after) if before and after.isdigit() else (name, "")
+        if study not in facts:
+            with opened(study, where) as (ledger, config):
+                facts[study] = facts_of(ledger, config)
+        one = of_trial(name, facts[study], int(number) if number else None)
+        if one is None:
+            hint = f"`sweep trials {study}` shows those it has"
+            raise NotFoundError(f"study {study!r} has no trial {number}: {hint}")
+        found.append(one)
+    return found
 
 
 def stop(study: str | None = None, **where: Any) -> Steered:

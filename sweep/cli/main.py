@@ -35,6 +35,7 @@ COMMANDS = {
     "show": "sweep.cli.show:show",
     "trials": "sweep.cli.show:trials",
     "report": "sweep.cli.report:report",
+    "compare": "sweep.cli.compare:compare",
     "best": "sweep.cli.best:best",
     "train": "sweep.cli.train:train",
     "doctor": "sweep.cli.doctor:doctor",

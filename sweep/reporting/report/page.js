@@ -4,6 +4,8 @@
 (() => {
 const D = JSON.parse(document.getElementById("data").textContent);
 if (!D) return;
+for (const name of ["number", "score", "axes", "curves", "importance", "n_epochs", "epoch"]) D[name] ||= [];
+D.state ||= "";
 const N = D.number.length, IS_UP = D.direction === "maximize", CLASSES = 5;
 const $ = (id) => document.getElementById(id);
 const range = (n) => Array.from({ length: n }, (_, i) => i);
@@ -168,13 +170,15 @@ function legend(key, parts) {
     const item = document.createElement("span"), mark = document.createElement("i");
     mark.className = style === "ramp" ? "ramp" : "key";
     if (style !== "ramp") mark.style.background = `var(--${style})`;
-    if (style === "ramp") item.append("worst fifth", mark, "best fifth"); else item.append(mark, words);
+    if (style === "ramp") item.append("worst fifth", mark, "best fifth"); else if (style) item.append(mark, words); else item.append(words);
     line.append(item);
   }
   document.querySelector(`#c-${key} .plot`).append(line);
 }
 const ends = [...(D.state.includes("P") ? [["pruned", "pruned"]] : []), ...(D.state.includes("F") ? [["bad", "failed"]] : [])];
 const marks = () => [["ramp", ""], ["hot", "best trial"], ...ends];
+const beyond = scored.filter((i) => D.score[i] < scoreScale.low || D.score[i] > scoreScale.high).length;
+const edge = beyond ? [["", `${beyond} beyond the scale, at its edge`]] : [];
 
 /* Parallel coordinates: axes stand upright, or lie one below the other on a narrow screen. */
 let showsAllAxes = false;
@@ -312,7 +316,7 @@ function drawHistory() {
   const failed = range(N).filter((i) => D.state[i] === "F").map((i) => [px(D.number[i]), low - 4, i]);
   add(svg, "path", { class: "cross", d: failed.map(([a, b]) => `M${a - 3} ${b - 3}l6 6m0 -6l-6 6`).join("") });
   listen(svg, (a, b) => nearest([...points, ...failed], a, b, 14));
-  legend("history", [["ramp", ""], ["hot", "best so far"], ...ends]);
+  legend("history", [["ramp", ""], ["hot", "best so far"], ...ends, ...edge]);
 }
 
 function drawCurves() {
@@ -408,6 +412,31 @@ function drawImportance() {
   legend("importance", [["s3", "all trials"], ["s1", "better half"], ["s0", "cannot be told from noise"]]);
 }
 
+/* Studies or trials compared: each with its curve, told apart by colour and dashes. */
+function drawOverlay(key, lines, xName) {
+  const width = widthOf(key);
+  if (!width || !lines.length) return;
+  const box = { w: width, h: 280, left: 52, right: 14, top: 12, bottom: 40 }, svg = canvas(key, box.w, box.h), values = [];
+  let last = 1;
+  for (const one of lines) for (let k = 0; k < one.points.length; k += 2) { last = Math.max(last, one.points[k]); if (one.points[k + 1] !== null) values.push(one.points[k + 1]); }
+  const x = scaleOf(Math.min(1, ...lines.map((one) => one.points[0])), last, false), { px, py } = frame(svg, box, x, robust(values, []), tickLabels(x, Math.min(8, width / 80), true));
+  add(svg, "text", { x: box.w - box.right, y: box.h - 6, "text-anchor": "end" }, xName);
+  const line = document.createElement("div");
+  line.className = "legend";
+  lines.forEach((one, k) => {
+    let path = "";
+    for (let at = 0; at < one.points.length; at += 2) if (one.points[at + 1] !== null) path += `${path ? "L" : "M"}${px(one.points[at]).toFixed(1)} ${py(one.points[at + 1]).toFixed(1)}`;
+    const style = `stroke: var(--c${k % 6}); stroke-width: 2`, dash = ["", "7 4", "2 3"][Math.floor(k / 6) % 3];
+    add(add(svg, "path", { d: path, style, "stroke-dasharray": dash }), "title", {}, one.name);
+    const item = document.createElement("span"), mark = document.createElement("i");
+    mark.className = "key";
+    mark.style.background = `var(--c${k % 6})`;
+    item.append(mark, one.name);
+    line.append(item);
+  });
+  document.querySelector(`#c-${key} .plot`).append(line);
+}
+
 /* The table of all trials: sorted by a click on a heading, rows follow the choice. */
 const table = $("g-trials"), MAX_ROWS = 100;
 let showsAllRows = false;
@@ -462,6 +491,7 @@ function shadeConfusion() {
 
 function drawAll() {
   charts.length = 0;
+  for (const one of D.overlays || []) drawOverlay(one.key, one.lines, one.x);
   if ($("c-history")) { drawParallel(); drawHistory(); drawCurves(); drawSlices(); }
   drawImportance();
   if ($("choice")) choose();
