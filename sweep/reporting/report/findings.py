@@ -22,6 +22,8 @@ NEAR_END = 0.1
 MIN_SPREAD = 10
 """Completed trials that are needed to speak of ends and epochs."""
 MAX_NAMED = 6
+MUCH = 0.05
+"""A smaller share is little, however sure."""
 
 
 def quoted(name: str) -> str:
@@ -56,14 +58,16 @@ def about_importance(
     sure = [one for one in found if one.is_sure]
     unsure = [quoted(one.name) for one in found if not one.is_sure]
     sentences = []
-    if sure:
-        verb = "matters" if len(sure) == 1 else "matter"
-        shares = [f"{quoted(one.name)} ({one.share:.0%} of the differences)" for one in sure]
-        sentences.append(f"{listed(shares)} {verb}.")
+    for is_much, word in ((True, ""), (False, " little")):
+        group = [one for one in sure if (one.share >= MUCH) == is_much]
+        if group:
+            verb = "matters" if len(group) == 1 else "matter"
+            shares = [f"{quoted(one.name)} ({one.share:.0%} of the differences)" for one in group]
+            sentences.append(f"{listed(shares)} {verb}{word}.")
     if unsure:
         sentences.append(f"{listed(unsure)} cannot be told from noise at {n_scored} trials.")
-    in_both = [one.name for one in sure]
-    late = [quoted(one.name) for one in of_better if one.is_sure and one.name not in in_both]
+    known = [one.name for one in sure]
+    late = [quoted(one.name) for one in of_better if one.is_sure and one.name not in known]
     if late:
         verb = "matters" if len(late) == 1 else "matter"
         sentences.append(f"Among the better half of the trials, {listed(late)} {verb} too.")

@@ -54,10 +54,12 @@ def importances(axes: Sequence[Axis], goodness: Sequence[float | None]) -> list[
     `goodness` has a number for each trial, larger for a better one; None: it has no score.
     """
     scored = [at for at, value in enumerate(goodness) if value is not None]
+    scores = np.array([goodness[at] for at in scored], dtype=float)
+    if len(scored) < MIN_TRIALS or np.ptp(scores) == 0:
+        return []
     blocks = [_steps(axis, scored) for axis in axes]
     kept = [(axis.name, block) for axis, block in zip(axes, blocks, strict=True) if block.size]
-    scores = np.array([goodness[at] for at in scored], dtype=float)
-    if len(scored) < MIN_TRIALS or not kept or np.ptp(scores) == 0:
+    if not kept:
         return []
     y = _ranks(scores)
     x = np.concatenate([block for _, block in kept], axis=1)

@@ -497,6 +497,7 @@ function drawAll() {
   if ($("choice")) choose();
 }
 const begin = performance.now();
+if (N > 300) document.documentElement.classList.add("many");
 if ($("choice")) {
   $("choice").hidden = false;
   $("choose-all").addEventListener("click", () => { ranges.clear(); onlyThese = null; drawAll(); });

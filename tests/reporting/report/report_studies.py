@@ -82,15 +82,9 @@ def close(
     best_at = max(1, min(n_epochs, round(0.6 * config.epochs)))
     reports = []
     for epoch in range(1, n_epochs + 1):
-        value = (
-            final
-            - 0.3
-            * abs(final)
-            * (math.exp(-epoch) - math.exp(-best_at))
-            * (1 if config.resolved_direction == "maximize" else -1)
-            * (epoch < best_at)
-            - (0.001 if epoch > best_at else 0)
-        )
+        rest = 0.3 * abs(final) * (math.exp(-epoch) - math.exp(-best_at)) if epoch < best_at else 0
+        rest = rest + 0.001 * (epoch > best_at) if math.isfinite(final) else 0
+        value = final - rest if config.resolved_direction == "maximize" else final + rest
         metrics = {config.metric: value, "epoch_s": 0.05}
         reports.append(EpochReport(number, epoch, metrics, START_MS + 1000 * number + epoch))
     if letter == "F":
