@@ -188,7 +188,7 @@ function drawParallel() {
   const isAcross = width < 560, fit = isAcross ? 8 : Math.max(3, Math.floor(width / 92) - 1);
   const shown = showsAllAxes ? axes : axes.slice(0, fit), all = [...shown, scoreAxis], n = all.length;
   const left = isAcross ? 14 : 34, right = isAcross ? 14 : 64, top = 30, gap = 58;
-  const w = isAcross ? width : Math.max(width, left + right + (n - 1) * 72), h = isAcross ? top + gap * n : 330;
+  const w = isAcross ? width : Math.max(width, left + right + (n - 1) * 72), h = isAcross ? top + gap * n - 24 : 330;
   const span = isAcross ? w - left - right - 26 : h - top - 46;
   const svg = canvas("parallel", w, h, "group");
   if (isAcross) svg.classList.add("across");
@@ -227,12 +227,14 @@ function drawAxis(svg, axis, place, isAcross, k) {
   const name = add(g, "text", { class: "name halo", x: isAcross ? x0 - 26 : x0, y: isAcross ? y0 - 10 : 14, "text-anchor": isAcross || k === 0 ? "start" : "middle" }, cut(axis.name, isAcross ? 34 : 15));
   if (k === 0 && !isAcross) name.setAttribute("x", Math.max(2, x0 - Math.min(15, axis.name.length) * 3.4));
   add(name, "title", {}, axis.name);
+  const hasAbsent = axis.values.some((v) => v === null);
   for (const tick of axis.ticks(isAcross ? 4 : 6)) {
     const [x, y] = place(axis.scale.t(tick)), label = String(axis.show(tick));
+    if (isAcross && hasAbsent && x < x0 + 30) continue;
     const text = add(g, "text", isAcross ? below(x, y, x0, x1) : { class: "halo", x: x + 6, y: y + 3.5 }, cut(label, isAcross ? 8 : 11));
     add(text, "title", {}, label);
   }
-  if (axis.values.some((v) => v === null)) {
+  if (hasAbsent) {
     const [x, y] = place(ABSENT);
     add(g, "text", isAcross ? { class: "halo", x: x - 10, y: y + 14 } : { class: "halo", x: x + 6, y: y + 3.5 }, axis === scoreAxis ? "no score" : "none");
   }
