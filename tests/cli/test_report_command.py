@@ -73,6 +73,7 @@ def test_trials_side_by_side(call: Call) -> None:
     code, out, _ = call("compare", "six:0", "six:1")
     assert code == 0
     assert out.startswith("Best val_acc: ")
+    assert "Each was trained once" in out
     code, out, _ = call("compare", "six:0", "six:1", "--format", "json")
     rows = {row["what"]: row for row in json.loads(out)}
     assert rows["best"]["six:0"] != rows["best"]["six:1"]

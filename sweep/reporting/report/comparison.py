@@ -112,6 +112,8 @@ def _luck(first: Compared, second: Compared, objective: Objective) -> list[str]:
         if one.trial is None and one.facts.appraisal is not None
     ]
     a, b = (*corrected, None, None)[:2]
+    if first.trial is not None and second.trial is not None:
+        return ["Each was trained once: a small difference may be luck."]
     if a is None or b is None:
         return ["Best scores are partly luck, more so of more trials; nothing here corrects them."]
     is_apart = a.low > b.high if objective.direction == "maximize" else a.high < b.low

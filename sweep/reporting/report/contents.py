@@ -234,7 +234,7 @@ def _again(facts: StudyFacts) -> Section:
     commands = next_commands(config, facts.end, len(failed - done))
     commands += [(search_command(config, facts.stored), "this search again, under a new name")]
     if facts.best_first:
-        python = f'sweep.best("{facts.name}").load()' if '"' not in facts.name else "sweep.best()"
+        python = f"sweep.best({facts.name!r}).load()"
         commands.append((f"sweep best {name} --format python", "the winner as a line of Python"))
         commands.append((python, "in Python: the trained model, ready to use"))
     lines = [line for command, why in commands for line in (f"# {why}", command)]

@@ -89,7 +89,9 @@ def appraisal_of(
     """The corrected score; None if nothing can be said, or nobody is there to say it."""
     try:
         appraise = importlib.import_module("sweep.trust.appraise").appraise
-    except ModuleNotFoundError:
+    except ModuleNotFoundError as error:
+        if error.name != "sweep.trust.appraise":
+            raise
         return None
     found: Appraisal | None = appraise(trials, objective, study_dir)
     return found
