@@ -8,6 +8,7 @@ nothing:
     sweep.best("mnist-mlp")                configuration, score, checkpoint, MLflow run id
     sweep.confirm("mnist-mlp")             the best trials again on fresh seeds
     sweep.ensemble, sweep.reproduce        several models as one; a trial trained again
+    sweep.report("mnist-mlp")              one page that says what came out
     sweep.status, stop, prune,             look at a search that runs elsewhere, and steer it
         enqueue, extend
     sweep.MLPClassifier                    the LightningModule that a search trains
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
         extend,
         plan,
         prune,
+        report,
         reproduce,
         run,
         status,
@@ -53,6 +55,7 @@ __all__ = [
     "ints",
     "plan",
     "prune",
+    "report",
     "reproduce",
     "run",
     "status",
@@ -65,6 +68,7 @@ _LAZY = {
     "confirm": "sweep.api",
     "ensemble": "sweep.api",
     "reproduce": "sweep.api",
+    "report": "sweep.api",
     "status": "sweep.api",
     "stop": "sweep.api",
     "prune": "sweep.api",

@@ -22,6 +22,8 @@ from sweep.space import Space, load_space, parse_space, with_changes
 
 if TYPE_CHECKING:
     from sweep.appraisal import Confirmation
+    from sweep.reporting.report.comparison import Compared
+    from sweep.reporting.report.writing import Written
     from sweep.reporting.status import StudyStatus
     from sweep.reuse import Best
     from sweep.reuse.ensemble import Ensemble
@@ -130,6 +132,70 @@ def status(study: str | None = None, **where: Any) -> StudyStatus:
 
     with opened(study, _place("status", where, "study")) as (ledger, config):
         return Watcher(ledger, config).look()
+
+
+def report(
+    study: str | None = None, output: str | Path | None = None, *, fmt: str | None = None,
+    samples: bool = True, **where: Any,
+) -> Path:  # fmt: skip
+    """Write one page about `study`, as `sweep report` does; returns its file.
+
+    Args:
+        study: Its name; None: the only study there is.
+        output: The file; None: STUDY-report.html in the current folder.
+        fmt: html, md or png; None: by the file's ending, else html.
+        samples: Show what the winner gets wrong, if its checkpoint and data are there.
+        **where: storage, tracking_uri and work_dir, if they are not the defaults.
+
+    Raises NotFoundError for an unknown study, ConfigError for another form.
+    """
+    place = _place("report", where, "study", "output", "fmt", "samples")
+    path = Path(output) if output is not None else None
+    return report_with(study, place, output=path, fmt=fmt, has_samples=samples).path or Path()
+
+
+def report_with(
+    study: str | None, where: RunConfig, *, output: Path | None, fmt: str | None,
+    has_samples: bool,
+) -> Written:  # fmt: skip
+    """`report`, from flags; a file `-` gives the text instead."""
+    from sweep.reporting.report.contents import document_of
+    from sweep.reporting.report.facts import facts_of
+    from sweep.reporting.report.writing import form_of, write
+    from sweep.reuse.best import find_trial, opened
+    from sweep.reuse.samples import samples_of
+
+    form, samples = form_of(fmt, output), None
+    with opened(study, where) as (ledger, config):
+        facts = facts_of(ledger, config)
+    if has_samples and facts.best_first:
+        winner = facts.best_first[0]
+        samples = samples_of(config, winner, lambda n: find_trial(facts.name, n, where))
+    return write(document_of(facts, samples), form, output)
+
+
+def compared(names: Sequence[str], where: RunConfig) -> list[Compared]:
+    """Studies, or trials as STUDY:N, to compare. Raises NotFoundError, and UsageError for one."""
+    from sweep.reporting.report.comparison import of_trial
+    from sweep.reporting.report.facts import StudyFacts, facts_of
+    from sweep.reuse.best import opened
+
+    given = list(dict.fromkeys(names))
+    if len(given) < 2:
+        raise UsageError("compare needs two or more: `sweep compare A B`, or trials as A:3 A:7")
+    facts, found = dict[str, StudyFacts](), []
+    for name in given:
+        before, _, after = name.rpartition(":")
+        study, number = (before, after) if before and after.isdigit() else (name, "")
+        if study not in facts:
+            with opened(study, where) as (ledger, config):
+                facts[study] = facts_of(ledger, config)
+        one = of_trial(name, facts[study], int(number) if number else None)
+        if one is None:
+            hint = f"`sweep trials {study}` shows those it has"
+            raise NotFoundError(f"study {study!r} has no trial {number}: {hint}")
+        found.append(one)
+    return found
 
 
 def stop(study: str | None = None, **where: Any) -> Steered:
@@ -362,8 +428,9 @@ def retry(flags: Mapping[str, Any], failed: str | None) -> tuple[RunConfig, Spac
 
 
 def confirm(
-    study: str | None = None, *, top: int = 5, seeds: int = 5, test: bool = True, **where: Any
-) -> Confirmation:
+    study: str | None = None, *, top: int = 5, seeds: int = 5, test: bool = True,
+    listeners: Callable[[], Sequence[Listener]] = tuple, **where: Any,
+) -> Confirmation:  # fmt: skip
     """Train the best trials of a study again on fresh seeds; say what the best of them is worth.
 
     Args:
@@ -371,32 +438,21 @@ def confirm(
         top: Finalists; half of them drop out after each seed, down to two.
         seeds: Fresh seeds of split, order and weights.
         test: Open the test split once the winner is chosen.
+        listeners: Makes those that are told of the trials of one seed.
         **where: As for `best`.
 
     Raises NotFoundError without two completed trials; what `run` raises.
     """
     end_if_being_read()
     config = _place("confirm", where, "study", "top", "seeds", "test")
-    return confirm_with(study, config, top=top, n_seeds=seeds, is_tested=test)
+    from sweep.reuse.confirming import confirm as confirmed
 
+    n_finalists, n_seeds = (parsers.count(2)(*one) for one in (("top", top), ("seeds", seeds)))
 
-def confirm_with(
-    study: str | None, where: RunConfig, listeners: Callable[[], Sequence[Listener]] = tuple, *,
-    top: int, n_seeds: int, is_tested: bool,
-) -> Confirmation:  # fmt: skip
-    """`confirm`, with listeners for each round."""
-    from sweep.reuse.confirming import confirm
+    def search(config: RunConfig, space: Space, extras: Extras) -> Outcome:
+        return search_with(config, space, listeners(), extras)
 
-    faults = [
-        f"{name} must be at least 2, but got {value}"
-        for name, value in (("--top", top), ("--seeds", n_seeds)) if value < 2
-    ]  # fmt: skip
-    if faults:
-        raise ConfigError(faults)
-    return confirm(
-        study, where, lambda *round_: search_with(round_[0], round_[1], listeners(), round_[2]),
-        top=top, n_seeds=n_seeds, is_tested=is_tested,
-    )  # fmt: skip
+    return confirmed(study, config, search, top=n_finalists, n_seeds=n_seeds, is_tested=test)
 
 
 def search_with(

@@ -30,23 +30,14 @@ def confirm(study: str | None, top: int, seeds: int, test: bool, **flags: Any) -
       sweep confirm digits-mlp
       sweep confirm digits-mlp --top 3 --seeds 10 --no-test
     """
-    from sweep.config.resolving import resolve
-
-    confirm_study(study, resolve(flags).config, top=top, n_seeds=seeds, is_tested=test)
+    confirm_study(study, top=top, seeds=seeds, test=test, **flags)
 
 
-def confirm_study(
-    study: str | None, where: Any, *, top: int = 5, n_seeds: int = 5, is_tested: bool = True
-) -> None:
+def confirm_study(study: str | None, **settings: Any) -> None:
     """Confirm with a display on standard output; print the result."""
     from sweep import api
     from sweep.reporting.confirmations import confirmation_lines
     from sweep.reporting.display import make_display
 
-    def listeners() -> list[Any]:
-        return [make_display(sys.stdout, 0)]
-
-    found = api.confirm_with(
-        study, where, listeners, top=top, n_seeds=n_seeds, is_tested=is_tested
-    )
+    found = api.confirm(study, listeners=lambda: [make_display(sys.stdout, 0)], **settings)
     click.echo("\n".join(["", *confirmation_lines(found)]))

@@ -34,6 +34,8 @@ COMMANDS = {
     "list": "sweep.cli.show:list_command",
     "show": "sweep.cli.show:show",
     "trials": "sweep.cli.show:trials",
+    "report": "sweep.cli.report:report",
+    "compare": "sweep.cli.compare:compare",
     "best": "sweep.cli.best:best",
     "confirm": "sweep.cli.confirm:confirm",
     "train": "sweep.cli.train:train",

@@ -13,7 +13,7 @@ import click
 
 from sweep.cli.options import GroupedCommand, config_options, expanded, print_config
 from sweep.config.resolving import resolve
-from sweep.config.settings import flag_name
+from sweep.config.settings import PLACES, flag_name
 from sweep.errors import OUT_OF_TIME, ConfigError, StudyInterrupted
 from sweep.redact import redacted
 
@@ -71,7 +71,8 @@ def run(
     if is_confirmed and code == 0:
         from sweep.cli.confirm import confirm_study
 
-        confirm_study(resolved.config.study_name, resolved.config)
+        places = {name: getattr(resolved.config, name) for name in PLACES}
+        confirm_study(resolved.config.study_name, **places)
     return code
 
 

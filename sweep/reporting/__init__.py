@@ -10,5 +10,6 @@ Read only, and light: rich is imported where something is drawn, and nothing hea
     tables     rows as table, JSON or CSV
     rows       studies and trials as rows
     filters    which rows are meant: conditions, states, columns
+    report/    the page about a study: HTML, Markdown, PNG
     summary    the end of a search, and what to type next
 """

@@ -9,9 +9,9 @@ import re
 import shlex
 from collections.abc import Sequence
 
+from sweep.appraisal import Appraisal, Interval
 from sweep.objective import Objective
 from sweep.trial import Ranked, StudyFinished, StudyInfo
-from sweep.trust.appraisal import Appraisal, Interval
 
 N_SHOWN = 5
 """Trials in the description; MLflow's table has all of them."""
@@ -21,7 +21,7 @@ _MARKS = re.compile(r"[\\`*<>\[\]]|(?<!\w)_|_(?!\w)")
 
 def describe(
     study: StudyInfo, end: StudyFinished | None, ranking: Sequence[Ranked],
-    appraisal: Appraisal | None = None, page: str = "",
+    page: str = "",
 ) -> str:  # fmt: skip
     """The description of `study`.
 
@@ -29,10 +29,9 @@ def describe(
         study: As it stands.
         end: Its end; None while it runs.
         ranking: Its best trials so far, best first.
-        appraisal: Its corrected score, if it has one.
         page: Address of the table of its trials.
     """
-    parts = verdict(study, end, ranking, appraisal)
+    parts = verdict(study, end, ranking)
     if ranking:
         rows = [
             f"{rank}. {ranked.value:.6g}: {_plain(ranked.name)}"
@@ -46,8 +45,7 @@ def describe(
 
 
 def verdict(
-    study: StudyInfo, end: StudyFinished | None, ranking: Sequence[Ranked],
-    appraisal: Appraisal | None = None,
+    study: StudyInfo, end: StudyFinished | None, ranking: Sequence[Ranked]
 ) -> list[str]:  # fmt: skip
     """What came out, in paragraphs; the first one is a line of plain text."""
     objective = Objective(study.metric, study.direction)
@@ -68,7 +66,7 @@ def verdict(
     text = f"{sum(end.n_by_state.values())} trials: {counts}."
     if end.reason not in ("done", "exhausted"):
         text += f" The search ended early ({end.reason})."
-    return [best, *([] if appraisal is None else [_appraised(appraisal)]), text]
+    return [best, *([] if end.appraisal is None else [_appraised(end.appraisal)]), text]
 
 
 def _appraised(appraisal: Appraisal) -> str:

@@ -34,7 +34,6 @@ from sweep.tracking.run import RunLog, make_run
 from sweep.tracking.run_content import CHECKPOINT, picture_of_trial, show
 from sweep.tracking.store import find_or_make_experiment, opened, search_runs
 from sweep.trial import Ranked, StudyFinished, StudyInfo, TrialHistory, TrialStarted
-from sweep.trust.appraisal import Appraisal
 
 RANK_TAG = "sweep.rank"
 
@@ -227,7 +226,7 @@ class Mirror:
 
     def sync_study(
         self, study: StudyInfo, end: StudyFinished | None = None, ranking: Sequence[Ranked] = (),
-        appraisal: Appraisal | None = None, texts: Mapping[str, str] | None = None,
+        texts: Mapping[str, str] | None = None,
     ) -> None:  # fmt: skip
         """Bring experiment and parent run up to the study: settings, description, ranks, end.
 
@@ -235,7 +234,7 @@ class Mirror:
         """
         assert self.experiment is not None
         self.study, where = study, self.experiment.experiment_id
-        text = describe(study, end, ranking, appraisal, pages.page_of(where))
+        text = describe(study, end, ranking, pages.page_of(where))
         self.parent.log_datasets(study.dataset)
         if study.config != self._described:
             self.parent.remove_broken_off_uploads()

@@ -38,7 +38,6 @@ from sweep.trial import (
     TrialState,
     WorkerReady,
 )
-from sweep.trust.appraisal import Appraisal
 
 if TYPE_CHECKING:
     from sweep.tracking.mirror import Mirror
@@ -129,7 +128,6 @@ class MlflowTracker:
         self._study: StudyInfo | None = None
         self._end: StudyFinished | None = None
         self._ranking: list[Ranked] = []
-        self._appraisal: Appraisal | None = None
         self._texts: dict[str, str] = {}
         """Files for the study's own run: path of the artifact -> content."""
         self._lock = threading.Lock()
@@ -199,16 +197,13 @@ class MlflowTracker:
                 self._note(record)
         self._wake.set()
 
-    def add(
-        self, appraisal: Appraisal | None = None, texts: Mapping[str, str] | None = None
-    ) -> None:
-        """Give the study's own run a corrected score and files: path of the artifact -> content.
+    def add(self, texts: Mapping[str, str]) -> None:
+        """Give the study's own run files: path of the artifact -> content.
 
         At the end of a search, before `close`.
         """
         with self._lock:
-            self._appraisal = appraisal or self._appraisal
-            self._texts |= texts or {}
+            self._texts |= texts
             self._own.n_new += 1
         self._wake.set()
 
@@ -395,7 +390,7 @@ class MlflowTracker:
             n_new, started = pending.n_new, pending.started
             assert self._study is not None
             study, end, ranking = self._study, self._end, tuple(self._ranking)
-            appraisal, texts = self._appraisal, dict(self._texts)
+            texts = dict(self._texts)
             told = tuple(pending.reports), pending.finished
             history = TrialHistory(started, *told) if started is not None else None
             self._is_storing_files = pending.is_final
@@ -403,7 +398,7 @@ class MlflowTracker:
         try:
             mirror.study = study
             if pending is self._own:
-                mirror.sync_study(study, end, ranking, appraisal, texts)
+                mirror.sync_study(study, end, ranking, texts)
             elif history is not None and is_begun:
                 mirror.begin(history.started)
             elif history is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -13,13 +14,13 @@ import tracking_records as records
 from mlflow import MlflowClient
 from mlflow.entities import Experiment, Run
 
+from sweep.appraisal import Appraisal, Interval
 from sweep.errors import NotFoundError
 from sweep.tracking import MlflowTracker, mirror
 from sweep.tracking.artifacts import artifact_of
 from sweep.tracking.description import describe, verdict
 from sweep.tracking.pages import VIEW_TAG, page_of, view_of
 from sweep.trial import Ranked, TrialState
-from sweep.trust.appraisal import Appraisal, Interval
 
 RANKING = [Ranked(n, f"t{n:03d} Adam", 0.9 - n / 100) for n in range(7)]
 APPRAISAL = Appraisal(
@@ -51,7 +52,8 @@ def searched(uri: str, add: Callable[[MlflowTracker], None] = lambda tracker: No
     *trials, _ = records.search(None)
     tracker.write(trials)
     add(tracker)
-    tracker.write([records.study_finished(ranking=RANKING)])
+    end = records.study_finished(ranking=RANKING, appraisal=APPRAISAL)
+    tracker.write([end])
     tracker.close()
 
 
@@ -107,7 +109,8 @@ def test_a_corrected_score_is_part_of_the_verdict(changes: dict[str, Any], said:
     """What is known of the score is a paragraph of its own, behind the score."""
     values = {name: getattr(APPRAISAL, name) for name in APPRAISAL.__slots__}
     appraisal = Appraisal(**{**values, **changes})
-    parts = verdict(records.study_info(), records.study_finished(), RANKING, appraisal)
+    end = dataclasses.replace(records.study_finished(), appraisal=appraisal)
+    parts = verdict(records.study_info(), end, RANKING)
     assert parts[1] == said
 
 
@@ -120,7 +123,7 @@ def test_names_with_marks_of_markdown_are_shown_as_they_are() -> None:
 
 def test_experiment_and_parent_run_have_the_description(uri: str) -> None:
     """With the address of the experiment's own page, and the corrected score."""
-    searched(uri, lambda tracker: tracker.add(APPRAISAL))
+    searched(uri)
     experiment, parent = study_in(uri)
     text = experiment.tags["mlflow.note.content"]
     assert parent.data.tags["mlflow.note.content"] == text

@@ -1,0 +1,155 @@
+"""What the trials teach, in sentences: parameters, choices, bounds, epochs.
+
+Names stand in backticks, which each form of the page draws in its own way.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+from sweep.ledger.trials import LedgerTrial
+from sweep.objective import Objective
+from sweep.reporting.formats import format_metric, format_value
+from sweep.reporting.report.axes import Axis
+from sweep.reporting.report.importance import Importance
+from sweep.trial import TrialState
+
+N_BEST = 3
+"""So many of the best trials at one end of a range say that it is too narrow."""
+NEAR_END = 0.1
+"""Share of a range that counts as its end."""
+MIN_SPREAD = 10
+"""Completed trials that are needed to speak of ends and epochs."""
+MAX_NAMED = 6
+MUCH = 0.05
+"""A smaller share is little, however sure."""
+
+
+def quoted(name: str) -> str:
+    """A name in backticks."""
+    return f"`{name.replace('`', chr(39))}`"
+
+
+def listed(words: Sequence[str]) -> str:
+    """`a, b and c`; a long list ends with how many more there are."""
+    shown = list(words[:MAX_NAMED])
+    if len(words) > MAX_NAMED:
+        shown.append(f"{len(words) - MAX_NAMED} more")
+    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
+
+
+def ranked(trials: Sequence[LedgerTrial], objective: Objective) -> list[LedgerTrial]:
+    """Completed trials with a finite score, best first."""
+    done = [
+        trial
+        for trial in trials
+        if trial.state is TrialState.COMPLETE and objective.goodness(trial.value) > -float("inf")
+    ]
+    return sorted(done, key=lambda trial: (-objective.goodness(trial.value), trial.number))
+
+
+def about_importance(
+    found: Sequence[Importance], of_better: Sequence[Importance], n_scored: int
+) -> list[str]:
+    """Which parameters matter, and which cannot be told from noise."""
+    if not found:
+        return []
+    sure = [one for one in found if one.is_sure]
+    unsure = [quoted(one.name) for one in found if not one.is_sure]
+    sentences = []
+    for is_much, word in ((True, ""), (False, " little")):
+        group = [one for one in sure if (one.share >= MUCH) == is_much]
+        if group:
+            verb = "matters" if len(group) == 1 else "matter"
+            shares = [f"{quoted(one.name)} ({one.share:.0%} of the differences)" for one in group]
+            sentences.append(f"{listed(shares)} {verb}{word}.")
+    if unsure:
+        sentences.append(f"{listed(unsure)} cannot be told from noise at {n_scored} trials.")
+    known = [one.name for one in sure]
+    late = [quoted(one.name) for one in of_better if one.is_sure and one.name not in known]
+    if late:
+        verb = "matters" if len(late) == 1 else "matter"
+        sentences.append(f"Among the better half of the trials, {listed(late)} {verb} too.")
+    return sentences
+
+
+def about_choices(
+    axes: Sequence[Axis], trials: Sequence[LedgerTrial], objective: Objective
+) -> list[str]:
+    """For each parameter with a few choices: which of them gave the best trials."""
+    places = {trial.number: at for at, trial in enumerate(trials)}
+    best_first = ranked(trials, objective)
+    sentences = []
+    for axis in axes:
+        if not 2 <= len(axis.choices) <= MAX_NAMED or axis.is_ordered:
+            continue
+        scores: dict[str, list[float]] = {}
+        for trial in best_first:
+            value = axis.values[places[trial.number]]
+            if value is not None:
+                scores.setdefault(axis.label(value), []).append(trial.value or 0.0)
+        if len(scores) > 1:
+            medians = {label: format_metric(statistics.median(of)) for label, of in scores.items()}
+            parts = [
+                f"{quoted(label)} {format_metric(of[0])} (median {medians[label]} of {len(of)})"
+                for label, of in scores.items()
+            ]
+            sentences.append(f"Best score by {quoted(axis.name)}: {', '.join(parts)}.")
+    return sentences
+
+
+def about_bounds(
+    axes: Sequence[Axis], trials: Sequence[LedgerTrial], objective: Objective
+) -> list[str]:
+    """Ranges at whose end the best trials lie."""
+    places = {trial.number: at for at, trial in enumerate(trials)}
+    best_first = ranked(trials, objective)
+    if len(best_first) < MIN_SPREAD:
+        return []
+    sentences = []
+    for axis in (axis for axis in axes if axis.is_ordered and len(axis.choices) != 2):
+        given = [axis.values[places[trial.number]] for trial in best_first[:N_BEST]]
+        there = [value for value in given if value is not None]
+        if len(there) < N_BEST:
+            continue
+        for is_upper, word in ((True, "upper"), (False, "lower")):
+            ends = [axis.place(v) if is_upper else 1 - axis.place(v) for v in there]
+            if min(ends) >= 1 - NEAR_END:
+                bounds = f"{axis.label(axis.low)} to {axis.label(axis.high)}"
+                values = listed([axis.label(value) for value in there])
+                sentences.append(
+                    f"The best three lie at the {word} end of {quoted(axis.name)} ({values} of "
+                    f"{bounds}): widen it."
+                )
+    if not sentences:
+        sentences.append("The best three lie at no end of any range: none needs to be wider.")
+    return sentences
+
+
+def about_epochs(trials: Sequence[LedgerTrial], objective: Objective, n_epochs: int) -> list[str]:
+    """When trials stopped improving."""
+    best_first = [t for t in ranked(trials, objective) if t.result.get("best_epoch")]
+    if len(best_first) < MIN_SPREAD or n_epochs < 2:
+        return []
+    last = max(int(trial.result["best_epoch"]) for trial in best_first)
+    of_best = [int(trial.result["best_epoch"]) for trial in best_first[:5]]
+    n_at_end = sum(epoch >= n_epochs for epoch in of_best)
+    if last < n_epochs:
+        return [f"No trial improved after epoch {last} of {n_epochs}: {last} epochs are enough."]
+    if n_at_end >= 3:
+        return [
+            f"{n_at_end} of the best five were at their best in the last epoch ({n_epochs}): more "
+            "epochs may gain."
+        ]
+    if max(of_best) < n_epochs:
+        return [
+            f"None of the best five improved after epoch {max(of_best)} of {n_epochs}; some of "
+            "the others did."
+        ]
+    return [f"The best five had their best epochs from {min(of_best)} to {n_epochs}."]
+
+
+def values_of(trial: LedgerTrial) -> str:
+    """A trial's configuration in a line."""
+    return ", ".join(f"{k} = {format_value(v)}" for k, v in trial.hyperparameters.items())
