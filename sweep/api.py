@@ -14,7 +14,14 @@ from sweep.config.settings import PLACES, RunConfig
 from sweep.databases import sqlite
 from sweep.environment.launchers import foreign_set_aside
 from sweep.environment.sources import unknown_name
-from sweep.errors import ConfigError, NotFoundError, SpaceError, UsageError, must_be_one_of
+from sweep.errors import (
+    ConfigError,
+    NotFoundError,
+    SpaceError,
+    SweepError,
+    UsageError,
+    must_be_one_of,
+)
 from sweep.loading import collector_paused, end_if_being_read, in_names
 from sweep.protocols import Listener
 from sweep.reporting.bar import Bar, is_notebook
@@ -23,7 +30,6 @@ from sweep.space import Space, load_space, parse_space, with_changes
 if TYPE_CHECKING:
     from sweep.appraisal import Confirmation
     from sweep.reporting.report.comparison import Compared
-    from sweep.reporting.report.writing import Written
     from sweep.reporting.status import StudyStatus
     from sweep.reuse import Best
     from sweep.reuse.ensemble import Ensemble
@@ -136,7 +142,7 @@ def status(study: str | None = None, **where: Any) -> StudyStatus:
 
 def report(
     study: str | None = None, output: str | Path | None = None, *, fmt: str | None = None,
-    samples: bool = True, **where: Any,
+    samples: bool = True, log: bool = False, **where: Any,
 ) -> Path:  # fmt: skip
     """Write one page about `study`, as `sweep report` does; returns its file.
 
@@ -145,33 +151,17 @@ def report(
         output: The file; None: STUDY-report.html in the current folder.
         fmt: html, md or png; None: by the file's ending, else html.
         samples: Show what the winner gets wrong, if its checkpoint and data are there.
+        log: Store it in MLflow, too, as an artifact of the study's own run.
         **where: storage, tracking_uri and work_dir, if they are not the defaults.
 
     Raises NotFoundError for an unknown study, ConfigError for another form.
     """
-    place = _place("report", where, "study", "output", "fmt", "samples")
+    from sweep.reuse.page import write_page
+
+    place = _place("report", where, "study", "output", "fmt", "samples", "log")
     path = Path(output) if output is not None else None
-    return report_with(study, place, output=path, fmt=fmt, has_samples=samples).path or Path()
-
-
-def report_with(
-    study: str | None, where: RunConfig, *, output: Path | None, fmt: str | None,
-    has_samples: bool,
-) -> Written:  # fmt: skip
-    """`report`, from flags; a file `-` gives the text instead."""
-    from sweep.reporting.report.contents import document_of
-    from sweep.reporting.report.facts import facts_of
-    from sweep.reporting.report.writing import form_of, write
-    from sweep.reuse.best import find_trial, opened
-    from sweep.reuse.samples import samples_of
-
-    form, samples = form_of(fmt, output), None
-    with opened(study, where) as (ledger, config):
-        facts = facts_of(ledger, config)
-    if has_samples and facts.best_first:
-        winner = facts.best_first[0]
-        samples = samples_of(config, winner, lambda n: find_trial(facts.name, n, where))
-    return write(document_of(facts, samples), form, output)
+    made = write_page(study, place, output=path, fmt=fmt, has_samples=samples, is_stored=log)
+    return made.path or Path()
 
 
 def compared(names: Sequence[str], where: RunConfig) -> list[Compared]:
@@ -476,9 +466,21 @@ def search_with(
             extras = dataclasses.replace(
                 extras or Extras(), is_tracked=True, executor=executor, on_signal=on_signal
             )
-            return search(config, space, listeners, extras)
+            outcome = search(config, space, listeners, extras)
+            _store_page(config, outcome)
+            return outcome
         finally:
             executor.kill()
+
+
+def _store_page(config: RunConfig, outcome: Outcome) -> None:
+    """After a long search, its page goes to MLflow; one that cannot be stored is no error."""
+    from sweep.reuse.page import LEAST_S, store_page
+
+    took_s = (outcome.end.time_ms - outcome.study.time_ms) / 1000
+    if outcome.n_new and took_s >= LEAST_S:
+        with contextlib.suppress(SweepError):
+            store_page(config.anchored())
 
 
 def _stored(config: RunConfig) -> tuple[Mapping[str, Any], str]:

@@ -24,10 +24,12 @@ FORMATS = ("html", "md", "png")
     default=True,
     help="What the winner gets wrong; takes its checkpoint and data. [default: on]",
 )
+@click.option("--log", is_flag=True, help="Store it in MLflow, too, with the study's own run.")
 @where_options
 def report(
-    study: str | None, output: Path | None, fmt: str | None, samples: bool, **flags: Any
-) -> None:
+    study: str | None, output: Path | None, fmt: str | None, samples: bool, log: bool,
+    **flags: Any,
+) -> None:  # fmt: skip
     """Write one page about STUDY (the only one, where it is left out).
 
     It says what came out and how sure that is, which parameters matter, what to widen, when to
@@ -39,7 +41,9 @@ def report(
       sweep report digits-mlp -o out.html --no-samples
       sweep report digits-mlp --format md -o -
     """
-    from sweep.api import report_with
+    from sweep.reuse.page import write_page
 
-    made = report_with(study, where(flags), output=output, fmt=fmt, has_samples=samples)
+    made = write_page(
+        study, where(flags), output=output, fmt=fmt, has_samples=samples, is_stored=log
+    )
     click.echo(made.text if made.path is None else str(made.path), nl=made.path is not None)

@@ -1,0 +1,56 @@
+"""The page about a study: gathered from its records, written to a file, stored in MLflow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sweep.config.settings import RunConfig
+from sweep.reporting.report.contents import document_of
+from sweep.reporting.report.document import Document
+from sweep.reporting.report.facts import facts_of
+from sweep.reporting.report.html import to_html
+from sweep.reporting.report.writing import Written, form_of, write
+from sweep.reuse.best import find_trial, opened
+from sweep.reuse.samples import samples_of
+
+ARTIFACT = "report.html"
+"""Name of the page among the artifacts of a study's own run."""
+LEAST_S = 30.0
+"""Searches that took so long store their page at the end: it takes a third of a second."""
+
+
+def write_page(
+    study: str | None, where: RunConfig, *, output: Path | None, fmt: str | None,
+    has_samples: bool, is_stored: bool,
+) -> Written:  # fmt: skip
+    """See `sweep.report`; a file `-` gives the text instead. `is_stored`: in MLflow, too."""
+    form = form_of(fmt, output)
+    document, config = _document(study, where, has_samples=has_samples)
+    written = write(document, form, output)
+    if is_stored:
+        _store(config, document)
+    return written
+
+
+def store_page(config: RunConfig) -> None:
+    """Store a study's page with its own run in MLflow. Raises StoreError."""
+    document, config = _document(config.study_name, config, has_samples=False)
+    _store(config, document)
+
+
+def _document(
+    study: str | None, where: RunConfig, *, has_samples: bool
+) -> tuple[Document, RunConfig]:
+    samples = None
+    with opened(study, where) as (ledger, config):
+        facts = facts_of(ledger, config)
+    if has_samples and facts.best_first:
+        winner = facts.best_first[0]
+        samples = samples_of(config, winner, lambda n: find_trial(facts.name, n, where))
+    return document_of(facts, samples), config
+
+
+def _store(config: RunConfig, document: Document) -> None:
+    from sweep.tracking.mirror import store_texts  # loads MLflow: seconds
+
+    store_texts(config.tracking_uri, config.study_name, {ARTIFACT: to_html(document)})
