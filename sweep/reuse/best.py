@@ -19,7 +19,7 @@ from sweep.files.trial_files import BEST, TrialFiles
 from sweep.ledger.confirmation import confirmation_in
 from sweep.ledger.locks import owned_study
 from sweep.ledger.study import Ledger, list_studies, open_study
-from sweep.ledger.trials import LedgerTrial, best_trial
+from sweep.ledger.trials import LedgerTrial, best_trial, tuples
 from sweep.reuse.recipe import Recipe
 from sweep.trial import EPOCHS_DONE
 
@@ -297,7 +297,7 @@ def located(where: RunConfig, ledger: Ledger) -> RunConfig:
     """
     default, known = RunConfig(), {field.name for field in dataclasses.fields(RunConfig)}
     named = {name for name in PLACES if getattr(where, name) != getattr(default, name)}
-    kept = {k: v for k, v in ledger.config.items() if k in known - named}
+    kept = {k: tuples(v) for k, v in ledger.config.items() if k in known - named}
     return dataclasses.replace(
         where, **kept | {"study": ledger.name, "direction": ledger.direction}
     )
