@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,7 @@ class Confirmation:
 
     study: str
     metric: str
+    direction: Literal["maximize", "minimize"]
     n_seeds: int
     finalists: tuple[Finalist, ...]
     winner: int
@@ -80,3 +82,8 @@ class Confirmation:
     """Metrics of the winner on the test split."""
     reference_test: Mapping[str, Interval] = field(default_factory=dict)
     why_not_tested: str = ""
+
+    @property
+    def winner_name(self) -> str:
+        """The winner's name."""
+        return next(one.name for one in self.finalists if one.trial == self.winner)

@@ -36,8 +36,10 @@ def confirm(study: str | None, top: int, seeds: int, test: bool, **flags: Any) -
 def confirm_study(study: str | None, **settings: Any) -> None:
     """Confirm with a display on standard output; print the result."""
     from sweep import api
-    from sweep.reporting.confirmations import confirmation_lines
+    from sweep.reporting.confirmations import race_lines
     from sweep.reporting.display import make_display
+    from sweep.trust.words import confirmation_lines
 
     found = api.confirm(study, listeners=lambda: [make_display(sys.stdout, 0)], **settings)
-    click.echo("\n".join(["", *confirmation_lines(found)]))
+    lines = confirmation_lines(found, found.direction)
+    click.echo("\n".join(["", *race_lines(found), "", *lines]))

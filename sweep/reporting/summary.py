@@ -11,9 +11,9 @@ from sweep.config.resolving import resolve
 from sweep.config.settings import RunConfig
 from sweep.objective import Objective
 from sweep.redact import redacted
-from sweep.reporting.appraisals import appraisal_lines
 from sweep.reporting.formats import format_duration, format_metric
 from sweep.trial import StudyFinished, StudyInfo, TrialState
+from sweep.trust.words import appraisal_lines
 
 if TYPE_CHECKING:
     from sweep.search.study import Outcome

@@ -154,7 +154,8 @@ class _Race:
                 error = float(gaps.std(ddof=1)) / math.sqrt(len(gaps))
                 gain = student(float(gaps.mean()), error, len(gaps))
         return Confirmation(
-            self._config.study_name, self._config.metric, len(self._rounds), tuple(entries),
+            self._config.study_name, self._config.metric, self._config.resolved_direction,
+            len(self._rounds), tuple(entries),
             self._finalists[found.winner].number,
             Interval(self._sign * found.value.value, low, high), reference, gain,
             sum(len(done) for _, done in self._rounds),

@@ -9,9 +9,10 @@ import re
 import shlex
 from collections.abc import Sequence
 
-from sweep.appraisal import Appraisal, Interval
+from sweep.ledger.confirmation import confirmation_in
 from sweep.objective import Objective
 from sweep.trial import Ranked, StudyFinished, StudyInfo
+from sweep.trust.words import appraisal_lines, confirmation_lines
 
 N_SHOWN = 5
 """Trials in the description; MLflow's table has all of them."""
@@ -66,29 +67,14 @@ def verdict(
     text = f"{sum(end.n_by_state.values())} trials: {counts}."
     if end.reason not in ("done", "exhausted"):
         text += f" The search ended early ({end.reason})."
-    return [best, *([] if end.appraisal is None else [_appraised(end.appraisal)]), text]
+    return [best, *_appraised(study, end), text]
 
 
-def _appraised(appraisal: Appraisal) -> str:
-    """The corrected score and the gain, each with its interval, in sentences."""
-    if appraisal.corrected is None:
-        said = [f"The best score is not corrected for having been chosen: {appraisal.why_not}"]
-    else:
-        said = [f"**Corrected for having been chosen: {_shown(appraisal.corrected)}**"]
-    if appraisal.gain is not None:
-        sure = "" if appraisal.p_better is None else f"; probability {appraisal.p_better:.1%}"
-        is_clear = appraisal.gain.low > 0
-        claim = "Better than the reference by" if is_clear else (
-            "No evidence that the search helped: compared with the reference"
-        )  # fmt: skip
-        said.append(f"{claim} {_shown(appraisal.gain)}{sure}")
-    if appraisal.more is not None:
-        said.append("{} more trials would gain about {:.2g}".format(*appraisal.more))
-    return " ".join(f"{sentence.rstrip('.')}." for sentence in said)
-
-
-def _shown(value: Interval) -> str:
-    return f"{value.value:.4g} (95 % interval {value.low:.4g} to {value.high:.4g})"
+def _appraised(study: StudyInfo, end: StudyFinished) -> list[str]:
+    """What the best score is worth, and what a confirmation came to: a paragraph each."""
+    confirmed = confirmation_lines(confirmation_in(study.tags), study.direction)
+    parts = [confirmed, appraisal_lines(end.appraisal, study.direction)]
+    return [" ".join(f"{_plain(line)}." for line in part) for part in parts if part]
 
 
 def _commands(study: StudyInfo, *, has_best: bool, is_running: bool) -> str:

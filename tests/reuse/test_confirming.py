@@ -16,9 +16,10 @@ import sweep
 from sweep.errors import ConfigError, NotFoundError, StudyInterrupted
 from sweep.ledger.confirmation import CONFIRMED, TEST_OPENED, confirmation_in
 from sweep.ledger.study import open_study
-from sweep.reporting.confirmations import confirmation_lines
+from sweep.reporting.confirmations import race_lines
 from sweep.testing import RecordingListener
 from sweep.trial import EpochReport, Record
+from sweep.trust.words import confirmation_lines
 
 STUDY = "toy"
 
@@ -86,7 +87,7 @@ def test_an_interrupted_race_goes_on_and_is_kept(folder: Path) -> None:
     again = sweep.confirm(STUDY, top=3, seeds=3)
     assert again.value == found.value
     assert n_trials(f"{STUDY}-confirm-3") == 3
-    said = "\n".join(confirmation_lines(found))
+    said = "\n".join([*race_lines(found), *confirmation_lines(found, "maximize")])
     assert "(the reference)" in said
     assert "Test split, test_loss" in said
 

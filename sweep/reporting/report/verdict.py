@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from sweep.appraisal import Interval
+from sweep.ledger.confirmation import confirmation_in
 from sweep.reporting.formats import format_duration, format_metric
 from sweep.reporting.report.facts import StudyFacts, epochs_of
 from sweep.reporting.report.findings import quoted, values_of
 from sweep.reporting.summary import gain
 from sweep.space import run_name
 from sweep.trial import StudyInfo, TrialState
+from sweep.trust.words import (
+    amount,
+    appraisal_lines,
+    confirmation_lines,
+    format_probability,
+    is_share,
+)
 
 
 def verdict(facts: StudyFacts) -> list[str]:
@@ -24,7 +32,7 @@ def verdict(facts: StudyFacts) -> list[str]:
         f"Best {quoted(objective.metric)}: {format_metric(best.value)} ({objective.extreme}) by "
         f"trial {best.number}, {quoted(name)}{at}."
     )
-    return [first, *_corrected(facts), _gain(facts), *_more(facts), cost(facts)]
+    return [first, *_worth(facts), cost(facts)]
 
 
 def configuration(facts: StudyFacts) -> list[str]:
@@ -36,7 +44,7 @@ def configuration(facts: StudyFacts) -> list[str]:
 
 def tiles(facts: StudyFacts) -> list[tuple[str, str, str]]:
     """The same as figures: (what, value, more about it)."""
-    said = facts.appraisal
+    said, direction = facts.appraisal, facts.objective.direction
     n_done = sum(trial.state is TrialState.COMPLETE for trial in facts.trials)
     figures = []
     if facts.best_first:
@@ -48,8 +56,8 @@ def tiles(facts: StudyFacts) -> list[tuple[str, str, str]]:
         figures.append(("corrected for luck", format_metric(value.value), _between(value)))
     if said and said.gain and said.p_better is not None:
         figures.append(
-            ("gain over the reference", f"{said.gain.value:+.4g}",
-             f"better with probability {_percent(said.p_better)}")
+            ("gain over the baseline", amount(said.gain.value, is_share(said.best, direction)),
+             f"probability {format_probability(said.p_better)}")
         )  # fmt: skip
     elif facts.end.baseline_value is not None and facts.best_first:
         figures.append(("baseline, trial 0", format_metric(facts.end.baseline_value),
@@ -76,67 +84,27 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def _corrected(facts: StudyFacts) -> list[str]:
-    said, n_scored = facts.appraisal, len(facts.best_first)
-    if said is None or said.corrected is None:
-        why = said.why_not.rstrip(".") if said else "the study holds nothing to correct it with"
-        if n_scored < 2:
-            return []
-        return [
-            f"That is the best of {n_scored} scores, so part of it is luck: a new sample of data "
-            f"will show less. How much cannot be said, because {_lowered(why)}."
-        ]
-    return [
-        f"Corrected for having been chosen among {n_scored} trials: "
-        f"{format_metric(said.corrected.value)}, 95 % interval {_between(said.corrected)}"
-        + (f" (from {said.n_samples:,} validation samples)." if said.n_samples else ".")
-    ]
+def _worth(facts: StudyFacts) -> list[str]:
+    """What the best score is worth, and whether the search helped."""
+    direction, said = facts.objective.direction, facts.appraisal
+    confirmed = confirmation_lines(confirmation_in(facts.tags), direction)
+    lines = [*confirmed, *appraisal_lines(said, direction)]
+    if said is None or said.gain is None:
+        lines.append(_as_trained(facts))
+    return [f"{line.rstrip('.')}." for line in lines]
 
 
-def _lowered(sentence: str) -> str:
-    """A sentence to go on with; a word of capitals or a name stays."""
-    first, _, rest = sentence.partition(" ")
-    is_plain = first.isalpha() and first[1:].islower()
-    return f"{first.lower() if is_plain else first} {rest}".strip()
-
-
-def _gain(facts: StudyFacts) -> str:
-    said, baseline, best = facts.appraisal, facts.end.baseline_value, facts.best_first[0]
-    if said is not None and said.gain is not None:
-        value, odds = said.gain, f"with probability {_percent(said.p_better)}"
-        reached = f" ({format_metric(said.reference.value)})" if said.reference else ""
-        if value.low > 0:
-            return (
-                f"The search helped: the choice is {format_metric(value.value)} better than the "
-                f"reference{reached}, 95 % interval {_between(value)}, {odds}."
-            )
-        return (
-            f"No evidence that the search helped: the choice differs from the reference{reached} "
-            f"by {value.value:+.4g}, 95 % interval {_between(value)}; it is better {odds}."
-        )
+def _as_trained(facts: StudyFacts) -> str:
+    baseline, best = facts.end.baseline_value, facts.best_first[0]
     if baseline is None:
-        return "The study has no baseline, so it does not say what the search gained."
+        return "The study has no baseline, so it does not say what the search gained"
     if best.number == 0:
-        return "Nothing was better than trial 0, the baseline: the search did not help."
+        return "Nothing was better than trial 0, the baseline: the search did not help"
     study = StudyInfo(
         facts.name, 0, facts.objective.metric, facts.objective.direction, 0, {}, "", "", 0
     )
-    return f"As trained it is {gain(study, best.value or 0.0, baseline)}."
-
-
-def _more(facts: StudyFacts) -> list[str]:
-    if facts.appraisal is None or facts.appraisal.more is None:
-        return []
-    n_more, amount = facts.appraisal.more
-    return [f"{n_more} more trials of the same kind would gain about {format_metric(amount)}."]
+    return f"As trained it is {gain(study, best.value or 0.0, baseline)}"
 
 
 def _between(value: Interval) -> str:
     return f"{format_metric(value.low)} to {format_metric(value.high)}"
-
-
-def _percent(share: float | None) -> str:
-    """A probability, never rounded to certainty."""
-    if share is None:
-        return "unknown"
-    return "above 99 %" if share > 0.99 else "below 1 %" if share < 0.01 else f"{share:.0%}"
