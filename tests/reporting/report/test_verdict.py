@@ -7,7 +7,8 @@ import dataclasses
 import pytest
 from report_studies import write_study
 
-from sweep.appraisal import Appraisal, Interval
+from sweep.appraisal import Appraisal, Confirmation, Finalist, Interval
+from sweep.ledger.confirmation import tags_of
 from sweep.ledger.study import open_study
 from sweep.reporting.report.facts import StudyFacts, facts_of
 from sweep.reporting.report.verdict import tiles, verdict
@@ -65,3 +66,16 @@ def test_a_study_without_a_completed_trial_has_no_best(facts: StudyFacts) -> Non
     assert text.startswith("No trial completed, so there is no best one.")
     assert "1 trial, 3 epochs" in text
     assert len(tiles(dataclasses.replace(facts, best_first=[]))) == 2
+
+
+def test_a_confirmed_study_says_what_its_winner_is_worth(facts: StudyFacts) -> None:
+    """Before the corrected score, with the test split."""
+    found = Confirmation(
+        "s", "val_acc", "maximize", 5, (Finalist(3, "t003 Adam", 0.98, (0.97, 0.96)),), 3,
+        Interval(0.965, 0.95, 0.98), n_trained=14, test={"test_acc": Interval(0.96, 0.95, 0.97)},
+    )  # fmt: skip
+    confirmed = dataclasses.replace(facts, tags={**facts.tags, **tags_of(found)})
+    text = said(confirmed, HELPED)
+    assert text.index("Confirmed on 5 fresh seeds (14 trainings)") < text.index("Corrected for")
+    assert "0.965 (95 % interval 0.95 to 0.98) on a new seed and split, by t003 Adam." in text
+    assert "Test split, test_acc 0.96 (95 % interval 0.95 to 0.97)." in text
