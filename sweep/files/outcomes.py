@@ -1,6 +1,6 @@
 """What a trial's model said of each validation sample, epoch by epoch. Free of torch.
 
-    <work_dir>/outcomes/00017.npz
+    <work_dir>/outcomes/00017.bin      a line of JSON, then rows and sizes as numbers
 
 Beside the trials' folders, not in them: those go with `--keep`, this is small and stays.
 
@@ -11,7 +11,7 @@ units' values, each weighted by its number of samples.
 
 from __future__ import annotations
 
-import io
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +43,8 @@ class Outcomes:
     """(E, U) float32."""
     sizes: Array
     """(U,) number of samples in each unit."""
+    is_hits: bool = False
+    """Whether each value is 0 or 1, of one sample."""
     why_not: str = ""
     """Why there are none: a clause that begins with a verb; its subject is the metric."""
 
@@ -111,52 +113,52 @@ class OutcomesInMemory:
     @property
     def content(self) -> bytes:
         """Of the trial's file."""
-        import numpy as np
-
-        file = io.BytesIO()
-        sizes = np.zeros(0) if self._sizes is None else self._sizes
-        is_plain = bool((sizes == 1).all())
-        np.savez(
-            file, rows=np.stack(self._rows) if self._rows else np.zeros((0, 0), np.float16),
-            sizes=np.zeros(0, np.int32) if is_plain else sizes.astype(np.int32),
-            n_units=self._n_units, is_hits=self._is_hits, why_not=self.why_not,
-        )  # fmt: skip
-        return file.getvalue()
+        sizes = [] if self._sizes is None else self._sizes.astype(int).tolist()
+        head = {
+            "n_rows": len(self._rows), "n_units": self._n_units, "is_hits": self._is_hits,
+            "sizes": None if all(size == 1 for size in sizes) else sizes, "why_not": self.why_not,
+        }  # fmt: skip
+        return b"\n".join(
+            [json.dumps(head).encode(), b"".join(row.tobytes() for row in self._rows)]
+        )
 
     def restore(self, content: bytes | None, n_reports: int) -> None:
         """Go on from `content`, if it has that many reports."""
+        import numpy as np
+
         found = None if content is None else outcomes_in(content)
         if found is None or (not found.why_not and len(found.values) != n_reports):
             self.forget("was trained by a version of sweep that kept no outcomes")
             return
-        import numpy as np
-
-        with np.load(io.BytesIO(content or b"")) as kept:
-            self._rows, self._is_hits = list(kept["rows"]), bool(kept["is_hits"])
+        self.why_not, self._is_hits = found.why_not, found.is_hits
         self._n_units, self._sizes = found.values.shape[1], found.sizes.astype(np.float64)
-        self.why_not = found.why_not
+        as_kept = np.packbits if found.is_hits else np.float16
+        self._rows = [
+            as_kept(row) for row in found.values.astype(bool if found.is_hits else float)
+        ]
 
 
 def outcomes_in(content: bytes) -> Outcomes | None:
     """The outcomes in a file's content; None if it is damaged."""
-    import zipfile
-
     import numpy as np
 
     try:
-        with np.load(io.BytesIO(content)) as kept:  # pickles are refused
-            rows, n_units = kept["rows"], int(kept["n_units"])
-            if kept["is_hits"] and len(rows):
-                rows = np.unpackbits(rows, axis=1, count=n_units)
-            sizes = kept["sizes"] if len(kept["sizes"]) else np.ones(n_units)
-            return Outcomes(rows.astype(np.float32), sizes, str(kept["why_not"]))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        line, _, numbers = content.partition(b"\n")
+        head = json.loads(line)
+        n_rows, n_units, is_hits = head["n_rows"], head["n_units"], head["is_hits"]
+        sizes = np.ones(n_units) if head["sizes"] is None else np.array(head["sizes"])
+        rows: Array = np.frombuffer(numbers, np.uint8 if is_hits else np.float16)
+        rows = rows.reshape(n_rows, -(-n_units // 8) if is_hits else n_units)
+        if is_hits and n_rows:
+            rows = np.unpackbits(rows, axis=1, count=n_units)
+        return Outcomes(rows.astype(np.float32), sizes, is_hits, str(head["why_not"]))
+    except (ValueError, KeyError, TypeError):
         return None
 
 
 def outcomes_path(work_dir: str | Path, number: int) -> Path:
     """The file of a trial's outcomes in a study's work folder."""
-    return Path(work_dir, "outcomes", f"{number:05d}.npz")
+    return Path(work_dir, "outcomes", f"{number:05d}.bin")
 
 
 def read_outcomes(work_dir: str | Path, number: int) -> Outcomes | None:

@@ -12,7 +12,7 @@ from sweep.objective import Objective, Scored
 from sweep.trial import TrialState
 from sweep.trust.expected_best import gain_of_more
 from sweep.trust.intervals import normal, probability_above_zero, wilson
-from sweep.trust.selection import best_columns, out_of_choice
+from sweep.trust.selection import best_columns, draws, out_of_choice
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,13 +66,14 @@ def _corrected(
         )
     is_share = all(((one == 0) | (one == 1)).all() for one in by_trial)
     sign = 1.0 if objective.direction == "maximize" else -1.0
-    choice = _Choice(by_trial, sizes, sign)
+    drawn = draws(len(sizes))
+    choice = _Choice(by_trial, sizes, sign, drawn)
     corrected = choice.corrected(is_share)
     assert best.value is not None
     found = Appraisal(best.value, best.number, corrected, n_samples=int(sizes.sum()), more=more)
     if baseline not in numbers or best.number == baseline:
         return found
-    own = _Choice([by_trial[numbers.index(baseline)]], sizes, sign)
+    own = _Choice([by_trial[numbers.index(baseline)]], sizes, sign, drawn)
     mean = float(np.average(choice.fair - own.fair, weights=sizes))
     error = standard_error(choice.winner - own.winner, sizes)
     return Appraisal(
@@ -87,14 +88,14 @@ class _Choice:
     `winner` are its outcomes, `fair` those of repeated choices; (U,), larger is better.
     """
 
-    def __init__(self, by_trial: Sequence[Array], sizes: Array, sign: float) -> None:
+    def __init__(self, by_trial: Sequence[Array], sizes: Array, sign: float, drawn: Array) -> None:
         import numpy as np
 
         values = sign * np.concatenate(by_trial)
         values = values[best_columns(values, sizes)]
         self._sizes, self._sign = sizes, sign
         self.winner = values[int((values @ sizes).argmax())]
-        self.fair = out_of_choice(values, sizes)
+        self.fair = out_of_choice(values, sizes, drawn)
 
     def corrected(self, is_share: bool) -> Interval:
         """The corrected score; `is_share`: of the samples, each 0 or 1."""

@@ -41,24 +41,32 @@ def best_columns(values: Array, sizes: Array, n: int = MOST_COLUMNS) -> Array:
     return np.sort(np.argsort(-(values @ sizes), kind="stable")[:n])
 
 
-def out_of_choice(values: Array, sizes: Array, n_draws: int = N_DRAWS, seed: int = 0) -> Array:
+def draws(n_units: int, n_draws: int = N_DRAWS, seed: int = 0) -> Array:
+    """(B, U): how often each unit is drawn, U of U with replacement.
+
+    Seeded, so that the same study has the same result.
+    """
+    import numpy as np
+
+    drawn = np.random.default_rng(seed).integers(n_units, size=(n_draws, n_units))
+    places = drawn + n_units * np.arange(n_draws)[:, None]
+    return np.bincount(places.ravel(), minlength=n_draws * n_units).reshape(n_draws, n_units)
+
+
+def out_of_choice(values: Array, sizes: Array, drawn: Array) -> Array:
     """(U,): e_i, each unit's mean outcome in the choices that it had no part in.
 
     Args:
         values: (C, U) outcomes, larger is better.
         sizes: (U,) samples in each unit.
-        n_draws: B.
-        seed: Of the draws: the same study has the same result.
+        drawn: (B, U), from `draws`.
     """
     import numpy as np
 
-    n_units = values.shape[1]
-    random = np.random.default_rng(seed)
-    drawn = random.multinomial(n_units, np.full(n_units, 1 / n_units), size=n_draws)  # (B, U)
     scores = (drawn * sizes).astype(np.float32) @ values.T.astype(np.float32)  # (B, C)
     chosen = scores.argmax(1)  # the earliest of equals, as in a search
     is_out = drawn == 0
-    total, n_out = np.zeros(n_units), is_out.sum(0)
+    total, n_out = np.zeros(values.shape[1]), is_out.sum(0)
     for column in np.unique(chosen):  # few: no (B, U) array of floats
         total += is_out[chosen == column].sum(0) * values[column]
     # A unit in every draw (one in 1e100) has its mean over all choices.
