@@ -132,10 +132,10 @@ class OutcomesInMemory:
             return
         self.why_not, self._is_hits = found.why_not, found.is_hits
         self._n_units, self._sizes = found.values.shape[1], found.sizes.astype(np.float64)
-        as_kept = np.packbits if found.is_hits else np.float16
-        self._rows = [
-            as_kept(row) for row in found.values.astype(bool if found.is_hits else float)
-        ]
+        if found.is_hits:
+            self._rows = list(np.packbits(found.values.astype(bool), axis=1))
+        else:
+            self._rows = list(found.values.astype(np.float16))
 
 
 def outcomes_in(content: bytes) -> Outcomes | None:
