@@ -152,7 +152,7 @@ class _Race:
             gaps = gaps[~np.isnan(gaps)]
             if len(gaps) > 1:
                 error = float(gaps.std(ddof=1)) / math.sqrt(len(gaps))
-                gain = student(float(gaps.mean()), error, len(gaps))
+                gain = student(float(gaps.mean()), error, len(gaps) - 1)
         return Confirmation(
             self._config.study_name, self._config.metric, self._config.resolved_direction,
             len(self._rounds), tuple(entries),
@@ -216,7 +216,7 @@ def _test_of(race: _Race, number: int) -> dict[str, Interval]:
     for name in rows[0]:
         values = np.array([row[name] for row in rows])
         error = float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else 0.0
-        one = student(float(values.mean()), error, max(2, len(values)))
+        one = student(float(values.mean()), error, max(1, len(values) - 1))
         if n_samples and 0 <= one.value <= 1 and name.endswith("acc"):
             half = math.hypot(
                 one.high - one.value, Z * math.sqrt(one.value * (1 - one.value) / n_samples)

@@ -78,5 +78,5 @@ def test_too_little_is_no_result() -> None:
 
 def test_students_interval_is_that_of_scipy() -> None:
     """Five values, standard error 2."""
-    one = student(3.0, 2.0, 5)
+    one = student(3.0, 2.0, 4)
     assert (one.low, one.high) == pytest.approx(stats.t.interval(0.95, 4, 3.0, 2.0))
