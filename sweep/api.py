@@ -18,7 +18,6 @@ from sweep.errors import (
     ConfigError,
     NotFoundError,
     SpaceError,
-    SweepError,
     UsageError,
     must_be_one_of,
 )
@@ -474,12 +473,12 @@ def search_with(
 
 
 def _store_page(config: RunConfig, outcome: Outcome) -> None:
-    """After a long search, its page goes to MLflow; one that cannot be stored is no error."""
+    """After a long search, its page goes to MLflow; one that cannot be made is no error."""
     from sweep.reuse.page import LEAST_S, store_page
 
     took_s = (outcome.end.time_ms - outcome.study.time_ms) / 1000
     if outcome.n_new and took_s >= LEAST_S:
-        with contextlib.suppress(SweepError):
+        with contextlib.suppress(Exception):
             store_page(config.anchored())
 
 

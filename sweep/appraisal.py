@@ -78,6 +78,8 @@ class Confirmation:
     gain: Interval | None = None
     """The winner against the reference on the same seeds; positive: better."""
     n_trained: int = 0
+    n_known: int = 0
+    """Completed trials of the study at that time."""
     test: Mapping[str, Interval] = field(default_factory=dict)
     """Metrics of the winner on the test split."""
     reference_test: Mapping[str, Interval] = field(default_factory=dict)

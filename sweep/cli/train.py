@@ -64,7 +64,7 @@ def _recipe(config_file: Path | None, trial: int | None, config: Any) -> tuple[A
     if config_file is not None:
         return read_recipe(config_file), config
     found = find_trial(config.study, trial, config)
-    return dataclasses.replace(found.recipe, run_id=found.run_id), found._where
+    return dataclasses.replace(found.recipe, run_id=found.run_id), found.where
 
 
 def _train(recipe: Any, config: Any, output: Path, keep_val: bool | None, *, quiet: bool) -> None:

@@ -30,7 +30,7 @@ the minibatch."""
 MOST_BYTES = 1_000_000
 """Of a trial: above, neighbouring samples are kept as their mean."""
 TOLERANCE = 1e-3
-"""Of a metric: larger differences to the mean of the outcomes are no rounding of float16."""
+"""Of a metric: larger differences to the mean of the outcomes are no rounding."""
 MEAN_OF_OTHERS = "is not the mean of the values of its validation samples"
 UNKNOWN = "comes without values of its validation samples"
 
@@ -61,6 +61,8 @@ class OutcomesInMemory:
         self._rows: list[Array] = []
         self._sizes: Array | None = None
         self._is_hits, self._n_units, self.why_not = False, 0, ""
+        self._is_half = True
+        """Whether float16 holds the values."""
 
     def add(self, score: float, values: Array | None, sizes: Array | None, why: str = "") -> None:
         """Keep a report's outcomes.
@@ -85,7 +87,7 @@ class OutcomesInMemory:
             return
         is_hits = values.dtype == bool
         kept: Array = values
-        block = self._block(len(values), 1 / 8 if is_hits else 2)
+        block = self._block(len(values), 1 / 8 if is_hits else 4)
         if block > 1:
             starts = np.arange(0, len(values), block)
             sums = np.add.reduceat(np.asarray(values, np.float64) * weights, starts)
@@ -99,12 +101,15 @@ class OutcomesInMemory:
         if is_hits:
             self._rows.append(np.packbits(kept))
         else:
-            self._rows.append(np.clip(kept, -65504, 65504).astype(np.float16))
+            self._rows.append(kept.astype(np.float32))
+            half = self._rows[-1].astype(np.float16)
+            as_half = float(np.average(half.astype(np.float64), weights=weights))
+            self._is_half &= math.isclose(as_half, score, rel_tol=TOLERANCE)
 
     def _block(self, n_units: int, n_bytes: float) -> int:
         """How many neighbours are kept as one, so that a whole trial needs at most MOST_BYTES."""
         n_all = self._n_reports * n_units
-        return 1 if n_all * n_bytes <= MOST_BYTES else math.ceil(n_all * 2 / MOST_BYTES)
+        return 1 if n_all * n_bytes <= MOST_BYTES else math.ceil(n_all * 4 / MOST_BYTES)
 
     def forget(self, why: str) -> None:
         """Keep none of this trial's; `why` is a clause whose subject is the metric."""
@@ -116,11 +121,14 @@ class OutcomesInMemory:
         sizes = [] if self._sizes is None else self._sizes.astype(int).tolist()
         head = {
             "n_rows": len(self._rows), "n_units": self._n_units, "is_hits": self._is_hits,
+            "is_half": self._is_half,
             "sizes": None if all(size == 1 for size in sizes) else sizes, "why_not": self.why_not,
         }  # fmt: skip
-        return b"\n".join(
-            [json.dumps(head).encode(), b"".join(row.tobytes() for row in self._rows)]
-        )
+        import numpy as np
+
+        as_half = self._is_half and not self._is_hits
+        rows = [row.astype(np.float16) for row in self._rows] if as_half else self._rows
+        return b"".join([json.dumps(head).encode(), b"\n", *(row.tobytes() for row in rows)])
 
     def restore(self, content: bytes | None, n_reports: int) -> None:
         """Go on from `content`, if it has that many reports."""
@@ -135,7 +143,8 @@ class OutcomesInMemory:
         if found.is_hits:
             self._rows = list(np.packbits(found.values.astype(bool), axis=1))
         else:
-            self._rows = list(found.values.astype(np.float16))
+            self._rows = list(found.values)
+            self._is_half = bool(json.loads((content or b"").partition(b"\n")[0])["is_half"])
 
 
 def outcomes_in(content: bytes) -> Outcomes | None:
@@ -147,7 +156,8 @@ def outcomes_in(content: bytes) -> Outcomes | None:
         head = json.loads(line)
         n_rows, n_units, is_hits = head["n_rows"], head["n_units"], head["is_hits"]
         sizes = np.ones(n_units) if head["sizes"] is None else np.array(head["sizes"])
-        rows: Array = np.frombuffer(numbers, np.uint8 if is_hits else np.float16)
+        floats = np.float16 if head["is_half"] else np.float32
+        rows: Array = np.frombuffer(numbers, np.uint8 if is_hits else floats)
         rows = rows.reshape(n_rows, -(-n_units // 8) if is_hits else n_units)
         if is_hits and n_rows:
             rows = np.unpackbits(rows, axis=1, count=n_units)

@@ -16,7 +16,7 @@ from sweep.config.lightning_file import sections_of
 from sweep.config.settings import PLACES, RunConfig
 from sweep.errors import ConfigError, NotFoundError
 from sweep.files.trial_files import BEST, TrialFiles
-from sweep.ledger.confirmation import confirmation_in
+from sweep.ledger.confirmation import confirmed_winner, study_of_round
 from sweep.ledger.locks import owned_study
 from sweep.ledger.study import Ledger, list_studies, open_study
 from sweep.ledger.trials import LedgerTrial, best_trial, tuples
@@ -44,7 +44,7 @@ class Best:
     metrics: Mapping[str, float]
     """All metrics of the best epoch."""
     recipe: Recipe
-    _where: RunConfig
+    where: RunConfig
 
     def __repr__(self) -> str:
         """Study, trial, score and configuration; no addresses."""
@@ -54,7 +54,7 @@ class Best:
     @property
     def checkpoint(self) -> Path:
         """The Lightning checkpoint of the best epoch. Raises NotFoundError if it is gone."""
-        kept = TrialFiles(self._where.study_dir, self.trial).path(BEST)
+        kept = TrialFiles(self.where.study_dir, self.trial).path(BEST)
         if kept.is_file():
             return kept
         run_id = self.run_id
@@ -62,7 +62,7 @@ class Best:
             raise NotFoundError(f"the checkpoint of trial {self.trial} is gone: {kept}")
         from sweep.tracking import artifacts
 
-        uri = self._where.tracking_uri
+        uri = self.where.tracking_uri
         return artifacts.artifact_of(uri, run_id, "checkpoint/best.ckpt", kept.parent)
 
     @property
@@ -70,7 +70,7 @@ class Best:
         """The id of the trial's MLflow run, or None if MLflow has none."""
         from sweep.tracking import artifacts
 
-        return artifacts.run_id_of(self._where.tracking_uri, self.study, self.trial)
+        return artifacts.run_id_of(self.where.tracking_uri, self.study, self.trial)
 
     @property
     def model_uri(self) -> str | None:
@@ -81,7 +81,7 @@ class Best:
         from sweep.tracking import artifacts
 
         run_id = self.run_id
-        return None if run_id is None else artifacts.model_uri_of(self._where.tracking_uri, run_id)
+        return None if run_id is None else artifacts.model_uri_of(self.where.tracking_uri, run_id)
 
     def log_model(self) -> str:
         """Log the trial's model to its MLflow run, unless it has one; returns its `model_uri`.
@@ -108,7 +108,7 @@ class Best:
         from sweep.tracking import mirror
         from sweep.training.exports import Example, try_export
 
-        where, module = self._where, self.load()
+        where, module = self.where, self.load()
         with opened(self.study, where) as (ledger, config), TemporaryDirectory() as folder:
             known = StudyRecords(config, ledger)
             info, history = known.study(), known.trial(self.trial)
@@ -129,7 +129,7 @@ class Best:
         """
         from sweep.reuse.loading import load
 
-        return load(self.recipe, self._where, self.checkpoint)
+        return load(self.recipe, self.where, self.checkpoint)
 
     def export(self, folder: str | Path, to: str = "pt2") -> Exported:
         """Write the model into `folder`, once it gives what the checkpoint gives.
@@ -163,7 +163,7 @@ class Best:
         """
         from sweep.reuse.loading import data_of_recipe
 
-        return data_of_recipe(self.recipe, self._where)
+        return data_of_recipe(self.recipe, self.where)
 
     def predict(self, x: Any) -> np.ndarray[Any, Any]:
         """Classes (n,) int64 of samples, from 0; for your own module, the output of its forward.
@@ -217,9 +217,8 @@ def find_trial(study: str | None, number: int | None, where: RunConfig) -> Best:
     """
     with opened(study, where) as (ledger, config):
         scored = [trial for trial in ledger.trials() if trial.value is not None]
-        confirmed = confirmation_in(ledger.tags)
-        if number is None and confirmed is not None:
-            number = confirmed.winner
+        if number is None:
+            number = confirmed_winner(ledger)
         if number is None:
             trial = best_trial(scored, ledger.direction)
             fault = "no completed trial yet", f"`sweep run --study {ledger.name}` continues it"
@@ -235,7 +234,7 @@ def find_trial(study: str | None, number: int | None, where: RunConfig) -> Best:
             score=trial.value,
             metrics=trial.result.get("metrics", {}),
             recipe=recipe_of(ledger, config, trial),
-            _where=config,
+            where=config,
         )
 
 
@@ -261,6 +260,7 @@ def only_study(where: RunConfig) -> str:
     studies = list_studies(where.storage)
     begun = [s for s in studies if any(s.n_by_state.values())]  # others came to nothing
     names = [s.name for s in begun or studies]
+    names = [name for name in names if study_of_round(name) not in names]
     if len(names) == 1:
         return names[0]
     if not names:

@@ -17,11 +17,17 @@ import numpy as np
 
 from sweep.appraisal import Confirmation, Finalist, Interval
 from sweep.config.settings import RunConfig
-from sweep.errors import ConfigError, NotFoundError, StudyInterrupted
-from sweep.ledger.confirmation import tags_of
+from sweep.errors import NotFoundError, StudyInterrupted, StudyLockedError, SweepError
+from sweep.ledger.confirmation import (
+    confirmation_in,
+    n_completed,
+    opening,
+    round_name,
+    tags_of,
+)
 from sweep.ledger.ranking import baseline_of, ranking_of
 from sweep.ledger.trials import LedgerTrial
-from sweep.reuse.best import find_trial, opened
+from sweep.reuse.best import find_trial, opened, owned
 from sweep.reuse.final_training import test_checkpoint
 from sweep.search.study import Extras, Outcome
 from sweep.space import Space, canonical_key, parse_space
@@ -57,16 +63,27 @@ def confirm(
     raises.
     """
     with opened(study, where) as (ledger, config):
-        trials = ledger.trials()
+        trials, tags = ledger.trials(), ledger.tags
         space = parse_space(ledger.space_text, config.space_name, is_mlp=config.is_mlp)
     race = _Race(config, space, *_finalists(config, trials, top), search)
     for _ in range(n_seeds):
         race.train_round()
-    found = race.result()
+    found = dataclasses.replace(race.result(), n_known=n_completed(trials))
+    earlier = confirmation_in(tags)
+    if earlier is not None and earlier.test and _is_same_race(earlier, found):
+        found = dataclasses.replace(
+            found, test=earlier.test, reference_test=earlier.reference_test
+        )
+        is_tested = False  # the split was opened for this very winner
+    _note(config, tags_of(found))
     if is_tested:
         found = _tested(found, race)
-    _note(found, config)
+        _note(config, tags_of(found) | (opening(tags) if found.test else {}))
     return found
+
+
+def _is_same_race(one: Confirmation, other: Confirmation) -> bool:
+    return (one.winner, one.n_seeds, one.value) == (other.winner, other.n_seeds, other.value)
 
 
 def _finalists(
@@ -111,7 +128,7 @@ class _Race:
             for trial in [*alive, *([self.reference] if self.reference else [])]
         }
         config = dataclasses.replace(
-            self._config, study=f"{self._config.study_name}-confirm-{place}",
+            self._config, study=round_name(self._config.study_name, place),
             seed=derive_seed(self._config.seed, "confirm", place) % 2**31, pruner="none",
             sampler="random", baseline=False, timeout_s=None, log_models="none", keep=None,
         )  # fmt: skip
@@ -136,7 +153,7 @@ class _Race:
         if found is None:
             raise NotFoundError(
                 "no finalist has a score on two seeds: "
-                f"`sweep trials {self._config.study_name}-confirm-1` shows why"
+                f"`sweep trials {round_name(self._config.study_name, 1)}` shows why"
             )
         low, high = sorted(self._sign * end for end in (found.value.low, found.value.high))
         if all(trial.value is not None and 0 <= trial.value <= 1 for trial in self._finalists):
@@ -148,7 +165,7 @@ class _Race:
         if self.reference is not None:
             own = self._row(self.reference)
             reference = self._entry(self.reference, own)
-            gaps = np.array(found.chosen) - own
+            gaps = np.array(found.chosen) - own[-len(found.chosen) :]
             gaps = gaps[~np.isnan(gaps)]
             if len(gaps) > 1:
                 error = float(gaps.std(ddof=1)) / math.sqrt(len(gaps))
@@ -200,7 +217,7 @@ def _tested(found: Confirmation, race: _Race) -> Confirmation:
     try:
         test = _test_of(race, found.winner)
         reference = _test_of(race, race.reference.number) if race.reference else {}
-    except ConfigError as error:
+    except SweepError as error:  # the race is not lost for that
         return dataclasses.replace(found, why_not_tested=str(error))
     return dataclasses.replace(found, test=test, reference_test=reference)
 
@@ -213,11 +230,11 @@ def _test_of(race: _Race, number: int) -> dict[str, Interval]:
         metrics, n_samples = test_checkpoint(best.recipe, config, best.checkpoint)
         rows.append(metrics)
     found = {}
-    for name in rows[0]:
+    for name in rows[0] if len(rows) > 1 else ():
         values = np.array([row[name] for row in rows])
-        error = float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else 0.0
-        one = student(float(values.mean()), error, max(1, len(values) - 1))
-        if n_samples and 0 <= one.value <= 1 and name.endswith("acc"):
+        error = float(values.std(ddof=1)) / math.sqrt(len(values))
+        one = student(float(values.mean()), error, len(values) - 1)
+        if "acc" in name and 0 <= one.value <= 1:
             half = math.hypot(
                 one.high - one.value, Z * math.sqrt(one.value * (1 - one.value) / n_samples)
             )
@@ -226,13 +243,19 @@ def _test_of(race: _Race, number: int) -> dict[str, Interval]:
     return found
 
 
-def _note(found: Confirmation, config: RunConfig) -> None:
-    """Keep the confirmation with the study, in ledger and MLflow. Raises StoreError."""
+def _note(config: RunConfig, tags: Mapping[str, str]) -> None:
+    """Keep tags with the study, in ledger and MLflow. Raises StoreError.
+
+    While a search of the study runs, MLflow has them once that is over.
+    """
     from sweep.repair.records import StudyRecords
     from sweep.tracking.mirror import sync_study
 
-    tags = tags_of(found)
     with opened(config.study_name, config) as (ledger, _):
         ledger.note_tags(tags)
+    with (
+        contextlib.suppress(StudyLockedError),
+        owned(config.study_name, config) as (ledger, _),
+    ):
         records = StudyRecords(config, ledger)
         sync_study(config.tracking_uri, records.study(), records.end())

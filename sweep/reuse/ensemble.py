@@ -40,7 +40,7 @@ JUDGED = (
     "models are judged by {} here: {} is computed by the module itself, for one model at a time"
 )
 SAME = 1e-3
-"""A recorded score and ours are of the same metric if they differ by no more."""
+"""A recorded score and ours are of the same metric if they differ by no more of it."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,10 @@ def make_ensemble(
     predictions = np.stack([judge.prediction(output) for output in outputs])
     order, scores = select(predictions, judge.goodness, most)
     single = [judge.score(one) for one in predictions]
-    is_own = max(abs(one[0].score - s) for one, s in zip(found, single, strict=True)) <= SAME
+    is_own = all(
+        math.isclose(one[0].score, score, rel_tol=SAME)
+        for one, score in zip(found, single, strict=True)
+    )
     counts = {found[at][0].trial: n for at, n in Counter(order).items()}
     notes = [CHOSEN_HERE] if is_own else [CHOSEN_HERE, JUDGED.format(judge.name, config.metric)]
     notes += [f"{gone} trials have no checkpoint any more"] if gone else []

@@ -89,7 +89,7 @@ def export_trial(best: Best, folder: Path, to: str) -> Exported:
     """See `Best.export`."""
     form_of(to)
     module = best.load()
-    with opened(best.study, best._where) as (ledger, config):
+    with opened(best.study, best.where) as (ledger, config):
         dataset, metric = ledger.dataset, config.metric
         rows = input_rows(best.recipe, config, dataset)
     if rows is None:
@@ -103,7 +103,7 @@ def export_trial(best: Best, folder: Path, to: str) -> Exported:
     }  # fmt: skip
     subject = Subject(
         best.recipe.module, module, rows.detach().cpu(), as_python(best.recipe).strip(),
-        lambda: untrained(best.recipe, best._where), facts,
+        lambda: untrained(best.recipe, best.where), facts,
     )  # fmt: skip
     return export_subject(subject, folder, to)
 
@@ -192,7 +192,7 @@ def largest_difference(a: list[Tensor], b: list[Tensor]) -> float:
 def _tolerance(expected: list[Tensor]) -> float:
     scale = [float(x.double().abs().nan_to_num(0.0).max()) for x in expected if x.numel()]
     near = [NEAR.get(x.dtype, NEAR_HALF if x.is_floating_point() else 0.0) for x in expected]
-    return max(near, default=0.0) * max(1.0, *scale)
+    return max(near, default=0.0) * max(scale, default=1.0)
 
 
 def _tensors(output: Any, name: str) -> list[Tensor]:

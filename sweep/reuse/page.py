@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sweep.config.settings import RunConfig
+from sweep.errors import NotFoundError
 from sweep.reporting.report.contents import document_of
 from sweep.reporting.report.document import Document
 from sweep.reporting.report.facts import facts_of
@@ -27,8 +28,11 @@ def write_page(
     form = form_of(fmt, output)
     document, config = _document(study, where, has_samples=has_samples)
     written = write(document, form, output)
-    if is_stored:
-        _store(config, document)
+    if is_stored and not _store(config, document):
+        raise NotFoundError(
+            f"the page is written, but MLflow has no run of study {config.study_name!r}: "
+            "`sweep doctor --fix` makes one"
+        )
     return written
 
 
@@ -50,7 +54,7 @@ def _document(
     return document_of(facts, samples), config
 
 
-def _store(config: RunConfig, document: Document) -> None:
+def _store(config: RunConfig, document: Document) -> bool:
     from sweep.tracking.mirror import store_texts  # loads MLflow: seconds
 
-    store_texts(config.tracking_uri, config.study_name, {ARTIFACT: to_html(document)})
+    return store_texts(config.tracking_uri, config.study_name, {ARTIFACT: to_html(document)})

@@ -32,12 +32,12 @@ def register_trial(best: Best, name: str) -> Registered:
         raise NotFoundError(f"MLflow has no run of trial {best.trial}: `sweep doctor --fix`")
     from sweep.tracking import registry  # loads MLflow
 
-    with opened(best.study, best._where) as (ledger, config):
+    with opened(best.study, best.where) as (ledger, config):
         dataset = ledger.dataset
         tags = {
             registry.METRIC: config.metric, registry.DIRECTION: ledger.direction,
             registry.SCORE: repr(score.value), registry.KIND: score.kind,
-            registry.DATA: dataset.digest if dataset is not None else "unknown",
+            registry.DATA: dataset.digest if dataset is not None else registry.UNKNOWN,
             "sweep.data": best.recipe.data, "sweep.study": best.study,
             "sweep.trial": str(best.trial),
         }  # fmt: skip
@@ -68,7 +68,7 @@ def _card(best: Best, name: str, ledger: Ledger, metric: str, score: Score) -> s
         f"- Other metrics of its best epoch: {others or 'none'}",
         f"- Data: {_data(best.recipe.data, dataset)}",
         f"- Made with: {versions}{f', git {commit[:12]}{dirty}' if commit else ''}", "",
-        f"**Limits.** It was chosen on validation data, whose score is above; {_test(tags)}. "
+        f"**Limits.** It was chosen on validation data; {_test(tags)}. "
         "It knows samples like those of its data alone, and nothing was measured for "
         "groups within them.", "",
         "**Use.** In the folder of the search, or with MLFLOW_TRACKING_URI set:", "",

@@ -39,7 +39,7 @@ def score_of(best: Best) -> Score:
 
     Only the study's best trial is corrected for having been chosen: others were not.
     """
-    with opened(best.study, best._where) as (ledger, config):
+    with opened(best.study, best.where) as (ledger, config):
         confirmed = confirmation_in(ledger.tags)
         if confirmed is not None and confirmed.winner == best.trial:
             found = confirmed.value

@@ -66,8 +66,6 @@ class Mirror:
         self._folders: ModelFolders | None = None
         self._described: Mapping[str, Any] | None = None
         """The settings that the parent's files have; an older search may have died over them."""
-        self._texts: dict[str, str] = {}
-        """The texts among the parent's files that are there already."""
         self.experiment = client.get_experiment_by_name(study.name)
         if self.experiment is not None:
             check_home(client.tracking_uri, self.experiment)
@@ -226,12 +224,8 @@ class Mirror:
 
     def sync_study(
         self, study: StudyInfo, end: StudyFinished | None = None, ranking: Sequence[Ranked] = (),
-        texts: Mapping[str, str] | None = None,
     ) -> None:  # fmt: skip
-        """Bring experiment and parent run up to the study: settings, description, ranks, end.
-
-        `texts` are files for the parent run: path of the artifact -> content.
-        """
+        """Bring experiment and parent run up to the study: settings, description, ranks, end."""
         assert self.experiment is not None
         self.study, where = study, self.experiment.experiment_id
         text = describe(study, end, ranking, pages.page_of(where))
@@ -243,10 +237,6 @@ class Mirror:
             self.parent.log_text(study.space_text, "space.yaml")
             self._described = study.config
         self._rank(ranking)
-        for artifact, content in (texts or {}).items():
-            if self._texts.get(artifact) != content:
-                self.parent.log_text(content, artifact)
-                self._texts[artifact] = content
         tags = keys.tags({**_study_tags(study), NOTE_TAG: text})
         if end is not None:
             tags |= self._end_tags(end)

@@ -18,6 +18,8 @@ from sweep.tracking.store import every, opened
 CHAMPION, CHALLENGER = "champion", "challenger"
 SCORE, KIND, METRIC = "sweep.score", "sweep.score_kind", "sweep.metric"
 DIRECTION, DATA = "sweep.direction", "sweep.data_digest"
+UNKNOWN = "unknown"
+"""In place of a digest: such data may be any."""
 MUST_AGREE = {
     METRIC: "another metric", DIRECTION: "another direction", DATA: "other data",
     KIND: "another kind of score",
@@ -59,7 +61,7 @@ def alias_for(
     if SCORE not in champion:
         return CHALLENGER, f"the champion, version {version}, has no score to compare with"
     for tag, what in MUST_AGREE.items():
-        if new.get(tag) != champion.get(tag):
+        if new.get(tag) != champion.get(tag) or new.get(tag) == UNKNOWN:
             shown = "" if tag == DATA else f" ({new.get(tag)}, not {champion.get(tag)})"
             return CHALLENGER, (
                 f"{what}{shown} than of the champion, version {version}: such scores "

@@ -12,7 +12,7 @@ import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -128,7 +128,6 @@ class MlflowTracker:
         self._study: StudyInfo | None = None
         self._end: StudyFinished | None = None
         self._ranking: list[Ranked] = []
-        self._texts: dict[str, str] = {}
         """Files for the study's own run: path of the artifact -> content."""
         self._lock = threading.Lock()
         self._trials: dict[int, Pending] = {}
@@ -195,16 +194,6 @@ class MlflowTracker:
         with self._lock:
             for record in records:
                 self._note(record)
-        self._wake.set()
-
-    def add(self, texts: Mapping[str, str]) -> None:
-        """Give the study's own run files: path of the artifact -> content.
-
-        At the end of a search, before `close`.
-        """
-        with self._lock:
-            self._texts |= texts
-            self._own.n_new += 1
         self._wake.set()
 
     def _note(self, record: Record) -> None:
@@ -390,7 +379,6 @@ class MlflowTracker:
             n_new, started = pending.n_new, pending.started
             assert self._study is not None
             study, end, ranking = self._study, self._end, tuple(self._ranking)
-            texts = dict(self._texts)
             told = tuple(pending.reports), pending.finished
             history = TrialHistory(started, *told) if started is not None else None
             self._is_storing_files = pending.is_final
@@ -398,7 +386,7 @@ class MlflowTracker:
         try:
             mirror.study = study
             if pending is self._own:
-                mirror.sync_study(study, end, ranking, texts)
+                mirror.sync_study(study, end, ranking)
             elif history is not None and is_begun:
                 mirror.begin(history.started)
             elif history is not None:

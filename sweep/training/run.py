@@ -98,7 +98,8 @@ class Run:
         self.epochs_done = history[-1].epochs_done if history else 0.0
         self.n_steps = int(checkpoint["global_step"])
         self.best_value, self.best_epoch, self.best_step = value, best_epoch, step
-        self.outcomes.restore(state.get("outcomes"), len(history))
+        n_validated = sum(self.task.metric in report.metrics for report in history)
+        self.outcomes.restore(state.get("outcomes"), n_validated)
 
     def state(self, best_weights: Mapping[str, Any] | None) -> dict[str, Any]:
         """The record for a resume file, in plain values, with the best epoch's weights."""

@@ -144,8 +144,8 @@ class Slots:
         runs = {number: self.running[number] for number in metrics}
         metric = self._task.metric
         for number, run in runs.items():
-            values = outcomes.get(number, (None, None, ""))
-            run.outcomes.add(metrics[number].get(metric, math.nan), *values)
+            if (score := metrics[number].get(metric)) is not None:
+                run.outcomes.add(score, *outcomes.get(number, (None, None, "")))
         self._engine.keep_best([n for n, run in runs.items() if run.take(metrics[n])])
         for number, run in runs.items():
             if run.failure is None:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
 
+MOST_TRIALS = 200
+"""Trials to choose from, the best: those below have no chance, and each takes its memory."""
 LEAST_UNITS = 20
 """Samples, or minibatches whose mean alone is known, from which a choice can be repeated."""
 
@@ -56,7 +58,8 @@ def _corrected(
 ) -> Appraisal:  # fmt: skip
     import numpy as np
 
-    numbers = sorted(trial.number for trial in done)
+    first = sorted(done, key=lambda t: (-objective.goodness(t.value), t.number))[:MOST_TRIALS]
+    numbers = sorted({t.number for t in first} | {t.number for t in done if t.number == baseline})
     outcomes = _known(numbers, objective.metric, work_dir)
     by_trial, sizes = aligned(outcomes)
     if len(sizes) < LEAST_UNITS:

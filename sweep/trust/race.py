@@ -1,13 +1,14 @@
 """A race of finalists over fresh seeds: who trains on, who has won, and what the winner is worth.
 
 Each round trains the finalists that are left on one more seed, the same for all (a block). Then
-half of them drop out, down to two (in the manner of sequential halving; Karnin, Koren, Somekh, ICML
-2013). They are ranked by the mean of their fresh scores and, with weight 1/2, the score of the search: that was of
-one more seed, but chosen.
+half of them drop out, down to two (in the manner of sequential halving; Karnin, Koren, Somekh,
+ICML 2013). They are ranked by the mean of their fresh scores and, with weight 1/2, the score of
+the search: that was of one more seed, but chosen.
 
 The winner's mean over the fresh seeds is too good again, because those chose it. So only seeds
-count after the last of the others dropped out (at least the last three), and the choice among those
-left is repeated without each such seed in turn; the chosen one's score on the seed left out counts:
+count after the last of the others dropped out (at least the last three), and the choice among
+those left is repeated without each such seed in turn; the chosen one's score on the seed left out
+counts:
 
     value = mean_s x[c(-s), s],    c(-s) = argmax_k (sum_{r != s} x[k, r] + x0[k] / 2)
 
@@ -101,7 +102,7 @@ def _first_that_counts(scores: Array) -> int:
 
     n_seeds, is_left = scores.shape[1], ~np.isnan(scores)
     first = int(np.argmax((is_left == is_left[:, -1:]).all(0)))
-    return max(0, min(first, n_seeds - LEAST_SEEDS))
+    return int(max(0, min(first, n_seeds - LEAST_SEEDS)))
 
 
 def student(mean: float, standard_error: float, n_free: int) -> Interval:

@@ -55,9 +55,8 @@ def confirmation_lines(found: Confirmation | None, direction: Direction) -> list
 
 def gain_line(gain: Interval, than: str, share: bool) -> str:
     """A difference with its interval; one that may be none is no evidence."""
-    word = "better" if gain.value >= 0 else "worse"
     low, high = (amount(end, share, unit=False) for end in (gain.low, gain.high))
-    text = f"{amount(abs(gain.value), share)} {word} {than} (95 % interval {low} to {high})"
+    text = f"{amount(gain.value, share)} better {than} (95 % interval {low} to {high})"
     return text if gain.low > 0 else f"No evidence that the search helped: {text}"
 
 

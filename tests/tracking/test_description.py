@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +44,12 @@ def study_in(uri: str) -> tuple[Experiment, Run]:
     return experiment, parent
 
 
-def searched(uri: str, add: Callable[[MlflowTracker], None] = lambda tracker: None) -> None:
-    """A search of four trials; `add` gets its tracker before the end is written."""
+def searched(uri: str) -> None:
+    """A search of four trials."""
     tracker = MlflowTracker(uri)
     tracker.open(records.study_info())
     *trials, _ = records.search(None)
     tracker.write(trials)
-    add(tracker)
     end = records.study_finished(ranking=RANKING, appraisal=APPRAISAL)
     tracker.write([end])
     tracker.close()
@@ -130,10 +128,11 @@ def test_experiment_and_parent_run_have_the_description(uri: str) -> None:
 
 
 def test_files_for_the_parent_run_are_its_artifacts(uri: str) -> None:
-    """Those that a search adds at its end, and those that come later, in place of them."""
+    """A later one takes the place of the first."""
     texts = {"report.html": "<p>first</p>"}
-    searched(uri, lambda tracker: tracker.add(texts=texts))
+    searched(uri)
     _, parent = study_in(uri)
+    assert mirror.store_texts(uri, "toy-study", texts)
     file = artifact_of(uri, parent.info.run_id, "report.html", Path("none"))
     assert file.read_text() == "<p>first</p>"
     assert mirror.store_texts(uri, "toy-study", {"report.html": "<p>second</p>"})

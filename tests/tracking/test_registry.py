@@ -93,7 +93,7 @@ def test_the_alias_moves_to_a_better_version_alone(six: Path, call: Call) -> Non
     assert version.tags["sweep.score_kind"] == "best"
     for part in (
         f"val_acc {found.score:.6g}", f"trial {second} of study `six`", "1347 samples to train",
-        "chosen on the validation data", "models:/digits@champion", "hidden",
+        "chosen on validation data", "models:/digits@champion", "hidden",
     ):  # fmt: skip
         assert part in version.description
     assert str(six) not in version.description

@@ -15,7 +15,7 @@ from sweep.reporting.report.axes import shortened
 from sweep.reporting.report.chart_data import rounded, thinned
 from sweep.reporting.report.document import Block, Chart, Document, Grid, Section, Words
 from sweep.reporting.report.facts import StudyFacts, epochs_of
-from sweep.reporting.report.findings import listed, quoted, ranked
+from sweep.reporting.report.findings import best_epoch_of, listed, quoted, ranked
 from sweep.space import parse_space
 from sweep.trial import TrialState
 
@@ -121,7 +121,7 @@ def _luck(first: Compared, second: Compared, objective: Objective) -> list[str]:
         return [
             f"Corrected for luck {quoted(first.name)} is better, too: the intervals are apart."
         ]
-    return ["Corrected for luck their intervals overlap: no evidence that one is better."]
+    return ["Corrected for luck their intervals overlap, which does not tell which one is better."]
 
 
 def _other_data(given: Sequence[Compared]) -> list[str]:
@@ -193,7 +193,7 @@ def _trained(one: Compared) -> Sequence[LedgerTrial]:
 
 
 def _best_epoch(one: Compared) -> Any:
-    return one.best.result.get("best_epoch") if one.best is not None else None
+    return best_epoch_of(one.best) or None if one.best is not None else None
 
 
 _ASPECTS: Mapping[str, Callable[[Compared], Any]] = {

@@ -240,7 +240,7 @@ def _again(facts: StudyFacts) -> Section:
     lines = [line for command, why in commands for line in (f"# {why}", command)]
     blocks: list[Block] = [Code("\n".join(lines), "What to type next")]
     if facts.space_text:
-        blocks.append(Code(facts.space_text, f"Search space {config.space_name}.yaml",
+        blocks.append(Code(redacted(facts.space_text), f"Search space {config.space_name}.yaml",
                            is_folded=True))  # fmt: skip
     blocks.append(Grid("settings", "Settings", ["setting", "value"], _settings(facts)))
     blocks.append(Grid("origin", "Code, versions and data", ["what", "value"], _origin(facts)))
@@ -308,7 +308,7 @@ def _table(facts: StudyFacts) -> Section:
         [
             ranks.get(trial.number), trial.number,
             rounded(trial.value, 5) if trial.state.is_scored else None,
-            trial.result.get("best_epoch"), epochs_of(trial) or None, _state(trial),
+            findings.best_epoch_of(trial) or None, epochs_of(trial) or None, _state(trial),
             *(_cell(trial.hyperparameters, name) for name in names),
         ]
         for trial in order

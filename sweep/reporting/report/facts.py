@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,7 @@ from sweep.objective import Objective
 from sweep.reporting.report.axes import Axis, axes_of
 from sweep.reporting.report.findings import ranked
 from sweep.reporting.report.importance import Importance, better_half, importances
-from sweep.trial import VALUE, DatasetInfo, StudyFinished
+from sweep.trial import EPOCHS_DONE, VALUE, DatasetInfo, StudyFinished
 
 
 @dataclass(frozen=True)
@@ -90,4 +91,6 @@ def goodness_of(trials: Sequence[LedgerTrial], objective: Objective) -> list[flo
 
 def epochs_of(trial: LedgerTrial) -> int:
     """Epochs that a trial trained."""
+    if EPOCHS_DONE in trial.result.get("metrics", {}) and trial.reports:
+        return math.ceil(trial.reports[-1].epochs_done)
     return int(trial.result.get("n_epochs") or max(trial.curve, default=0))

@@ -5,6 +5,7 @@ Names stand in backticks, which each form of the page draws in its own way.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 
@@ -13,7 +14,7 @@ from sweep.objective import Objective
 from sweep.reporting.formats import format_metric, format_value
 from sweep.reporting.report.axes import Axis
 from sweep.reporting.report.importance import Importance
-from sweep.trial import TrialState
+from sweep.trial import EPOCHS_DONE, TrialState
 
 N_BEST = 3
 """So many of the best trials at one end of a range say that it is too narrow."""
@@ -129,11 +130,11 @@ def about_bounds(
 
 def about_epochs(trials: Sequence[LedgerTrial], objective: Objective, n_epochs: int) -> list[str]:
     """When trials stopped improving."""
-    best_first = [t for t in ranked(trials, objective) if t.result.get("best_epoch")]
+    best_first = [t for t in ranked(trials, objective) if best_epoch_of(t)]
     if len(best_first) < MIN_SPREAD or n_epochs < 2:
         return []
-    last = max(int(trial.result["best_epoch"]) for trial in best_first)
-    of_best = [int(trial.result["best_epoch"]) for trial in best_first[:5]]
+    last = max(best_epoch_of(trial) for trial in best_first)
+    of_best = [best_epoch_of(trial) for trial in best_first[:5]]
     n_at_end = sum(epoch >= n_epochs for epoch in of_best)
     if last < n_epochs:
         return [f"No trial improved after epoch {last} of {n_epochs}: {last} epochs are enough."]
@@ -148,6 +149,12 @@ def about_epochs(trials: Sequence[LedgerTrial], objective: Objective, n_epochs: 
             "the others did."
         ]
     return [f"The best five had their best epochs from {min(of_best)} to {n_epochs}."]
+
+
+def best_epoch_of(trial: LedgerTrial) -> int:
+    """The epoch of a trial's score, begun ones counted; 0: it has none."""
+    done = trial.result.get("metrics", {}).get(EPOCHS_DONE, trial.result.get("best_epoch"))
+    return math.ceil(done or 0)
 
 
 def values_of(trial: LedgerTrial) -> str:

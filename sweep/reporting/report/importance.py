@@ -6,13 +6,15 @@ ridge regression. A parameter's importance is the share of the variance that its
 the main effect of functional ANOVA (Hutter, Hoos, Leyton-Brown 2014), without interactions. The
 ridge's strength is the one that predicts left-out trials best.
 
-What noise alone gives: errors of left-out trials, shuffled, in place of the ranks (Freedman,
-Lane 1983). Its mean is taken off the importance; the share of shuffles that reach the importance
-is the p-value. The interval is from such errors drawn with replacement and added to the fit.
+What noise alone gives: errors of left-out trials, shuffled, in place of the ranks (a permutation
+of residuals, as by ter Braak 1992). Its mean is taken off the importance; the share of shuffles
+that reach the importance is the p-value. The interval is from such errors drawn with replacement
+and added to the fit.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -71,7 +73,8 @@ def importances(axes: Sequence[Axis], goodness: Sequence[float | None]) -> list[
     fit = x @ (back @ y)
     rest = rests[strength] - rests[strength].mean()
     rng = np.random.default_rng(0)
-    shuffled = np.array([rng.permutation(rest) for _ in range(N_DRAWS)]).T
+    n_shuffles = max(N_DRAWS, math.ceil(2 * len(kept) / LEVEL))  # else none could be sure
+    shuffled = np.array([rng.permutation(rest) for _ in range(n_shuffles)]).T
     drawn = fit[:, None] + rest[rng.integers(0, n_trials, (n_trials, N_DRAWS))]
     results, at = [], 0
     for name, block in kept:
@@ -81,7 +84,7 @@ def importances(axes: Sequence[Axis], goodness: Sequence[float | None]) -> list[
         floor = float(noise.mean())
         low, high = np.clip(np.quantile(again, (0.025, 0.975)) - 2 * floor, 0.0, 1.0)
         value = float(np.clip(share[0] - floor, 0.0, 1.0))
-        p_value = (1 + int((noise >= share[0]).sum())) / (N_DRAWS + 1)
+        p_value = (1 + int((noise >= share[0]).sum())) / (n_shuffles + 1)
         p_noise = min(1.0, p_value * len(kept))
         low, high = min(float(low), value), max(float(high), value)
         results.append(Importance(name, value, low, high, p_noise))
@@ -105,6 +108,12 @@ def _steps(axis: Axis, scored: Sequence[int]) -> Array:
         n_bins = int(np.clip(len(there) // 10, 2, 6))
         cuts = np.arange(1, n_bins) / n_bins
         edges = np.unique(np.quantile(there, cuts)) if len(there) else there
+        known = np.unique(there)
+        if len(known) <= n_bins:  # few values: each is a bin
+            edges = known[:-1]
+        edges = edges[edges < known[-1]] if len(known) else edges  # else its bin has all
+        if not len(edges):
+            edges = known[-2:-1]
         codes = np.where(np.isnan(values), np.nan, np.searchsorted(edges, values, side="left"))
     codes = np.where(np.isnan(codes), -1, codes)
     used = np.unique(codes)

@@ -6,7 +6,7 @@ from sweep.appraisal import Interval
 from sweep.ledger.confirmation import confirmation_in
 from sweep.reporting.formats import format_duration, format_metric
 from sweep.reporting.report.facts import StudyFacts, epochs_of
-from sweep.reporting.report.findings import quoted, values_of
+from sweep.reporting.report.findings import best_epoch_of, quoted, values_of
 from sweep.reporting.summary import gain
 from sweep.space import run_name
 from sweep.trial import StudyInfo, TrialState
@@ -25,7 +25,7 @@ def verdict(facts: StudyFacts) -> list[str]:
         return ["No trial completed, so there is no best one.", cost(facts)]
     best = facts.best_first[0]
     name = best.result.get("name") or run_name(best.number, best.hyperparameters)
-    epoch = best.result.get("best_epoch")
+    epoch = best_epoch_of(best)
     at = f" in epoch {epoch} of {epochs_of(best)}" if epoch else ""
     objective = facts.objective
     first = (

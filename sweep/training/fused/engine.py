@@ -114,6 +114,7 @@ class FusedEngine:
             metrics[number] = {name: getattr(score, name) for name in self._metrics}
             said = score.by_sample(self._task.metric)
             if said is not None:
+                said = said if said.dtype == torch.bool else said.float()
                 outcomes[number] = said.numpy(), None, ""
             run = self._open[number].run
             run.n_steps = (run.epoch + 1) * self._n_steps(run)

@@ -31,7 +31,6 @@ class ValidationOutcomes:
     def __init__(self, metric: str) -> None:
         self._metric = metric
         self._hooks: list[Any] = []
-        self._log: Any = None
         self._module: Any = None
         self._clear()
 
@@ -99,7 +98,13 @@ class ValidationOutcomes:
             return None, None, SEVERAL_DEVICES
         if self._why or not self._values:
             return None, None, self._why or UNKNOWN
+        found = self._joined()
+        self._clear()  # a later report without a validation has none
+        return found
+
+    def _joined(self) -> tuple[Any, Any, str]:
         if self._by_sample:
-            return torch.cat(self._values).cpu().numpy(), None, ""
+            joined = torch.cat(self._values).cpu()
+            return (joined if joined.dtype == torch.bool else joined.float()).numpy(), None, ""
         values = torch.stack([value.float() for value in self._values]).cpu().numpy()
         return values, np.array(self._sizes), ""
