@@ -102,7 +102,8 @@ class OutcomesInMemory:
             self._rows.append(np.packbits(kept))
         else:
             self._rows.append(kept.astype(np.float32))
-            half = self._rows[-1].astype(np.float16)
+            with np.errstate(over="ignore", under="ignore"):
+                half = self._rows[-1].astype(np.float16)
             as_half = float(np.average(half.astype(np.float64), weights=weights))
             self._is_half &= math.isclose(as_half, score, rel_tol=TOLERANCE)
 

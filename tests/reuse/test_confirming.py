@@ -84,8 +84,10 @@ def test_an_interrupted_race_goes_on_and_is_kept(folder: Path) -> None:
     assert (kept.winner, kept.value, kept.test) == (found.winner, found.value, found.test)
     assert TEST_OPENED in tags()
     assert sweep.best(STUDY).trial == found.winner
-    again = sweep.confirm(STUDY, top=3, seeds=3)
-    assert again.value == found.value
+    opened = tags()[TEST_OPENED]
+    again = sweep.confirm(top=3, seeds=3)  # its rounds are no studies to choose from
+    assert (again.value, again.test) == (found.value, found.test)
+    assert tags()[TEST_OPENED] == opened  # the split is opened once
     assert n_trials(f"{STUDY}-confirm-3") == 3
     said = "\n".join([*race_lines(found), *confirmation_lines(found, "maximize")])
     assert "(the reference)" in said
@@ -102,6 +104,13 @@ def test_mlflow_has_the_confirmation(folder: Path) -> None:
     runs = client.search_runs([experiment.experiment_id], "tags.`sweep.role` = 'study'")
     assert CONFIRMED in runs[0].data.tags
     assert TEST_OPENED in runs[0].data.tags
+
+
+def test_a_study_that_has_grown_is_not_confirmed(folder: Path) -> None:
+    """Its best trial is the one with the best score again."""
+    outcome = sweep.run(study=STUDY, trials=6, executor="inline")
+    assert outcome.best is not None
+    assert sweep.best(STUDY).trial == outcome.best.number
 
 
 @pytest.mark.parametrize("given", [{"top": 1}, {"seeds": 1}, {"top": "many"}])

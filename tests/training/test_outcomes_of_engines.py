@@ -185,3 +185,27 @@ def test_an_interrupted_trial_has_the_outcomes_of_all_epochs(
     whole = outcomes(dataclasses.replace(task, work_dir=str(tmp_path / "whole")), SPECS)
     for (mine, _), (right, _) in zip(rest, whole, strict=True):
         assert np.array_equal(mine.values, right.values)
+
+
+@pytest.mark.parametrize("population", [1, 64])
+def test_bfloat16_is_no_fault(tmp_path: Path, population: int) -> None:
+    """numpy does not know it."""
+    task = example_task(
+        tmp_path, metric="val_loss", direction="minimize", precision="bf16-true",
+        population=population,
+    )  # fmt: skip
+    for one, metrics in outcomes(task, SPECS):
+        assert len(metrics) == 2
+        assert one.why_not or len(one.values) == 2
+
+
+def test_epochs_without_a_validation_have_no_outcomes(tmp_path: Path) -> None:
+    """Every second epoch is validated."""
+    task = dataclasses.replace(
+        own(tmp_path, "Line"), epochs=4, config={"trainer": {"check_val_every_n_epoch": 2}}
+    )
+    ((one, metrics),) = outcomes(task, [TrialSpec(0, {"lr": 0.01}, 1)])
+    assert not one.why_not
+    said = [epoch["val_loss"] for epoch in metrics if "val_loss" in epoch]
+    assert len(said) == 2
+    assert np.average(one.values, axis=1, weights=one.sizes) == pytest.approx(said, rel=2e-3)
