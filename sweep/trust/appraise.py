@@ -12,7 +12,7 @@ from sweep.objective import Objective, Scored
 from sweep.trial import TrialState
 from sweep.trust.expected_best import gain_of_more
 from sweep.trust.intervals import normal, probability_above_zero, wilson
-from sweep.trust.selection import best_columns, draws, out_of_choice
+from sweep.trust.selection import Draws, best_columns, draws, out_of_choice
 
 if TYPE_CHECKING:
     import numpy as np
@@ -77,7 +77,7 @@ def _corrected(
     if baseline not in numbers or best.number == baseline:
         return found
     own = _Choice([by_trial[numbers.index(baseline)]], sizes, sign, drawn)
-    mean = float(np.average(choice.fair - own.fair, weights=sizes))
+    mean = float(np.average(choice.fair.of_all - own.fair.of_all, weights=sizes))
     error = standard_error(choice.winner - own.winner, sizes)
     return Appraisal(
         best.value, best.number, corrected, "", own.corrected(is_share), normal(mean, error),
@@ -88,10 +88,10 @@ def _corrected(
 class _Choice:
     """The best column of some trials, and what it is worth.
 
-    `winner` are its outcomes, `fair` those of repeated choices; (U,), larger is better.
+    `winner` are its outcomes (U,), `fair` those of repeated choices; larger is better.
     """
 
-    def __init__(self, by_trial: Sequence[Array], sizes: Array, sign: float, drawn: Array) -> None:
+    def __init__(self, by_trial: Sequence[Array], sizes: Array, sign: float, drawn: Draws) -> None:
         import numpy as np
 
         values = sign * np.concatenate(by_trial)
@@ -104,10 +104,16 @@ class _Choice:
         """The corrected score; `is_share`: of the samples, each 0 or 1."""
         import numpy as np
 
-        mean = self._sign * float(np.average(self.fair, weights=self._sizes))
+        whole, half, raw = (
+            float(np.average(of, weights=self._sizes))
+            for of in (self.fair.of_all, self.fair.of_half, self.winner)
+        )
+        value, centre = self._sign * min(whole, raw), self._sign * half
         if is_share:
-            return wilson(mean, float(self._sizes.sum()))
-        return normal(mean, standard_error(self.winner, self._sizes))
+            around = wilson(centre, float(self._sizes.sum()))
+        else:
+            around = normal(centre, standard_error(self.winner, self._sizes))
+        return Interval(value, min(around.low, value), max(around.high, value))
 
 
 def standard_error(values: Array, sizes: Array) -> float:

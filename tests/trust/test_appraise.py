@@ -46,7 +46,7 @@ def hits(share: float, seed: int, n: int = 400, epochs: int = 3) -> np.ndarray:
 def test_the_best_is_corrected_and_compared(tmp_path: Path) -> None:
     """Ten trials of 80 % against a reference of 60 %; of 20 such studies 17 are covered, at least
     (with 19 expected)."""
-    covered = 0
+    covered, taken_off = 0, []
     for world in range(20):
         folder = tmp_path / str(world)
         trials = [trial(folder, 0, hits(0.6, 1000 + world))]
@@ -55,12 +55,14 @@ def test_the_best_is_corrected_and_compared(tmp_path: Path) -> None:
         assert found is not None
         assert found.corrected is not None
         assert found.gain is not None
-        assert found.corrected.value < found.best - 0.01
+        assert found.corrected.value <= found.best
+        taken_off.append(found.best - found.corrected.value)
         assert found.is_evidence
         assert found.n_samples == 400
         is_gain = found.gain.low < 0.2 < found.gain.high
         covered += found.corrected.low < 0.8 < found.corrected.high and is_gain
     assert covered >= 17
+    assert np.mean(taken_off) > 0.02
 
 
 def test_luck_is_no_evidence(tmp_path: Path) -> None:

@@ -28,7 +28,9 @@ def test_the_corrected_score_has_no_bias(spread: float) -> None:
         values = world(seed, truth)
         chosen = int(values.mean(1).argmax())
         raw.append(values[chosen].mean() - truth[chosen])
-        corrected.append(out_of_choice(values, sizes, draws(N_UNITS, 200)).mean() - truth[chosen])
+        corrected.append(
+            out_of_choice(values, sizes, draws(N_UNITS, 200)).of_all.mean() - truth[chosen]
+        )
     assert np.mean(raw) > 0.03
     assert abs(np.mean(corrected)) < 0.006
 
@@ -36,21 +38,25 @@ def test_the_corrected_score_has_no_bias(spread: float) -> None:
 def test_one_column_needs_no_correction() -> None:
     """Without a choice the corrected score is the score, unit by unit."""
     values = world(0, np.array([0.8]))
-    assert np.array_equal(out_of_choice(values, np.ones(N_UNITS), draws(N_UNITS)), values[0])
+    assert np.array_equal(
+        out_of_choice(values, np.ones(N_UNITS), draws(N_UNITS)).of_all, values[0]
+    )
 
 
 def test_units_count_by_their_samples() -> None:
     """A column that wins on the large units is chosen, whatever the many small ones say."""
     small, large = np.ones(100), np.full(100, 50.0)
     values = np.stack([np.repeat([1.0, 0.0], 100), np.repeat([0.0, 1.0], 100)])
-    fair = out_of_choice(values, np.concatenate([small, large]), draws(200, 100))
+    fair = out_of_choice(values, np.concatenate([small, large]), draws(200, 100)).of_half
     assert np.array_equal(fair, values[1])
 
 
 def test_the_same_study_has_the_same_result() -> None:
     """Draws are seeded: a report has the same bytes each time."""
     values = world(1, np.full(20, 0.8))
-    first, second = (out_of_choice(values, np.ones(N_UNITS), draws(N_UNITS)) for _ in range(2))
+    first, second = (
+        out_of_choice(values, np.ones(N_UNITS), draws(N_UNITS)).of_all for _ in range(2)
+    )
     assert np.array_equal(first, second)
 
 
