@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from typing import Any
 
@@ -43,3 +44,4 @@ def confirm_study(study: str | None, **settings: Any) -> None:
     found = api.confirm(study, listeners=lambda: [make_display(sys.stdout, 0)], **settings)
     lines = confirmation_lines(found, found.direction)
     click.echo("\n".join(["", *race_lines(found), "", *lines]))
+    click.echo(f"\nNext:\n  sweep best {shlex.quote(found.study)} > best.yaml  # keep the winner")

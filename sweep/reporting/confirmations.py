@@ -10,7 +10,9 @@ from sweep.reporting.formats import format_metric
 
 def race_lines(found: Confirmation) -> list[str]:
     """Each finalist's score in the search and its mean over fresh seeds."""
-    rows = [*found.finalists, *([found.reference] if found.reference else [])]
+    rows = list(found.finalists)
+    if found.reference is not None and found.reference.trial not in {r.trial for r in rows}:
+        rows.append(found.reference)
     width = max(len(one.name) for one in rows)
     return [
         f"{'':{width}}  search  on fresh seeds",
@@ -31,4 +33,6 @@ def _row(one: Finalist, width: int) -> str:
 def _role(found: Confirmation, one: Finalist) -> str:
     if one.trial == found.winner:
         return "  <- chosen"
-    return "  (the reference)" if found.reference and one is found.reference else ""
+    if found.reference is not None and one.trial == found.reference.trial:
+        return "  (the reference)"
+    return "  dropped out" if math.isnan(one.scores[-1]) else ""

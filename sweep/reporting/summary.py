@@ -103,12 +103,15 @@ def next_commands(
     failed = (
         f"{n_to_retry} failed configurations" if n_to_retry > 1 else "the failed configuration"
     )
+    n_completed = end.n_by_state.get("COMPLETE", 0)
     has_best, has_failed = end.best_value is not None, end.n_by_state.get("FAIL", 0) > 0
     offers = [
         (going_on is not None, going_on or "", "go on with the search"),
         (has_failed, f"sweep trials {name} --state fail{at}", "why trials failed"),
         (has_best, f"sweep best {name}{at} > best.yaml", "keep the best configuration"),
-        (has_best, train + uri, then),
+        (has_best and config.kind != "objective", train + uri, then),
+        (n_completed > 1, f"sweep confirm {name}{at}", "the best again on fresh seeds"),
+        (has_best, f"sweep report {name}{at}", "one page that says what came out"),
         (has_best, f"sweep ui {name}{uri}", "look at every trial"),
         (n_to_retry > 0, f"sweep retry {name}{at}", f"try {failed} again"),
     ]

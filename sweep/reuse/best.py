@@ -53,7 +53,12 @@ class Best:
 
     @property
     def checkpoint(self) -> Path:
-        """The Lightning checkpoint of the best epoch. Raises NotFoundError if it is gone."""
+        """The Lightning checkpoint of the best epoch.
+
+        Raises NotFoundError if it is gone, ConfigError for an objective function.
+        """
+        if self.recipe.kind == "objective":
+            raise ConfigError(f"{self.recipe.module} is an objective function: it leaves no model")
         kept = TrialFiles(self.where.study_dir, self.trial).path(BEST)
         if kept.is_file():
             return kept

@@ -17,12 +17,13 @@ import numpy as np
 
 from sweep.appraisal import Confirmation, Finalist, Interval
 from sweep.config.settings import RunConfig
-from sweep.errors import NotFoundError, StudyInterrupted, StudyLockedError, SweepError
+from sweep.errors import ConfigError, NotFoundError, StudyInterrupted, StudyLockedError, SweepError
 from sweep.ledger.confirmation import (
     confirmation_in,
     n_completed,
     opening,
     round_name,
+    study_of_round,
     tags_of,
 )
 from sweep.ledger.ranking import baseline_of, ranking_of
@@ -63,6 +64,8 @@ def confirm(
     raises.
     """
     with opened(study, where) as (ledger, config):
+        if (whole := study_of_round(ledger.name)) is not None:
+            raise ConfigError(f"{ledger.name} is a round of a confirmation: confirm {whole}")
         trials, tags = ledger.trials(), ledger.tags
         space = parse_space(ledger.space_text, config.space_name, is_mlp=config.is_mlp)
     race = _Race(config, space, *_finalists(config, trials, top), search)
@@ -100,10 +103,7 @@ def _finalists(
             f"study {config.study_name!r} has {len(found)} completed configurations: there is "
             "nothing to choose from"
         )
-    finalists = list(found.values())[:top]
-    if reference is not None and reference.number in {trial.number for trial in finalists}:
-        reference = None  # it is one of them
-    return finalists, reference
+    return list(found.values())[:top], reference
 
 
 class _Race:
@@ -167,7 +167,7 @@ class _Race:
             reference = self._entry(self.reference, own)
             gaps = np.array(found.chosen) - own[-len(found.chosen) :]
             gaps = gaps[~np.isnan(gaps)]
-            if len(gaps) > 1:
+            if len(gaps) > 1 and self.reference is not self._finalists[found.winner]:
                 error = float(gaps.std(ddof=1)) / math.sqrt(len(gaps))
                 gain = student(float(gaps.mean()), error, len(gaps) - 1)
         return Confirmation(

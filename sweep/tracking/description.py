@@ -81,7 +81,9 @@ def _commands(study: StudyInfo, *, has_best: bool, is_running: bool) -> str:
     name = shlex.quote(study.name)
     reuse = [f"sweep best {name} > best.yaml", "sweep train --config best.yaml"]
     running = [f"sweep status {name} --watch"]
-    commands = [*running * is_running, *reuse * has_best, f"sweep trials {name}"]
+    confirm = [f"sweep confirm {name}"]
+    ended = has_best and not is_running
+    commands = [*running * is_running, *reuse * has_best, *confirm * ended, f"sweep trials {name}"]
     return "\n".join(["```", *commands, "```"])
 
 

@@ -55,6 +55,8 @@ def test_the_end_says_best_gain_places_and_commands():
         "  sweep best mnist-mlp > best.yaml             # keep the best configuration",
         "  sweep train --config best.yaml --data mnist  "
         "# train it on train + validation, then test it",
+        "  sweep confirm mnist-mlp                      # the best again on fresh seeds",
+        "  sweep report mnist-mlp                       # one page that says what came out",
         "  sweep ui mnist-mlp                           # look at every trial",
     ]
 
@@ -113,6 +115,7 @@ def test_commands_are_quoted_for_the_shell():
         "sweep best 'my study' > best.yaml",
         "sweep train --config best.yaml --data digits --data-dir 'a b'"
         " --tracking-uri sqlite:///x.db",
+        "sweep report 'my study'",
         "sweep ui 'my study' --tracking-uri sqlite:///x.db",
     ]
 
@@ -123,6 +126,7 @@ def test_commands_name_stores_without_their_passwords(monkeypatch):
     assert [command for command, _ in commands(end, study="s", **AWAY)] == [
         "sweep best s --storage 'postgresql://***@db/optuna' > best.yaml",
         "sweep train --config best.yaml --data digits --tracking-uri 'https://***@host'",
+        "sweep report s --storage 'postgresql://***@db/optuna'",
         "sweep ui s --tracking-uri 'https://***@host'",
     ]
     failed = the_end(**NO_BEST, n_by_state={"FAIL": 1})
@@ -132,7 +136,8 @@ def test_commands_name_stores_without_their_passwords(monkeypatch):
     monkeypatch.setenv("SWEEP_STORAGE", AWAY["storage"])
     monkeypatch.setenv("MLFLOW_TRACKING_URI", AWAY["tracking_uri"])
     assert [command for command, _ in commands(end, study="s", **AWAY)] == [
-        "sweep best s > best.yaml", "sweep train --config best.yaml --data digits", "sweep ui s",
+        "sweep best s > best.yaml", "sweep train --config best.yaml --data digits",
+        "sweep report s", "sweep ui s",
     ]  # fmt: skip
 
 
@@ -151,7 +156,7 @@ def test_commands_stay_whole_on_a_narrow_terminal():
     """Where commands with their comments do not fit, a comment is a line above its command."""
     lines = told(the_end(), width=60)
     assert max(map(len, lines)) <= 60
-    assert lines[-6:-4] == [
+    assert lines[-10:-8] == [
         "  # keep the best configuration", "  sweep best mnist-mlp > best.yaml",
     ]  # fmt: skip
 

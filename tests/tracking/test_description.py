@@ -79,6 +79,7 @@ def test_a_finished_search_says_its_verdict_its_best_five_and_the_next_commands(
         "5. 0.86: t004 Adam",
         "**[All trials, best first](#/here)**",
         "```\nsweep best toy-study > best.yaml\nsweep train --config best.yaml\n"
+        "sweep confirm toy-study\n"
         "sweep trials toy-study\n```",
     ]
 

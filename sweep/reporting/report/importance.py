@@ -59,7 +59,7 @@ def importances(axes: Sequence[Axis], goodness: Sequence[float | None]) -> list[
     scores = np.array([goodness[at] for at in scored], dtype=float)
     if len(scored) < MIN_TRIALS or np.ptp(scores) == 0:
         return []
-    blocks = [_steps(axis, scored) for axis in axes]
+    blocks = [_steps(axis, scored, _teller_of(axis, axes, scored)) for axis in axes]
     kept = [(axis.name, block) for axis, block in zip(axes, blocks, strict=True) if block.size]
     if not kept:
         return []
@@ -82,7 +82,7 @@ def importances(axes: Sequence[Axis], goodness: Sequence[float | None]) -> list[
         at += block.shape[1]
         share, noise, again = (_shares(block, rows @ t) for t in (y[:, None], shuffled, drawn))
         floor = float(noise.mean())
-        low, high = np.clip(np.quantile(again, (0.025, 0.975)) - 2 * floor, 0.0, 1.0)
+        low, high = np.clip(np.quantile(again, (0.025, 0.975)) - [2 * floor, floor], 0.0, 1.0)
         value = float(np.clip(share[0] - floor, 0.0, 1.0))
         p_value = (1 + int((noise >= share[0]).sum())) / (n_shuffles + 1)
         p_noise = min(1.0, p_value * len(kept))
@@ -98,8 +98,21 @@ def better_half(goodness: Sequence[float | None]) -> list[float | None]:
     return [value if value is not None and value >= bound else None for value in goodness]
 
 
-def _steps(axis: Axis, scored: Sequence[int]) -> Array:
-    """Columns of one parameter, centred: (trials, bins); without any if it does not vary."""
+def _teller_of(axis: Axis, axes: Sequence[Axis], scored: Sequence[int]) -> Axis | None:
+    """A choice that decides which trials have the parameter, such as the optimizer of momentum."""
+    has = [axis.values[at] is not None for at in scored]
+    for other in axes if not all(has) else ():
+        pairs = {(other.values[at], one) for at, one in zip(scored, has, strict=True)}
+        if other is not axis and other.choices and len(pairs) == len({v for v, _ in pairs}):
+            return other
+    return None
+
+
+def _steps(axis: Axis, scored: Sequence[int], teller: Axis | None) -> Array:
+    """Columns of one parameter, centred: (trials, bins); without any if it does not vary.
+
+    What it means that a trial lacks the parameter is the `teller`'s share, if there is one.
+    """
     values = np.array([axis.values[at] for at in scored], dtype=float)  # None becomes NaN
     there = values[~np.isnan(values)]
     if axis.choices and not axis.is_ordered:
@@ -115,10 +128,14 @@ def _steps(axis: Axis, scored: Sequence[int]) -> Array:
         if not len(edges):
             edges = known[-2:-1]
         codes = np.where(np.isnan(values), np.nan, np.searchsorted(edges, values, side="left"))
-    codes = np.where(np.isnan(codes), -1, codes)
-    used = np.unique(codes)
+    is_there = ~np.isnan(codes)
+    codes = np.where(is_there, codes, -1)
+    used = np.unique(codes[is_there] if teller is not None else codes)
     columns: Array = (codes[:, None] == used[None, :]).astype(float)
-    centred: Array = columns - columns.mean(0)
+    if teller is None:
+        centred: Array = columns - columns.mean(0)
+    else:  # within the trials that have it
+        centred = np.where(is_there[:, None], columns - columns[is_there].mean(0), 0.0)
     return centred if len(used) > 1 else centred[:, :0]
 
 

@@ -23,7 +23,10 @@ TO_OUTPUT = Path("-")
 def form_of(fmt: str | None, output: Path | None) -> str:
     """The form by name, else by the file's ending, else html. Raises ConfigError."""
     if fmt is None:
-        return ENDINGS.get(output.suffix.lower(), "html") if output else "html"
+        ending = output.suffix.lower() if output else ""
+        if ending not in ("", *ENDINGS):
+            raise ConfigError(must_be_one_of("the ending of -o FILE", ending, ENDINGS))
+        return ENDINGS.get(ending, "html")
     if fmt not in (*FORMS, "png"):
         raise ConfigError(must_be_one_of("--format", fmt, (*FORMS, "png")))
     if fmt == "png" and output == TO_OUTPUT:

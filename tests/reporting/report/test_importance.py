@@ -67,6 +67,30 @@ def test_a_parameter_that_some_trials_lack_is_told_from_its_presence() -> None:
     assert found.share > 0.5
 
 
+def test_a_choice_has_the_credit_for_what_it_brings_along() -> None:
+    """Momentum is there for one optimizer alone, which is worse; its values do not count."""
+    rng = np.random.default_rng(3)
+    optimizer = rng.integers(0, 2, 60)
+    values = tuple(float(rng.uniform()) if one else None for one in optimizer)
+    axes = [
+        Axis("momentum", values, low=0.0, high=1.0),
+        Axis("optimizer", tuple(map(float, optimizer)), ("Adam", "SGD"), False, high=1.0),
+    ]
+    scores = list(-1.0 * optimizer + 0.3 * rng.normal(size=60))
+    found = {one.name: one for one in importances(axes, scores)}
+    assert found["optimizer"].share > 0.5
+    assert found["momentum"].share < 0.1
+
+
+def test_values_at_the_upper_end_do_not_vanish() -> None:
+    """One or two layers, most of them two, as a sampler that learns draws them."""
+    rng = np.random.default_rng(4)
+    layers = np.array([1.0] * 9 + [2.0] * 11)
+    axes = [Axis("layers", tuple(layers), low=1.0, high=2.0)]
+    (found,) = importances(axes, list(3 * layers + 0.1 * rng.normal(size=20)))
+    assert found.is_sure
+
+
 def test_few_scores_say_nothing() -> None:
     """Neither do equal ones, or trials without a score."""
     axes, scores = search(0, 11)
