@@ -31,6 +31,7 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 MIN_TRIALS = 12
 """Below, nothing is said."""
 N_DRAWS = 1000
+NOTHING = 1e-12
 LEVEL = 0.05
 """Of all parameters together (Bonferroni): the chance that one which does not matter seems to."""
 
@@ -67,8 +68,11 @@ def importances(axes: Sequence[Axis], goodness: Sequence[float | None]) -> list[
     rng, y, results = np.random.default_rng(0), _ranks(scores), list[Importance]()
     while bins:
         shuffled = np.array([rng.permutation(y) for _ in range(N_DRAWS)]).T
-        drawn = rng.multinomial(len(y), np.full(len(y), 1 / len(y)), N_DRAWS).T
+        drawn = rng.multinomial(len(y), np.full(len(y), 1 / len(y)), N_DRAWS).T.astype(float)
         noise = {name: _shares(codes, shuffled) for name, codes in bins.items()}
+        if min(one.std() for one in noise.values()) < NOTHING:  # all is explained
+            results += [Importance(name, 0.0, 0.0, 0.0, 1.0) for name in bins]
+            break
         most = np.max([(one - one.mean()) / one.std() for one in noise.values()], axis=0)
         found = list[tuple[float, Importance]]()
         for name, codes in bins.items():

@@ -91,6 +91,19 @@ def test_values_at_the_upper_end_do_not_vanish() -> None:
     assert found.is_sure
 
 
+def test_scores_without_noise_are_explained_in_full() -> None:
+    """One parameter says all; the other one nothing, with no division by what is left."""
+    layers = np.array([1.0, 2.0] * 10)
+    axes = [
+        Axis("layers", tuple(layers), low=1.0, high=2.0),
+        Axis("x", tuple(np.linspace(0.0, 1.0, 20)), low=0.0, high=1.0),
+    ]
+    first, second = importances(axes, list(layers))
+    assert (first.name, first.is_sure) == ("layers", True)
+    assert first.share > 0.8
+    assert (second.share, second.is_sure) == (0.0, False)
+
+
 def test_few_scores_say_nothing() -> None:
     """Neither do equal ones, or trials without a score."""
     axes, scores = search(0, 11)
