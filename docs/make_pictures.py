@@ -1,4 +1,5 @@
-"""Makes the pictures of the README in docs/pictures/: a search on a terminal, MLflow's page of it.
+"""Makes the pictures of the README in docs/pictures/: a search on a terminal, its report, and
+MLflow's page of it.
 
     python docs/make_pictures.py
 
@@ -48,6 +49,7 @@ def main() -> None:
     PICTURES.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         live_table(Path(folder))
+        report_page(Path(folder))
         with mlflow_page(Path(folder)) as address:
             photograph(address, "best_val_acc", PICTURES / "mlflow.png")
 
@@ -81,6 +83,14 @@ def on_a_terminal(folder: Path, *arguments: str) -> str:
                 written += piece
     os.close(terminal)
     return written.decode().replace("\r\n", "\n")
+
+
+def report_page(folder: Path) -> None:
+    """The top of `sweep report STUDY`."""
+    command = [sys.executable, "-m", "sweep", "report", STUDY, "--no-samples", "-o", "page.html"]
+    subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
+    page = (folder / "page.html").as_uri()
+    photograph(page, "What came out", PICTURES / "report.png", "1200,1000")
 
 
 @contextlib.contextmanager
