@@ -8,8 +8,8 @@ from typing import Any
 
 from sweep.reporting.report.axes import Axis, shortened
 from sweep.reporting.report.facts import StudyFacts, epochs_of
-from sweep.reporting.report.importance import Importance
 from sweep.trial import TrialState
+from sweep.trust.importance import Importance
 
 MAX_POINTS = 40_000
 """Points of all learning curves together; a curve has 12 to 200 of them."""

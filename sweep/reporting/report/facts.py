@@ -15,8 +15,8 @@ from sweep.ledger.trials import LedgerTrial
 from sweep.objective import Objective
 from sweep.reporting.report.axes import Axis, axes_of
 from sweep.reporting.report.findings import ranked
-from sweep.reporting.report.importance import Importance, better_half, importances
 from sweep.trial import EPOCHS_DONE, VALUE, DatasetInfo, StudyFinished
+from sweep.trust.importance import Column, Importance, better_half, importances
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,10 @@ def facts_of(ledger: Ledger, config: RunConfig) -> StudyFacts:
     trials = [t for t in ledger.trials() if t.queued is None]
     goodness = goodness_of(trials, objective)
     axes = axes_of(trials)
-    found = importances(axes, goodness)
+    columns = {
+        a.name: Column(a.values, is_choice=bool(a.choices) and not a.is_ordered) for a in axes
+    }
+    found = importances(columns, goodness)
     order = {one.name: place for place, one in enumerate(found)}
     times = [t.frozen.datetime_start for t in trials if t.frozen.datetime_start]
     ends = [t.frozen.datetime_complete for t in trials if t.frozen.datetime_complete]
@@ -75,7 +78,7 @@ def facts_of(ledger: Ledger, config: RunConfig) -> StudyFacts:
         best_first=ranked(trials, objective),
         axes=sorted(axes, key=lambda axis: order.get(axis.name, len(order))),
         importance=found,
-        importance_of_better=importances(axes, better_half(goodness)),
+        importance_of_better=importances(columns, better_half(goodness)),
         appraisal=end.appraisal,
         end=end,
         wall_s=(max(ends) - min(times)).total_seconds() if times and ends else 0.0,

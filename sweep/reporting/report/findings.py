@@ -13,8 +13,8 @@ from sweep.ledger.trials import LedgerTrial
 from sweep.objective import Objective
 from sweep.reporting.formats import format_metric, format_value
 from sweep.reporting.report.axes import Axis
-from sweep.reporting.report.importance import Importance
 from sweep.trial import EPOCHS_DONE, TrialState
+from sweep.trust.importance import Importance
 
 N_BEST = 3
 """So many of the best trials at one end of a range say that it is too narrow."""

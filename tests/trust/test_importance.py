@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 
-from sweep.reporting.report.axes import Axis
-from sweep.reporting.report.importance import better_half, importances
+from sweep.trust.importance import Column, better_half, importances
 
 N_SEARCHES = 60
 
 
-def search(seed: int, n: int, effect: float = 1.0) -> tuple[list[Axis], list[float | None]]:
+def search(seed: int, n: int, effect: float = 1.0) -> tuple[dict[str, Column], list[float | None]]:
     """lr and optimizer count (unless `effect` is 0), four others do not; the rest is noise."""
     rng = np.random.default_rng(seed)
     lr, optimizer = rng.uniform(-4, -1, n), rng.integers(0, 3, n)
-    axes = [
-        Axis("lr", tuple(10**lr), is_log=True, low=1e-4, high=0.1),
-        Axis("optimizer", tuple(map(float, optimizer)), ("a", "b", "c"), False, high=2.0),
-        *(Axis(f"x{i}", tuple(rng.uniform(0, 1, n)), low=0.0, high=1.0) for i in range(4)),
-    ]
+    axes = {
+        "lr": Column(tuple(10**lr)),
+        "optimizer": Column(tuple(map(float, optimizer)), is_choice=True),
+        **{f"x{i}": Column(tuple(rng.uniform(0, 1, n))) for i in range(4)},
+    }
     scores = effect * (-((lr + 2.2) ** 2) + 0.5 * (optimizer == 1)) + 0.3 * rng.normal(size=n)
     return axes, list(scores)
 
@@ -46,11 +45,10 @@ def test_the_share_is_that_of_the_variance() -> None:
     """Two independent parameters with variances 4 to 1 and no noise: shares of 0.8 and 0.2."""
     rng = np.random.default_rng(1)
     a, b = rng.integers(0, 2, 2000), rng.integers(0, 2, 2000)
-    choices = ("no", "yes")
-    axes = [
-        Axis("a", tuple(map(float, a)), choices, False, high=1.0),
-        Axis("b", tuple(map(float, b)), choices, False, high=1.0),
-    ]
+    axes = {
+        "a": Column(tuple(map(float, a)), is_choice=True),
+        "b": Column(tuple(map(float, b)), is_choice=True),
+    }
     found = {one.name: one.share for one in importances(axes, list(2.0 * a + b))}
     assert abs(found["a"] - 0.8) < 0.03  # four scores, about as frequent: even ranks
     assert abs(found["b"] - 0.2) < 0.03
@@ -61,7 +59,7 @@ def test_a_parameter_that_some_trials_lack_is_told_from_its_presence() -> None:
     rng = np.random.default_rng(2)
     has = rng.integers(0, 2, 80)
     values = tuple(float(rng.uniform()) if one else None for one in has)
-    axes = [Axis("momentum", values, low=0.0, high=1.0)]
+    axes = {"momentum": Column(values)}
     (found,) = importances(axes, list(-1.0 * has + 0.1 * rng.normal(size=80)))
     assert found.is_sure
     assert found.share > 0.5
@@ -72,10 +70,10 @@ def test_a_choice_has_the_credit_for_what_it_brings_along() -> None:
     rng = np.random.default_rng(3)
     optimizer = rng.integers(0, 2, 60)
     values = tuple(float(rng.uniform()) if one else None for one in optimizer)
-    axes = [
-        Axis("momentum", values, low=0.0, high=1.0),
-        Axis("optimizer", tuple(map(float, optimizer)), ("Adam", "SGD"), False, high=1.0),
-    ]
+    axes = {
+        "momentum": Column(values),
+        "optimizer": Column(tuple(map(float, optimizer)), is_choice=True),
+    }
     scores = list(-1.0 * optimizer + 0.3 * rng.normal(size=60))
     found = {one.name: one for one in importances(axes, scores)}
     assert found["optimizer"].share > 0.5
@@ -86,7 +84,7 @@ def test_values_at_the_upper_end_do_not_vanish() -> None:
     """One or two layers, most of them two, as a sampler that learns draws them."""
     rng = np.random.default_rng(4)
     layers = np.array([1.0] * 9 + [2.0] * 11)
-    axes = [Axis("layers", tuple(layers), low=1.0, high=2.0)]
+    axes = {"layers": Column(tuple(layers))}
     (found,) = importances(axes, list(3 * layers + 0.1 * rng.normal(size=20)))
     assert found.is_sure
 
@@ -94,10 +92,10 @@ def test_values_at_the_upper_end_do_not_vanish() -> None:
 def test_scores_without_noise_are_explained_in_full() -> None:
     """One parameter says all; the other one nothing, with no division by what is left."""
     layers = np.array([1.0, 2.0] * 10)
-    axes = [
-        Axis("layers", tuple(layers), low=1.0, high=2.0),
-        Axis("x", tuple(np.linspace(0.0, 1.0, 20)), low=0.0, high=1.0),
-    ]
+    axes = {
+        "layers": Column(tuple(layers)),
+        "x": Column(tuple(np.linspace(0.0, 1.0, 20))),
+    }
     first, second = importances(axes, list(layers))
     assert (first.name, first.is_sure) == ("layers", True)
     assert first.share > 0.8

@@ -19,13 +19,11 @@ drawn with replacement.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-
-from sweep.reporting.report.axes import Axis
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 MIN_TRIALS = 12
@@ -34,6 +32,16 @@ N_DRAWS = 1000
 NOTHING = 1e-12
 LEVEL = 0.05
 """Of all parameters together (Bonferroni): the chance that one which does not matter seems to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """The values of one parameter, one a trial."""
+
+    values: Sequence[float | None]
+    """None: the trial lacks it; choices are numbered."""
+    is_choice: bool = False
+    """Whether the numbers have no order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +62,10 @@ class Importance:
         return self.p_noise <= LEVEL
 
 
-def importances(axes: Sequence[Axis], goodness: Sequence[float | None]) -> list[Importance]:
-    """Importance of each axis, largest first; empty if there are too few scores.
+def importances(
+    columns: Mapping[str, Column], goodness: Sequence[float | None]
+) -> list[Importance]:
+    """Importance of each parameter, largest first; empty if there are too few scores.
 
     `goodness` has a number for each trial, larger for a better one; None: it has no score.
     """
@@ -63,7 +73,10 @@ def importances(axes: Sequence[Axis], goodness: Sequence[float | None]) -> list[
     scores = np.array([goodness[at] for at in scored], dtype=float)
     if len(scored) < MIN_TRIALS or np.ptp(scores) == 0:
         return []
-    all_ = {axis.name: _bins(axis, scored, _teller_of(axis, axes, scored)) for axis in axes}
+    all_ = {
+        name: _bins(column, scored, _teller_of(column, columns.values(), scored))
+        for name, column in columns.items()
+    }
     bins = {name: codes for name, codes in all_.items() if len(np.unique(codes[codes >= 0])) > 1}
     rng, y, results = np.random.default_rng(0), _ranks(scores), list[Importance]()
     while bins:
@@ -100,26 +113,26 @@ def better_half(goodness: Sequence[float | None]) -> list[float | None]:
     return [value if value is not None and value >= bound else None for value in goodness]
 
 
-def _teller_of(axis: Axis, axes: Sequence[Axis], scored: Sequence[int]) -> Axis | None:
+def _teller_of(column: Column, columns: Iterable[Column], scored: Sequence[int]) -> Column | None:
     """A choice that decides which trials have the parameter, such as the optimizer of momentum."""
-    has = [axis.values[at] is not None for at in scored]
-    for other in axes if not all(has) else ():
+    has = [column.values[at] is not None for at in scored]
+    for other in columns if not all(has) else ():
         pairs = {(other.values[at], one) for at, one in zip(scored, has, strict=True)}
-        if other is not axis and other.choices and len(pairs) == len({v for v, _ in pairs}):
+        if other is not column and other.is_choice and len(pairs) == len({v for v, _ in pairs}):
             return other
     return None
 
 
-def _bins(axis: Axis, scored: Sequence[int], teller: Axis | None) -> Array:
+def _bins(column: Column, scored: Sequence[int], teller: Column | None) -> Array:
     """The bin of each trial (n,), from 0; -1: left out, for it lacks the parameter.
 
     That a trial lacks it is the `teller`'s share, if there is one, else a bin of its own.
     """
-    values = np.array([axis.values[at] for at in scored], dtype=float)  # None becomes NaN
+    values = np.array([column.values[at] for at in scored], dtype=float)  # None becomes NaN
     there = values[~np.isnan(values)]
     known = np.unique(there)
     n_bins = int(np.clip(len(there) // 10, 2, 6))
-    if (axis.choices and not axis.is_ordered) or len(known) <= n_bins:
+    if column.is_choice or len(known) <= n_bins:
         edges = known[:-1]
     else:
         edges = np.unique(np.quantile(there, np.arange(1, n_bins) / n_bins))
