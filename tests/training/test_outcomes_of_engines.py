@@ -57,6 +57,29 @@ class Updating(OfObject):
         self.log("val_loss", self.error)
 
 
+class Boxed:
+    """A minibatch whose size nobody can tell."""
+
+    def __init__(self, batch: Any) -> None:
+        self.batch = batch
+
+
+class InBoxes(Points):
+    """Validates in minibatches of a class of its own."""
+
+    def val_dataloader(self) -> Any:
+        return torch.utils.data.DataLoader(
+            self.sets[1], 8, collate_fn=lambda rows: Boxed(torch.utils.data.default_collate(rows))
+        )
+
+
+class OfBoxes(OfObject):
+    """Knows what is in them."""
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        super().validation_step(batch.batch, batch_idx)
+
+
 class AtTheEnd(Line):
     """Logs once, after the validation."""
 
@@ -157,6 +180,15 @@ def test_what_is_no_mean_of_minibatches_is_said(tmp_path: Path, name: str, why: 
     """Nothing is kept, the reason is, and the curve is what it was."""
     ((one, metrics),) = outcomes(own(tmp_path, name), [TrialSpec(0, {"lr": 0.01}, 1)])
     assert why in one.why_not
+    assert len(metrics) == 2
+
+
+def test_minibatches_of_unknown_size_fail_no_trial(tmp_path: Path) -> None:
+    """Lightning needs no size for a metric object, so sweep may not, either."""
+    ((one, metrics),) = outcomes(
+        own(tmp_path, "OfBoxes", "InBoxes"), [TrialSpec(0, {"lr": 0.01}, 1)]
+    )
+    assert "unknown size" in one.why_not
     assert len(metrics) == 2
 
 

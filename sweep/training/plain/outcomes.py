@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ from sweep.files.outcomes import OUTCOMES
 
 UNKNOWN = "is not logged in validation_step, where sweep could see what each minibatch adds to it"
 OF_OBJECT = "is a metric object whose values by minibatch are not known: call it, do not update it"
+NO_SIZE = "is logged for minibatches of unknown size: say self.log(..., batch_size=...)"
 SEVERAL_DEVICES = "was computed on several devices"
 
 
@@ -89,8 +91,14 @@ class ValidationOutcomes:
             self._why = self._why or UNKNOWN
             return
         self._by_sample = False
-        self._values.append(torch.as_tensor(said).detach().reshape(()))
-        self._sizes.append(int(size or extract_batch_size(batch)))
+        try:
+            with warnings.catch_warnings(action="ignore"):  # that a size is a guess
+                n_samples = int(size or extract_batch_size(batch))
+            self._values.append(torch.as_tensor(said).detach().reshape(()))
+        except Exception:  # noqa: BLE001 - a by-product: no reason to fail a trial
+            self._why = NO_SIZE
+            return
+        self._sizes.append(n_samples)
 
     def taken(self, n_devices: int) -> tuple[Any, Any, str]:
         """(values (U,), samples of each unit (U,) or None, why they are unknown)."""
