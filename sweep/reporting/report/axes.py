@@ -44,11 +44,11 @@ class Axis:
 
 def axes_of(trials: Sequence[LedgerTrial]) -> list[Axis]:
     """The axes of a study, in the order of its search space; only parameters that vary."""
-    configurations = [flat(trial) for trial in trials]
     found: dict[str, list[Any]] = {}
     for trial in trials:
         for name, distribution in trial.frozen.distributions.items():
             found.setdefault(name, []).append(distribution)
+    configurations = [_by_place(flat(trial), trial, found) for trial in trials]
     names = dict.fromkeys([*found, *(name for values in configurations for name in values)])
     axes = (_axis(name, configurations, found.get(name, [])) for name in names)
     return [axis for axis in axes if axis is not None]
@@ -63,6 +63,19 @@ def flat(trial: LedgerTrial) -> dict[str, Any]:
         elif name not in values and not any(key.startswith(f"{name}.") for key in values):
             values[name] = format_value(value)
     return {k: v for k, v in values.items() if not isinstance(v, float) or math.isfinite(v)}
+
+
+def _by_place(
+    values: dict[str, Any], trial: LedgerTrial, known: Mapping[str, Any]
+) -> dict[str, Any]:
+    """With a list by place where Optuna did not draw it, such as the baseline's layers."""
+    for name, given in trial.hyperparameters.items():
+        is_drawn_elsewhere = isinstance(given, tuple) and f"{name}.n_layers" in known
+        if is_drawn_elsewhere and f"{name}.n_layers" not in values:
+            values.pop(name, None)
+            values[f"{name}.n_layers"] = len(given)
+            values |= {f"{name}.{place}": value for place, value in enumerate(given)}
+    return values
 
 
 def _axis(

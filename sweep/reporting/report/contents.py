@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sweep.config.settings import RunConfig, flag_name, public_name
+from sweep.ledger.confirmation import confirmation_in
 from sweep.ledger.trials import LedgerTrial
 from sweep.redact import redacted
 from sweep.reporting.formats import format_duration, format_metric, format_value
@@ -72,6 +73,7 @@ def _lessons(facts: StudyFacts) -> Section:
         *findings.about_importance(facts.importance, facts.importance_of_better, facts.n_scored),
         *findings.about_choices(facts.axes, trials, objective),
         *findings.about_bounds(facts.axes, trials, objective),
+        *findings.about_useless_ends(facts.axes, trials, objective),
         *findings.about_epochs(trials, objective, facts.config.epochs),
         *_about_failures(trials),
     ]
@@ -231,7 +233,9 @@ def _again(facts: StudyFacts) -> Section:
     config, name = facts.config, shlex.quote(facts.name)
     failed = {canonical_key(t.hyperparameters) for t in facts.trials if t.state is TrialState.FAIL}
     done = {canonical_key(t.hyperparameters) for t in facts.trials if t.state.is_scored}
-    commands = next_commands(config, facts.end, len(failed - done))
+    own = f"sweep report {name}"
+    offers = next_commands(config, facts.end, len(failed - done))
+    commands = [offer for offer in offers if not offer[0].startswith(own)]
     commands += [(search_command(config, facts.stored), "this search again, under a new name")]
     if facts.best_first:
         python = f"sweep.best({facts.name!r}).load()"
@@ -239,12 +243,25 @@ def _again(facts: StudyFacts) -> Section:
         commands.append((python, "in Python: the trained model, ready to use"))
     lines = [line for command, why in commands for line in (f"# {why}", command)]
     blocks: list[Block] = [Code("\n".join(lines), "What to type next")]
+    if first := _first_step(facts):
+        blocks.insert(0, Words([first]))
     if facts.space_text:
         blocks.append(Code(redacted(facts.space_text), f"Search space {config.space_name}.yaml",
                            is_folded=True))  # fmt: skip
     blocks.append(Grid("settings", "Settings", ["setting", "value"], _settings(facts)))
     blocks.append(Grid("origin", "Code, versions and data", ["what", "value"], _origin(facts)))
     return Section("again", "Next, and how to repeat it", blocks)
+
+
+def _first_step(facts: StudyFacts) -> str:
+    """The most useful thing to do next, with the reason."""
+    name, said = shlex.quote(facts.name), facts.appraisal
+    if len(facts.best_first) < 2 or confirmation_in(facts.tags) is not None:
+        return ""
+    why = "its score was chosen for being the best"
+    if said is not None and said.n_samples:
+        why += f", and rests on {said.n_samples:,} validation samples"
+    return f"First: {quoted(f'sweep confirm {name}')}, which trains the best again: {why}."
 
 
 def search_command(config: RunConfig, stored: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ Names stand in backticks, which each form of the page draws in its own way.
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Sequence
@@ -20,6 +21,8 @@ N_BEST = 3
 """So many of the best trials at one end of a range say that it is too narrow."""
 NEAR_END = 0.1
 """Share of a range that counts as its end."""
+LEAST_BEATEN = 8
+"""Trials at the end of a range; that many in the worse half are luck in one case of 256."""
 MIN_SPREAD = 10
 """Completed trials that are needed to speak of ends and epochs."""
 MAX_NAMED = 6
@@ -125,6 +128,33 @@ def about_bounds(
                 )
     if not sentences:
         sentences.append("The best three lie at no end of any range: none needs to be wider.")
+    return sentences
+
+
+def about_useless_ends(
+    axes: Sequence[Axis], trials: Sequence[LedgerTrial], objective: Objective
+) -> list[str]:
+    """Ends of ranges from which no trial is among the better half."""
+    best_first = ranked(trials, objective)
+    better = {trial.number for trial in best_first[: len(best_first) // 2]}
+    scored = {trial.number for trial in best_first}
+    places = {trial.number: at for at, trial in enumerate(trials)}
+    sentences = []
+    for axis in (axis for axis in axes if not axis.choices):
+        known = sorted(
+            (value, trial.number)
+            for trial in trials
+            if trial.number in scored and (value := axis.values[places[trial.number]]) is not None
+        )
+        for is_upper, word in ((True, "above"), (False, "below")):
+            from_end = known[::-1] if is_upper else known
+            beaten = [*itertools.takewhile(lambda pair: pair[1] not in better, from_end)]
+            if len(beaten) >= max(LEAST_BEATEN, len(known) / 6) and len(beaten) < len(from_end):
+                bound = axis.label(from_end[len(beaten)][0])
+                sentences.append(
+                    f"None of the {len(beaten)} trials with {quoted(axis.name)} {word} {bound} is "
+                    "among the better half: narrow it."
+                )
     return sentences
 
 

@@ -39,7 +39,11 @@ def configuration(facts: StudyFacts) -> list[str]:
     """The best trial's configuration."""
     if not facts.best_first or not facts.best_first[0].hyperparameters:
         return []
-    return [f"Its configuration: {quoted(values_of(facts.best_first[0]))}."]
+    model = f"sweep.best({facts.name!r}).load()"
+    said = [f"Its configuration: {quoted(values_of(facts.best_first[0]))}."]
+    if facts.config.kind != "objective":
+        said.append(f"Its model, in Python: {quoted(model)}.")
+    return said
 
 
 def tiles(facts: StudyFacts) -> list[tuple[str, str, str]]:

@@ -117,3 +117,39 @@ def test_axes_are_what_varies() -> None:
         (1.0, None, 0.0),
         True,
     )
+
+
+def test_an_end_without_a_good_trial_is_to_be_narrowed() -> None:
+    """Eight of twenty trials and more have rates above 0.1, none in the better half; a good one
+    among them, or fewer, and nothing is said."""
+
+    def said(rates: list[float]) -> str:
+        trials = [trial(i, 1 - i / 100, {"lr": rate}) for i, rate in enumerate(rates)]
+        return " ".join(findings.about_useless_ends(axes_of(trials), trials, ACCURACY))
+
+    good = [0.01, 0.02, 0.03, 0.04, 0.1, 0.06, 0.07, 0.08, 0.09, 0.05]
+    poor = [0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
+    assert "None of the 8 trials with `lr` above 0.1 is among" in said([*good, 1e-3, *poor])
+    assert "above" not in said([0.95, *good, 1e-3, *poor])
+    assert "above" not in said([*good, 1e-3, *poor[:5]])
+
+
+def test_lists_that_optuna_did_not_draw_are_on_the_axes() -> None:
+    """The baseline has layers, though not from the space."""
+    known = {
+        "hidden.n_layers": IntDistribution(1, 2), "hidden.0": IntDistribution(8, 64),
+        "hidden.1": IntDistribution(8, 64),
+    }  # fmt: skip
+    first, second = ({"hidden.n_layers": 2, "hidden.0": 9, "hidden.1": 8}, {})
+    trials = [
+        LedgerTrial(
+            number, TrialState.COMPLETE, 0.5, params, {"hidden": layers}, {}, {}, 0,
+            create_trial(
+                state=OptunaState.RUNNING, params=params,
+                distributions={name: known[name] for name in params},
+            ),
+        )
+        for number, (params, layers) in enumerate([(first, (9, 8)), (second, (64,))])
+    ]  # fmt: skip
+    axes = {axis.name: axis.values for axis in axes_of(trials)}
+    assert axes == {"hidden.n_layers": (2.0, 1.0), "hidden.0": (9.0, 64.0)}
