@@ -98,7 +98,7 @@ def test_mlflow_has_the_confirmation(folder: Path) -> None:
     """As tags of the study's own run."""
     import mlflow
 
-    client = mlflow.MlflowClient("sqlite:///mlflow.db")
+    client = mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")
     experiment = client.get_experiment_by_name(STUDY)
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id], "tags.`sweep.role` = 'study'")

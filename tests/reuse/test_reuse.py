@@ -64,7 +64,7 @@ def test_values_show_themselves_in_a_line_without_credentials(folder: Path, best
     """Best, Outcome, spaces and studies: short, and no address with a password."""
     secret = "https://me:hunter2@127.0.0.1:1"
     elsewhere = sweep.best("digits-mlp", tracking_uri=secret)
-    assert elsewhere._where.tracking_uri == secret
+    assert elsewhere.where.tracking_uri == secret
     outcome = sweep.run(study="digits-mlp", trials=3)
     assert repr(best).startswith(f"<Best digits-mlp trial {best.trial}: 0.")
     assert repr(outcome).startswith("<Outcome digits-mlp done: 0 new trials, best 0.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -130,7 +131,9 @@ def served(six: Path, call: Call) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    env = environment(MLFLOW_DISABLE_TELEMETRY="true", PATH=os.environ["PATH"])
+    scripts = Path(sys.executable).parent  # MLflow starts uvicorn by its name
+    path = os.pathsep.join([str(scripts), os.environ["PATH"]])
+    env = environment(MLFLOW_DISABLE_TELEMETRY="true", PATH=path)
     server = subprocess.Popen(
         [sys.executable, "-m", "mlflow", *command[1].split(), "--port", str(port)], cwd=six,
         env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
@@ -145,7 +148,8 @@ def served(six: Path, call: Call) -> Iterator[str]:
                 time.sleep(0.2)
         yield address
     finally:
-        os.killpg(server.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGKILL)
         server.wait()
 
 
