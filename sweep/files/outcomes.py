@@ -119,14 +119,16 @@ class OutcomesInMemory:
     @property
     def content(self) -> bytes:
         """Of the trial's file."""
-        sizes = [] if self._sizes is None else self._sizes.astype(int).tolist()
+        import numpy as np
+
+        sizes = self._sizes
+        is_plain = sizes is None or bool((sizes == 1).all())
         head = {
             "n_rows": len(self._rows), "n_units": self._n_units, "is_hits": self._is_hits,
             "is_half": self._is_half,
-            "sizes": None if all(size == 1 for size in sizes) else sizes, "why_not": self.why_not,
+            "sizes": None if sizes is None or is_plain else sizes.astype(int).tolist(),
+            "why_not": self.why_not,
         }  # fmt: skip
-        import numpy as np
-
         as_half = self._is_half and not self._is_hits
         rows = [row.astype(np.float16) for row in self._rows] if as_half else self._rows
         return b"".join([json.dumps(head).encode(), b"\n", *(row.tobytes() for row in rows)])
@@ -145,7 +147,8 @@ class OutcomesInMemory:
             self._rows = list(np.packbits(found.values.astype(bool), axis=1))
         else:
             self._rows = list(found.values)
-            self._is_half = bool(json.loads((content or b"").partition(b"\n")[0])["is_half"])
+            with np.errstate(over="ignore"):  # what float16 has kept, it holds
+                self._is_half = np.array_equal(found.values.astype(np.float16), found.values)
 
 
 def outcomes_in(content: bytes) -> Outcomes | None:

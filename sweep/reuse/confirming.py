@@ -59,9 +59,8 @@ def confirm(
         n_seeds: Rounds.
         is_tested: Open the test split once the winner is chosen.
 
-    Raises NotFoundError without two completed trials, ConfigError for objective functions whose
-    split nobody knows and for a race that was begun otherwise, StudyInterrupted; and what a search
-    raises.
+    Raises NotFoundError without two completed trials, ConfigError for a round of a confirmation,
+    StudyInterrupted; and what a search raises.
     """
     with opened(study, where) as (ledger, config):
         if (whole := study_of_round(ledger.name)) is not None:
@@ -125,7 +124,7 @@ class _Race:
         alive = [self._finalists[k] for k in runners(self._scores(), self._before())]
         wanted = {
             canonical_key(trial.hyperparameters): trial.hyperparameters
-            for trial in [*alive, *([self.reference] if self.reference else [])]
+            for trial in self._with_reference(alive)
         }
         config = dataclasses.replace(
             self._config, study=round_name(self._config.study_name, place),
@@ -180,10 +179,13 @@ class _Race:
 
     def trainings(self, number: int) -> list[tuple[RunConfig, int]]:
         """(settings of the round, number in its study) of each training of a finalist."""
-        all_ = [*self._finalists, *([self.reference] if self.reference else [])]
-        trial = next(trial for trial in all_ if trial.number == number)
+        known = self._with_reference(self._finalists)
+        trial = next(trial for trial in known if trial.number == number)
         key = canonical_key(trial.hyperparameters)
         return [(config, done[key].number) for config, done in self._rounds if key in done]
+
+    def _with_reference(self, trials: Sequence[LedgerTrial]) -> list[LedgerTrial]:
+        return [*trials, *([self.reference] if self.reference else [])]
 
     def _entry(self, trial: LedgerTrial, row: Any) -> Finalist:
         name = str(trial.result.get("name") or run_name(trial.number, trial.hyperparameters))
