@@ -236,8 +236,6 @@ def _test(
 ) -> dict[str, float]:  # fmt: skip
     """Metrics on the test split, or on the module's own test loader; none if there is none."""
     given, missing = _test_data(module, built, recipe)
-    if not is_overridden("test_step", module):
-        missing = f"{recipe.module} has no test_step"
     if missing:
         log.say(f"trained and saved, but not tested: {missing}")
         return {}
@@ -262,8 +260,6 @@ def test_checkpoint(
         kept = torch.load(checkpoint, map_location="cpu", weights_only=True)
         built.module.load_state_dict(kept["state_dict"])
         given, missing = _test_data(built.module, built, recipe)
-        if not is_overridden("test_step", built.module):
-            missing = f"{recipe.module} has no test_step"
         if missing:
             raise ConfigError(missing)
         counter = _Samples()
@@ -292,6 +288,8 @@ def _test_data(
     module: lightning.LightningModule, built: Built, recipe: Recipe
 ) -> tuple[dict[str, Any], str]:
     """Arguments of `Trainer.test`; and what is missing for it, or ""."""
+    if not is_overridden("test_step", module):
+        return {}, f"{recipe.module} has no test_step"
     data, is_own = built.data, is_overridden("test_dataloader", module)
     datamodule = None if data is None else data.fit_arguments(1).get("datamodule")
     if datamodule is not None and is_overridden("test_dataloader", datamodule):

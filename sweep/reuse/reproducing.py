@@ -18,7 +18,7 @@ from sweep.environment.sources import source_tags
 from sweep.errors import ConfigError, NotFoundError, SweepError
 from sweep.executors import make_executor
 from sweep.ledger.study import Ledger
-from sweep.ledger.trials import LedgerTrial
+from sweep.ledger.trials import LedgerTrial, tuples
 from sweep.repair.records import StudyRecords, spec_of
 from sweep.reuse.best import opened
 from sweep.search.tasks import make_task, sources_of
@@ -129,8 +129,7 @@ def reproduce_trial(study: str | None, number: int, where: RunConfig) -> Reprodu
 def _as_it_was(config: RunConfig, trial: LedgerTrial) -> RunConfig:
     """The study's settings at the trial's time, without limits."""
     known = {field.name for field in dataclasses.fields(RunConfig)}
-    kept = {name: value for name, value in trial.settings.items() if name in known}
-    kept = {name: tuple(v) if isinstance(v, list) else v for name, v in kept.items()}
+    kept = {name: tuples(value) for name, value in trial.settings.items() if name in known}
     return dataclasses.replace(config, **kept | {"trial_timeout_s": None, "timeout_s": None})
 
 
