@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import os
 import signal
@@ -14,7 +15,7 @@ import pytest
 
 import sweep
 from sweep.errors import ConfigError, NotFoundError, StudyInterrupted
-from sweep.ledger.confirmation import CONFIRMED, TEST_OPENED, confirmation_in
+from sweep.ledger.confirmation import CONFIRMED, TEST_OPENED, confirmation_in, tags_of
 from sweep.ledger.study import open_study
 from sweep.reporting.confirmations import race_lines
 from sweep.testing import RecordingListener
@@ -107,10 +108,15 @@ def test_mlflow_has_the_confirmation(folder: Path) -> None:
 
 
 def test_a_study_that_has_grown_is_not_confirmed(folder: Path) -> None:
-    """Its best trial is the one with the best score again."""
+    """A winner without the best score counts, until there are more trials."""
+    found = confirmation_in(tags())
+    assert found is not None
+    with contextlib.closing(open_study("sqlite:///mlruns/optuna.db", STUDY)) as ledger:
+        ledger.note_tags(tags_of(dataclasses.replace(found, winner=0)))
+    assert sweep.best(STUDY).trial == 0
     outcome = sweep.run(study=STUDY, trials=6, executor="inline")
     assert outcome.best is not None
-    assert sweep.best(STUDY).trial == outcome.best.number
+    assert sweep.best(STUDY).trial == outcome.best.number != 0
 
 
 @pytest.mark.parametrize("given", [{"top": 1}, {"seeds": 1}, {"top": "many"}])
