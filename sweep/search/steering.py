@@ -44,6 +44,7 @@ class Steering:
         self._told: tuple[LiveTrial, ...] | None = None
         self._training_ms, self._due_s = 0, 0.0
         self._is_looking = False
+        self._look(())  # what lies there is known before any trial trains
 
     def turn(self) -> None:
         """Follow the orders of the last look; look again if it is time. Waits for nothing."""
@@ -58,7 +59,7 @@ class Steering:
             self._driver.write_soon(partial(self._look, self._driver.live()))
 
     def _look(self, live: tuple[LiveTrial, ...]) -> None:
-        """In the recorder's thread. A storage that is away for a moment is asked again later."""
+        """In the recorder's thread, but for the first. A storage that is away is asked later."""
         try:
             with contextlib.suppress(StoreError, KeyError):
                 self._found = self._book.kept()

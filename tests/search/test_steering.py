@@ -113,6 +113,19 @@ def test_a_prune_waits_for_an_interrupted_trial(study: ScriptedStudy) -> None:
     search.leave()
 
 
+def test_a_prune_is_known_before_any_trial_trains(study: ScriptedStudy) -> None:
+    """However soon the trial reports: nothing is left to whether a look comes in time."""
+    interrupted(study)
+    search = study.prepare(study.config(trials=2))
+    search.ledger.orders.give("prune", 0)
+    Steering(search.driver, search.ledger, 0).turn()
+    orders = search.driver.exchange([WorkerReady(DATASET, "scripted", 1, now_ms())], 1)
+    assert [spec.number for spec in orders.start] == [0]
+    orders = search.driver.exchange([Pulse(0, 1)], 0)
+    assert [(stop.number, stop.reason) for stop in orders.stop] == [(0, "pruned")]
+    search.leave()
+
+
 def test_a_trial_pruned_within_its_first_epoch_did_not_fail(study: ScriptedStudy) -> None:
     """It has no score, and is PRUNED all the same, in Optuna too."""
     search = study.prepare(study.config(trials=2))
