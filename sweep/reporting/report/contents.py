@@ -75,6 +75,7 @@ def _lessons(facts: StudyFacts) -> Section:
         *findings.about_bounds(facts.axes, trials, objective),
         *findings.about_useless_ends(facts.axes, trials, objective),
         *findings.about_epochs(trials, objective, facts.config.epochs),
+        *_about_stopping(facts),
         *_about_failures(trials),
     ]
     if not facts.importance:
@@ -82,6 +83,14 @@ def _lessons(facts: StudyFacts) -> Section:
             f"Which parameters matter cannot be said from {counted(facts.n_scored, 'score')}."
         )
     return Section("lessons", "What the trials teach", [Words(sentences, is_list=True)])
+
+
+def _about_stopping(facts: StudyFacts) -> list[str]:
+    if not facts.best_first:
+        return []
+    return findings.about_stopping(
+        facts.best_first[0], facts.trials, facts.appraisal, facts.objective.direction
+    )
 
 
 def _about_failures(trials: Sequence[LedgerTrial]) -> list[str]:

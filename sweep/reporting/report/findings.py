@@ -10,12 +10,14 @@ import math
 import statistics
 from collections.abc import Sequence
 
+from sweep.appraisal import Appraisal
 from sweep.ledger.trials import LedgerTrial
 from sweep.objective import Objective
 from sweep.reporting.formats import format_metric, format_value
 from sweep.reporting.report.axes import Axis
-from sweep.trial import EPOCHS_DONE, TrialState
+from sweep.trial import EPOCHS_DONE, Direction, TrialState
 from sweep.trust.importance import Importance
+from sweep.trust.words import amount, is_share
 
 N_BEST = 3
 """So many of the best trials at one end of a range say that it is too narrow."""
@@ -179,6 +181,37 @@ def about_epochs(trials: Sequence[LedgerTrial], objective: Objective, n_epochs: 
             "the others did."
         ]
     return [f"The best five had their best epochs from {min(of_best)} to {n_epochs}."]
+
+
+def about_stopping(
+    best: LedgerTrial, trials: Sequence[LedgerTrial], appraisal: Appraisal | None,
+    direction: Direction,
+) -> list[str]:  # fmt: skip
+    """When the search found its best, and whether more trials would pay."""
+    n_after = sum(trial.number > best.number for trial in trials)
+    found = f"The best score came from trial {best.number}"
+    if n_after:
+        after = (
+            "the one after it did not beat it"
+            if n_after == 1
+            else f"none of the {n_after} after it beat it"
+        )
+        sentences = [f"{found}; {after}."]
+    else:
+        sentences = [f"{found}, the last one."]
+    if appraisal is not None and appraisal.more is not None:
+        n, gain = appraisal.more
+        share = is_share(appraisal.best, direction)
+        would = f"{n} more trials would gain about {amount(gain, share)}"
+        if appraisal.corrected is not None:
+            width = (appraisal.corrected.high - appraisal.corrected.low) / 2
+            sure = f"the score is uncertain by ({amount(width, share)})"
+            sentences.append(
+                f"{would}, more than {sure}: going on pays."
+                if gain > width
+                else f"{would}, less than {sure}: stop here, and confirm the best."
+            )
+    return sentences
 
 
 def best_epoch_of(trial: LedgerTrial) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from optuna.distributions import (
@@ -13,6 +14,7 @@ from optuna.distributions import (
 from optuna.trial import TrialState as OptunaState
 from optuna.trial import create_trial
 
+from sweep.appraisal import Appraisal, Interval
 from sweep.ledger.trials import LedgerTrial
 from sweep.objective import Objective
 from sweep.reporting.report import findings
@@ -86,6 +88,30 @@ def test_epochs_after_which_nothing_improved() -> None:
     (said,) = findings.about_epochs(late, ACCURACY, 10)
     assert said.startswith("None of the best five improved after epoch 6 of 10")
     assert findings.about_epochs(done[:3], ACCURACY, 10) == []
+
+
+def test_when_to_stop() -> None:
+    """Against what the score can be told to; nothing of that where it cannot."""
+    trials = spread("hidden", [40, 50, 60], [300])
+    appraisal = Appraisal(0.99, 0, Interval(0.97, 0.95, 0.98), more=(13, 0.002))
+
+    def said(appraisal: Appraisal | None, best: int = 0) -> list[str]:
+        return findings.about_stopping(trials[best], trials, appraisal, ACCURACY.direction)
+
+    found, advice = said(appraisal)
+    assert found == "The best score came from trial 0; none of the 12 after it beat it."
+    assert advice == (
+        "13 more trials would gain about 0.20 points, less than the score is uncertain by "
+        "(1.50 points): stop here, and confirm the best."
+    )
+    (_, advice) = said(replace(appraisal, more=(13, 0.02)))
+    assert advice.endswith(
+        "2.00 points, more than the score is uncertain by (1.50 points): going on pays."
+    )
+    assert said(replace(appraisal, corrected=None), 12) == [
+        "The best score came from trial 12, the last one."
+    ]
+    assert said(None, 11)[0].endswith("trial 11; the one after it did not beat it.")
 
 
 def test_choices_come_with_best_and_median() -> None:
