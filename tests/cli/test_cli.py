@@ -74,7 +74,7 @@ def test_an_address_that_cannot_be_listened_on_is_refused(call: Call, case: str)
 def test_the_page_of_a_study_that_is_not_there_is_refused(call: Call, empty_store: Path) -> None:
     """`sweep ui STUDY` names the studies there are, and starts no server."""
     shutil.copyfile(empty_store, "mlflow.db")
-    MlflowClient("sqlite:///mlflow.db").create_experiment("digits-mlp")
+    MlflowClient(f"sqlite:///{Path.cwd()}/mlflow.db").create_experiment("digits-mlp")
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     code, out, errors = call("ui", "digits-mpl", "--port", port)

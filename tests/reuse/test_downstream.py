@@ -231,6 +231,6 @@ def test_validation_is_kept_apart_where_it_is_watched(
         return
     trained = train(recipe, RunConfig(), at, None, lines.append, keep_val=keep_val)
     assert any("validation is kept apart" in line and said in line for line in lines)
-    run = MlflowClient(RunConfig().tracking_uri).get_run(trained.run_id)
+    run = MlflowClient(RunConfig().anchored().tracking_uri).get_run(trained.run_id)
     data = {one.dataset.name: json.loads(one.dataset.profile) for one in run.inputs.dataset_inputs}
     assert data["digits-train"]["features_shape"][0] == n_seen
