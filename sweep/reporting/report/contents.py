@@ -99,9 +99,10 @@ def _about_failures(trials: Sequence[LedgerTrial]) -> list[str]:
         return ["No trial failed."] if trials else []
     (kind, n_of_kind), *_ = _kinds(failed).most_common(1)
     why = _most_frequent([t for t in failed if _kind(t) == kind])
+    how_many = "" if n_of_kind == len(failed) else f"{n_of_kind} "
     meaning = {str(known): one.meaning for known, one in FAILURES.items()}.get(kind)
     return [
-        f"{counted(len(failed), 'trial')} of {len(trials)} failed, {n_of_kind} with "
+        f"{counted(len(failed), 'trial')} of {len(trials)} failed, {how_many}with "
         f"{quoted(kind)}{f' ({meaning})' if meaning else ''}{f': {quoted(why)}' if why else ''}."
     ]
 

@@ -17,7 +17,7 @@ from sweep.reporting.formats import format_metric, format_value
 from sweep.reporting.report.axes import Axis
 from sweep.trial import EPOCHS_DONE, Direction, TrialState
 from sweep.trust.importance import Importance
-from sweep.trust.words import amount, is_share
+from sweep.trust.words import amount, gain_of_more_lines, is_share
 
 N_BEST = 3
 """So many of the best trials at one end of a range say that it is too narrow."""
@@ -200,15 +200,14 @@ def about_stopping(
     else:
         sentences = [f"{found}, the last one."]
     if appraisal is not None and appraisal.more is not None:
-        n, gain = appraisal.more
         share = is_share(appraisal.best, direction)
-        would = f"{n} more trials would gain about {amount(gain, share)}"
+        (would,) = gain_of_more_lines(appraisal, share)
         if appraisal.corrected is not None:
             width = (appraisal.corrected.high - appraisal.corrected.low) / 2
             sure = f"the score is uncertain by ({amount(width, share)})"
             sentences.append(
                 f"{would}, more than {sure}: going on pays."
-                if gain > width
+                if appraisal.more[1] > width
                 else f"{would}, less than {sure}: stop here, and confirm the best."
             )
     return sentences

@@ -101,8 +101,8 @@ def test_when_to_stop() -> None:
     found, advice = said(appraisal)
     assert found == "The best score came from trial 0; none of the 12 after it beat it."
     assert advice == (
-        "13 more trials would gain about 0.20 points, less than the score is uncertain by "
-        "(1.50 points): stop here, and confirm the best."
+        "13 more trials like these would gain about 0.20 points, less than the score is uncertain "
+        "by (1.50 points): stop here, and confirm the best."
     )
     (_, advice) = said(replace(appraisal, more=(13, 0.02)))
     assert advice.endswith(
