@@ -21,6 +21,7 @@ parameters:
   optimizer: {choices: [Adam]}
   lr: {float: [1e-3, 0.02], log: true}
   hidden: {widths: [16, 128], step: 16, layers: [1, 2]}
+fixed: {schedule: cosine}
 """
 FORK = ("run", "--study", "six", "--executor", "inline", "--threads", "1", "--sampler", "random")
 
@@ -91,17 +92,21 @@ def test_the_same_fork_again_continues(narrow: Path, call: Call) -> None:
     assert (len(new), carried) == (2, before)
 
 
-def test_a_fork_of_a_wider_space_takes_all(six: Path, call: Call) -> None:
+@pytest.mark.usefixtures("six")
+def test_a_fork_of_a_wider_space_takes_all(call: Call) -> None:
     """One line, no reasons."""
-    (six / "wide.yaml").write_text(
+    sweep.run(study="few", trials=2, epochs=1, space="mlp_small", baseline=False, **INLINE)
+    Path("wide.yaml").write_text(
         "# More.\nparameters:\n  optimizer: {choices: [SGD, Adam, RMSprop]}\n"
         "  lr: {float: [1e-5, 0.5], log: true}\n"
         "  hidden: {widths: [8, 256], step: 8, layers: [1, 3]}\n"
         "  momentum: {float: [0.0, 0.95], when: {optimizer: [SGD, RMSprop]}}\n"
+        "  schedule: {choices: [constant, cosine]}\n"
     )
-    code, _, errors = call(*FORK, "--space", "wide.yaml", "--fork", "wide", "--dry-run")
-    assert (code, errors) == (0, [told(6, "wide")])
-    assert not (six / "mlruns/.sweep/wide").exists()
+    fork = ("run", "--study", "few", "--space", "wide.yaml", "--fork", "wide", "--dry-run")
+    code, _, errors = call(*fork)
+    assert (code, errors) == (0, [told(2, "wide", 2, "few")])
+    assert not Path("mlruns/.sweep/wide").exists()
 
 
 @pytest.mark.parametrize(

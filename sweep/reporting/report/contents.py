@@ -52,6 +52,7 @@ def document_of(facts: StudyFacts, samples: Mapping[str, Any] | None = None) -> 
         f"{facts.objective.metric}, {facts.objective.extreme} is best",
         f"data {facts.config.data}" if facts.stored else "made by another program",
         counted(len(facts.trials), "trial"),
+        *([f"begun {facts.began:%Y-%m-%d}"] if facts.began else []),
     ]
     return Document(
         facts.name, " · ".join(kinds), [s for s in sections if s.blocks], chart_data(facts)
@@ -69,13 +70,17 @@ def _verdict(facts: StudyFacts) -> Section:
 
 def _lessons(facts: StudyFacts) -> Section:
     trials, objective = facts.trials, facts.objective
+    known = [*facts.importance, *facts.importance_of_better]
+    sure = {one.name for one in known if one.is_sure} if known else None
     sentences = [
         *findings.about_importance(facts.importance, facts.importance_of_better, facts.n_scored),
         *findings.about_choices(facts.axes, trials, objective),
-        *findings.about_bounds(facts.axes, trials, objective),
+        *findings.about_bounds(facts.axes, trials, objective, sure),
         *findings.about_useless_ends(facts.axes, trials, objective),
         *findings.about_epochs(trials, objective, facts.config.epochs),
+        *findings.about_last_epochs(trials, objective, facts.config.epochs, facts.appraisal),
         *_about_stopping(facts),
+        *_about_pruning(facts),
         *_about_failures(trials),
     ]
     if not facts.importance:
@@ -91,6 +96,19 @@ def _about_stopping(facts: StudyFacts) -> list[str]:
     return findings.about_stopping(
         facts.best_first[0], facts.trials, facts.appraisal, facts.objective.direction
     )
+
+
+def _about_pruning(facts: StudyFacts) -> list[str]:
+    pruned = [t for t in facts.trials if t.state is TrialState.PRUNED]
+    if not pruned:
+        return []
+    trained = sum(map(epochs_of, pruned))
+    saved = len(pruned) * facts.config.epochs - trained
+    share = saved / max(1, saved + sum(map(epochs_of, facts.trials)))
+    return [
+        f"{counted(len(pruned), 'trial')} of {len(facts.trials)} ended early, pruned after "
+        f"{counted(trained, 'epoch')}: that saved {saved:,} epochs, {share:.0%} of the budget."
+    ]
 
 
 def _about_failures(trials: Sequence[LedgerTrial]) -> list[str]:
@@ -159,7 +177,7 @@ def _importance(facts: StudyFacts) -> Section:
     columns = ["parameter", "share", "95 % interval", "verdict", "in the better half"]
     return Section("importance", "Which parameters matter", [
         Words([words]), Chart("importance", "Importance", label),
-        Grid("importances", f"Importance at {facts.n_scored} trials", columns, rows),
+        Grid("importances", f"At {facts.n_scored} scores, pruned ones too", columns, rows),
     ])  # fmt: skip
 
 
@@ -246,11 +264,10 @@ def _again(facts: StudyFacts) -> Section:
     own = f"sweep report {name}"
     offers = next_commands(config, facts.end, len(failed - done))
     commands = [offer for offer in offers if not offer[0].startswith(own)]
+    commands.sort(key=lambda offer: not offer[0].startswith("sweep confirm"))
     commands += [(search_command(config, facts.stored), "this search again, under a new name")]
     if facts.best_first:
-        python = f"sweep.best({facts.name!r}).load()"
         commands.append((f"sweep best {name} --format python", "the winner as a line of Python"))
-        commands.append((python, "in Python: the trained model, ready to use"))
     lines = [line for command, why in commands for line in (f"# {why}", command)]
     blocks: list[Block] = [Code("\n".join(lines), "What to type next")]
     if first := _first_step(facts):
@@ -271,7 +288,8 @@ def _first_step(facts: StudyFacts) -> str:
     why = "its score was chosen for being the best"
     if said is not None and said.n_samples:
         why += f", and rests on {said.n_samples:,} validation samples"
-    return f"First: {quoted(f'sweep confirm {name}')}, which trains the best again: {why}."
+    command = quoted(f"sweep confirm {name}")
+    return f"First: {command}, which trains the best five again on fresh seeds: {why}."
 
 
 def search_command(config: RunConfig, stored: Mapping[str, Any]) -> str:
@@ -298,10 +316,14 @@ def _settings(facts: StudyFacts) -> list[list[Any]]:
     always = ("trials", "epochs", "data", "sampler", "pruner", "metric", "direction", "seed")
     defaults = {f.name: f.default for f in dataclasses.fields(RunConfig)}
     return [
-        [public_name(name), shortened(redacted(format_value(value)), LONGEST_MESSAGE)]
+        [public_name(name), shortened(redacted(_said(value)), LONGEST_MESSAGE)]
         for name, value in facts.stored.items()
         if name in always or value != _listed(defaults.get(name))
     ]
+
+
+def _said(value: Any) -> str:
+    return ", ".join(map(format_value, value)) if isinstance(value, list) else format_value(value)
 
 
 def _listed(value: Any) -> Any:
@@ -319,8 +341,10 @@ def _origin(facts: StudyFacts) -> list[list[Any]]:
             ["data", data.name],
             ["data from", redacted(data.source)],
             ["data digest", data.digest],
-            ["samples", f"{data.n_train:,} to train on, {data.n_val:,} to validate"],
         ]
+        if data.n_train:  # else a DataModule's own, which nobody counted
+            said = f"{data.n_train:,} to train on, {data.n_val:,} to validate"
+            rows.append(["samples", said])
     return [[key, shortened(value, LONGEST_MESSAGE)] for key, value in rows]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from sweep.appraisal import Appraisal
@@ -40,6 +41,8 @@ class StudyFacts:
     """The same among the better half of the scores."""
     appraisal: Appraisal | None
     end: StudyFinished
+    began: datetime | None
+    """When the first trial started."""
     wall_s: float
     """From the first trial's start to the last one's end."""
     space_text: str = field(repr=False)
@@ -81,6 +84,7 @@ def facts_of(ledger: Ledger, config: RunConfig) -> StudyFacts:
         importance_of_better=importances(columns, better_half(goodness)),
         appraisal=end.appraisal,
         end=end,
+        began=min(times, default=None),
         wall_s=(max(ends) - min(times)).total_seconds() if times and ends else 0.0,
         space_text=ledger.space_text, tags=ledger.tags, dataset=ledger.dataset,
     )  # fmt: skip

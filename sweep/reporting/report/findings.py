@@ -8,7 +8,8 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 
 from sweep.appraisal import Appraisal
 from sweep.ledger.trials import LedgerTrial
@@ -71,7 +72,7 @@ def about_importance(
             shares = [f"{quoted(one.name)} ({one.share:.0%} of the differences)" for one in group]
             sentences.append(f"{listed(shares)} {verb}{word}.")
     if unsure:
-        sentences.append(f"{listed(unsure)} cannot be told from noise at {n_scored} trials.")
+        sentences.append(f"{listed(unsure)} cannot be told from noise at {n_scored} scores.")
     known = [one.name for one in sure]
     late = [quoted(one.name) for one in of_better if one.is_sure and one.name not in known]
     if late:
@@ -91,6 +92,12 @@ def about_choices(
         if not 2 <= len(axis.choices) <= MAX_NAMED or axis.is_ordered:
             continue
         scores: dict[str, list[float]] = {}
+        n_pruned = Counter(
+            axis.label(value)
+            for trial in trials
+            if trial.state is TrialState.PRUNED
+            and (value := axis.values[places[trial.number]]) is not None
+        )
         for trial in best_first:
             value = axis.values[places[trial.number]]
             if value is not None:
@@ -98,7 +105,8 @@ def about_choices(
         if len(scores) > 1:
             medians = {label: format_metric(statistics.median(of)) for label, of in scores.items()}
             parts = [
-                f"{quoted(label)} {format_metric(of[0])} (median {medians[label]} of {len(of)})"
+                f"{quoted(label)} {format_metric(of[0])} (median {medians[label]} of {len(of)}"
+                f"{f', {n_pruned[label]} more pruned' if n_pruned[label] else ''})"
                 for label, of in scores.items()
             ]
             sentences.append(f"Best score by {quoted(axis.name)}: {', '.join(parts)}.")
@@ -106,9 +114,13 @@ def about_choices(
 
 
 def about_bounds(
-    axes: Sequence[Axis], trials: Sequence[LedgerTrial], objective: Objective
-) -> list[str]:
-    """Ranges at whose end the best trials lie."""
+    axes: Sequence[Axis], trials: Sequence[LedgerTrial], objective: Objective,
+    sure: Collection[str] | None = None,
+) -> list[str]:  # fmt: skip
+    """Ranges at whose end the best trials lie.
+
+    `sure`: names whose effect was told from noise; None: nothing is known of that.
+    """
     places = {trial.number: at for at, trial in enumerate(trials)}
     best_first = ranked(trials, objective)
     if len(best_first) < MIN_SPREAD:
@@ -124,9 +136,11 @@ def about_bounds(
             if min(ends) >= 1 - NEAR_END:
                 bounds = f"{axis.label(axis.low)} to {axis.label(axis.high)}"
                 values = listed([axis.label(value) for value in there])
+                is_sure = sure is None or axis.name in sure
+                doubt = "" if is_sure else ", though its effect cannot be told from noise"
                 sentences.append(
                     f"The best three lie at the {word} end of {quoted(axis.name)} ({values} of "
-                    f"{bounds}): widen it."
+                    f"{bounds}): widen it{doubt}."
                 )
     if not sentences:
         sentences.append("The best three lie at no end of any range: none needs to be wider.")
@@ -171,16 +185,45 @@ def about_epochs(trials: Sequence[LedgerTrial], objective: Objective, n_epochs: 
     if last < n_epochs:
         return [f"No trial improved after epoch {last} of {n_epochs}: {last} epochs are enough."]
     if n_at_end >= 3:
-        return [
-            f"{n_at_end} of the best five were at their best in the last epoch ({n_epochs}): more "
-            "epochs may gain."
-        ]
+        return [f"{n_at_end} of the best five were at their best in the last epoch ({n_epochs})."]
     if max(of_best) < n_epochs:
         return [
             f"None of the best five improved after epoch {max(of_best)} of {n_epochs}; some of "
             "the others did."
         ]
     return [f"The best five had their best epochs from {min(of_best)} to {n_epochs}."]
+
+
+def about_last_epochs(
+    trials: Sequence[LedgerTrial], objective: Objective, n_epochs: int, appraisal: Appraisal | None
+) -> list[str]:
+    """What the last quarter of the epochs brought the best five."""
+    early, gains, best_five = n_epochs - math.ceil(n_epochs / 4), [], ranked(trials, objective)[:5]
+    for trial in best_five:
+        before = [objective.goodness(value) for e, value in trial.curve.items() if e <= early]
+        if before and max(trial.curve) > early:
+            gains.append(max(0.0, objective.goodness(trial.value) - max(before)))
+    if len(gains) < 5:
+        return []
+    gain, share = statistics.mean(gains), is_share(best_five[0].value or 0.0, objective.direction)
+    first = f"Epoch {n_epochs}" if early + 1 == n_epochs else f"Epochs {early + 1} to {n_epochs}"
+    sentence = f"{first} brought the best five {amount(gain, share)} on average"
+    width = uncertainty(appraisal)
+    if width is None:
+        return [f"{sentence}."]
+    verdict = (
+        "less than the score is uncertain by: more epochs would gain little"
+        if gain < width
+        else "more than the score is uncertain by: more epochs should gain"
+    )
+    return [f"{sentence}, {verdict}."]
+
+
+def uncertainty(appraisal: Appraisal | None) -> float | None:
+    """Half of the corrected score's interval; None without one."""
+    if appraisal is None or appraisal.corrected is None:
+        return None
+    return (appraisal.corrected.high - appraisal.corrected.low) / 2
 
 
 def about_stopping(
@@ -202,8 +245,7 @@ def about_stopping(
     if appraisal is not None and appraisal.more is not None:
         share = is_share(appraisal.best, direction)
         (would,) = gain_of_more_lines(appraisal, share)
-        if appraisal.corrected is not None:
-            width = (appraisal.corrected.high - appraisal.corrected.low) / 2
+        if (width := uncertainty(appraisal)) is not None:
             sure = f"the score is uncertain by ({amount(width, share)})"
             sentences.append(
                 f"{would}, more than {sure}: going on pays."

@@ -45,14 +45,14 @@ function ticksOf(low, high, isLog, n) {
   const first = Math.ceil(low / step - 1e-9), last = Math.floor(high / step + 1e-9);
   return range(Math.max(0, last - first + 1)).map((i) => (first + i) * step);
 }
-/* From the best value to the worst, without the few that are far worse than all others. */
+/* From the best value to the worst, but no further than four times as far as the better half. */
 function robust(values, always) {
   const sorted = values.filter((v) => v !== null).sort((a, b) => (IS_UP ? b - a : a - b));
   if (!sorted.length) return scaleOf(0, 1, false);
   const best = sorted[0];
   let worst = sorted[sorted.length - 1];
-  const most = sorted[Math.floor((sorted.length - 1) * 0.9)];
-  if (Math.abs(worst - best) > 2.5 * Math.abs(most - best) && most !== best) worst = best + (most - best) * 1.15;
+  const far = 4 * (sorted[Math.floor((sorted.length - 1) / 2)] - best);
+  if (far !== 0 && Math.abs(worst - best) > Math.abs(far)) worst = best + far;
   let low = Math.min(best, worst), high = Math.max(best, worst);
   for (const v of always) if (v !== null && v > low - (high - low) && v < high + (high - low)) { low = Math.min(low, v); high = Math.max(high, v); }
   return scaleOf(low, high, low > 0 && high / low > 50);

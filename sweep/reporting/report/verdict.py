@@ -6,7 +6,7 @@ from sweep.appraisal import Interval
 from sweep.ledger.confirmation import confirmation_in
 from sweep.reporting.formats import format_duration, format_metric
 from sweep.reporting.report.facts import StudyFacts, epochs_of
-from sweep.reporting.report.findings import best_epoch_of, quoted, values_of
+from sweep.reporting.report.findings import best_epoch_of, listed, quoted, values_of
 from sweep.reporting.summary import gain
 from sweep.space import run_name
 from sweep.trial import StudyInfo, TrialState
@@ -32,17 +32,33 @@ def verdict(facts: StudyFacts) -> list[str]:
         f"Best {quoted(objective.metric)}: {format_metric(best.value)} ({objective.extreme}) by "
         f"trial {best.number}, {quoted(name)}{at}."
     )
-    return [first, *_worth(facts), cost(facts)]
+    return [first, *_ties(facts), *_worth(facts), cost(facts)]
+
+
+def _ties(facts: StudyFacts) -> list[str]:
+    """Trials with the same score as the best one, which is the first of them."""
+    best = facts.best_first[0]
+    same = [str(t.number) for t in facts.best_first[1:] if t.value == best.value]
+    if not same:
+        return []
+    verb = "have" if len(same) > 1 else "has"
+    noun = "Trials" if len(same) > 1 else "Trial"
+    return [f"{noun} {listed(same)} {verb} the same score; trial {best.number} was the first."]
 
 
 def configuration(facts: StudyFacts) -> list[str]:
     """The best trial's configuration."""
     if not facts.best_first or not facts.best_first[0].hyperparameters:
         return []
-    model = f"sweep.best({facts.name!r}).load()"
+    model = f"import sweep; model = sweep.best({facts.name!r}).load()"
     said = [f"Its configuration: {quoted(values_of(facts.best_first[0]))}."]
     if facts.config.kind != "objective":
-        said.append(f"Its model, in Python: {quoted(model)}.")
+        of = (
+            f" with the weights of epoch {epoch}"
+            if (epoch := best_epoch_of(facts.best_first[0]))
+            else ""
+        )
+        said.append(f"Its model{of}, in Python, from the folder of the search: {quoted(model)}.")
     return said
 
 
@@ -100,8 +116,14 @@ def _worth(facts: StudyFacts) -> list[str]:
 
 def _as_trained(facts: StudyFacts) -> str:
     baseline, best = facts.end.baseline_value, facts.best_first[0]
-    if baseline is None:
+    if baseline is None and not facts.stored:
         return "The study has no baseline, so it does not say what the search gained"
+    if baseline is None:
+        how = "`first: defaults` in a space file" if not facts.config.is_mlp else "`--baseline`"
+        return (
+            "The study has no baseline, so it does not say what the search gained "
+            f"({how} makes trial 0 one)"
+        )
     if best.number == 0:
         return "Nothing was better than trial 0, the baseline: the search did not help"
     study = StudyInfo(

@@ -33,12 +33,12 @@ SPACE: dict[str, BaseDistribution] = {
 
 def trial(
     number: int, value: float | None, params: dict[str, Any], *, best_epoch: int = 5,
-    state: TrialState = TrialState.COMPLETE,
+    state: TrialState = TrialState.COMPLETE, curve: dict[int, float] | None = None,
 ) -> LedgerTrial:  # fmt: skip
     known = {name: SPACE[name] for name in params}
     frozen = create_trial(state=OptunaState.RUNNING, params=params, distributions=known)
     return LedgerTrial(
-        number, state, value, params, params, {"best_epoch": best_epoch}, {}, 0, frozen
+        number, state, value, params, params, {"best_epoch": best_epoch}, curve or {}, 0, frozen
     )
 
 
@@ -57,6 +57,10 @@ def test_a_range_whose_end_is_best_is_to_be_widened() -> None:
     upper = spread("hidden", [505, 512, 500], [40, 300])
     assert bounds(upper).startswith("The best three lie at the upper end of `hidden`")
     assert "(505, 512 and 500 of 32 to 512): widen it." in bounds(upper)
+    trials = spread("hidden", [505, 512, 500], [40, 300])
+    (said,) = findings.about_bounds(axes_of(trials), trials, ACCURACY, {"lr"})
+    assert said.endswith("widen it, though its effect cannot be told from noise.")
+    assert findings.about_bounds(axes_of(trials), trials, ACCURACY, {"hidden"}) == [bounds(trials)]
     assert "lower end of `lr`" in bounds(spread("lr", [1e-4, 2e-4, 1.5e-4], [0.01, 1.0]))
     assert "upper end of `batch`" in bounds(spread("batch", [128, 128, 128], [32, 64]))
 
@@ -88,6 +92,28 @@ def test_epochs_after_which_nothing_improved() -> None:
     (said,) = findings.about_epochs(late, ACCURACY, 10)
     assert said.startswith("None of the best five improved after epoch 6 of 10")
     assert findings.about_epochs(done[:3], ACCURACY, 10) == []
+
+
+def test_what_the_last_epochs_brought() -> None:
+    """On average of the best five, against what the score can be told to; of a loss, too."""
+    appraisal = Appraisal(0.99, 0, Interval(0.97, 0.95, 0.98))
+
+    def said(objective: Objective, sign: int, appraisal: Appraisal | None) -> list[str]:
+        curves = [{6: 0.9 - sign * 0.02, 7: 0.9 + sign * 0.01 * i} for i in range(3)]
+        trials = [
+            trial(i, curve[7], {"hidden": 40}, curve=curve) for i, curve in enumerate(curves * 2)
+        ]
+        return findings.about_last_epochs(trials, objective, 8, appraisal)
+
+    (rising,) = said(ACCURACY, 1, appraisal)
+    assert rising == (
+        "Epochs 7 to 8 brought the best five 3.20 points on average, more than the score is "
+        "uncertain by: more epochs should gain."
+    )
+    assert said(LOSS, -1, None) == ["Epochs 7 to 8 brought the best five 0.032 on average."]
+    (flat,) = said(ACCURACY, 1, replace(appraisal, corrected=Interval(0.97, 0.9, 1.0)))
+    assert flat.endswith("less than the score is uncertain by: more epochs would gain little.")
+    assert findings.about_last_epochs([], ACCURACY, 8, None) == []
 
 
 def test_when_to_stop() -> None:
@@ -124,7 +150,7 @@ def test_choices_come_with_best_and_median() -> None:
     (said,) = findings.about_choices(axes_of(trials), trials, ACCURACY)
     assert said == (
         "Best score by `optimizer`: `Adam` 0.9900 (median 0.9600 of 2), `SGD` 0.9000 "
-        "(median 0.8000 of 2)."
+        "(median 0.8000 of 2, 1 more pruned)."
     )
 
 
