@@ -26,7 +26,7 @@ class Pruner:
 PRUNERS = {
     "none": Pruner("every trial trains to its end", lambda optuna, _: optuna.pruners.NopPruner()),
     "median": Pruner(
-        "worse than the median of earlier trials at that epoch",
+        "worse than the median of completed trials at that epoch",
         # Optuna counts steps from 0, epochs count from 1: the first epoch is not judged.
         lambda optuna, _: optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=2),
     ),
