@@ -17,7 +17,11 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor
 from lightning.pytorch.demos import LightningTransformer, Transformer
-from lightning.pytorch.demos.boring_classes import BoringModel, ManualOptimBoringModel, RandomDataset
+from lightning.pytorch.demos.boring_classes import (
+    BoringModel,
+    ManualOptimBoringModel,
+    RandomDataset,
+)
 from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor, nn
 from torch.nn import functional

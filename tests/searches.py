@@ -170,6 +170,10 @@ def sweep(
     )
 
 
+UNSAID = (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning)
+"""Warnings that Python does not print unless it is asked to."""
+
+
 @contextlib.contextmanager
 def as_if_alone(folder: Path, **changes: str) -> Iterator[None]:
     """This process is in `folder`, with the environment and the modules of a fresh one.
@@ -178,7 +182,7 @@ def as_if_alone(folder: Path, **changes: str) -> Iterator[None]:
     """
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("default")  # a warning is said and fails nothing
-        for kind in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
+        for kind in UNSAID:
             warnings.simplefilter("ignore", kind)
         for name in os.environ.keys() - (kept := environment(**changes)).keys():
             patch.delenv(name)
@@ -193,6 +197,10 @@ def as_if_alone(folder: Path, **changes: str) -> Iterator[None]:
             for name, module in [*sys.modules.items()]:
                 if str(getattr(module, "__file__", None)).startswith(f"{folder.resolve()}/"):
                     del sys.modules[name]
+
+
+HERE = {"SWEEP_EXECUTOR": "inline", "SWEEP_THREADS": "1"}
+"""Environment of a search that trains in its own process, beside other tests."""
 
 
 def in_this_process(
@@ -216,14 +224,14 @@ def in_this_process(
 
 def inline(folder: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """Run `sweep` in this process, which also trains: for what workers do not matter to."""
-    return in_this_process(folder, {"SWEEP_EXECUTOR": "inline"}, *map(str, arguments))
+    return in_this_process(folder, HERE, *map(str, arguments))
 
 
 def script(folder: Path, name: str, *arguments: str) -> str:
     """What a program of the folder prints, run in this process as its main one."""
     out = io.StringIO()
     with (
-        as_if_alone(folder, SWEEP_EXECUTOR="inline"),
+        as_if_alone(folder, **HERE),
         pytest.MonkeyPatch.context() as patch,
         contextlib.redirect_stdout(out),
     ):

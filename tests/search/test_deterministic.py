@@ -164,9 +164,9 @@ def test_workers_do_not_matter(tmp_path: Path, *, own: bool) -> None:
     for executor, n_workers, n_slots in (("inline", "1", "auto"), ("process", "2", "2")):
         (folder := tmp_path / n_workers).mkdir()
         done = in_this_process(
-            folder, {"SWEEP_EXECUTOR": executor}, "run", "--study", "s", "--trials", "4" if own else "20", "--epochs", "2",
-            "--deterministic", "--workers", n_workers, "--population", n_slots, "--pruner",
-            "median", *(project if own else []),
+            folder, {"SWEEP_EXECUTOR": executor}, "run", "--study", "s", "--trials",
+            "4" if own else "20", "--epochs", "2", "--deterministic", "--workers", n_workers,
+            "--population", n_slots, "--pruner", "median", *(project if own else []),
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         found.append(curves(folder))

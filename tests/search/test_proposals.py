@@ -353,7 +353,7 @@ HYPERBAND = """
 def test_hyperband_prunes_the_same_trials_in_two_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A search of 8 + 8 trials in two processes is, trial by trial, the search of 16 in this one."""
+    """A search of 8 + 8 trials in two processes is, trial by trial, one of 16 in this one."""
     found = []
     for name, totals in (("whole", [16]), ("parts", [8, 16])):
         folder = tmp_path / name
