@@ -208,7 +208,8 @@ def test_a_resume_file_that_cannot_be_plain_is_said(folder: Path) -> None:
 def test_values_fit_a_loaded_module(folder: Path) -> None:
     """`load_from_checkpoint` and `sweep.best(...).load()` give the same weights."""
     inline(folder, "run", "--module", "mine:Net", "--data", "mine:Points", "--vary",
-           "lr=0.01,0.02", "--metric", "val_loss", "--trials", "1", "--epochs", "1", "--study", "l")  # fmt: skip
+           "lr=0.01,0.02", "--metric", "val_loss", "--trials", "1", "--epochs", "1", "--study",
+           "l")  # fmt: skip
     loaded = library.best("l").load()
     kept = TrialFiles(folder / "mlruns/.sweep/l", 0).path("best.ckpt")
     theirs = type(loaded).load_from_checkpoint(kept, weights_only=True)
