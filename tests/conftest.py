@@ -31,6 +31,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     home.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(home))
+        patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)  # a second of each process
         yield
 
 

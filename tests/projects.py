@@ -16,8 +16,12 @@ import lightning
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor
-from lightning.pytorch.demos import LightningTransformer
-from lightning.pytorch.demos.boring_classes import BoringModel, ManualOptimBoringModel
+from lightning.pytorch.demos import LightningTransformer, Transformer
+from lightning.pytorch.demos.boring_classes import (
+    BoringModel,
+    ManualOptimBoringModel,
+    RandomDataset,
+)
 from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor, nn
 from torch.nn import functional
@@ -226,7 +230,16 @@ class Watched(Line):
         return {"optimizer": optimizer, "lr_scheduler": schedule, "monitor": "val_loss"}
 
 
-class Boring(BoringModel):
+class Short:
+    """A quarter of the demo's samples, drawn as it draws them."""
+
+    def train_dataloader(self) -> Any:
+        return DataLoader(RandomDataset(32, 16))
+
+    val_dataloader = train_dataloader
+
+
+class Boring(Short, BoringModel):
     """Lightning's demo, which logs nothing: with a metric."""
 
     def validation_step(self, batch: Any, batch_idx: int) -> Any:
@@ -235,7 +248,7 @@ class Boring(BoringModel):
         return found
 
 
-class BoringByHand(ManualOptimBoringModel):
+class BoringByHand(Short, ManualOptimBoringModel):
     """The same with manual optimisation."""
 
     def validation_step(self, batch: Any, batch_idx: int) -> Any:
@@ -446,7 +459,11 @@ class Tokens(lightning.LightningDataModule):
 
 
 class Language(LightningTransformer):
-    """Lightning's demo, which fetches its texts and logs nothing: with neither."""
+    """Lightning's demo, which fetches its texts and logs nothing: with neither, and smaller."""
+
+    def __init__(self, vocab_size: int) -> None:
+        super().__init__(vocab_size)
+        self.model = Transformer(vocab_size, ninp=16, nhid=16)
 
     def prepare_data(self) -> None:
         """Nothing to fetch."""

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import math
 import os
+import runpy
 import shutil
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -167,25 +170,75 @@ def sweep(
     )
 
 
+UNSAID = (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning)
+"""Warnings that Python does not print unless it is asked to."""
+
+
+@contextlib.contextmanager
+def as_if_alone(folder: Path, **changes: str) -> Iterator[None]:
+    """This process is in `folder`, with the environment and the modules of a fresh one.
+
+    Afterwards none of the folder's modules is loaded: the next test's may have the same names.
+    """
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("default")  # a warning is said and fails nothing
+        for kind in UNSAID:
+            warnings.simplefilter("ignore", kind)
+        for name in os.environ.keys() - (kept := environment(**changes)).keys():
+            patch.delenv(name)
+        for name, value in kept.items():
+            patch.setenv(name, value)
+        patch.chdir(folder)
+        patch.setattr(sys, "path", [*sys.path])
+        importlib.invalidate_caches()
+        try:
+            yield
+        finally:
+            for name, module in [*sys.modules.items()]:
+                if str(getattr(module, "__file__", None)).startswith(f"{folder.resolve()}/"):
+                    del sys.modules[name]
+
+
+HERE = {"SWEEP_EXECUTOR": "inline", "SWEEP_THREADS": "1"}
+"""Environment of a search that trains in its own process, beside other tests."""
+
+
 def in_this_process(
     folder: Path, env: dict[str, str], *arguments: str
 ) -> subprocess.CompletedProcess[str]:
     """Run `sweep` in this process, where its libraries are loaded already."""
     out, err = io.StringIO(), io.StringIO()
     with (
+        as_if_alone(folder, **env),
         pytest.MonkeyPatch.context() as patch,
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
     ):
-        patch.chdir(folder)
         patch.setattr(sys, "argv", ["sweep", *arguments])
-        for name, value in env.items():
-            patch.setenv(name, value)
         try:
             main()
         except SystemExit as left:
             code = int(left.code or 0)
     return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
+
+
+def inline(folder: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run `sweep` in this process, which also trains: for what workers do not matter to."""
+    return in_this_process(folder, HERE, *map(str, arguments))
+
+
+def script(folder: Path, name: str, *arguments: str) -> str:
+    """What a program of the folder prints, run in this process as its main one."""
+    out = io.StringIO()
+    with (
+        as_if_alone(folder, **HERE),
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(out),
+    ):
+        patch.setattr(sys, "argv", [name, *arguments])
+        patch.syspath_prepend(folder)
+        runpy.run_path(name, run_name="__main__")
+    return out.getvalue()
 
 
 def start_sweep(

@@ -62,7 +62,9 @@ def ui(folder: Path, url: str) -> Iterator[tuple[str, str]]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    env = environment(MLFLOW_TRACKING_URI=url, MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
+    env = environment(
+        MLFLOW_TRACKING_URI=url, MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false", MLFLOW_WORKERS="1"
+    )
     with (folder / "ui.log").open("w") as log:
         server = subprocess.Popen(
             [*SWEEP, "ui", "--port", str(port)], cwd=folder, env=env, stdout=log, stderr=log,

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from searches import environment, sweep
+from searches import environment, inline
 from waiting import PATIENCE_S
 
 from sweep.cli.main import COMMANDS
@@ -109,7 +109,8 @@ OWN_PROJECT = (ROOT / "docs" / "own-project.md").read_text(encoding="utf-8")
 
 @pytest.mark.usefixtures("ready_store")
 def test_the_page_for_a_project_of_ones_own_works(tmp_path: Path) -> None:
-    """Its files are saved under the names they give, its commands and its program run."""
+    """Its files are saved under the names they give, its commands and its program run, the
+    program with a worker of its own."""
     for text in blocks(OWN_PROJECT, "python"):
         name = re.match(r"# (\w+\.py)\n", text)
         assert name
@@ -117,7 +118,7 @@ def test_the_page_for_a_project_of_ones_own_works(tmp_path: Path) -> None:
     commands = re.findall(r"^sweep .*$", OWN_PROJECT, re.MULTILINE)[:4]
     said = {}
     for command in commands:
-        done = sweep(tmp_path, *command.removeprefix("sweep ").split())
+        done = inline(tmp_path, *command.removeprefix("sweep ").split())
         assert done.returncode == 0, done.stderr
         said[command.split()[1]] = done.stdout
         if command == "sweep best photos":
@@ -145,6 +146,6 @@ def test_the_how_to_for_modules_and_data_of_ones_own_works(tmp_path: Path) -> No
     commands = re.findall(r"^sweep (run --(?:module|data) .*)$", HOW_TO, re.MULTILINE)
     assert len(commands) == 2
     for command in commands:
-        done = sweep(tmp_path, *command.split())
+        done = inline(tmp_path, *command.split())
         assert done.returncode == 0, done.stderr
         assert "5 of 5 trials" in done.stdout

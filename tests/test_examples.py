@@ -10,12 +10,14 @@ from pathlib import Path
 import nbclient
 import nbformat
 import pytest
-from searches import environment, python, sweep
+from searches import environment, inline, script, sweep
 from waiting import PATIENCE_S
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 FILES = sorted(file for file in EXAMPLES.rglob("*.py") if "\n$ sweep " in file.read_text())
 PROGRAMS = sorted(file for file in EXAMPLES.glob("*.py") if "\n$ python " in file.read_text())
+WITH_WORKERS = "objective"
+"""The example whose search is a process with workers."""
 QUIET = ("--trainer.enable_progress_bar", "false")
 
 pytestmark = pytest.mark.usefixtures("ready_store")
@@ -43,10 +45,12 @@ def test_an_example_runs_from_the_command_line(tmp_path: Path, file: Path) -> No
     """All its commands, in order."""
     for words in copied(file, tmp_path):
         if words[0] == "python":
-            python(tmp_path, *words[1:], *QUIET)
+            script(tmp_path, *words[1:], *QUIET)
             continue
         *words, target = words if words[-2] == ">" else [*words, ""]
-        done = sweep(tmp_path, *[word for word in words[1:] if word != ">"])
+        is_real = file.stem == WITH_WORKERS and words[1] == "run"
+        command = sweep if is_real else inline
+        done = command(tmp_path, *[word for word in words[1:] if word != ">"])
         assert done.returncode == 0, done.stderr
         if words[1] == "run":
             n_trials = words[words.index("--trials") + 1]
@@ -60,7 +64,7 @@ def test_an_example_runs_from_the_command_line(tmp_path: Path, file: Path) -> No
 def test_an_example_runs_as_a_program(tmp_path: Path, file: Path) -> None:
     """It prints its best trial."""
     (words,) = copied(file, tmp_path)
-    assert "<Best " in python(tmp_path, *words[1:])
+    assert "<Best " in script(tmp_path, *words[1:])
 
 
 def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

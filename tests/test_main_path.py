@@ -1,4 +1,4 @@
-"""The main path by real commands: a search that is killed, the best trial, training, doctor.
+"""The main path by commands: a search that is killed, the best trial, training, doctor.
 
 `make test-lowest` and `make test-newest` run it with other versions of the libraries.
 """
@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from searches import in_this_process
 from waiting import PATIENCE_S
 
 RUN = ("run", "--trials", "6", "--epochs", "12", "--study", "main", "--checkpoint-interval", "0.1")
@@ -20,14 +21,11 @@ RUN = ("run", "--trials", "6", "--epochs", "12", "--study", "main", "--checkpoin
 
 @pytest.fixture
 def sweep(tmp_path: Path):
-    """Runs a command in an empty folder; returns what it prints."""
+    """Runs a command in an empty folder, a search with its worker; returns what it prints."""
 
     def call(*arguments: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "sweep", *arguments], cwd=tmp_path, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=PATIENCE_S,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stdout
+        done = in_this_process(tmp_path, {}, *arguments)
+        assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
     return call

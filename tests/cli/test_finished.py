@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,11 @@ from searches import Call, mlflow_client, sweep
 
 @pytest.fixture(scope="module")
 def done(
-    tmp_path_factory: pytest.TempPathFactory,
+    tmp_path_factory: pytest.TempPathFactory, empty_store: Path
 ) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """A folder with one finished search of five trials, and what `sweep run` said."""
     folder = tmp_path_factory.mktemp("done")
+    shutil.copyfile(empty_store, folder / "mlflow.db")
     said = sweep(folder, "run", "--trials", "5", "--epochs", "4")
     assert said.returncode == 0, said.stderr
     return folder, said

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import lightning
 import projects
 import pytest
-from searches import sweep
+from searches import as_if_alone, inline, sweep
 
 import sweep as library
 from sweep.errors import ConfigError
@@ -68,12 +69,12 @@ def counted(params, report):
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project's folder, the current one."""
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """A project's folder, the current one; nothing of it is loaded in the next test."""
     (tmp_path / "fun.py").write_text(FILE)
     shutil.copy(projects.__file__, tmp_path)  # for other processes
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+    with as_if_alone(tmp_path, SWEEP_EXECUTOR="inline"):
+        yield tmp_path
 
 
 def values(study: str) -> list[float | None]:
@@ -91,13 +92,13 @@ def test_a_function_builds_module_data_and_trainer(folder: Path) -> None:
     best = library.best("b")
     assert type(best.load()).__name__ == "Line"
     assert best.load().hparams.lr == best.config["lr"]
-    again = sweep(folder, "run", "--study", "b", "--trials", "3")
+    again = inline(folder, "run", "--study", "b", "--trials", "3")
     assert again.returncode == 0, again.stderr
-    (folder / "best.yaml").write_text(sweep(folder, "best", "b").stdout)
-    trained = sweep(folder, "train", "--config", "best.yaml")
+    (folder / "best.yaml").write_text(inline(folder, "best", "b").stdout)
+    trained = inline(folder, "train", "--config", "best.yaml")
     assert trained.returncode == 0, trained.stderr
     assert "test_loss=" in trained.stdout
-    refused = sweep(folder, "best", "b", "--format", "lightning-cli")
+    refused = inline(folder, "best", "b", "--format", "lightning-cli")
     assert refused.returncode == 2
     assert "LightningCLI has no form" in refused.stderr
 
@@ -119,7 +120,7 @@ def test_any_function_is_searched(folder: Path) -> None:
     )  # fmt: skip
     assert outcome.end.best_value == 0.0
     assert sorted(value or 0.0 for value in values("v")) == [0, 1, 1, 4, 4]
-    refused = sweep(folder, "train", "--study", "v")
+    refused = inline(folder, "train", "--study", "v")
     assert refused.returncode == 2
     assert "trains by itself" in refused.stderr
 
@@ -135,7 +136,7 @@ def test_any_function_is_searched(folder: Path) -> None:
 )
 def test_what_a_function_does_wrong_is_said(folder: Path, name: str, said: str) -> None:
     """Before the first trial where it can be seen, else as the trial's failure."""
-    done = sweep(folder, "run", "--module", f"fun.py:{name}", "--kind", "objective", "--vary",
+    done = inline(folder, "run", "--module", f"fun.py:{name}", "--kind", "objective", "--vary",
                  "x=1.0..2.0", "--trials", "1", "--epochs", "3", "--study", "w")  # fmt: skip
     assert done.returncode != 0
     assert said in done.stdout + done.stderr
@@ -203,11 +204,11 @@ def test_a_function_that_trains_by_itself_takes_no_data() -> None:
 
 def test_a_build_function_may_return_a_module_alone(folder: Path) -> None:
     """Its own loaders are used; a parameter that it ignores is refused."""
-    done = sweep(folder, "run", "--module", "fun.py:alone", "--kind", "build", "--vary",
+    done = inline(folder, "run", "--module", "fun.py:alone", "--kind", "build", "--vary",
                  "lr=0.01,0.02", "--metric", "val_loss", "--trials", "1", "--epochs", "1",
                  "--study", "alone")  # fmt: skip
     assert done.returncode == 0, done.stderr
-    refused = sweep(folder, "run", "--module", "fun.py:alone", "--kind", "build", "--vary",
+    refused = inline(folder, "run", "--module", "fun.py:alone", "--kind", "build", "--vary",
                     "depth=1,2", "--metric", "val_loss", "--study", "deaf")  # fmt: skip
     assert refused.returncode == 2
     assert "ignores depth" in refused.stderr

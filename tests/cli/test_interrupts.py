@@ -16,10 +16,10 @@ import yaml
 from searches import (
     Call,
     children_of,
+    inline,
     is_alive,
     mlflow_client,
     start_sweep,
-    sweep,
     wait_for_line,
 )
 from waiting import PATIENCE_S, wait_until
@@ -119,7 +119,7 @@ def test_the_same_command_finishes_what_was_interrupted_and_killed(
     check_what_was_said(call, lines)
     kill(tmp_path)
     assert "RUNNING" in [t.state.name for t in trials_of(tmp_path)]
-    said = sweep(tmp_path, *COMMAND)
+    said = inline(tmp_path, *COMMAND)
     assert (said.returncode, said.stderr) == (0, "")
     trials = trials_of(tmp_path)
     assert Counter(t.state.name for t in trials) == {"COMPLETE": 5}
@@ -191,7 +191,7 @@ def test_a_signal_to_every_process_is_an_interruption(tmp_path: Path) -> None:
         told = running(said + out)
         assert told[0] == last + 1
         last = told[-1]
-    done = sweep(tmp_path, *command)
+    done = inline(tmp_path, *command)
     assert done.returncode == 0, done.stderr
     assert running(done.stdout)[0] == last + 1
 

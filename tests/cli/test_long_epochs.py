@@ -10,7 +10,7 @@ from typing import Any
 import optuna
 import pytest
 from mlflow import MlflowClient
-from searches import children_of, is_alive, start_sweep, sweep, wait_for_line
+from searches import children_of, inline, is_alive, start_sweep, wait_for_line
 from waiting import PATIENCE_S, wait_until
 
 from sweep.files.trial_files import RESUME_STATE, TrialFiles
@@ -46,8 +46,8 @@ class Long(lightning.LightningModule):
         self.net = torch.nn.Linear(4, 1)
 
     def training_step(self, batch, batch_idx):
-        # An epoch of a minute, as long as nobody is in a hurry.
-        time.sleep(0.0 if pathlib.Path("hurry").exists() else 0.6)
+        # An epoch of half a minute, as long as nobody is in a hurry.
+        time.sleep(0.0 if pathlib.Path("hurry").exists() else 0.3)
         loss = functional.mse_loss(self.net(batch[0]).squeeze(1), batch[1])
         self.log("train_loss", loss, on_step=True, on_epoch=True)
         return loss
@@ -119,7 +119,7 @@ def test_a_long_epoch_is_interrupted_killed_and_finished(folder: Path) -> None:
     left(folder, process, workers)
 
     (folder / "hurry").touch()
-    done = sweep(folder, *COMMAND)
+    done = inline(folder, *COMMAND)
     assert done.returncode == 0, done.stderr
     assert "goes on within an epoch" in done.stdout
     assert "state=COMPLETE" in done.stdout

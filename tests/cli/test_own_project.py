@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import io
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import mlflow
+import numpy as np
 import optuna
 import pytest
 import torch
 import yaml
 from mlflow import MlflowClient
-from searches import python, sweep
+from searches import as_if_alone, inline, python, script, sweep
 
 import sweep as library
 from sweep.files.trial_files import TrialFiles
@@ -106,11 +112,12 @@ print(outcome.end.reason, type(sweep.best("script").load()).__name__)
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A project's folder."""
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """A project's folder, the current one; nothing of it is loaded in the next test."""
     (tmp_path / "mine.py").write_text(MODEL)
     (tmp_path / "cli.yaml").write_text(yaml.safe_dump(CONFIG))
-    return tmp_path
+    with as_if_alone(tmp_path):
+        yield tmp_path
 
 
 def trials_of(folder: Path, study: str) -> list[Mapping[str, Any]]:
@@ -127,10 +134,10 @@ def test_a_lightning_cli_project_is_searched_and_goes_back(folder: Path) -> None
     assert done.returncode == 0, done.stderr
     assert "epochs=2" in done.stdout
     assert [[*params] for params in trials_of(folder, "c")] == [["model.lr"]] * 2
-    again = sweep(folder, "run", "--study", "c", "--trials", "3")
+    again = inline(folder, "run", "--study", "c", "--trials", "3")
     assert again.returncode == 0, again.stderr
 
-    best = sweep(folder, "best", "c", "--format", "lightning-cli").stdout
+    best = inline(folder, "best", "c", "--format", "lightning-cli").stdout
     config = yaml.safe_load(best)
     assert config["trainer"]["callbacks"] == CONFIG["trainer"]["callbacks"]  # type: ignore[index]
     assert config["data"] == CONFIG["data"]
@@ -138,12 +145,12 @@ def test_a_lightning_cli_project_is_searched_and_goes_back(folder: Path) -> None
     (folder / "best.yaml").write_text(best)
     (folder / "train.py").write_text(CLI)
     quiet = ("--trainer.logger", "false", "--trainer.enable_progress_bar", "false")
-    python(folder, "train.py", "fit", "--config", "best.yaml", *quiet)
+    script(folder, "train.py", "fit", "--config", "best.yaml", *quiet)
 
 
 def test_what_the_logger_got_is_in_the_trials_run(folder: Path) -> None:
     """Values by step and texts; an epoch's metrics are there once an epoch."""
-    done = sweep(
+    done = inline(
         folder, "run", "--module", "mine.py:Logging", "--data", "mine.py:Points", "--vary",
         "lr=0.01,0.02", "--set", "trainer.log_every_n_steps=1", "--metric", "val_loss", "--trials",
         "1", "--epochs", "2", "--study", "logged", "--callback",
@@ -168,13 +175,18 @@ def test_what_the_logger_got_is_in_the_trials_run(folder: Path) -> None:
     assert files == ["logged/a_note-3.txt"]
 
 
-def test_a_script_needs_no_guard_and_a_cell_no_file(folder: Path) -> None:
+def test_a_script_needs_no_guard_and_a_cell_no_file(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Classes of the script itself; what a notebook defines trains in its process."""
     (folder / "script.py").write_text(SCRIPT)
     assert python(folder, "script.py") == "done Scaled\n"
-    cell = SCRIPT.replace('"script"', '"cell"')
-    program = f"import __main__\nexec({cell!r}, __main__.__dict__)\n"
-    assert python(folder, "-c", program) == "done Scaled\n"
+    notebook, said = ModuleType("__main__"), io.StringIO()
+    monkeypatch.setitem(sys.modules, "__main__", notebook)
+    monkeypatch.syspath_prepend(folder)
+    with contextlib.redirect_stdout(said):
+        exec(SCRIPT.replace('"script"', '"cell"'), vars(notebook))
+    assert said.getvalue() == "done Scaled\n"
 
 
 def test_a_resume_file_that_cannot_be_plain_is_said(folder: Path) -> None:
@@ -184,7 +196,7 @@ def test_a_resume_file_that_cannot_be_plain_is_said(folder: Path) -> None:
         "class Net(Base):\n    def on_save_checkpoint(self, checkpoint):\n"
         "        checkpoint['where'] = pathlib.Path('x')\n"
     )
-    done = sweep(
+    done = inline(
         folder, "run", "--module", "odd:Net", "--data", "odd:Points", "--vary", "lr=0.01,0.02",
         "--metric", "val_loss", "--trials", "1", "--epochs", "3", "--study", "odd",
         "--checkpoint-interval", "0.001",
@@ -193,11 +205,11 @@ def test_a_resume_file_that_cannot_be_plain_is_said(folder: Path) -> None:
     assert done.stdout.count("puts under where are no plain values") == 1
 
 
-def test_values_fit_a_loaded_module(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_fit_a_loaded_module(folder: Path) -> None:
     """`load_from_checkpoint` and `sweep.best(...).load()` give the same weights."""
-    monkeypatch.chdir(folder)
-    sweep(folder, "run", "--module", "mine:Net", "--data", "mine:Points", "--vary", "lr=0.01,0.02",
-          "--metric", "val_loss", "--trials", "1", "--epochs", "1", "--study", "l")  # fmt: skip
+    inline(folder, "run", "--module", "mine:Net", "--data", "mine:Points", "--vary",
+           "lr=0.01,0.02", "--metric", "val_loss", "--trials", "1", "--epochs", "1", "--study",
+           "l")  # fmt: skip
     loaded = library.best("l").load()
     kept = TrialFiles(folder / "mlruns/.sweep/l", 0).path("best.ckpt")
     theirs = type(loaded).load_from_checkpoint(kept, weights_only=True)
@@ -205,30 +217,27 @@ def test_values_fit_a_loaded_module(folder: Path, monkeypatch: pytest.MonkeyPatc
         assert torch.equal(ours, other)
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_a_logged_model_has_the_modules_own_signature(folder: Path) -> None:
     """What its minibatches hold and what its forward gives; MLflow serves it."""
-    done = sweep(folder, "run", "--module", "mine:Net", "--data", "mine:Points", "--vary",
+    done = inline(folder, "run", "--module", "mine:Net", "--data", "mine:Points", "--vary",
                  "lr=0.01,0.02", "--metric", "val_loss", "--trials", "1", "--epochs", "1",
                  "--study", "m", "--log-models", "all")  # fmt: skip
     assert done.returncode == 0, done.stderr
-    program = (
-        "import mlflow, numpy, sweep\n"
-        "mlflow.set_tracking_uri('sqlite:///mlflow.db')\n"
-        "model = mlflow.pyfunc.load_model(sweep.best('m').model_uri)\n"
-        "print(model.predict(numpy.ones((5, 4), dtype='float32')).shape)\n"
-        "print(model.metadata.signature.outputs, model.input_example.shape)\n"
-    )
-    lines = python(folder, "-W", "ignore", "-c", program).splitlines()
-    assert lines == ["(5,)", "[Tensor('float32', (-1,))] (2, 4)"]
+    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+    model = mlflow.pyfunc.load_model(str(library.best("m").model_uri))
+    assert model.predict(np.ones((5, 4), dtype="float32")).shape == (5,)
+    assert str(model.metadata.signature.outputs) == "[Tensor('float32', (-1,))]"
+    assert model.input_example.shape == (2, 4)
 
 
 def test_a_model_is_logged_later_on(folder: Path) -> None:
     """A minibatch of the DataModule tells what goes in."""
-    done = sweep(folder, "run", "--module", "mine:Net", "--data", "mine:Points", "--vary",
+    done = inline(folder, "run", "--module", "mine:Net", "--data", "mine:Points", "--vary",
                  "lr=0.01,0.02", "--metric", "val_loss", "--trials", "1", "--epochs", "1",
                  "--study", "later", "--log-models", "none")  # fmt: skip
     assert done.returncode == 0, done.stderr
-    logged = sweep(folder, "best", "later", "--trial", "0", "--log-model")
+    logged = inline(folder, "best", "later", "--trial", "0", "--log-model")
     assert logged.returncode == 0, logged.stderr
     assert logged.stderr.startswith("models:/m-")
 
@@ -237,10 +246,10 @@ def test_a_changed_source_file_is_said(folder: Path) -> None:
     """In one line as the study goes on; each trial's run tells which file it had."""
     command = ("run", "--module", "mine:Net", "--data", "mine:Points", "--vary", "lr=0.01..0.1",
                "--metric", "val_loss", "--epochs", "1", "--study", "c")  # fmt: skip
-    assert "has changed" not in sweep(folder, *command, "--trials", "1").stdout
-    assert "has changed" not in sweep(folder, *command, "--trials", "2").stdout
+    assert "has changed" not in inline(folder, *command, "--trials", "1").stdout
+    assert "has changed" not in inline(folder, *command, "--trials", "2").stdout
     (folder / "mine.py").write_text(MODEL + "\n# Another line.\n")
-    said = sweep(folder, *command, "--trials", "3").stdout
+    said = inline(folder, *command, "--trials", "3").stdout
     assert said.count("mine.py has changed since the study's last search") == 1
     client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
     experiment = client.get_experiment_by_name("c")
@@ -257,23 +266,20 @@ first: defaults
 """
 
 
-def test_the_constructors_defaults_are_the_baseline(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_constructors_defaults_are_the_baseline(folder: Path) -> None:
     """Trial 0 has them, also outside the space; later trials are compared with it. A parameter
     without a plain default is named."""
     (folder / "space.yaml").write_text(SPACE)
     run = ("run", "--module", "mine.py:Net", "--data", "mine.py:Points", "--metric", "val_loss",
            "--trials", "3", "--epochs", "1", "--space", "space.yaml")  # fmt: skip
-    done = sweep(folder, *run, "--study", "d")
+    done = inline(folder, *run, "--study", "d")
     assert done.returncode == 0, done.stderr
-    monkeypatch.chdir(folder)
     first = library.best("d", trial=0)
     assert first.config == {"model.lr": 0.01, "data.batch_size": 16}
     assert "than trial 0, the baseline" in done.stdout
     data = first.data()
     assert (type(data).__name__, data.hparams.batch_size) == ("Points", 16)
     (folder / "space.yaml").write_text(SPACE.replace("model.lr", "model.width"))
-    refused = sweep(folder, *run, "--study", "e")
+    refused = inline(folder, *run, "--study", "e")
     assert refused.returncode == 2
     assert "model.width has no plain default" in refused.stderr

@@ -17,7 +17,15 @@ from pathlib import Path
 import optuna
 import pytest
 from postgres import PASSWORD, Postgres
-from searches import Call, children_of, environment, start_sweep, sweep, wait_for_line
+from searches import (
+    Call,
+    children_of,
+    environment,
+    in_this_process,
+    start_sweep,
+    sweep,
+    wait_for_line,
+)
 from waiting import PATIENCE_S
 
 import sweep as library
@@ -55,7 +63,7 @@ def story(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Itera
         processes = (*children_of(first.pid), first.pid)
         for pid in processes:  # it keeps its lock, and does not end before it is killed
             os.kill(pid, signal.SIGSTOP)
-        story.refused = sweep(there, *COMMAND, env=story.env)
+        story.refused = in_this_process(there, story.env, *COMMAND)
         story.pid = first.pid
         for pid in processes:
             os.kill(pid, signal.SIGKILL)
@@ -69,7 +77,7 @@ def story(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Itera
         finally:
             postgres.start()
         story.cut_off = second.returncode, out, err
-        story.done = sweep(here, *COMMAND, env=story.env)
+        story.done = in_this_process(here, story.env | {"SWEEP_EXECUTOR": "inline"}, *COMMAND)
         yield story
 
 

@@ -11,7 +11,9 @@ from sweep.testing import RecordingListener
 from sweep.trial import EpochReport
 
 
-def curves(folder: Path, monkeypatch: pytest.MonkeyPatch, workers: int) -> dict[int, list[float]]:
+def curves(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, workers: int, executor: str
+) -> dict[int, list[float]]:
     """Of four trials, all begun at once."""
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -19,7 +21,7 @@ def curves(folder: Path, monkeypatch: pytest.MonkeyPatch, workers: int) -> dict[
     sweep.run(
         module="projects:Mixed", data="projects:Points", metric="val_loss", study="s", trials=4,
         vary={"lr": sweep.floats(1e-3, 1e-1, log=True), "dropout": sweep.floats(0.1, 0.5)},
-        epochs=3, sampler="random", pruner="none", seed=5, workers=workers,
+        epochs=3, sampler="random", pruner="none", seed=5, workers=workers, executor=executor,
         population=4 // workers, log_models="none", precision="64-true", accelerator="cpu",
         listeners=(listener,),
     )  # fmt: skip
@@ -33,9 +35,9 @@ def curves(folder: Path, monkeypatch: pytest.MonkeyPatch, workers: int) -> dict[
 def test_two_workers_give_the_curves_of_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Four trials in one population, or two in each of two."""
-    one = curves(tmp_path / "one", monkeypatch, 1)
-    two = curves(tmp_path / "two", monkeypatch, 2)
+    """Four trials in one population, here, or two in each of two workers."""
+    one = curves(tmp_path / "one", monkeypatch, 1, "inline")
+    two = curves(tmp_path / "two", monkeypatch, 2, "process")
     assert one.keys() == two.keys() == {0, 1, 2, 3}
     for number, curve in one.items():
         assert len(curve) == 3

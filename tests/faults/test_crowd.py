@@ -3,7 +3,7 @@ from pathlib import Path
 from harness import Plan, check
 from searches import start_sweep
 
-N = 4
+N = 3
 
 
 def test_searches_in_one_fresh_folder_all_finish(tmp_path: Path) -> None:

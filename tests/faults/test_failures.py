@@ -3,7 +3,7 @@ from pathlib import Path
 
 import eater
 import pytest
-from searches import sweep
+from searches import inline, sweep
 
 CLASSES = {"fine": None, "eat": "oom", "die": "killed"}
 """A module that raises, hangs or gives NaN has its bad day in `executors/test_executors.py`."""
@@ -21,5 +21,5 @@ def test_each_failure_has_its_class_and_the_search_finishes(tmp_path: Path) -> N
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr + done.stdout
-    rows = json.loads(sweep(tmp_path, "trials", "bad", "--format", "json").stdout)
+    rows = json.loads(inline(tmp_path, "trials", "bad", "--format", "json").stdout)
     assert {row["mode"]: row["failure"] for row in rows} == CLASSES

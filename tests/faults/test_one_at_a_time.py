@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from harness import Plan, check
-from searches import children_of, start_sweep, sweep
+from searches import children_of, inline, start_sweep
 from waiting import PATIENCE_S
 
 from sweep.files.trial_files import TrialFiles
@@ -85,7 +85,7 @@ def test_a_study_goes_on_with_another_population(tmp_path: Path) -> None:
         stopped_ms.append(time.time() * 1000)
         process.communicate(timeout=PATIENCE_S)
         assert process.returncode == 130
-    done = sweep(tmp_path, *flags(4, "auto"))
+    done = inline(tmp_path, *flags(4, "auto"))
     assert done.returncode == 0, done.stderr
     assert heard + notices(done.stdout) == []
     engines = [ended(tmp_path, n)[1].notes["sweep.trainer"] for n in range(4)]

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from searches import FREE_SPACE, ScriptedStudy, Search, score
-from searches import sweep as sweep_in
+from searches import FREE_SPACE, ScriptedStudy, Search, in_this_process, score
 
 from sweep.ledger.study import open_study
 from sweep.testing import DATASET, ScriptedTrainer
@@ -158,16 +157,16 @@ def curves(folder: Path) -> list[Any]:
 
 @pytest.mark.parametrize("own", [False, True], ids=["mlp", "own module"])
 def test_workers_do_not_matter(tmp_path: Path, *, own: bool) -> None:
-    """Real ones: two of one trial each, or one of many, give the same bits."""
+    """Real ones: two of two trials each, or this process with many, give the same bits."""
     found = []
     project = ["--module", str(Path(__file__).parents[1] / "user_code.py") + ":Model", "--metric",
                "val_f1", "--vary", "width=4,8,16,32"]  # fmt: skip
-    for n_workers, n_slots in (("1", "auto"), ("2", "2")):
+    for executor, n_workers, n_slots in (("inline", "1", "auto"), ("process", "2", "2")):
         (folder := tmp_path / n_workers).mkdir()
-        done = sweep_in(
-            folder, "run", "--study", "s", "--trials", "4" if own else "20", "--epochs", "2",
-            "--deterministic", "--workers", n_workers, "--population", n_slots, "--pruner",
-            "median", *(project if own else []),
+        done = in_this_process(
+            folder, {"SWEEP_EXECUTOR": executor}, "run", "--study", "s", "--trials",
+            "4" if own else "20", "--epochs", "2", "--deterministic", "--workers", n_workers,
+            "--population", n_slots, "--pruner", "median", *(project if own else []),
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         found.append(curves(folder))
