@@ -230,8 +230,10 @@ class PlainEngine:
         return self._project.plain_arguments(run.spec.hyperparameters)
 
     def close(self, number: int) -> None:
-        """Release module and Trainer."""
+        """Release module, Trainer and loaders, whose epoch may be under way."""
         fit = self._fits.pop(number, None)
+        for loader in fit.loaders if fit is not None else ():
+            loader.leave()
         if self._trial_run is not None and fit is not None:
             weights = fit.module.state_dict()
             self.last_weights[number] = {n: v.detach().clone() for n, v in weights.items()}

@@ -110,7 +110,7 @@ class Fit(lightning.pytorch.callbacks.Checkpoint):
         self._state, self._random_state = state, state.get("random")
         self._is_resumed = checkpoint is not None
         self._part_began_s = self._clock()
-        self._loaders: list[WrappedLoader] = []
+        self.loaders: list[WrappedLoader] = []
         self._val_loaders: list[WrappedLoader] = []
         self._loaders_epoch = -1
         self._goes_on_from: list[Any] = []
@@ -147,18 +147,18 @@ class Fit(lightning.pytorch.callbacks.Checkpoint):
         loader, for minibatches that all share."""
         trainer, epoch = self.trainer, self.trainer.current_epoch
         if self._loaders_epoch != epoch:  # they may be made anew
-            self._loaders, self._val_loaders, self._loaders_epoch = [], [], epoch
+            self.loaders, self._val_loaders, self._loaders_epoch = [], [], epoch
         if isinstance(loader, WrappedLoader):  # of a CombinedLoader that is used again
             loader = loader.loader
         if not trainer.training:
             return self._shared(loader, self._val_loaders) if self.is_shared else loader
         place = self._goes_on_from.pop(0) if self._goes_on_from else None
-        between = None if self._loaders else self._between_steps
+        between = None if self.loaders else self._between_steps
         if self.is_shared:
             first = 0 if place is None else int(place["shared"])
-            return self._shared(loader, self._loaders, between, first)
-        self._loaders.append(ResumableLoader(loader, between, place))
-        return self._loaders[-1]
+            return self._shared(loader, self.loaders, between, first)
+        self.loaders.append(ResumableLoader(loader, between, place))
+        return self.loaders[-1]
 
     def _shared(
         self, loader: Any, others: list[WrappedLoader],
@@ -201,7 +201,7 @@ class Fit(lightning.pytorch.callbacks.Checkpoint):
             return None
         # Anew in each epoch: callbacks may have changed the Trainer.
         why = why_alone(trainer, (Fit, TrialLogger))
-        if len(self._loaders) != 1:
+        if len(self.loaders) != 1:
             why = "it has several train loaders"
         if why:
             self._engine.say_alone(why)
@@ -254,7 +254,7 @@ class Fit(lightning.pytorch.callbacks.Checkpoint):
         if not self._is_between_steps:
             return []
         is_ahead = not math.isfinite(self.trainer.num_training_batches)
-        return [loader.place(is_ahead=is_ahead) for loader in self._loaders]
+        return [loader.place(is_ahead=is_ahead) for loader in self.loaders]
 
     def _between_steps(self) -> None:
         """Write a resume file if due; ask the driver for orders now and then."""
@@ -375,7 +375,7 @@ class Fit(lightning.pytorch.callbacks.Checkpoint):
     ) -> None:
         """Report a validation within an epoch; the last one is reported with the epoch."""
         self._outcomes.end()
-        if not self._loaders or trainer.is_last_batch or _is_ending(trainer):
+        if not self.loaders or trainer.is_last_batch or _is_ending(trainer):
             return
         self.has_validated, self._logger.is_in_step = True, True
         self._report(trainer, _epochs_done(trainer))

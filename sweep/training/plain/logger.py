@@ -158,7 +158,7 @@ def _as_image(value: Any, dataformats: str) -> Any:
 
 def _number(value: Any) -> float | None:
     try:
-        number = float(value)
+        number = float(value.detach() if hasattr(value, "detach") else value)
     except (TypeError, ValueError):
         return None
     return number if math.isfinite(number) else None

@@ -40,6 +40,9 @@ class WrappedLoader:
         """Minibatches an epoch. Raises TypeError if the loader does not know."""
         return len(self.loader)
 
+    def leave(self) -> None:
+        """End an epoch that is under way, and with it the loader's worker processes."""
+
 
 class ResumableLoader(WrappedLoader):
     """Wraps any loader; counts its minibatches, and can skip those of an earlier try.
@@ -79,6 +82,12 @@ class ResumableLoader(WrappedLoader):
         """
         assert self._epoch is not None
         return self._epoch.place(is_ahead=is_ahead)
+
+    def leave(self) -> None:
+        """See WrappedLoader. An iterator that the garbage collector ends waits 5 s for each of its
+        workers."""
+        if self._epoch is not None:
+            self._epoch.leave()
 
 
 def is_lightnings(frame: Any) -> bool:
@@ -126,6 +135,9 @@ class _Epoch:
         batch = next(self._batches)
         self._n_fetched += 1
         return batch
+
+    def leave(self) -> None:
+        self._batches = iter(())
 
     def place(self, *, is_ahead: bool) -> dict[str, Any]:
         return {

@@ -21,6 +21,7 @@ from sweep.errors import ConfigError, DataError, Interruption
 from sweep.files.trial_files import MODEL, TrialFiles
 from sweep.testing import ScriptedExchange, example_task
 from sweep.training import make_trainer
+from sweep.training.plain.logger import TrialLogger
 from sweep.training.plain.trainer import PlainTrainer
 from sweep.training.process_state import undisturbed
 from sweep.training.project.project import module_faults
@@ -249,3 +250,13 @@ def test_a_search_over_wrong_names_has_no_trial(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         PlainTrainer(task)
     assert len(caught.value.faults) == 3
+
+
+def test_what_is_logged_may_have_a_gradient(tmp_path: Path) -> None:
+    """Tensors of the step itself, as loggers of Lightning's take them; no warning names sweep."""
+    files = TrialFiles(tmp_path, 0)
+    files.make_folder()
+    logger = TrialLogger(files)
+    logger.experiment.add_scalar("norm", torch.ones((), requires_grad=True) * 2, 3)
+    logger.write()
+    assert [(step, found) for _, step, found in files.steps()] == [(3, {"norm": 2.0})]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
+import multiprocessing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -165,6 +167,16 @@ def test_a_loader_is_used_by_one_trial_after_the_other(tmp_path: Path, kind: str
     PlainTrainer(task).train(exchange)
     assert [r.failure for r in exchange.results().values()] == [None] * 3
     assert [len(exchange.epochs(number)) for number in range(3)] == [EPOCHS] * 3
+
+
+def test_loader_processes_leave_with_their_trial(tmp_path: Path) -> None:
+    """An epoch that was left leaves none to the garbage collector, which would wait for each."""
+    gc.disable()
+    try:
+        trained(a_task(tmp_path, {}, {"kind": "workers"}), stop_within=4)
+        assert multiprocessing.active_children() == []
+    finally:
+        gc.enable()
 
 
 def test_a_module_may_look_at_its_training_data(tmp_path: Path) -> None:
