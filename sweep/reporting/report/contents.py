@@ -77,10 +77,8 @@ def _lessons(facts: StudyFacts) -> Section:
         *findings.about_choices(facts.axes, trials, objective),
         *findings.about_bounds(facts.axes, trials, objective, sure),
         *findings.about_useless_ends(facts.axes, trials, objective),
-        *findings.about_epochs(trials, objective, facts.config.epochs),
-        *findings.about_last_epochs(trials, objective, facts.config.epochs, facts.appraisal),
+        *_about_epochs(facts),
         *_about_stopping(facts),
-        *_about_pruning(facts),
         *_about_failures(trials),
     ]
     if not facts.importance:
@@ -98,17 +96,26 @@ def _about_stopping(facts: StudyFacts) -> list[str]:
     )
 
 
-def _about_pruning(facts: StudyFacts) -> list[str]:
-    pruned = [t for t in facts.trials if t.state is TrialState.PRUNED]
-    if not pruned:
+def _about_epochs(facts: StudyFacts) -> list[str]:
+    """Which epochs brought something, and what pruning saved; another program's steps may be
+    anything."""
+    if not facts.stored:
         return []
-    trained = sum(map(epochs_of, pruned))
-    saved = len(pruned) * facts.config.epochs - trained
-    share = saved / max(1, saved + sum(map(epochs_of, facts.trials)))
-    return [
-        f"{counted(len(pruned), 'trial')} of {len(facts.trials)} ended early, pruned after "
-        f"{counted(trained, 'epoch')}: that saved {saved:,} epochs, {share:.0%} of the budget."
+    trials, n_epochs = facts.trials, facts.config.epochs
+    sentences = [
+        *findings.about_epochs(trials, facts.objective, n_epochs),
+        *findings.about_last_epochs(trials, facts.objective, n_epochs, facts.appraisal),
     ]
+    pruned = [t for t in trials if t.state is TrialState.PRUNED]
+    if pruned:
+        trained = sum(map(epochs_of, pruned))
+        saved = sum(max(0, n_epochs - epochs_of(trial)) for trial in pruned)
+        share = saved / max(1, saved + sum(map(epochs_of, trials)))
+        sentences.append(
+            f"{counted(len(pruned), 'trial')} of {len(trials)} ended early, pruned after "
+            f"{counted(trained, 'epoch')}: that saved {saved:,} epochs, {share:.0%} of the budget."
+        )
+    return sentences
 
 
 def _about_failures(trials: Sequence[LedgerTrial]) -> list[str]:

@@ -143,6 +143,21 @@ def test_scores_that_are_no_numbers(tmp_path: Path) -> None:
     assert "best val_acc</dt>" in page
 
 
+def test_what_pruning_saved_and_who_ties(tmp_path: Path) -> None:
+    """Against the epochs that the study gives a trial; the first of several best ones is named."""
+    config = write_study(
+        tmp_path, 4, score=lambda *_: 0.5, states="CPC", epochs=10, has_baseline=False
+    )
+    text = to_markdown(page_of(config))
+    (row,) = re.findall(r"\| pruned \| 1 \| (\d+) ", text)
+    saved = 10 - int(row)
+    assert (
+        f"1 trial of 4 ended early, pruned after {row} epochs: that saved {saved} epochs" in text
+    )
+    assert "Trials 2 and 3 have the same score; trial 0 was the first." in text
+    assert "(`--baseline` makes trial 0 one)" in text
+
+
 def test_thirty_parameters_stay_small(tmp_path: Path) -> None:
     """40 kB for the page itself and 2 kB a trial: a hundred of them in less than 400 kB."""
     names = "".join(f"  p{i:02d}: {{float: [0.0, 1.0]}}\n" for i in range(29))
@@ -160,11 +175,20 @@ def test_another_programs_study_has_a_page(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/other.db"
     study = optuna.create_study(study_name="theirs", storage=url)
     name = f"x {HOSTILE}"
-    study.optimize(lambda trial: trial.suggest_float(name, -1, 1) ** 2, n_trials=15)
+
+    def objective(trial: optuna.Trial) -> float:
+        value = trial.suggest_float(name, -1, 1) ** 2
+        for step in range(100):  # of any kind, not of `--epochs`
+            trial.report(value - step, step)
+        return value
+
+    study.optimize(objective, n_trials=15)
     config = RunConfig(study="theirs", storage=url, work_dir=str(tmp_path))
     document = page_of(config)
     assert "Best `value`" in to_markdown(document)
     assert "made by another program" in to_markdown(document)
+    lessons = to_markdown(document).split("## What the trials teach")[1].split("\n## ")[0]
+    assert "epochs" not in lessons.lower()
     assert data_of(to_html(document))["axes"][0]["name"] == name
     assert to_html(document).count("<script") == 2
 
