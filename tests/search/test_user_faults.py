@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from searches import TESTS, Call, mlflow_client, start_sweep, sweep, wait_for_line
-from waiting import PATIENCE_S
+from waiting import PATIENCE_S, wait_until
 
 import sweep as library
 from sweep.ledger.study import open_study
@@ -160,6 +160,7 @@ def test_files_of_an_inline_search_do_not_depend_on_the_current_folder(
 
 
 ENDS = """
+import pathlib
 import time
 from user_code import Model
 
@@ -169,7 +170,7 @@ class Ends(Model):
         Ends.n += 1
         if Ends.n <= 2:  # before the first trial, and in it
             raise KeyboardInterrupt("mine")
-        print("second trial", flush=True)
+        pathlib.Path("asleep").touch()
         time.sleep(600)
 """
 
@@ -181,8 +182,8 @@ def test_ctrl_c_is_told_from_a_keyboard_interrupt_of_user_code(tmp_path: Path) -
     (tmp_path / "space.yaml").write_text(WIDTHS)
     path = os.pathsep.join([str(TESTS), *filter(None, sys.path)])
     search = start_sweep(tmp_path, *RUN, "--module", "ends:Ends", env={"PYTHONPATH": path})
-    assert 'message="KeyboardInterrupt: mine (ends.py:10)"' in wait_for_line(search, "trial=0")
-    wait_for_line(search, "second trial")
+    assert 'message="KeyboardInterrupt: mine (ends.py:11)"' in wait_for_line(search, "trial=0")
+    wait_until(lambda: (tmp_path / "asleep").exists())
     for _ in range(2):
         time.sleep(0.8)  # it must sleep before the first one: Python sees one that comes just
         search.send_signal(signal.SIGINT)  # before a sleep together with the second
