@@ -292,7 +292,7 @@ def _first_step(facts: StudyFacts) -> str:
     name, said = shlex.quote(facts.name), facts.appraisal
     if len(facts.best_first) < 2 or confirmation_in(facts.tags) is not None:
         return ""
-    why = "its score was chosen for being the best"
+    why = "the best score was chosen for being so"
     if said is not None and said.n_samples:
         why += f", and rests on {said.n_samples:,} validation samples"
     command = quoted(f"sweep confirm {name}")
@@ -344,10 +344,11 @@ def _origin(facts: StudyFacts) -> list[list[Any]]:
     ]
     data = facts.dataset
     if data is not None:
+        of_code = ", of its code" if data.digest in facts.tags.values() else ""
         rows += [
             ["data", data.name],
             ["data from", redacted(data.source)],
-            ["data digest", data.digest],
+            [f"data digest{of_code}", data.digest],
         ]
         if data.n_train:  # else a DataModule's own, which nobody counted
             said = f"{data.n_train:,} to train on, {data.n_val:,} to validate"
