@@ -20,11 +20,12 @@ from sweep.environment.provenance import provenance
 from sweep.environment.signals import stopping
 from sweep.environment.sources import changes, defaults_of, source_tags
 from sweep.errors import ConfigError, StudyFailedError, SweepError
+from sweep.hyperparameters import DEFAULT_MODULE
 from sweep.ledger.locks import lock_folder, owned_study, presence, store_lock
 from sweep.ledger.ranking import ranking_of, study_end
 from sweep.ledger.study import Ledger, create_study
 from sweep.ledger.trials import LedgerTrial, best_trial
-from sweep.loading import collector_paused, libraries_set_aside
+from sweep.loading import collector_paused, import_object, libraries_set_aside
 from sweep.protocols import Exchange, Executor, Listener
 from sweep.redact import redacted
 from sweep.search.driver import Driver
@@ -307,6 +308,7 @@ def _open_ledger(
     by_unfinished = not all(line.startswith(("--metric ", "--direction ")) for line in changes)
     if changes and ledger.is_bound(by_unfinished=by_unfinished):
         ledger.close()
+        _see_that_they_import(config)
         raise ConfigError(
             f"study {config.study_name!r} exists with other settings ({'; '.join(changes)}): "
             f"leave {'it' if len(changes) == 1 else 'them'} out to continue it, name another "
@@ -320,6 +322,18 @@ def _open_ledger(
     if before != now:
         ledger.describe(now, space.text)
     return ledger, before.get("tracking_uri") == now["tracking_uri"]
+
+
+def _see_that_they_import(config: RunConfig) -> None:
+    """Raise ConfigError if the user's module or data function cannot be imported.
+
+    A mistyped name is a better message than other settings. Before a search only files are looked
+    at (`environment.sources.unknown_name`), which knows no module that is nowhere.
+    """
+    if config.module != DEFAULT_MODULE:
+        import_object(config.module, "--module")
+    if is_custom(config.data):
+        import_object(config.data, "data")
 
 
 def _carry(

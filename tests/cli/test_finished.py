@@ -279,3 +279,12 @@ def test_python_gives_the_same(done: Done, monkeypatch: pytest.MonkeyPatch, ask:
     best = library.best("digits-mlp")
     printed: dict[str, Any] = yaml.safe_load(ask("best", "digits-mlp")[1])
     assert (best.trial, best.run_id) == (printed["trial"], printed["run_id"])
+
+
+@pytest.mark.usefixtures("six")
+@pytest.mark.parametrize("flag", ["--data", "--module"])
+def test_a_module_that_is_nowhere_is_no_other_setting(call: Call, flag: str) -> None:
+    """Of a study that exists: the name is the fault that is told."""
+    code, _, (said,) = call("run", "--study", "six", flag, "nowhere:thing", "--trials", "7")
+    assert code == 2
+    assert said.endswith("cannot be imported: No module named 'nowhere'")
