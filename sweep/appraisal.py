@@ -15,6 +15,11 @@ class Interval:
     low: float
     high: float
 
+    @property
+    def half_width(self) -> float:
+        """How far an end is from the middle."""
+        return (self.high - self.low) / 2
+
 
 @dataclass(frozen=True, slots=True)
 class Appraisal:

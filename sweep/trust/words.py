@@ -25,17 +25,17 @@ def appraisal_lines(appraisal: Appraisal | None, direction: Direction) -> list[s
     if appraisal.gain is not None and appraisal.p_better is not None:
         odds = f"; probability that it is better: {format_probability(appraisal.p_better)}"
         lines.append(gain_line(appraisal.gain, "than the baseline, corrected", share) + odds)
-    return [*lines, *gain_of_more_lines(appraisal, share)]
+    if appraisal.more is not None:
+        lines.append(more_line(appraisal.best, appraisal.more, share))
+    return lines
 
 
-def gain_of_more_lines(appraisal: Appraisal, share: bool) -> list[str]:
-    """What as many trials again would bring; empty if that cannot be told."""
-    if appraisal.more is None:
-        return []
-    n, gain = appraisal.more
-    is_next_to_nothing = gain <= NEXT_TO_NOTHING * abs(appraisal.best)
+def more_line(best: float, more: tuple[int, float], share: bool) -> str:
+    """What as many trials again would bring to the score `best` (`Appraisal.more`)."""
+    n, gain = more
+    is_next_to_nothing = gain <= NEXT_TO_NOTHING * abs(best)
     said = "next to nothing" if is_next_to_nothing else f"about {amount(gain, share)}"
-    return [f"{n} more trials like these would gain {said}"]
+    return f"{n} more trials like these would gain {said}"
 
 
 def confirmation_lines(found: Confirmation | None, direction: Direction) -> list[str]:

@@ -296,7 +296,7 @@ def _first_step(facts: StudyFacts) -> str:
     if said is not None and said.n_samples:
         why += f", and rests on {said.n_samples:,} validation samples"
     command = quoted(f"sweep confirm {name}")
-    return f"First: {command}, which trains the best five again on fresh seeds: {why}."
+    return f"First: {command}, which trains the best again on fresh seeds: {why}."
 
 
 def search_command(config: RunConfig, stored: Mapping[str, Any]) -> str:

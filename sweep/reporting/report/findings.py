@@ -18,7 +18,7 @@ from sweep.reporting.formats import format_metric, format_value
 from sweep.reporting.report.axes import Axis
 from sweep.trial import EPOCHS_DONE, Direction, TrialState
 from sweep.trust.importance import Importance
-from sweep.trust.words import amount, gain_of_more_lines, is_share
+from sweep.trust.words import amount, is_share, more_line
 
 N_BEST = 3
 """So many of the best trials at one end of a range say that it is too narrow."""
@@ -208,22 +208,14 @@ def about_last_epochs(
     gain, share = statistics.mean(gains), is_share(best_five[0].value or 0.0, objective.direction)
     first = f"Epoch {n_epochs}" if early + 1 == n_epochs else f"Epochs {early + 1} to {n_epochs}"
     sentence = f"{first} brought the best five {amount(gain, share)} on average"
-    width = uncertainty(appraisal)
-    if width is None:
+    if appraisal is None or appraisal.corrected is None:
         return [f"{sentence}."]
     verdict = (
         "less than the score is uncertain by: more epochs would gain little"
-        if gain < width
+        if gain < appraisal.corrected.half_width
         else "more than the score is uncertain by: more epochs should gain"
     )
     return [f"{sentence}, {verdict}."]
-
-
-def uncertainty(appraisal: Appraisal | None) -> float | None:
-    """Half of the corrected score's interval; None without one."""
-    if appraisal is None or appraisal.corrected is None:
-        return None
-    return (appraisal.corrected.high - appraisal.corrected.low) / 2
 
 
 def about_stopping(
@@ -242,16 +234,15 @@ def about_stopping(
         sentences = [f"{found}; {after}."]
     else:
         sentences = [f"{found}, the last one."]
-    if appraisal is not None and appraisal.more is not None:
-        share = is_share(appraisal.best, direction)
-        (would,) = gain_of_more_lines(appraisal, share)
-        if (width := uncertainty(appraisal)) is not None:
-            sure = f"the score is uncertain by ({amount(width, share)})"
-            sentences.append(
-                f"{would}, more than {sure}: going on pays."
-                if appraisal.more[1] > width
-                else f"{would}, less than {sure}: stop here, and confirm the best."
-            )
+    if appraisal is not None and appraisal.more is not None and appraisal.corrected is not None:
+        share, width = is_share(appraisal.best, direction), appraisal.corrected.half_width
+        would = more_line(appraisal.best, appraisal.more, share)
+        sure = f"the score is uncertain by ({amount(width, share)})"
+        sentences.append(
+            f"{would}, more than {sure}: going on pays."
+            if appraisal.more[1] > width
+            else f"{would}, less than {sure}: stop here, and confirm the best."
+        )
     return sentences
 
 
