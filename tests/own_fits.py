@@ -125,7 +125,7 @@ class InPopulation:
             return iter(())
         at = self._epoch, self._n_train, self._n_train is None, self._index, 0
         self._epoch += 1
-        with isolated_generators(None):
+        with isolated_generators():
             seed_everything(derive_seed(STUDY_SEED, "minibatches", str(at)))
             batches = list(self.loader)
         return iter(batches)
@@ -136,7 +136,7 @@ def drawn_alike(hook: Any, name: str) -> Any:
 
     @functools.wraps(hook)
     def drawn(*args: Any, **kwargs: Any) -> Any:
-        with isolated_generators(None):
+        with isolated_generators():
             seed_everything(derive_seed(STUDY_SEED, "data", name))
             return hook(*args, **kwargs)
 

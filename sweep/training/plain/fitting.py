@@ -103,7 +103,7 @@ def _drawn_alike(hook: Callable[..., Any], seed: int, *, is_once: bool) -> Calla
         if is_once and (args, kwargs) in done:
             return None
         done.append((args, kwargs))
-        with isolated_generators(None):
+        with isolated_generators():
             seed_everything(seed)
             return hook(*args, **kwargs)
 

@@ -26,12 +26,13 @@ class Lane:
 
     Args:
         function: Called with the lane in the lane's own thread, at the first `resume`. The global
-            generators are its own while it runs.
+            generators are its own while it runs, and stay as it leaves them: whoever runs next
+            and draws from them holds `Generators` of its own.
     """
 
     def __init__(self, function: Callable[[Lane], None]) -> None:
         self._function = function
-        self._generators: Any = None
+        self._generators = Generators()
         self._goes, self._waits = threading.Semaphore(0), threading.Semaphore(0)
         self._value: Any = None
         self._wanted: Any = None
@@ -51,17 +52,17 @@ class Lane:
         """
         self._value = value
         while True:
-            with isolated_generators(self._generators) as keep:
-                self._resumed_s = time.perf_counter()
-                if self._thread.ident is None:
-                    self._thread.start()
-                else:
-                    self._goes.release()
-                self._waits.acquire()
-                self._ran_s += time.perf_counter() - self._resumed_s
-                self._generators = keep()
+            self._generators.hold()
+            self._resumed_s = time.perf_counter()
+            if self._thread.ident is None:
+                self._thread.start()
+            else:
+                self._goes.release()
+            self._waits.acquire()
+            self._ran_s += time.perf_counter() - self._resumed_s
             if self._call is None:
                 break
+            OUTSIDE.hold()
             self._value = self._answer(self._call)
         if self._error is not None:
             raise self._error
@@ -84,19 +85,19 @@ class Lane:
     @property
     def torch_generator(self) -> torch.Tensor:
         """State of its global generator of torch on the CPU, while it waits."""
-        return self._generators[0]  # type: ignore[no-any-return]
+        return self._generators.torch_state
 
     @torch_generator.setter
     def torch_generator(self, state: torch.Tensor) -> None:
-        self._generators = (state, *self._generators[1:])
+        self._generators.torch_state = state
 
     def abandon(self) -> None:
         """End it where it waits."""
         self._is_abandoned = True
         if self._thread.ident is not None and not self.has_ended:
-            with isolated_generators(self._generators):
-                self._goes.release()
-                self._thread.join()
+            self._generators.hold()
+            self._goes.release()
+            self._thread.join()
 
     def _pause(self) -> Any:
         self._waits.release()
@@ -147,13 +148,55 @@ def set_generators(state: Any) -> None:
         torch.cuda.set_rng_state_all(state[3])
 
 
+class Generators:
+    """State of the global random generators, one for each of several that take turns.
+
+    Swapping costs about 0.1 ms, nearly all of it numpy's; so who ran last keeps the global ones
+    until another calls `hold`.
+    """
+
+    _holder: Generators
+
+    def __init__(self) -> None:
+        self._state: Any = None
+
+    @staticmethod
+    def holder() -> Generators:
+        """Whose state the global generators have."""
+        return Generators._holder
+
+    def hold(self) -> None:
+        """Let the global generators go on from this state; at the first time as they are."""
+        before = Generators._holder
+        if before is not self:
+            before._state = generators()
+            if self._state is not None:
+                set_generators(self._state)
+            Generators._holder = self
+
+    @property
+    def torch_state(self) -> torch.Tensor:
+        """Of torch's generator on the CPU."""
+        is_global = Generators._holder is self
+        return torch.get_rng_state() if is_global else self._state[0]
+
+    @torch_state.setter
+    def torch_state(self, state: torch.Tensor) -> None:
+        if Generators._holder is self:
+            torch.set_rng_state(state)
+        else:
+            self._state = (state, *self._state[1:])
+
+
+OUTSIDE = Generators._holder = Generators()
+"""Of all that takes no turns."""
+
+
 @contextlib.contextmanager
-def isolated_generators(state: Any) -> Iterator[Callable[[], Any]]:
-    """Within, the global generators have `state` (None: as they are); yields `generators`."""
+def isolated_generators() -> Iterator[None]:
+    """Afterwards, the global generators are as before."""
     before = generators()
-    if state is not None:
-        set_generators(state)
     try:
-        yield generators
+        yield
     finally:
         set_generators(before)

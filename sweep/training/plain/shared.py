@@ -19,7 +19,7 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
 from sweep.training.likeness import copied, equal
-from sweep.training.plain.lanes import Raised, isolated_generators
+from sweep.training.plain.lanes import Generators, Raised
 from sweep.training.plain.resumable import WrappedLoader, generators_of, is_lightnings
 from sweep.training.resuming import seed_everything
 from sweep.trial import derive_seed
@@ -80,6 +80,8 @@ class Want:
 class Streams:
     """Loads each minibatch once for all trials that want it.
 
+    The global generators are left to the loader (see `sweep.training.plain.lanes.Generators`).
+
     Args:
         seed: Of the study.
     """
@@ -114,9 +116,13 @@ class Streams:
         return served
 
     def batch(self, want: Want) -> Any:
-        """A minibatch for a trial alone."""
+        """A minibatch for a trial alone, whose random generators stay as they are."""
         self._close_others({want.stream})
-        return self._next(want)
+        holder = Generators.holder()
+        try:
+            return self._next(want)
+        finally:
+            holder.hold()
 
     def _next(self, want: Want) -> Any:
         stream = self._open.get(want.stream)
@@ -143,26 +149,24 @@ class _Stream:
     """An iteration over a loader, with random generators of its own."""
 
     def __init__(self, loader: Any, seed: int) -> None:
-        with isolated_generators(None) as state:
-            seed_everything(seed)
-            for generator in generators_of(loader):
-                generator.manual_seed(seed)
-            self._batches = iter(loader)
-            self._generators = state()
+        self._generators = Generators()
+        self._generators.hold()
+        seed_everything(seed)
+        for generator in generators_of(loader):
+            generator.manual_seed(seed)
+        self._batches = iter(loader)
         self.n_loaded, self._has_ended = 0, False
 
     def load(self) -> Any:
         self.n_loaded += 1
         if self._has_ended:
             return END
-        with isolated_generators(self._generators) as state:
-            try:
-                return next(self._batches)
-            except StopIteration:
-                self._has_ended = True
-                return END
-            finally:
-                self._generators = state()
+        self._generators.hold()
+        try:
+            return next(self._batches)
+        except StopIteration:
+            self._has_ended = True
+            return END
 
 
 class SharedLoader(WrappedLoader):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 from sweep.training.failures import classify
-from sweep.training.plain.lanes import Lane, Raised
+from sweep.training.plain.lanes import OUTSIDE, Lane, Raised
 from sweep.training.plain.shared import END, PAUSE, Streams, Want
 from sweep.training.vmapped.group import Group, first_line
 from sweep.training.vmapped.stand_in import CannotStackError
@@ -50,6 +50,12 @@ class Together:
 
         Raises what is raised here, not in a trial: a second Ctrl-C, out-of-memory errors.
         """
+        try:
+            return self._advance()
+        finally:
+            OUTSIDE.hold()
+
+    def _advance(self) -> list[tuple[int, BaseException | None]]:
         while True:
             ended: list[tuple[int, BaseException | None]] = []
             for number in list(self._ready):
@@ -65,6 +71,7 @@ class Together:
         """End all trials where they are."""
         for lane in self._lanes.values():
             lane.abandon()
+        OUTSIDE.hold()
         self._lanes, self._wants, self._ready, self._groups = {}, {}, {}, {}
 
     def _go_on(self, number: int, ended: list[tuple[int, BaseException | None]]) -> None:
@@ -105,6 +112,7 @@ class Together:
         assert first.ahead is not None
         index, n_steps = first.index, first.ahead.n_steps
         group: Group | None = None
+        OUTSIDE.hold()
         try:
             group = self._group(shape, numbers, index, n_steps)
             if group is None:
