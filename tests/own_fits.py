@@ -43,6 +43,7 @@ PROJECTS: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
     "adversarial": ("Adversarial", "Images", {"lr": 0.02}),
     "regression": ("Line", "Points", {"lr": 0.05, "noise": 0.3}),
     "text": ("Reading", "Sentences", {"width": 5}),
+    "noise in steps and samples": ("Scheduled", "Loaded", {"lr": 0.05, "by_hand": True}),
     "segmentation": ("Segmenting", "Images", {"lr": 0.2}),
 }  # fmt: skip
 
