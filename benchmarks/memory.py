@@ -56,7 +56,7 @@ def _resident() -> int:
 def measured(case: str, n: int, mnist: str) -> tuple[float, float]:
     """Bytes foreseen, and taken, of n trials."""
     from sweep.testing import example_task
-    from sweep.training.plain.ladder import bytes_of_a_trial, train_a_little
+    from sweep.training.plain.ladder import train_a_little, trained_alone
     from sweep.training.project.project import Project
     from sweep.trial import TrialSpec
 
@@ -70,7 +70,9 @@ def measured(case: str, n: int, mnist: str) -> tuple[float, float]:
         )  # fmt: skip
         project = Project(task, None)
         specs = [TrialSpec(k, given, seed=k) for k in range(n)]
-        foreseen = n * bytes_of_a_trial(task, project, specs[0])
+        one = trained_alone(task, project, specs[0])
+        assert one is not None
+        foreseen = n * one.n_bytes
         train_a_little(task, project, specs[:2], 2, 8)
         with Peak() as peak:
             train_a_little(task, project, specs, n, 12)

@@ -647,6 +647,20 @@ class Slow(Scheduled):
         return super().training_step(batch, batch_idx)
 
 
+class Late(Points):
+    """Its loader takes long, at first ten times as long as later."""
+
+    n_given = 0
+
+    def train_dataloader(self) -> Any:
+        return DataLoader(self.sets[0], 2, shuffle=True, collate_fn=self.collated)
+
+    def collated(self, samples: Any) -> Any:
+        type(self).n_given += 1
+        time.sleep(0.1 if type(self).n_given < 10 else 0.01)
+        return torch.utils.data.default_collate(samples)
+
+
 class Prepared(Points):
     """Leaves a line in a file each time it prepares its data."""
 

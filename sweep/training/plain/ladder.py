@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import math
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,7 +106,7 @@ def climb(task: Task, project: Project) -> Ladder:
     ]
     before = settings()
     try:
-        alone = _timed(task, project, specs[0])
+        alone = trained_alone(task, project, specs[0])
         torch.set_num_threads(n_threads)
         if alone is None:
             return Ladder(task.population or 1, 1, "")
@@ -123,7 +124,7 @@ def climb(task: Task, project: Project) -> Ladder:
                 0.5 < shared.step_s / alone.step_with(1 if is_split else 0) < 2.0
             ):  # too near to tell
                 torch.set_num_threads(n_threads)
-                again = _timed(task, project, specs[0]) or alone
+                again = trained_alone(task, project, specs[0]) or alone
                 torch.set_num_threads(n_used)
                 shared = dataclasses.replace(shared, step_s=min(
                     shared.step_s, _time_of_group(task, project, specs)))  # fmt: skip
@@ -133,7 +134,7 @@ def climb(task: Task, project: Project) -> Ladder:
     return _decided(task, alone, shared, n_threads if is_split else 1, n_threads)
 
 
-def _decided(task: Task, alone: _Alone, shared: _Shared, n_workers: int, n_threads: int) -> Ladder:
+def _decided(task: Task, alone: Alone, shared: _Shared, n_workers: int, n_threads: int) -> Ladder:
     """What a search does, given the times of steps; at most `n_workers` workers."""
     each_s = alone.step_with(1 if n_workers > 1 else 0)
     may_share = each_s >= shared.step_s  # side by side, a step has its turn to pay for, too
@@ -168,8 +169,8 @@ def _decided(task: Task, alone: _Alone, shared: _Shared, n_workers: int, n_threa
 
 
 @dataclass
-class _Alone:
-    """Of a trial alone, in seconds and bytes."""
+class Alone:
+    """What a trial alone takes, in seconds and bytes."""
 
     step_s: float
     step_of_one_thread_s: float
@@ -186,7 +187,7 @@ class _Alone:
         """Of a step with one thread, or (any other number) with all."""
         return self.step_of_one_thread_s if n_threads == 1 else self.step_s
 
-    def at_its_best(self, other: _Alone) -> _Alone:
+    def at_its_best(self, other: Alone) -> Alone:
         """The shorter times of two measurements: others share this machine."""
         return dataclasses.replace(
             self, step_s=min(self.step_s, other.step_s), load_s=min(self.load_s, other.load_s),
@@ -208,7 +209,7 @@ def one_or(n: int) -> str:
     return "one thread" if n == 1 else f"{n} threads"
 
 
-def _seconds(task: Task, alone: _Alone, each_s: float, n_workers: int) -> float:
+def _seconds(task: Task, alone: Alone, each_s: float, n_workers: int) -> float:
     """About how long all trials take.
 
     Each worker loads every minibatch for its trials, and all but the first have to start.
@@ -219,34 +220,22 @@ def _seconds(task: Task, alone: _Alone, each_s: float, n_workers: int) -> float:
     return task.epochs * alone.n_batches * a_step_s + (n_workers > 1) * alone.start_s
 
 
-def _timed(task: Task, project: Project, spec: TrialSpec) -> _Alone | None:
-    """A trial alone; None if it fails."""
+def trained_alone(task: Task, project: Project, spec: TrialSpec) -> Alone | None:
+    """What a trial alone takes; None if it fails."""
     clock, n_threads = _Clock(), torch.get_num_threads()
     start_s = time.process_time()  # up to now this process has imported, and little else
     tried = train_a_little(task, project, [spec], 1, N_TIMED, [clock])
     if tried is None or not clock.ends_s:
         return None
-    load_s = statistics.median(tried.engine.streams.seconds or [0.0])
-    with_all = clock.steps_s(range(N_TIMED // 2))
-    with_one = clock.steps_s(range(N_TIMED // 2, N_TIMED))
-    step_s = _without(load_s, with_all or clock.first_s)
-    one_s = _without(load_s, with_one) if with_one else math.inf
-    return _Alone(
+    loads = tried.engine.streams.loads
+    load_s = statistics.median([seconds for _, seconds in loads] or [0.0])
+    step_s = statistics.median(clock.steps_s(range(N_TIMED // 2), loads) or clock.first_s)
+    with_one = clock.steps_s(range(N_TIMED // 2, N_TIMED), loads)
+    one_s = statistics.median(with_one) if with_one else math.inf
+    return Alone(
         step_s, step_s if n_threads == 1 else one_s, load_s, start_s,
         _limited(clock.n_batches, task), clock.n_bytes, not clock.is_cuda,
     )  # fmt: skip
-
-
-def _without(load_s: float, steps_s: Sequence[float]) -> float:
-    """The median of steps that each load a minibatch, without that; never nothing."""
-    step_s = statistics.median(steps_s)
-    return max(step_s - load_s, 0.01 * step_s, 1e-6)
-
-
-def bytes_of_a_trial(task: Task, project: Project, spec: TrialSpec) -> int:
-    """Memory that a trial is expected to take; 0 if it fails."""
-    alone = _timed(task, project, spec)
-    return 0 if alone is None else alone.n_bytes
 
 
 def _limited(n_batches: float, task: Task) -> float:
@@ -376,13 +365,12 @@ class _Clock(Callback):
         self._first_s = time.monotonic()
         self._hooks: Any = None
 
-    def steps_s(self, indices: range) -> list[float]:
-        """How long the steps of these indices took, each with loading the next minibatch; but
-        not the first of a kind, and not the one in which memory is measured."""
-        ends_s = self.starts_s[1:]
+    def steps_s(self, indices: range, loads: Iterable[tuple[float, float]]) -> list[float]:
+        """How long the steps of these indices took, without the loads within; but not the first
+        of a kind, and not the one in which memory is measured."""
         return [
-            end_s - self.starts_s[i]
-            for i, end_s in enumerate(ends_s)
+            end_s - start_s - sum(seconds for at_s, seconds in loads if start_s < at_s <= end_s)
+            for i, (start_s, end_s) in enumerate(itertools.pairwise(self.starts_s))
             if i in indices and i not in (0, MEASURED_AT, N_TIMED // 2)
         ]
 
@@ -436,7 +424,7 @@ class _Clock(Callback):
         trainer.should_stop |= time.monotonic() - self._first_s > LONGEST_S
 
 
-def _most(task: Task, alone: _Alone) -> int:
+def _most(task: Task, alone: Alone) -> int:
     """Trials that fit into half of the free memory, all workers together."""
     from sweep.training.fused.trainer import MEMORY_SHARE, free_memory
 

@@ -89,8 +89,9 @@ class Streams:
     def __init__(self, seed: int) -> None:
         self._seed = seed
         self._open: dict[Any, _Stream] = {}
-        self.seconds: collections.deque[float] = collections.deque(maxlen=64)
-        """Of loading each of the latest minibatches of the training."""
+        self.loads: collections.deque[tuple[float, float]] = collections.deque(maxlen=64)
+        """(`time.perf_counter` at its end, seconds) of loading each of the latest minibatches of
+        the training, but an epoch's first."""
 
     def serve(self, wants: Mapping[int, Want]) -> list[tuple[Any, list[int]]]:
         """Load what the earliest of each data set's trials want.
@@ -134,7 +135,8 @@ class Streams:
         began_s = time.perf_counter()
         batch = stream.load()
         if want.is_train and want.index:
-            self.seconds.append(time.perf_counter() - began_s)
+            ended_s = time.perf_counter()
+            self.loads.append((ended_s, ended_s - began_s))
         return batch
 
     def _close_others(self, wanted: set[Any]) -> None:
