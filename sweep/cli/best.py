@@ -15,7 +15,7 @@ FORMATS = ("yaml", "json", "lightning-cli", "lightning", "python")
 @click.command(short_help="The best configuration, to reuse.")
 @study_argument
 @click.option("--trial", type=click.IntRange(0), help="This trial instead.", metavar="N")
-@click.option("--format", "fmt", type=click.Choice(FORMATS), default="yaml",
+@click.option("--format", "fmt", type=click.Choice(FORMATS),
               help="yaml is for `sweep train --config`. [default: yaml]")  # fmt: skip
 @click.option("--log-model", is_flag=True,
               help="Log its model to MLflow if it has none; its URI goes to stderr.")  # fmt: skip
@@ -27,7 +27,7 @@ FORMATS = ("yaml", "json", "lightning-cli", "lightning", "python")
               help="Folder for it. [default: ensemble, in the study's folder]")  # fmt: skip
 @where_options
 def best(
-    study: str | None, trial: int | None, fmt: str, log_model: bool, ensemble: int | None,
+    study: str | None, trial: int | None, fmt: str | None, log_model: bool, ensemble: int | None,
     output: Path | None, **flags: Any,
 ) -> None:  # fmt: skip
     """Print the best configuration of STUDY (of the only one, where it is left out).
@@ -45,7 +45,13 @@ def best(
     from sweep.reuse import find_trial
     from sweep.reuse.recipe import FORMATS as WRITERS
 
+    if output is not None and ensemble is None:
+        raise click.UsageError("--output is for --ensemble; a configuration is printed")
     if ensemble is not None:
+        others = {"--trial": trial is not None, "--format": fmt is not None,
+                  "--log-model": log_model}  # fmt: skip
+        if unfit := [flag for flag, is_given in others.items() if is_given]:
+            raise click.UsageError(f"{unfit[0]} is for a configuration: leave out --ensemble")
         _ensemble(study, ensemble, output, where(flags))
         return
     found = find_trial(study, trial, where(flags))
@@ -55,7 +61,7 @@ def best(
         recipe = dataclasses.replace(found.recipe, run_id=found.run_id)
     except SweepError:  # the configuration is here, also if MLflow is away
         recipe = found.recipe
-    click.echo(WRITERS[fmt](recipe), nl=False)
+    click.echo(WRITERS[fmt or "yaml"](recipe), nl=False)
 
 
 def _ensemble(study: str | None, most: int, output: Path | None, config: Any) -> None:

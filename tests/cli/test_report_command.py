@@ -43,6 +43,9 @@ def test_the_same_page_from_python() -> None:
         (["compare", "six"], "compare needs two or more"),
         (["compare", "six:0", "six:99"], "study 'six' has no trial 99"),
         (["compare", "six", "six:0", "-o", "x.html"], "-o is for --format html"),
+        (["best", "six", "--output", "x"], "--output is for --ensemble"),
+        (["best", "six", "--ensemble", "--format", "json"], "--format is for a configuration"),
+        (["best", "six", "--ensemble", "3", "--trial", "1"], "--trial is for a configuration"),
     ],
 )
 def test_a_wrong_request_is_one_line(call: Call, arguments: list[str], said: str) -> None:
