@@ -170,7 +170,7 @@ def measured(n: int, n_epochs: int, sampler: str) -> None:
             said.append(f"{statistics.median(ms):.1f} ({ms[int(0.99 * len(ms))]:.0f})")
         print(
             f"{n} workers, {outcome.n_new} trials, {len(waits)} messages: the last trial ended "
-            f"after {waits[-1][0] - waits[0][0]:.0f} s, all was written after {crew.wall_s:.0f} s; "
+            f"after {waits[-1][0] - waits[0][0]:.0f} s, all was kept after {crew.wall_s:.0f} s; "
             f"driver {crew.cpu_s / crew.wall_s:.2f} of a core; answer after ms, median (99 %): "
             f"first third {said[0]}, last third {said[1]}; start and end {behind_s:.1f} s",
             flush=True,
