@@ -5,9 +5,10 @@
 Everything but training is real: driver, sampler, Optuna's SQLite storage, MLflow's store, and
 workers at the other end of sockets, 32 threads to a process; they are scripted (sweep.testing) and
 sleep between reports, each from a moment of its own.
-Printed are the driver's processor time as a share of one core, the time from a worker's message to
-its answer in the first and the last third of the search (a queue that grows would show there), and
-how far MLflow's thread is behind at the end.
+Printed are when the last trial ended and when all was in Optuna's storage, the driver's processor
+time as a share of one core, the time from a worker's message to its answer in the first and the
+last third of the search (a queue that grows would show there), and how far MLflow's thread is
+behind at the end.
 """
 
 from __future__ import annotations
@@ -168,7 +169,8 @@ def measured(n: int, n_epochs: int, sampler: str) -> None:
             ms = sorted(1000 * s for _, s in part)
             said.append(f"{statistics.median(ms):.1f} ({ms[int(0.99 * len(ms))]:.0f})")
         print(
-            f"{n} workers, {outcome.n_new} trials, {len(waits)} messages in {crew.wall_s:.0f} s: "
+            f"{n} workers, {outcome.n_new} trials, {len(waits)} messages: the last trial ended "
+            f"after {waits[-1][0] - waits[0][0]:.0f} s, all was kept after {crew.wall_s:.0f} s; "
             f"driver {crew.cpu_s / crew.wall_s:.2f} of a core; answer after ms, median (99 %): "
             f"first third {said[0]}, last third {said[1]}; start and end {behind_s:.1f} s",
             flush=True,

@@ -38,6 +38,8 @@ class Running:
 
     spec: TrialSpec
     name: str
+    n_openings: int = 0
+    """It is in the ledger once the recorder has done so many."""
     began: float = field(default_factory=time.monotonic)
     reports: dict[int, EpochReport] = field(default_factory=dict)
     """By epoch."""

@@ -187,9 +187,9 @@ class Driver:
         """The running trials."""
         return tuple(trial.live(self._config.metric) for trial in self._running.values())
 
-    def write_soon(self, step: Step) -> None:
-        """Let the recorder do a step, after those decided so far."""
-        self._closings.append(step)
+    def write_soon(self, step: Step, *, is_first: bool = False) -> None:
+        """Let the recorder do a step after those decided so far; `is_first`: before closings."""
+        (self._openings if is_first else self._closings).append(step)
 
     def say(self, lines: Iterable[str]) -> None:
         """Tell the user, with the next records."""
@@ -204,11 +204,9 @@ class Driver:
         self._recorder.abandon()
 
     def exchange(self, reports: Sequence[Report], n_free: int) -> Orders:
-        """Take reports, decide, answer.
-
-        All trials handed out with earlier answers are in the ledger before a report is taken.
-        """
-        self._recorder.catch_up()
+        """Take reports, decide, answer. A trial is in the ledger before its report is taken."""
+        speaking = [self._running.get(getattr(report, "number", -1)) for report in reports]
+        self._recorder.catch_up(max((t.n_openings for t in speaking if t), default=0))
         is_greeting = bool(reports) and isinstance(reports[0], WorkerReady)
         for report in reports:
             if isinstance(report, WorkerReady):
@@ -235,19 +233,19 @@ class Driver:
         if starts and not self._has_begun:
             # The first trials begin at the same epoch of the data's order, so none may train while
             # recording another one may still fail.
-            self._recorder.catch_up()
+            self._recorder.catch_up(self._recorder.n_openings)
             self._has_begun = True
         return Orders(stops, tuple(starts), self._is_last(), self._is_stopping)
 
     def _record(self) -> None:
         """Open and close trials in the ledger, then tell the listeners.
 
-        In this order, all that a listener hears of is in the ledger, and MLflow can be brought up
-        to the ledger at any time.
+        So all that a listener hears of is in the ledger, and MLflow can be brought up to it at any
+        time.
         """
         records, self._records = self._records, []
         tell = [partial(listener.write, records) for listener in self._listeners if records]
-        self._recorder.record(self._openings, [*self._closings, *tell])
+        self._recorder.record(self._openings, self._closings, tell)
         self._openings, self._closings = [], []
         if self._is_last() and not self._running:
             self.settle()
@@ -489,7 +487,8 @@ class Driver:
     def _start(self, spec: TrialSpec, proposal: Proposal) -> TrialSpec:
         number, name = spec.number, run_name(spec.number, proposal.hyperparameters)
         stop = Stop(number, "pruned") if number in self._unwanted else None
-        self._running[number] = Running(spec, name, stop=stop)
+        n_openings = self._recorder.n_openings + len(self._openings)
+        self._running[number] = Running(spec, name, n_openings, stop=stop)
         self._records.append(
             TrialStarted(
                 number, name, proposal.hyperparameters, proposal.params, now_ms(),

@@ -56,7 +56,7 @@ class Steering:
             self._training_ms = now_ms()
         if time.monotonic() >= self._due_s and not self._is_looking:
             self._is_looking, self._due_s = True, time.monotonic() + LOOK_S
-            self._driver.write_soon(partial(self._look, self._driver.live()))
+            self._driver.write_soon(partial(self._look, self._driver.live()), is_first=True)
 
     def _look(self, live: tuple[LiveTrial, ...]) -> None:
         """In the recorder's thread, but for the first. A storage that is away is asked later."""

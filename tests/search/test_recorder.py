@@ -1,4 +1,4 @@
-"""What the driver decides is written behind its answer, and in its order."""
+"""What the driver decides is written behind its answer: openings first, all else in its order."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sweep.files.trial_files import TrialFiles
 from sweep.ledger.study import open_study
 from sweep.search.recorder import MOST_BEHIND, Recorder, Step
 from sweep.testing import RecordingListener
-from sweep.trial import EpochReport, Record, TrialFinished, TrialResult, TrialStarted
+from sweep.trial import EpochReport, Record, TrialFinished, TrialResult, TrialStarted, TrialState
 
 
 def noting(done: list[str], *names: str) -> list[Step]:
@@ -28,29 +28,33 @@ def noting(done: list[str], *names: str) -> list[Step]:
     return [lambda name=name: done.append(name) for name in names]  # type: ignore[misc]
 
 
-def test_steps_are_done_in_their_order() -> None:
-    done: list[str] = []
-    recorder = Recorder()
-    recorder.record(noting(done, "a"), noting(done, "b", "c"))
-    recorder.record(noting(done, "d"), [])
-    recorder.record([], noting(done, "e"))
-    recorder.settle()
-    assert "".join(done) == "abcde"
-
-
-def test_only_openings_are_waited_for() -> None:
-    """Whoever asks goes on as soon as all trials are open, however long others take to close."""
+def test_openings_overtake_what_waits() -> None:
+    """All else is done in its order."""
     done: list[str] = []
     recorder, may_go_on = Recorder(), threading.Event()
-    takes_time = functools.partial(time.sleep, 0.1)
-    recorder.record(
-        [takes_time, *noting(done, "opened")], [may_go_on.wait, *noting(done, "closed")]
-    )
-    recorder.catch_up()
-    assert done == ["opened"]
+    recorder.record([may_go_on.wait, *noting(done, "a")], noting(done, "d"), noting(done, "e"))
+    recorder.record(noting(done, "b"), noting(done, "f"))
+    recorder.record([], noting(done, "g"), noting(done, "h"))
+    recorder.record(noting(done, "c"), [])
     may_go_on.set()
     recorder.settle()
-    assert done == ["opened", "closed"]
+    assert "".join(done) == "abcdefgh"
+
+
+def test_only_the_openings_asked_for_are_waited_for() -> None:
+    """Whoever asks goes on as soon as a trial is open, however long others take."""
+    done: list[str] = []
+    recorder, may_open, may_close = Recorder(), threading.Event(), threading.Event()
+    recorder.record([functools.partial(time.sleep, 0.1), *noting(done, "first")], [])
+    n_first = recorder.n_openings
+    recorder.record([may_open.wait, *noting(done, "second")], [may_close.wait])
+    recorder.catch_up(n_first)
+    assert done == ["first"]
+    may_open.set()
+    recorder.catch_up(recorder.n_openings)
+    assert done == ["first", "second"]
+    may_close.set()
+    recorder.settle()
 
 
 def test_nothing_is_done_after_what_failed() -> None:
@@ -63,22 +67,21 @@ def test_nothing_is_done_after_what_failed() -> None:
 
     recorder.record([fail, *noting(done, "b")], noting(done, "c"))
     recorder.record(noting(done, "d"), [])
-    for wait in (recorder.catch_up, recorder.settle):
+    for wait in (lambda: recorder.catch_up(0), recorder.settle):
         with pytest.raises(StoreError, match="full"):
             wait()
     recorder.abandon()
     assert not done
 
 
-def test_what_waits_is_bounded() -> None:
-    """Whoever decides faster than is written has to wait."""
+def test_closings_that_wait_are_bounded() -> None:
+    """Whoever ends trials faster than they are written has to wait; records are no burden."""
     recorder, may_go_on = Recorder(), threading.Event()
-    for _ in range(MOST_BEHIND):
-        recorder.record([], [may_go_on.wait])
-    recorder.catch_up()
-    recorder.record([], [may_go_on.wait])
+    recorder.record([], [may_go_on.wait] * MOST_BEHIND, [int] * MOST_BEHIND)
+    recorder.catch_up(0)
+    recorder.record([], [int])
     threading.Timer(0.2, may_go_on.set).start()
-    recorder.catch_up()
+    recorder.catch_up(0)
     assert may_go_on.is_set()
     recorder.settle()
 
@@ -115,21 +118,69 @@ class Held:
         self._connection.close()
 
 
-def test_a_report_waits_until_what_was_handed_out_exists(tmp_path: Path) -> None:
-    """The answer does not, but for the first one: its trials begin together."""
+def test_a_report_waits_until_its_trial_exists(tmp_path: Path) -> None:
+    """Another trial's does not, nor the answer, but for the first: its trials begin together."""
     study = ScriptedStudy(tmp_path)
     search = study.prepare(study.config(trials=3))
-    held = Held(study)
+    exchange, held = search.driver.exchange, Held(study)
     threading.Timer(0.3, held.let_go).start()
     began = time.monotonic()
-    assert search.driver.exchange([], 1).start
+    assert exchange([], 1).start
     assert time.monotonic() - began > 0.2
     held = Held(study)
-    assert search.driver.exchange([], 1).start
+    assert exchange([], 1).start
+    assert not exchange([EpochReport(0, 1, {"val_acc": 0.5}, 0)], 0).stop
+    assert len(search.ledger.trials()) == 1
     threading.Timer(0.3, held.let_go).start()
     began = time.monotonic()
-    search.driver.exchange([EpochReport(0, 1, {"val_acc": 0.5}, 0)], 0)
+    exchange([EpochReport(1, 1, {"val_acc": 0.5}, 0)], 0)
     assert time.monotonic() - began > 0.2
+    assert search.states() == ["RUNNING"] * 2
+    search.leave()
+
+
+def test_a_trial_opens_while_others_wait_to_be_closed(tmp_path: Path) -> None:
+    """Hundreds may end together: their closings hold up no worker, and all are written."""
+    study, n = ScriptedStudy(tmp_path), 64
+    search = study.prepare(study.config(trials=2 * n))
+    exchange = search.driver.exchange
+    assert len(exchange([], n).start) == n
+    held = Held(study)
+    for number in range(n):
+        ended = EpochReport(number, 1, {"val_acc": 0.5}, 0), TrialResult(number, "finished", 1)
+        assert exchange(ended, 1).start
+    assert [t.state for t in search.ledger.trials()] == ["RUNNING"] * n
+    held.let_go()
+    exchange([EpochReport(2 * n - 1, 1, {"val_acc": 0.5}, 0)], 0)
+    states = [t.state for t in search.ledger.trials()]
+    assert len(states) == 2 * n
+    assert states.count(TrialState.COMPLETE) < n
+    assert search.states() == ["COMPLETE"] * n + ["RUNNING"] * n
+    search.leave()
+
+
+def test_trials_that_were_not_closed_yet_are_closed_after_a_kill(tmp_path: Path) -> None:
+    """Their verdicts lie in their folders: each is recorded once, and none trains again."""
+    study, n = ScriptedStudy(tmp_path), 20
+    search = study.prepare(study.config(trials=n + 1))
+    specs = search.driver.exchange([], n).start
+    held = Held(study)
+    for spec in specs:
+        report = EpochReport(spec.number, 1, {"val_acc": spec.number / n}, 0)
+        result = TrialResult(spec.number, "finished", 1, best_epoch=1)
+        TrialFiles(search.config.study_dir, spec.number).write_verdict([report], result, spec)
+        search.driver.exchange([report, result], 0)
+    again = ScriptedStudy(tmp_path / "copy")
+    shutil.copytree(tmp_path, again.folder, ignore=shutil.ignore_patterns("copy"))
+    second = again.prepare(again.config(trials=n + 1))
+    assert second.states() == ["RUNNING"] * n
+    second.driver.recall(second.config.study_dir)
+    assert [(t.number, t.state, t.value) for t in second.trials] == [
+        (number, "COMPLETE", number / n) for number in range(n)
+    ]
+    assert [spec.number for spec in second.driver.exchange([], 2).start] == [n]
+    second.leave()
+    held.let_go()
     search.leave()
 
 
