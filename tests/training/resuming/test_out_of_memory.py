@@ -20,7 +20,6 @@ import torch
 from resume_driver import (
     BASE,
     METRICS,
-    N_EPOCHS,
     Driver,
     a_task,
     continued,
@@ -28,7 +27,7 @@ from resume_driver import (
 )
 from searches import TESTS
 
-from sweep.data.tensors import TensorData
+from sweep.data.tensors import Split, TensorData
 from sweep.training.compiled.kernel import SWITCH, load_kernel
 from sweep.training.exports import Example, export_model, prepare_export
 from sweep.training.fused.trainer import FusedTrainer
@@ -58,9 +57,13 @@ def large() -> list[TrialSpec]:
     ]
 
 
-ROOM_MB = {"off": (0, 600), "on": (0, 600)}
-"""Kernel -> between them is a room that more than eight such trials have, with what is written of
-them, and sixteen do not: what torch and the allocator take beside them differs by machine."""
+N_EPOCHS, BATCH = 3, 50
+"""Of two batches: optimizers of so many weights take a tenth of a second a batch."""
+ROOM_MB = {"off": 260, "on": 65}
+"""Kernel -> a room that more than eight such trials have, with what is written of them, and
+sixteen do not. It is looked for from there: what torch and the allocator take beside them differs
+by machine."""
+MOST_MB = 600
 OUT_OF_MEMORY = ["out of memory with 16 trials at a time: going on with 8"]
 
 
@@ -95,14 +98,14 @@ def train_narrowing(task: Task, data: TensorData, room_mb: int, calls: Path) -> 
     calls.write_bytes(pickle.dumps(driver.calls))
 
 
-def search_for_room(task: Task, data: TensorData, folder: Path, room_mb: tuple[int, int]) -> None:
-    """In a process of its own, which limits the memory of its children: halves the room until
-    the population was halved once and nothing else happened. Prints what was tried."""
+def search_for_room(task: Task, data: TensorData, folder: Path, tried_mb: int) -> None:
+    """In a process of its own, which limits the memory of its children: from `tried_mb` on halves
+    the range of rooms until the population was halved once and nothing else happened. Prints what
+    was tried."""
     torch.set_num_threads(1)
     export_once(data)
-    too_small, too_large = room_mb
-    while too_large - too_small > 1:
-        tried_mb = (too_small + too_large) // 2
+    too_small, too_large = 0, MOST_MB
+    while too_small < tried_mb < too_large:
         calls = folder / "calls"
         calls.unlink(missing_ok=True)
         own = dataclasses.replace(task, work_dir=str(folder / str(tried_mb)))
@@ -120,6 +123,7 @@ def search_for_room(task: Task, data: TensorData, folder: Path, room_mb: tuple[i
             too_large = tried_mb
         else:
             too_small = tried_mb
+        tried_mb = (too_small + too_large) // 2
 
 
 def in_a_process(function: str, *given: Any) -> str:
@@ -143,21 +147,33 @@ def told_in(calls: Path) -> Driver:
     return driver
 
 
+@pytest.fixture(scope="module")
+def two_batches(data: TensorData) -> TensorData:
+    """The first of them."""
+    train = Split(data.train.x[: 2 * BATCH], data.train.y[: 2 * BATCH])
+    return dataclasses.replace(data, train=train)
+
+
+def wide_task(folder: Path, checkpoint_interval_s: float) -> Task:
+    """Of the sixteen side by side, in float64."""
+    task = a_task(folder, checkpoint_interval_s=checkpoint_interval_s, precision="64-true")
+    return dataclasses.replace(task, population=N_LARGE, batch_size=BATCH, epochs=N_EPOCHS)
+
+
 @pytest.mark.parametrize("kernel", ["off", "on"])
 def test_out_of_memory_halves_the_population(
-    tmp_path: Path, kernel: str, monkeypatch: pytest.MonkeyPatch, data: TensorData
+    tmp_path: Path, kernel: str, monkeypatch: pytest.MonkeyPatch, two_batches: TensorData
 ) -> None:
     """Where sixteen trials do not fit, eight at a time go on: none lost, every curve as without.
 
     Those that trained before go on from their resume state. (Far tighter, torch's lazy imports
     fail in ways that no trainer can answer: the worker dies then, and is replaced.)
     """
-    task = a_task(tmp_path, checkpoint_interval_s=0.0, precision="64-true")
     if kernel == "on" and load_kernel(8).kernel is None:
         pytest.skip("no kernel here")
     monkeypatch.setenv(SWITCH, kernel)
-    task = dataclasses.replace(task, population=N_LARGE, batch_size=50)
-    tried = in_a_process("search_for_room", task, data, tmp_path, ROOM_MB[kernel])
+    task = wide_task(tmp_path, checkpoint_interval_s=0.0)
+    tried = in_a_process("search_for_room", task, two_batches, tmp_path, ROOM_MB[kernel])
     narrow = told_in(tmp_path / "calls")
     assert [n.message for n in narrow.of(Notice)] == OUT_OF_MEMORY, tried
     starts = {n: narrow.epochs(n)[0].start_epoch for n in range(N_LARGE)}
@@ -165,7 +181,7 @@ def test_out_of_memory_halves_the_population(
     roomy = dataclasses.replace(
         task, work_dir=task.work_dir + "/roomy", checkpoint_interval_s=3600
     )
-    wide = train(FusedTrainer(roomy, data), again)
+    wide = train(FusedTrainer(roomy, two_batches), again)
     for number in range(N_LARGE):
         assert narrow.result(number).outcome == "finished"
         first = {r.epoch: r for r in reversed(narrow.epochs(number))}
@@ -208,27 +224,26 @@ def train_limited(
 
 
 def test_out_of_memory_while_trials_are_read_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: TensorData
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, two_batches: TensorData
 ) -> None:
     """Where there is no room to read sixteen resume states, fewer trials go on at a time; none
     fails, and none starts again."""
     monkeypatch.setenv(SWITCH, "off")
-    task = a_task(tmp_path, checkpoint_interval_s=3600.0, precision="64-true")
-    task = dataclasses.replace(task, population=N_LARGE, batch_size=50)
-    train(FusedTrainer(task, data), large(), dict.fromkeys(range(N_LARGE), 2))
+    task = wide_task(tmp_path, checkpoint_interval_s=3600.0)
+    train(FusedTrainer(task, two_batches), large(), dict.fromkeys(range(N_LARGE), 1))
     specs = [continued(task, s) for s in large()]
     calls = tmp_path / "calls"
-    in_a_process("train_limited", task, data, specs, 100, calls)  # they take 160
+    in_a_process("train_limited", task, two_batches, specs, 100, calls)  # they take 160
     limited = told_in(calls)
     first, *others = [n.message for n in limited.of(Notice)]
     assert first == OUT_OF_MEMORY[0]
     assert all("going on with" in message for message in others)
     whole = dataclasses.replace(task, work_dir=str(tmp_path / "whole"))
-    wide = train(FusedTrainer(whole, data), large())
+    wide = train(FusedTrainer(whole, two_batches), large())
     for number in range(N_LARGE):
         assert limited.result(number).outcome == "finished"
         told = {r.epoch: tuple(r.metrics[m] for m in METRICS) for r in limited.epochs(number)}
         for epoch, right in enumerate(wide.curve(number), start=1):
             assert told[epoch] == pytest.approx(right, rel=1e-7)
         # An epoch that was broken off is trained again, from the same resume file.
-        assert {r.epoch for r in limited.epochs(number) if not r.is_replay} == {3, 4}
+        assert {r.epoch for r in limited.epochs(number) if not r.is_replay} == {2, 3}
