@@ -11,7 +11,8 @@ import subprocess
 import sys
 import tempfile
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -98,22 +99,23 @@ def train_narrowing(task: Task, data: TensorData, room_mb: int, calls: Path) -> 
     calls.write_bytes(pickle.dumps(driver.calls))
 
 
-def search_for_room(task: Task, data: TensorData, folder: Path, tried_mb: int) -> None:
-    """In a process of its own, which limits the memory of its children: from `tried_mb` on halves
-    the range of rooms until the population was halved once and nothing else happened. Prints what
-    was tried."""
-    torch.set_num_threads(1)
-    export_once(data)
+def fork(work: Callable[..., None], *given: Any) -> None:
+    """Call `work` in a fork of this process, and wait until it has ended, however that was."""
+    if (child := os.fork()) == 0:
+        with contextlib.suppress(BaseException):
+            work(*given)
+        os._exit(0)
+    os.waitpid(child, 0)
+
+
+def search_for_room(task: Task, data: TensorData, calls: Path, tried_mb: int) -> None:
+    """Limits the memory of forks: from `tried_mb` on halves the range of rooms until the
+    population was halved once and nothing else happened. Prints what was tried."""
     too_small, too_large = 0, MOST_MB
     while too_small < tried_mb < too_large:
-        calls = folder / "calls"
         calls.unlink(missing_ok=True)
-        own = dataclasses.replace(task, work_dir=str(folder / str(tried_mb)))
-        if (child := os.fork()) == 0:
-            with contextlib.suppress(BaseException):
-                train_narrowing(own, data, tried_mb, calls)
-            os._exit(0)
-        os.waitpid(child, 0)
+        own = dataclasses.replace(task, work_dir=f"{task.work_dir}-{tried_mb}")
+        fork(train_narrowing, own, data, tried_mb, calls)
         told = told_in(calls)
         said = [notice.message for notice in told.of(Notice)]
         print(tried_mb, said if told.calls else "it failed", flush=True)
@@ -126,13 +128,26 @@ def search_for_room(task: Task, data: TensorData, folder: Path, tried_mb: int) -
         tried_mb = (too_small + too_large) // 2
 
 
-def in_a_process(function: str, *given: Any) -> str:
-    """Call a function of this module with `given` in a process of its own; what it prints."""
+def train_all(
+    data: TensorData, rooms: Mapping[str, Task], last: Task, specs: Sequence[TrialSpec]
+) -> None:
+    """What this module's tests look at, from one process: it takes ten seconds to be ready."""
+    torch.set_num_threads(1)
+    export_once(data)
+    for kernel, task in rooms.items():
+        os.environ[SWITCH] = kernel
+        search_for_room(task, data, Path(f"{task.work_dir}-calls"), ROOM_MB[kernel])
+    os.environ[SWITCH] = "off"
+    fork(train_limited, last, data, specs, 100, Path(f"{last.work_dir}-calls"))  # they take 160
+
+
+def in_a_process(*given: Any) -> str:
+    """Call `train_all` with `given` in a process of its own; what it prints."""
     code = f"""
         import pickle, sys
         sys.path[:0] = {[str(HERE), str(TESTS)]!r}
         import test_out_of_memory
-        test_out_of_memory.{function}(*pickle.load(sys.stdin.buffer))
+        test_out_of_memory.train_all(*pickle.load(sys.stdin.buffer))
     """
     command = [sys.executable, "-c", textwrap.dedent(code)]
     done = subprocess.run(command, input=pickle.dumps(given), capture_output=True)
@@ -160,26 +175,54 @@ def wide_task(folder: Path, checkpoint_interval_s: float) -> Task:
     return dataclasses.replace(task, population=N_LARGE, batch_size=BATCH, epochs=N_EPOCHS)
 
 
+@dataclass(frozen=True)
+class Limited:
+    """Trainings that ran out of memory."""
+
+    rooms: dict[str, Task]
+    """Kernel -> a training with little room from its third epoch on."""
+    last: Task
+    """Of trials that were read back."""
+    said: str
+
+    @staticmethod
+    def calls(task: Task) -> Driver:
+        return told_in(Path(f"{task.work_dir}-calls"))
+
+
+@pytest.fixture(scope="module")
+def limited(tmp_path_factory: pytest.TempPathFactory, two_batches: TensorData) -> Limited:
+    """All of them, with resume states of sixteen trials for the last."""
+    folder = tmp_path_factory.mktemp("limited")
+    kernels = ("off", "on") if load_kernel(8).kernel is not None else ("off",)
+    rooms = {kernel: wide_task(folder / kernel, 0.0) for kernel in kernels}
+    last = wide_task(folder / "last", 3600.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(SWITCH, "off")
+        train(FusedTrainer(last, two_batches), large(), dict.fromkeys(range(N_LARGE), 1))
+    specs = [continued(last, s) for s in large()]
+    return Limited(rooms, last, in_a_process(two_batches, rooms, last, specs))
+
+
 @pytest.mark.parametrize("kernel", ["off", "on"])
 def test_out_of_memory_halves_the_population(
-    tmp_path: Path, kernel: str, monkeypatch: pytest.MonkeyPatch, two_batches: TensorData
+    kernel: str, limited: Limited, monkeypatch: pytest.MonkeyPatch, two_batches: TensorData
 ) -> None:
     """Where sixteen trials do not fit, eight at a time go on: none lost, every curve as without.
 
     Those that trained before go on from their resume state. (Far tighter, torch's lazy imports
     fail in ways that no trainer can answer: the worker dies then, and is replaced.)
     """
-    if kernel == "on" and load_kernel(8).kernel is None:
+    if kernel not in limited.rooms:
         pytest.skip("no kernel here")
     monkeypatch.setenv(SWITCH, kernel)
-    task = wide_task(tmp_path, checkpoint_interval_s=0.0)
-    tried = in_a_process("search_for_room", task, two_batches, tmp_path, ROOM_MB[kernel])
-    narrow = told_in(tmp_path / "calls")
-    assert [n.message for n in narrow.of(Notice)] == OUT_OF_MEMORY, tried
+    task = limited.rooms[kernel]
+    narrow = limited.calls(task)
+    assert [n.message for n in narrow.of(Notice)] == OUT_OF_MEMORY, limited.said
     starts = {n: narrow.epochs(n)[0].start_epoch for n in range(N_LARGE)}
     again = [dataclasses.replace(s, start_epoch=starts[s.number]) for s in large()]
     roomy = dataclasses.replace(
-        task, work_dir=task.work_dir + "/roomy", checkpoint_interval_s=3600
+        task, work_dir=task.work_dir + "-roomy", checkpoint_interval_s=3600
     )
     wide = train(FusedTrainer(roomy, two_batches), again)
     for number in range(N_LARGE):
@@ -208,9 +251,7 @@ def export_once(data: TensorData) -> None:
 def train_limited(
     task: Task, data: TensorData, specs: Sequence[TrialSpec], room_mb: int, calls: Path
 ) -> None:
-    """In a process of its own, which gets no more memory from when it is ready."""
-    torch.set_num_threads(1)
-    export_once(data)
+    """This process gets no more memory from when its worker is ready."""
 
     class Limiting(Driver):
         def __call__(self, reports: Sequence[Report], n_free: int) -> Orders:
@@ -224,26 +265,21 @@ def train_limited(
 
 
 def test_out_of_memory_while_trials_are_read_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, two_batches: TensorData
+    limited: Limited, monkeypatch: pytest.MonkeyPatch, two_batches: TensorData
 ) -> None:
     """Where there is no room to read sixteen resume states, fewer trials go on at a time; none
     fails, and none starts again."""
     monkeypatch.setenv(SWITCH, "off")
-    task = wide_task(tmp_path, checkpoint_interval_s=3600.0)
-    train(FusedTrainer(task, two_batches), large(), dict.fromkeys(range(N_LARGE), 1))
-    specs = [continued(task, s) for s in large()]
-    calls = tmp_path / "calls"
-    in_a_process("train_limited", task, two_batches, specs, 100, calls)  # they take 160
-    limited = told_in(calls)
-    first, *others = [n.message for n in limited.of(Notice)]
+    narrow = limited.calls(limited.last)
+    first, *others = [n.message for n in narrow.of(Notice)]
     assert first == OUT_OF_MEMORY[0]
     assert all("going on with" in message for message in others)
-    whole = dataclasses.replace(task, work_dir=str(tmp_path / "whole"))
+    whole = dataclasses.replace(limited.last, work_dir=f"{limited.last.work_dir}-whole")
     wide = train(FusedTrainer(whole, two_batches), large())
     for number in range(N_LARGE):
-        assert limited.result(number).outcome == "finished"
-        told = {r.epoch: tuple(r.metrics[m] for m in METRICS) for r in limited.epochs(number)}
+        assert narrow.result(number).outcome == "finished"
+        told = {r.epoch: tuple(r.metrics[m] for m in METRICS) for r in narrow.epochs(number)}
         for epoch, right in enumerate(wide.curve(number), start=1):
             assert told[epoch] == pytest.approx(right, rel=1e-7)
         # An epoch that was broken off is trained again, from the same resume file.
-        assert {r.epoch for r in limited.epochs(number) if not r.is_replay} == {2, 3}
+        assert {r.epoch for r in narrow.epochs(number) if not r.is_replay} == {2, 3}
