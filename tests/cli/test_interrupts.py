@@ -29,6 +29,7 @@ from sweep.reporting.lines import parse_line
 COMMAND = (
     "run", "--study", "mine", "--space", "mlp_small", "--trials", "4", "--epochs", "40",
     "--population", "1", "--no-baseline", "--storage", "sqlite:///other.db", "--patience", "39",
+    "--log-models", "none",
 )  # fmt: skip
 
 
