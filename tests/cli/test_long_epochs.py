@@ -46,8 +46,8 @@ class Long(lightning.LightningModule):
         self.net = torch.nn.Linear(4, 1)
 
     def training_step(self, batch, batch_idx):
-        # An epoch of half a minute, as long as nobody is in a hurry.
-        time.sleep(0.0 if pathlib.Path("hurry").exists() else 0.3)
+        # An epoch of twenty seconds, as long as nobody is in a hurry.
+        time.sleep(0.0 if pathlib.Path("hurry").exists() else 0.2)
         loss = functional.mse_loss(self.net(batch[0]).squeeze(1), batch[1])
         self.log("train_loss", loss, on_step=True, on_epoch=True)
         return loss
@@ -103,6 +103,7 @@ def test_a_long_epoch_is_interrupted_killed_and_finished(folder: Path) -> None:
     kill loses a second; the same command goes on within it, and gives the whole curve."""
     process = start_sweep(folder, *COMMAND)
     wait_for_line(process, "study=")
+    wait_until(files_of(folder).path(RESUME_STATE).exists)  # a look at MLflow takes far more
     wait_until(lambda: n_values(folder) >= 3, "no values by step")
     workers = children_of(process.pid)
     os.killpg(process.pid, signal.SIGINT)

@@ -17,7 +17,7 @@ import pytest
 import torch
 import yaml
 from mlflow import MlflowClient
-from searches import as_if_alone, inline, python, script, sweep
+from searches import as_if_alone, inline, python, script
 
 import sweep as library
 from sweep.files.trial_files import TrialFiles
@@ -129,8 +129,9 @@ def trials_of(folder: Path, study: str) -> list[Mapping[str, Any]]:
 def test_a_lightning_cli_project_is_searched_and_goes_back(folder: Path) -> None:
     """Its file is the search's input, and the best configuration is a file for its own program;
     the same command goes on without a flag."""
-    done = sweep(folder, "run", "--lightning", "cli.yaml", "--vary", "model.lr=0.001..0.1:log",
-                 "--metric", "val_loss", "--trials", "2", "--study", "c")  # fmt: skip
+    done = inline(folder, "run", "--lightning", "cli.yaml", "--vary", "model.lr=0.001..0.1:log",
+                  "--metric", "val_loss", "--trials", "2", "--study", "c",
+                  "--log-models", "none")  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "epochs=2" in done.stdout
     assert [[*params] for params in trials_of(folder, "c")] == [["model.lr"]] * 2

@@ -22,7 +22,7 @@ import tracking_records as records
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow_proxy import Answer, Door, Proxy, error, proxy_of, refusing
-from searches import TESTS, Call, sweep
+from searches import TESTS, Call, inline
 from waiting import wait_until
 
 from sweep.errors import StoreError, UndeliveredError
@@ -532,7 +532,7 @@ def test_a_search_with_a_refused_trial_is_finished_by_the_doctor(
     command = ("--study", "doctored", "--trials", "3", "--epochs", "2", "--population", "1")
     where = ("--tracking-uri", proxy.address)
     proxy.rule = refusing((500, error("INTERNAL_ERROR")), trial=1)
-    done = sweep(tmp_path, "run", *command, *where)
+    done = inline(tmp_path, "run", *command, *where)
     assert (done.returncode, len(done.stderr.splitlines())) == (7, 1)
     assert "MLflow lacks records of trial 1 (" in done.stderr
     code, out, _ = call("doctor", *where)

@@ -165,8 +165,9 @@ def test_workers_do_not_matter(tmp_path: Path, *, own: bool) -> None:
         (folder := tmp_path / n_workers).mkdir()
         done = in_this_process(
             folder, {"SWEEP_EXECUTOR": executor}, "run", "--study", "s", "--trials",
-            "4" if own else "20", "--epochs", "2", "--deterministic", "--workers", n_workers,
-            "--population", n_slots, "--pruner", "median", *(project if own else []),
+            "4" if own else "18", "--epochs", "2", "--deterministic", "--workers", n_workers,
+            "--population", n_slots, "--pruner", "median", "--log-models", "none",
+            *(project if own else []),
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         found.append(curves(folder))

@@ -264,6 +264,7 @@ class Search:
 
     def __init__(self, url: str, space: Space, sampler: str, pruner: str) -> None:
         self._url, self._space = url, space
+        self._n_epochs = 1 if pruner == "none" else 9
         self._config = RunConfig(sampler=sampler, pruner=pruner, seed=3, epochs=9)
 
     def run(self, n_in_all: int) -> list[tuple[dict[str, Any], str, int]]:
@@ -282,11 +283,11 @@ class Search:
         assert proposal is not None
         ledger.open_trial(number, proposal.frozen)
         curve: dict[int, float] = {}
-        for epoch, value in enumerate(scores(proposal.hyperparameters), start=1):
+        for epoch, value in enumerate(scores(proposal.hyperparameters)[: self._n_epochs], start=1):
             curve[epoch] = value
             if made.report(number, epoch, value):
                 break
-        state = TrialState.PRUNED if len(curve) < 9 else TrialState.COMPLETE
+        state = TrialState.PRUNED if len(curve) < self._n_epochs else TrialState.COMPLETE
         attrs = made.tell(number, state, max(curve.values()))
         reports = [EpochReport(number, epoch, {"m": v}, 0) for epoch, v in curve.items()]
         record = TrialFinished(number, state, 0, max(curve.values()), None, {}, len(curve))

@@ -11,7 +11,8 @@ import subprocess
 import sys
 import tempfile
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ import torch
 from resume_driver import (
     BASE,
     METRICS,
-    N_EPOCHS,
     Driver,
     a_task,
     continued,
@@ -28,7 +28,7 @@ from resume_driver import (
 )
 from searches import TESTS
 
-from sweep.data.tensors import TensorData
+from sweep.data.tensors import Split, TensorData
 from sweep.training.compiled.kernel import SWITCH, load_kernel
 from sweep.training.exports import Example, export_model, prepare_export
 from sweep.training.fused.trainer import FusedTrainer
@@ -58,9 +58,13 @@ def large() -> list[TrialSpec]:
     ]
 
 
-ROOM_MB = {"off": (0, 600), "on": (0, 600)}
-"""Kernel -> between them is a room that more than eight such trials have, with what is written of
-them, and sixteen do not: what torch and the allocator take beside them differs by machine."""
+N_EPOCHS, BATCH = 3, 50
+"""Of two batches: optimizers of so many weights take a tenth of a second a batch."""
+ROOM_MB = {"off": 260, "on": 65}
+"""Kernel -> a room that more than eight such trials have, with what is written of them, and
+sixteen do not. It is looked for from there: what torch and the allocator take beside them differs
+by machine."""
+MOST_MB = 600
 OUT_OF_MEMORY = ["out of memory with 16 trials at a time: going on with 8"]
 
 
@@ -95,22 +99,23 @@ def train_narrowing(task: Task, data: TensorData, room_mb: int, calls: Path) -> 
     calls.write_bytes(pickle.dumps(driver.calls))
 
 
-def search_for_room(task: Task, data: TensorData, folder: Path, room_mb: tuple[int, int]) -> None:
-    """In a process of its own, which limits the memory of its children: halves the room until
-    the population was halved once and nothing else happened. Prints what was tried."""
-    torch.set_num_threads(1)
-    export_once(data)
-    too_small, too_large = room_mb
-    while too_large - too_small > 1:
-        tried_mb = (too_small + too_large) // 2
-        calls = folder / "calls"
+def fork(work: Callable[..., None], *given: Any) -> None:
+    """Call `work` in a fork of this process, and wait until it has ended, however that was."""
+    if (child := os.fork()) == 0:
+        with contextlib.suppress(BaseException):
+            work(*given)
+        os._exit(0)
+    os.waitpid(child, 0)
+
+
+def search_for_room(task: Task, data: TensorData, calls: Path, tried_mb: int) -> None:
+    """Limits the memory of forks: from `tried_mb` on halves the range of rooms until the
+    population was halved once and nothing else happened. Prints what was tried."""
+    too_small, too_large = 0, MOST_MB
+    while too_small < tried_mb < too_large:
         calls.unlink(missing_ok=True)
-        own = dataclasses.replace(task, work_dir=str(folder / str(tried_mb)))
-        if (child := os.fork()) == 0:
-            with contextlib.suppress(BaseException):
-                train_narrowing(own, data, tried_mb, calls)
-            os._exit(0)
-        os.waitpid(child, 0)
+        own = dataclasses.replace(task, work_dir=f"{task.work_dir}-{tried_mb}")
+        fork(train_narrowing, own, data, tried_mb, calls)
         told = told_in(calls)
         said = [notice.message for notice in told.of(Notice)]
         print(tried_mb, said if told.calls else "it failed", flush=True)
@@ -120,15 +125,29 @@ def search_for_room(task: Task, data: TensorData, folder: Path, room_mb: tuple[i
             too_large = tried_mb
         else:
             too_small = tried_mb
+        tried_mb = (too_small + too_large) // 2
 
 
-def in_a_process(function: str, *given: Any) -> str:
-    """Call a function of this module with `given` in a process of its own; what it prints."""
+def train_all(
+    data: TensorData, rooms: Mapping[str, Task], last: Task, specs: Sequence[TrialSpec]
+) -> None:
+    """What this module's tests look at, from one process: it takes ten seconds to be ready."""
+    torch.set_num_threads(1)
+    export_once(data)
+    for kernel, task in rooms.items():
+        os.environ[SWITCH] = kernel
+        search_for_room(task, data, Path(f"{task.work_dir}-calls"), ROOM_MB[kernel])
+    os.environ[SWITCH] = "off"
+    fork(train_limited, last, data, specs, 100, Path(f"{last.work_dir}-calls"))  # they take 160
+
+
+def in_a_process(*given: Any) -> str:
+    """Call `train_all` with `given` in a process of its own; what it prints."""
     code = f"""
         import pickle, sys
         sys.path[:0] = {[str(HERE), str(TESTS)]!r}
         import test_out_of_memory
-        test_out_of_memory.{function}(*pickle.load(sys.stdin.buffer))
+        test_out_of_memory.train_all(*pickle.load(sys.stdin.buffer))
     """
     command = [sys.executable, "-c", textwrap.dedent(code)]
     done = subprocess.run(command, input=pickle.dumps(given), capture_output=True)
@@ -143,29 +162,69 @@ def told_in(calls: Path) -> Driver:
     return driver
 
 
+@pytest.fixture(scope="module")
+def two_batches(data: TensorData) -> TensorData:
+    """The first of them."""
+    train = Split(data.train.x[: 2 * BATCH], data.train.y[: 2 * BATCH])
+    return dataclasses.replace(data, train=train)
+
+
+def wide_task(folder: Path, checkpoint_interval_s: float) -> Task:
+    """Of the sixteen side by side, in float64."""
+    task = a_task(folder, checkpoint_interval_s=checkpoint_interval_s, precision="64-true")
+    return dataclasses.replace(task, population=N_LARGE, batch_size=BATCH, epochs=N_EPOCHS)
+
+
+@dataclass(frozen=True)
+class Limited:
+    """Trainings that ran out of memory."""
+
+    rooms: dict[str, Task]
+    """Kernel -> a training with little room from its third epoch on."""
+    last: Task
+    """Of trials that were read back."""
+    said: str
+
+    @staticmethod
+    def calls(task: Task) -> Driver:
+        return told_in(Path(f"{task.work_dir}-calls"))
+
+
+@pytest.fixture(scope="module")
+def limited(tmp_path_factory: pytest.TempPathFactory, two_batches: TensorData) -> Limited:
+    """All of them, with resume states of sixteen trials for the last."""
+    folder = tmp_path_factory.mktemp("limited")
+    kernels = ("off", "on") if load_kernel(8).kernel is not None else ("off",)
+    rooms = {kernel: wide_task(folder / kernel, 0.0) for kernel in kernels}
+    last = wide_task(folder / "last", 3600.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(SWITCH, "off")
+        train(FusedTrainer(last, two_batches), large(), dict.fromkeys(range(N_LARGE), 1))
+    specs = [continued(last, s) for s in large()]
+    return Limited(rooms, last, in_a_process(two_batches, rooms, last, specs))
+
+
 @pytest.mark.parametrize("kernel", ["off", "on"])
 def test_out_of_memory_halves_the_population(
-    tmp_path: Path, kernel: str, monkeypatch: pytest.MonkeyPatch, data: TensorData
+    kernel: str, limited: Limited, monkeypatch: pytest.MonkeyPatch, two_batches: TensorData
 ) -> None:
     """Where sixteen trials do not fit, eight at a time go on: none lost, every curve as without.
 
     Those that trained before go on from their resume state. (Far tighter, torch's lazy imports
     fail in ways that no trainer can answer: the worker dies then, and is replaced.)
     """
-    task = a_task(tmp_path, checkpoint_interval_s=0.0, precision="64-true")
-    if kernel == "on" and load_kernel(8).kernel is None:
+    if kernel not in limited.rooms:
         pytest.skip("no kernel here")
     monkeypatch.setenv(SWITCH, kernel)
-    task = dataclasses.replace(task, population=N_LARGE, batch_size=50)
-    tried = in_a_process("search_for_room", task, data, tmp_path, ROOM_MB[kernel])
-    narrow = told_in(tmp_path / "calls")
-    assert [n.message for n in narrow.of(Notice)] == OUT_OF_MEMORY, tried
+    task = limited.rooms[kernel]
+    narrow = limited.calls(task)
+    assert [n.message for n in narrow.of(Notice)] == OUT_OF_MEMORY, limited.said
     starts = {n: narrow.epochs(n)[0].start_epoch for n in range(N_LARGE)}
     again = [dataclasses.replace(s, start_epoch=starts[s.number]) for s in large()]
     roomy = dataclasses.replace(
-        task, work_dir=task.work_dir + "/roomy", checkpoint_interval_s=3600
+        task, work_dir=task.work_dir + "-roomy", checkpoint_interval_s=3600
     )
-    wide = train(FusedTrainer(roomy, data), again)
+    wide = train(FusedTrainer(roomy, two_batches), again)
     for number in range(N_LARGE):
         assert narrow.result(number).outcome == "finished"
         first = {r.epoch: r for r in reversed(narrow.epochs(number))}
@@ -192,9 +251,7 @@ def export_once(data: TensorData) -> None:
 def train_limited(
     task: Task, data: TensorData, specs: Sequence[TrialSpec], room_mb: int, calls: Path
 ) -> None:
-    """In a process of its own, which gets no more memory from when it is ready."""
-    torch.set_num_threads(1)
-    export_once(data)
+    """This process gets no more memory from when its worker is ready."""
 
     class Limiting(Driver):
         def __call__(self, reports: Sequence[Report], n_free: int) -> Orders:
@@ -208,27 +265,21 @@ def train_limited(
 
 
 def test_out_of_memory_while_trials_are_read_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: TensorData
+    limited: Limited, monkeypatch: pytest.MonkeyPatch, two_batches: TensorData
 ) -> None:
     """Where there is no room to read sixteen resume states, fewer trials go on at a time; none
     fails, and none starts again."""
     monkeypatch.setenv(SWITCH, "off")
-    task = a_task(tmp_path, checkpoint_interval_s=3600.0, precision="64-true")
-    task = dataclasses.replace(task, population=N_LARGE, batch_size=50)
-    train(FusedTrainer(task, data), large(), dict.fromkeys(range(N_LARGE), 2))
-    specs = [continued(task, s) for s in large()]
-    calls = tmp_path / "calls"
-    in_a_process("train_limited", task, data, specs, 100, calls)  # they take 160
-    limited = told_in(calls)
-    first, *others = [n.message for n in limited.of(Notice)]
+    narrow = limited.calls(limited.last)
+    first, *others = [n.message for n in narrow.of(Notice)]
     assert first == OUT_OF_MEMORY[0]
     assert all("going on with" in message for message in others)
-    whole = dataclasses.replace(task, work_dir=str(tmp_path / "whole"))
-    wide = train(FusedTrainer(whole, data), large())
+    whole = dataclasses.replace(limited.last, work_dir=f"{limited.last.work_dir}-whole")
+    wide = train(FusedTrainer(whole, two_batches), large())
     for number in range(N_LARGE):
-        assert limited.result(number).outcome == "finished"
-        told = {r.epoch: tuple(r.metrics[m] for m in METRICS) for r in limited.epochs(number)}
+        assert narrow.result(number).outcome == "finished"
+        told = {r.epoch: tuple(r.metrics[m] for m in METRICS) for r in narrow.epochs(number)}
         for epoch, right in enumerate(wide.curve(number), start=1):
             assert told[epoch] == pytest.approx(right, rel=1e-7)
         # An epoch that was broken off is trained again, from the same resume file.
-        assert {r.epoch for r in limited.epochs(number) if not r.is_replay} == {3, 4}
+        assert {r.epoch for r in narrow.epochs(number) if not r.is_replay} == {2, 3}

@@ -115,7 +115,9 @@ def test_twice_interrupted(tmp_path: Path, data: TensorData) -> None:
 def test_another_process_goes_on_where_one_was_killed(tmp_path: Path) -> None:
     """SIGKILL in the midst of an epoch loses what the interval allows, no more; the mean over that
     epoch's training steps is of those since."""
-    task = a_task(tmp_path, module="resume_module:Dropping", checkpoint_interval_s=0.0)
+    task = a_task(
+        tmp_path, module="resume_module:Dropping", checkpoint_interval_s=0.0, batch_size=192
+    )
     whole_task = dataclasses.replace(task, work_dir=task.work_dir + "/whole")
     given = TrialSpec(0, {}, 11)
     code = f"""
