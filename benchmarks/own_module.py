@@ -1,13 +1,14 @@
 """A module of one's own: milliseconds a step in a search, against the user's own `Trainer.fit`.
 
-    python benchmarks/own_module.py --mnist FOLDER [--rounds N] [--busy]
+    python benchmarks/own_module.py --mnist FOLDER [--rounds N] [--threads N] [--busy]
 
 Two projects: a CNN on MNIST and a residual network on a table. Three ways train the same epochs in
 a process of their own, in turn: the user's, the plain path (`--population 1`), and side by side,
 here with one trial alone, so that what taking turns costs is not won back by shared minibatches.
 A step's time is taken from the end of the fourth epoch to the end of the last, so that reports,
 validation and all that lies between epochs count. The user's Trainer is as lean as it gets: no
-logger, no checkpoints, no bar. `--busy`: two processes compute beside.
+logger, no checkpoints, no bar. `--busy`: two processes compute beside. `--threads 1`: two threads
+that wait for each other vary by a third on a machine that others use, too.
 """
 
 from __future__ import annotations
@@ -193,7 +194,7 @@ def main() -> None:
             found: dict[str, list[float]] = {way: [] for way in WAYS}
             for i in range(args.rounds):
                 for way in sorted(WAYS, reverse=bool(i % 2)):
-                    found[way].append(measured(way, name, args.mnist))
+                    found[way].append(measured(way, name, args))
             steps = {way: statistics.median(ms) for way, ms in found.items()}
             said = ", ".join(f"{way} {ms:.2f} ms a step" for way, ms in steps.items())
             each = " ".join(f"{way} {min(ms):.2f}-{max(ms):.2f}" for way, ms in found.items())
@@ -205,14 +206,15 @@ def main() -> None:
             process.kill()
 
 
-def measured(way: str, name: str, mnist: str) -> float:
+def measured(way: str, name: str, args: argparse.Namespace) -> float:
     """Milliseconds a step, in a process and a folder of its own."""
     here = Path(__file__).resolve()
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(
-            [sys.executable, str(here), "--way", way, "--name", name, "--mnist", mnist],
+            [sys.executable, str(here), "--way", way, "--name", name, "--mnist", args.mnist],
             cwd=folder, capture_output=True, text=True, check=False,
-            env={**os.environ, "PYTHONPATH": str(here.parent)},
+            env={**os.environ, "PYTHONPATH": str(here.parent),
+                 "OMP_NUM_THREADS": str(args.threads)},
         )  # fmt: skip
         if done.returncode:
             raise SystemExit(done.stderr)
@@ -224,6 +226,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--mnist", required=True, help="folder with MNIST's files", type=_absolute)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--busy", action="store_true")
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--name", help=argparse.SUPPRESS)
