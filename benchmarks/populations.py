@@ -204,6 +204,8 @@ CASES = {
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
 EVERY = "trainer.log_every_n_steps"
+LENGTHS = {"cnn": 4}
+"""Epochs of a project whose schedule ends before ten."""
 
 
 def projects() -> dict[str, Case]:
@@ -212,8 +214,14 @@ def projects() -> dict[str, Case]:
 
     return {
         name.replace(" ", "-").replace(",", ""): Case(
-            module, data, 8, 10, {EVERY: [40, 60]}, METRICS.get(name, "val_loss"), name
-        )
+            module,
+            data,
+            8,
+            LENGTHS.get(name, 10),
+            {EVERY: [40, 60]},
+            METRICS.get(name, "val_loss"),
+            name,
+        )  # fmt: skip
         for name, (module, data, _) in PROJECTS.items()
     }
 
@@ -306,7 +314,8 @@ def measured(way: str, name: str, args: argparse.Namespace) -> dict[str, float]:
         began_s = time.perf_counter()
         done = subprocess.run(
             [sys.executable, str(here), name, "--way", way, "--mnist", args.mnist,
-             "--settings", args.settings, "--trials", str(args.trials or 0)],
+             "--settings", args.settings, "--trials", str(args.trials or 0),
+             "--epochs", str(args.epochs or 0)],
             cwd=folder, capture_output=True, text=True, check=False,
             env={**os.environ, "PYTHONPATH": str(here.parent)},
         )  # fmt: skip
@@ -325,8 +334,7 @@ def main() -> None:
         warnings.filterwarnings("ignore")
         logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
         case = (CASES | projects())[args.cases[0]]
-        if args.trials:
-            case = replace(case, trials=args.trials)
+        case = replace(case, trials=args.trials or case.trials, epochs=args.epochs or case.epochs)
         best = (
             stock(case, args.mnist)
             if args.way == "stock"
@@ -354,7 +362,7 @@ def main() -> None:
         )
         ratio = walls.get("stock", 0.0) / walls.get("sweep", 1.0)
         case = (CASES | projects())[name]
-        print(f"{name}, {args.trials or case.trials} trials x {case.epochs} epochs: {said}; "
+        print(f"{name}, {args.trials or case.trials} trials x {args.epochs or case.epochs} epochs: {said}; "
               f"stock / sweep {ratio:.2f}", flush=True)  # fmt: skip
 
 
@@ -365,6 +373,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--mnist", default="", help="folder with MNIST's files", type=_absolute)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--trials", type=int, help="instead of each case's")
+    parser.add_argument("--epochs", type=int, help="instead of each case's")
     parser.add_argument("--ways", default="stock,sweep")
     parser.add_argument("--settings", default="{}", help="more of sweep.run's, as JSON")
     parser.add_argument("--verbose", action="store_true")

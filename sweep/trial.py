@@ -374,7 +374,8 @@ class WorkerReady:
     """Trials that the worker trains at the same time."""
     time_ms: int
     n_workers: int = 1
-    """Workers that the search is to have, by measurement."""
+    n_threads: int | None = None
+    """Workers that the search is to have, and CPU threads of each, by measurement."""
     may_share_steps: bool = True
     """Whether trials may take their steps together, by measurement."""
 
@@ -482,11 +483,8 @@ def derive_seed(study_seed: int, *path: int | str) -> int:
 
 
 def seconds_of(epochs: Iterable[Mapping[str, float]]) -> float:
-    """A trial's training time in seconds, from the metrics of its epochs.
-
-    Trials of a population share each epoch's time, so the sum over all trials is the workers'
-    training time.
-    """
+    """A trial's training time in seconds, from its epochs' metrics. Trials of a population share
+    each epoch's time: the sum over all trials is the workers' training time."""
     return round(sum(metrics.get("epoch_s", 0.0) for metrics in epochs), 4)
 
 

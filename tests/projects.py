@@ -82,6 +82,16 @@ class Line(lightning.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=self.hparams.lr)
 
 
+class Crowded(Line):
+    """Its steps take longer on several threads, as beside other programs."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        began_s = time.perf_counter()
+        while time.perf_counter() - began_s < (0.002 if torch.get_num_threads() == 1 else 0.01):
+            pass
+        return super().training_step(batch, batch_idx)
+
+
 class Kept(Line):
     """Its dropout is kept and forgotten."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import sys
 import time
 from abc import ABC, abstractmethod
@@ -273,9 +272,10 @@ class Crew(ABC):
         if task.population is None:  # a population of one trial still shares its data's order
             is_one = ready.n_slots == 1
             task = dataclasses.replace(task, population=ready.n_slots, was_larger=is_one)
+        if ready.n_threads is not None:
+            task = dataclasses.replace(task, n_threads=ready.n_threads)
         if ready.n_workers > 1:
-            n_threads = max(1, (task.n_threads or os.cpu_count() or 1) // ready.n_workers)
-            task = dataclasses.replace(task, n_threads=n_threads, may_add_workers=False)
+            task = dataclasses.replace(task, may_add_workers=False)
         worker.task = self._task = task
         if task.may_add_workers or ready.n_workers > 1:
             self._n_wanted = max(self._n_wanted, ready.n_workers)

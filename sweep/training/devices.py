@@ -56,10 +56,6 @@ def _name_of_one(task: Task) -> str:
     return f"cpu, {max(1, torch.get_num_threads() // task.n_devices)} threads"
 
 
-def ready(
-    task: Task, info: DatasetInfo | None, n_slots: int, n_workers: int = 1,
-    *, may_share_steps: bool = True,
-) -> WorkerReady:  # fmt: skip
+def ready(task: Task, info: DatasetInfo | None, n_slots: int) -> WorkerReady:
     """A trainer's first report; `info` None: nothing is known of the data."""
-    device = device_name(task)
-    return WorkerReady(info, device, n_slots, now_ms(), n_workers, may_share_steps)
+    return WorkerReady(info, device_name(task), n_slots, now_ms())

@@ -49,7 +49,9 @@ LOADER_SHARE = 0.1
 """Enough trials share a minibatch if loading it takes so much of their time."""
 ONE = "one trial at a time: {} (its folder, import path or settings of libraries)"
 GAIN = 1.15
-"""Several workers must be so much faster than one."""
+"""Several workers must be so much faster than one, and one thread than all."""
+TRYING_S = 3.0
+"""About what trying groups takes: a search whose steps take less in all gains nothing by it."""
 MANY = 1000
 """Trials of a search without a number of them, and minibatches of an epoch of unknown length."""
 
@@ -68,6 +70,8 @@ class Ladder:
     """Whether trials may take their steps together."""
     is_shared: bool = True
     """Whether the order of the data is the population epoch's, not the trial's own."""
+    n_threads: int | None = None
+    """Of each worker, by measurement; None: as they are."""
 
 
 class Given:
@@ -115,14 +119,17 @@ def climb(task: Task, project: Project) -> Ladder:
         # One thread a worker, if that trains more: the group is timed as it would be then.
         may_split = task.may_add_workers and alone.is_on_cpu and n_threads > 1
         is_split = may_split and n_threads * alone.step_s > GAIN * alone.step_of_one_thread_s
-        n_used = 1 if is_split else n_threads
+        if _threads_of_one(task, alone, n_threads) < n_threads:  # once may be chance
+            alone = alone.at_its_best(trained_alone(task, project, specs[0]) or alone)
+            torch.set_num_threads(n_threads)
+        n_used = 1 if is_split else _threads_of_one(task, alone, n_threads)
         shared = _Shared(math.inf, "")
-        if task.population != 1 and alone.step_s < LONGEST_STEP_S:
+        if _is_short(task, alone):
+            shared = _Shared(math.inf, "all of them take less time than trying to share them")
+        elif task.population != 1 and alone.step_s < LONGEST_STEP_S:
             torch.set_num_threads(n_used)
             shared = _shared(task, project, specs)
-            if (
-                0.5 < shared.step_s / alone.step_with(1 if is_split else 0) < 2.0
-            ):  # too near to tell
+            if 0.5 < shared.step_s / alone.step_with(n_used) < 2.0:  # too near to tell
                 torch.set_num_threads(n_threads)
                 again = trained_alone(task, project, specs[0]) or alone
                 torch.set_num_threads(n_used)
@@ -134,14 +141,29 @@ def climb(task: Task, project: Project) -> Ladder:
     return _decided(task, alone, shared, n_threads if is_split else 1, n_threads)
 
 
+def _threads_of_one(task: Task, alone: Alone, n_threads: int) -> int:
+    """Threads of a worker that is the only one: beside other programs one may do more than all."""
+    may_choose = alone.is_on_cpu and task.n_threads is None
+    is_one_faster = alone.step_s > GAIN * alone.step_of_one_thread_s
+    return 1 if may_choose and is_one_faster else n_threads
+
+
+def _is_short(task: Task, alone: Alone) -> bool:
+    """Whether all steps of a search take less time than trying to share them."""
+    if task.n_trials is None or task.population is not None:
+        return False
+    return task.n_trials * task.epochs * alone.n_batches * alone.step_s < TRYING_S
+
+
 def _decided(task: Task, alone: Alone, shared: _Shared, n_workers: int, n_threads: int) -> Ladder:
     """What a search does, given the times of steps; at most `n_workers` workers."""
-    each_s = alone.step_with(1 if n_workers > 1 else 0)
+    n_alone = _threads_of_one(task, alone, n_threads)
+    each_s = alone.step_with(1 if n_workers > 1 else n_alone)
     may_share = each_s >= shared.step_s  # side by side, a step has its turn to pay for, too
     n_workers = max(1, min(n_workers, _most(task, alone)))
     if may_share:  # each with a group as large as the one that was timed
         n_workers = min(n_workers, MOST_SLOTS // N_TRIED)
-    costs_s = shared.step_s if may_share else alone.step_s, shared.step_s if may_share else each_s
+    costs_s = [shared.step_s if may_share else alone.step_with(n) for n in (n_alone, 1)]
     if n_workers > 1:
         of_one, of_all = (
             _seconds(task, alone, costs_s[0], 1), _seconds(task, alone, costs_s[1], n_workers)
@@ -165,7 +187,10 @@ def _decided(task: Task, alone: Alone, shared: _Shared, n_workers: int, n_thread
     n_slots = task.population or n_slots
     if n_workers > 1:
         how += f"; {n_workers} workers of {one_or(n_threads // n_workers)} each"
-    return Ladder(n_slots, n_workers, how, may_share)
+    elif n_alone < n_threads:
+        how += f"; {one_or(n_alone)}, which is faster just now than {n_threads}"
+    n_each = n_threads // n_workers if n_workers > 1 else n_alone
+    return Ladder(n_slots, n_workers, how, may_share, n_threads=n_each)
 
 
 @dataclass

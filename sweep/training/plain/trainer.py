@@ -7,6 +7,7 @@ reference in tests of all other engines.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 from collections.abc import Callable
 from functools import partial
@@ -126,15 +127,16 @@ def train_plainly(
     shape = info.feature_shape if info is not None else ()
     if task.module == DEFAULT_MODULE and math.prod(shape) <= SMALL_FEATURES:
         torch.set_num_threads(1)
-    if ladder.n_workers > 1:
-        torch.set_num_threads(max(1, n_threads // ladder.n_workers))
+    if ladder.n_threads is not None:
+        torch.set_num_threads(ladder.n_threads)
     make = partial(
         PlainEngine, task, project, slots, calls, given, is_shared=ladder.is_shared,
         in_turns=ladder.n_slots > 1, may_share_steps=ladder.may_share_steps,
     )  # fmt: skip
-    first = ready(
-        task, info, ladder.n_slots, ladder.n_workers, may_share_steps=ladder.may_share_steps
-    )
+    first = dataclasses.replace(
+        ready(task, info, ladder.n_slots), n_workers=ladder.n_workers,
+        n_threads=ladder.n_threads, may_share_steps=ladder.may_share_steps,
+    )  # fmt: skip
     try:
         if ladder.n_slots > 1:
             train_in_turns(slots, make, first, ladder.n_slots, caught)
