@@ -212,18 +212,12 @@ def projects() -> dict[str, Case]:
     """The projects of the tests."""
     from own_fits import METRICS, PROJECTS
 
-    return {
-        name.replace(" ", "-").replace(",", ""): Case(
-            module,
-            data,
-            8,
-            LENGTHS.get(name, 10),
-            {EVERY: [40, 60]},
-            METRICS.get(name, "val_loss"),
-            name,
-        )  # fmt: skip
-        for name, (module, data, _) in PROJECTS.items()
-    }
+    found = {}
+    for name, (module, data, _) in PROJECTS.items():
+        epochs, metric = LENGTHS.get(name, 10), METRICS.get(name, "val_loss")
+        case = Case(module, data, 8, epochs, {EVERY: [40, 60]}, metric, name)
+        found[name.replace(" ", "-").replace(",", "")] = case
+    return found
 
 
 def stock(case: Case, mnist: str) -> float:
@@ -362,7 +356,8 @@ def main() -> None:
         )
         ratio = walls.get("stock", 0.0) / walls.get("sweep", 1.0)
         case = (CASES | projects())[name]
-        print(f"{name}, {args.trials or case.trials} trials x {args.epochs or case.epochs} epochs: {said}; "
+        n_trials, n_epochs = args.trials or case.trials, args.epochs or case.epochs
+        print(f"{name}, {n_trials} trials x {n_epochs} epochs: {said}; "
               f"stock / sweep {ratio:.2f}", flush=True)  # fmt: skip
 
 

@@ -35,7 +35,8 @@ def climbed(folder: Path, **changes: Any) -> Ladder:
     hush_lightning()
     values: dict[str, Any] = {
         "module": "projects:Line", "data": "projects:Points", "metric": "val_loss", "epochs": 4,
-        "direction": "minimize", "names": ("lr", "data.batch_size"), "probes": (("", {"lr": 0.01, "data.batch_size": 2}),),
+        "direction": "minimize", "names": ("lr", "data.batch_size"),
+        "probes": (("", {"lr": 0.01, "data.batch_size": 2}),),
         "n_threads": None, "n_trials": 1000,
     }  # fmt: skip
     task = example_task(folder, **(values | changes))
