@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from datetime import date
@@ -83,7 +84,10 @@ def main() -> None:
     pairs = [(task, seed) for task in TASKS for seed in range(args.seeds)]
     runs = [(*pair, bound, args.trials) for pair in pairs for bound in (None, args.bound)]
     with ProcessPoolExecutor(args.jobs) as pool:
-        outcomes = list(pool.map(search, runs))
+        outcomes = []
+        for run, outcome in zip(runs, pool.map(search, runs), strict=True):
+            print(run, outcome, file=sys.stderr, flush=True)
+            outcomes.append(outcome)
     whole, bounded = outcomes[::2], outcomes[1::2]
     print(f"{date.today()}, optuna {optuna.__version__}, {len(pairs)} pairs, bound {args.bound}")
     print("| trials | whole % | bounded % | difference, points (standard error) |")

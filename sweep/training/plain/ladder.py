@@ -126,7 +126,9 @@ def climb(task: Task, project: Project) -> Ladder:
         shared = _Shared(math.inf, "")
         if _is_short(task, alone):
             shared = _Shared(math.inf, "all of them take less time than trying to share them")
-        elif task.population != 1 and alone.step_s < LONGEST_STEP_S:
+        elif alone.step_with(n_used) >= LONGEST_STEP_S:
+            shared = _Shared(math.inf, "they are too long for trying to share them")
+        elif task.population != 1:
             torch.set_num_threads(n_used)
             shared = _shared(task, project, specs)
             if 0.5 < shared.step_s / alone.step_with(n_used) < 2.0:  # too near to tell
@@ -134,7 +136,7 @@ def climb(task: Task, project: Project) -> Ladder:
                 again = trained_alone(task, project, specs[0]) or alone
                 torch.set_num_threads(n_used)
                 shared = dataclasses.replace(shared, step_s=min(
-                    shared.step_s, _time_of_group(task, project, specs)))  # fmt: skip
+                    shared.step_s, _time_of_group(task, project, shared.timed)))  # fmt: skip
                 alone = alone.at_its_best(again)
     finally:
         torch.set_num_threads(n_threads)
@@ -227,6 +229,8 @@ class _Shared:
     step_s: float
     """For each trial, in seconds."""
     why_not: str
+    timed: Sequence[TrialSpec] = ()
+    """The trials that were timed."""
 
 
 def one_or(n: int) -> str:
@@ -254,13 +258,18 @@ def trained_alone(task: Task, project: Project, spec: TrialSpec) -> Alone | None
         return None
     loads = tried.engine.streams.loads
     load_s = statistics.median([seconds for _, seconds in loads] or [0.0])
-    step_s = statistics.median(clock.steps_s(range(N_TIMED // 2), loads) or clock.first_s)
-    with_one = clock.steps_s(range(N_TIMED // 2, N_TIMED), loads)
-    one_s = statistics.median(with_one) if with_one else math.inf
+    step_s = lower_quartile(clock.steps_s(range(clock.n_with_all), loads) or clock.first_s)
+    with_one = clock.steps_s(range(clock.n_with_all, N_TIMED), loads)
+    one_s = lower_quartile(with_one) if with_one else math.inf
     return Alone(
         step_s, step_s if n_threads == 1 else one_s, load_s, start_s,
         _limited(clock.n_batches, task), clock.n_bytes, not clock.is_cuda,
     )  # fmt: skip
+
+
+def lower_quartile(times_s: Sequence[float]) -> float:
+    """Of several times: what else the machine does makes some of them longer, and none shorter."""
+    return sorted(times_s)[len(times_s) // 4]
 
 
 def _limited(n_batches: float, task: Task) -> float:
@@ -289,17 +298,20 @@ def _shared(task: Task, project: Project, specs: Sequence[TrialSpec]) -> _Shared
         return _Shared(math.inf, together.engine.why_alone or failed.why_not)
     if task.proof and (differs := _difference(alone, together, exact)):
         return _Shared(math.inf, differs)
-    step_s = _time_of_group(task, project, specs)
-    return _Shared(step_s, "") if step_s < math.inf else failed
+    # Trials of other shapes are no help: in a search over widths, hardly two are alike.
+    are_alike = all(n == len(specs) for n, _ in together.engine.group_seconds)
+    timed = specs if are_alike else specs[:1]
+    step_s = _time_of_group(task, project, timed)
+    return _Shared(step_s, "", timed) if step_s < math.inf else failed
 
 
 def _time_of_group(task: Task, project: Project, specs: Sequence[TrialSpec]) -> float:
     """Seconds of a step, for each trial; infinite if it cannot be tried."""
-    tried = train_a_little(task, project, specs, len(specs), N_TIMED)
+    tried = train_a_little(task, project, specs, max(2, len(specs)), N_TIMED)
     if tried is None or not tried.engine.group_seconds:
         return math.inf
     each = [seconds / n for n, seconds in tried.engine.group_seconds]
-    return float(statistics.median(each[len(each) // 2 :]))
+    return lower_quartile(each[len(each) // 2 :])
 
 
 def train_a_little(
@@ -379,13 +391,17 @@ def _difference(alone: _Tried, together: _Tried, precision: str) -> str:
 
 
 class _Clock(Callback):
-    """Times the steps of a fit: the first half with all threads, the others with one."""
+    """Times the steps of a fit: the first half with all threads, the others with one.
+
+    On a busy machine, steps with all threads may take a hundred times as long: half of the time
+    is left for those with one.
+    """
 
     def __init__(self) -> None:
         self.starts_s: list[float] = []
         self.ends_s: list[float] = []
         """Of the steps, without loading."""
-        self.n_bytes, self.is_cuda = 0, False
+        self.n_bytes, self.is_cuda, self.n_with_all = 0, False, N_TIMED // 2
         self.n_batches: float = MANY
         self._first_s = time.monotonic()
         self._hooks: Any = None
@@ -396,7 +412,7 @@ class _Clock(Callback):
         return [
             end_s - start_s - sum(seconds for at_s, seconds in loads if start_s < at_s <= end_s)
             for i, (start_s, end_s) in enumerate(itertools.pairwise(self.starts_s))
-            if i in indices and i not in (0, MEASURED_AT, N_TIMED // 2)
+            if i in indices and i not in (0, MEASURED_AT, self.n_with_all)
         ]
 
     @property
@@ -427,7 +443,10 @@ class _Clock(Callback):
             self._seen = seen
             self._hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
             self._hooks.__enter__()
-        elif batch_idx == N_TIMED // 2:
+        elif batch_idx <= self.n_with_all and (
+            batch_idx == self.n_with_all or time.monotonic() - self._first_s > LONGEST_S / 2
+        ):
+            self.n_with_all = batch_idx
             torch.set_num_threads(1)
         self.is_cuda = pl_module.device.type == "cuda"
         if self.is_cuda:

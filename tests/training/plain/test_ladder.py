@@ -60,6 +60,16 @@ def test_one_thread_trains_where_it_is_faster_than_all(tmp_path: Path) -> None:
     assert (ladder.n_workers, ladder.n_threads) == (2, 1)
 
 
+def test_steps_that_others_hold_up_leave_time_for_those_of_one_thread(tmp_path: Path) -> None:
+    """Where two threads wait for each other beside other programs, the time for trying ends."""
+    held_up = {"lr": 0.01, "slow_s": 1.5, "data.batch_size": 2}
+    ladder = climbed(
+        tmp_path, module="projects:Crowded", population=1, names=tuple(held_up),
+        probes=(("", held_up),),
+    )  # fmt: skip
+    assert ladder.n_threads == 1
+
+
 def test_a_short_search_does_not_try_to_share_steps(tmp_path: Path) -> None:
     """Trying takes longer than all its steps; a longer one tries, and so does a population that
     was asked for."""
