@@ -1,6 +1,6 @@
 """What one driver bears: many workers that each report once a second.
 
-    python benchmarks/crowd.py [--workers 64 256 512] [--epochs 30] [--sampler random]
+    python benchmarks/crowd.py [--workers 64 256 512] [--epochs 30] [--each 2] [--sampler random]
 
 Everything but training is real: driver, sampler, Optuna's SQLite storage, MLflow's store, and
 workers at the other end of sockets, 32 threads to a process; they are scripted (sweep.testing) and
@@ -146,13 +146,13 @@ class ScriptedCrew(Crew):
         self.cpu_s = now.ru_utime + now.ru_stime - used.ru_utime - used.ru_stime
 
 
-def measured(n: int, n_epochs: int, sampler: str) -> None:
-    """One search of two trials a worker, in a new folder."""
+def measured(n: int, n_each: int, n_epochs: int, sampler: str) -> None:
+    """One search of `n_each` trials a worker, in a new folder."""
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder, "waits")
         log.mkdir()
         config = RunConfig(
-            study="crowd", trials=2 * n, epochs=n_epochs, baseline=False, sampler=sampler,
+            study="crowd", trials=n_each * n, epochs=n_epochs, baseline=False, sampler=sampler,
             storage=f"sqlite:///{folder}/optuna.db", tracking_uri=f"sqlite:///{folder}/mlflow.db",
             work_dir=f"{folder}/work", workers=n, pruner="median",
         )  # fmt: skip
@@ -182,6 +182,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--workers", type=int, nargs="+", default=[64, 256])
     parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--each", type=int, default=2, help="trials a worker")
     parser.add_argument("--sampler", default="random")
     args = parser.parse_args()
     print(
@@ -190,7 +191,7 @@ def main() -> None:
         + f"; sampler {args.sampler}, an epoch takes {EPOCH_S:g} s"
     )
     for n in args.workers:
-        measured(n, args.epochs, args.sampler)
+        measured(n, args.each, args.epochs, args.sampler)
 
 
 if __name__ == "__main__":

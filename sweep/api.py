@@ -466,20 +466,12 @@ def search_with(
                 extras or Extras(), is_tracked=True, executor=executor, on_signal=on_signal
             )
             outcome = search(config, space, listeners, extras)
-            _store_page(config, outcome)
+            from sweep.reuse.page import store_page_of
+
+            store_page_of(outcome, config)
             return outcome
         finally:
             executor.kill()
-
-
-def _store_page(config: RunConfig, outcome: Outcome) -> None:
-    """After a long search, its page goes to MLflow; one that cannot be made is no error."""
-    from sweep.reuse.page import LEAST_S, store_page
-
-    took_s = (outcome.end.time_ms - outcome.study.time_ms) / 1000
-    if outcome.n_new and took_s >= LEAST_S:
-        with contextlib.suppress(Exception):
-            store_page(config.anchored())
 
 
 def _stored(config: RunConfig) -> tuple[Mapping[str, Any], str]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sweep.config.settings import RunConfig
 from sweep.errors import NotFoundError
+from sweep.redact import redacted
 from sweep.reporting.report.contents import document_of
 from sweep.reporting.report.document import Document
 from sweep.reporting.report.facts import facts_of
@@ -14,10 +17,15 @@ from sweep.reporting.report.writing import Written, form_of, write
 from sweep.reuse.best import find_trial, opened
 from sweep.reuse.samples import samples_of
 
+if TYPE_CHECKING:
+    from sweep.search.study import Outcome
+
 ARTIFACT = "report.html"
 """Name of the page among the artifacts of a study's own run."""
 LEAST_S = 30.0
 """Searches that took so long store their page at the end: it takes a third of a second."""
+
+_log = logging.getLogger("sweep.report")
 
 
 def write_page(
@@ -36,10 +44,23 @@ def write_page(
     return written
 
 
-def store_page(config: RunConfig) -> None:
-    """Store a study's page with its own run in MLflow. Raises StoreError."""
-    document, config = _document(config.study_name, config, has_samples=False)
-    _store(config, document)
+def store_page_of(outcome: Outcome, config: RunConfig) -> None:
+    """After a long search, store its study's page with the study's own run in MLflow.
+
+    One that cannot be made is no error of a search that is done: a line says so.
+    """
+    if not outcome.n_new or outcome.end.time_ms - outcome.study.time_ms < 1000 * LEAST_S:
+        return
+    try:
+        document, config = _document(config.study_name, config.anchored(), has_samples=False)
+        if not _store(config, document):
+            raise NotFoundError("it has no run of the study")
+    except Exception as error:  # noqa: BLE001 - whatever it is
+        why = redacted(str(error).strip() or type(error).__name__).splitlines()[0]
+        _log.warning(
+            "the study's page is not in MLflow (%s): `sweep report %s --log` stores it", why,
+            config.study_name,
+        )  # fmt: skip
 
 
 def _document(
