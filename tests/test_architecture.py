@@ -42,7 +42,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "pooch": ("sweep.data.catalog", "sweep.data.download"),
     "sqlalchemy": ("sweep.databases", "sweep.ledger.storage", "sweep.tracking.store"),
     "psycopg": (),
-    "ray": ("sweep.executors.ray",),
+    "ray": ("sweep.executors.ray", "sweep.executors.station"),
     "pytest": (),
     "hypothesis": (),
 }

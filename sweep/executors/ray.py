@@ -11,16 +11,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import logging
 import os
-import shutil
 import socket
-import tempfile
 import time
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,14 +29,12 @@ from ray.exceptions import (
     RayError,
 )
 
-from sweep.data.catalog import prepare
 from sweep.environment import signals
-from sweep.errors import ConfigError, StoreError, SweepError
+from sweep.errors import ConfigError, StoreError
 from sweep.executors.crew import LEAVE_S, Crew, Link, Message
-from sweep.executors.devices import VISIBLE
-from sweep.executors.luggage import Luggage, Parcel
-from sweep.executors.process import ProcessLink
-from sweep.trial import Failure, Orders, Task, TrialResult, notice
+from sweep.executors.luggage import Luggage
+from sweep.executors.station import Packet, Station, fetched
+from sweep.trial import Failure, Orders, Task, notice
 
 LOOK_S = 2.0
 """Time between two looks at the nodes of the cluster."""
@@ -191,7 +185,7 @@ class RayLink:
         """Its next message; waits for it."""
         try:
             packet = self.call.result()
-            Luggage(self._folder).unpack(packet.parcels, _fetched)
+            Luggage(self._folder).unpack(packet.parcels, fetched)
         except (RayActorError, ObjectLostError, NodeDiedError) as error:
             if isinstance(error, RayActorError) and error.actor_init_failed:
                 return Failure("exception", f"on a node of the cluster: {_last_line(error)}")
@@ -222,81 +216,12 @@ class RayLink:
             ray.kill(self._actor)
 
 
-@dataclass(frozen=True)
-class Packet:
-    """An actor's answer."""
-
-    message: Message
-    parcels: Sequence[Parcel] = ()
-    n_bytes: int | None = None
-    is_too_large: bool = False
-    last_words: str = ""
-
-
-class Station:
-    """The actor: a worker process on this node, and what of its folder has been handed over."""
-
-    def __init__(self, task: Task, cpus: int) -> None:
-        folder, node = _own_folder(), ray.get_runtime_context().get_node_id()[:16]
-        self._task = dataclasses.replace(
-            task, work_dir=folder, log_file=str(Path(folder, "sweep.log")),
-            machine_dir=str(Path(tempfile.gettempdir(), f"sweep-{node}-{task.session}")),
-            n_threads=task.n_threads or cpus,
-        )  # fmt: skip
-        self._luggage = Luggage(folder, logs=["sweep.log"], hold=ray.put)
-        self._link: ProcessLink | None = None
-        self._numbers: set[int] = set()
-
-    def step(self, orders: Orders | None, parcels: Sequence[Parcel]) -> Packet:
-        """Hand over orders; returns the worker's next message and the files that changed."""
-        try:
-            self._luggage.unpack(parcels, _fetched)
-            if self._link is None:
-                self._prepare()
-                self._link = ProcessLink(self._task, _devices())
-        except SweepError as error:
-            return Packet(error)
-        if orders is not None:
-            self._numbers |= {spec.number for spec in orders.start}
-            self._link.send(orders)
-        message = self._link.receive()
-        packet = Packet(
-            message, self._luggage.packed(sorted(self._numbers)), self._link.resident_bytes(),
-            self._link.is_too_large, self._link.last_words(),
-        )  # fmt: skip
-        for report in message[0] if isinstance(message, tuple) else ():
-            if isinstance(report, TrialResult):
-                self._numbers.discard(report.number)
-                self._luggage.forget(report.number)
-        if isinstance(message, Failure):
-            shutil.rmtree(self._task.work_dir, ignore_errors=True)
-        return packet
-
-    def _prepare(self) -> None:
-        """Fetch a data set into the node's cache, one worker at a time."""
-        folder = Path(self._task.machine_dir)
-        folder.mkdir(exist_ok=True)
-        with (folder / "lock").open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            prepare(self._task.data, self._task.data_dir)
-
-
 def _nodes() -> list[Mapping[str, float]]:
     """What the living nodes have in all. Raises StoreError without a cluster."""
     try:
         return [node["Resources"] for node in cast(Any, ray).nodes() if node["Alive"]]
     except RayError as error:
         raise StoreError(f"the Ray cluster is gone: {error}") from error
-
-
-def _fetched(piece: Any) -> bytes:
-    return cast(bytes, ray.get(piece) if isinstance(piece, ray.ObjectRef) else piece)
-
-
-def _devices() -> dict[str, str]:
-    """The GPUs that Ray gave this actor: with none, Ray itself would hide none."""
-    found = ray.get_runtime_context().get_accelerator_ids().get("GPU", [])
-    return {VISIBLE: ",".join(found)}
 
 
 def _without_home(task: Task) -> Task:
@@ -311,18 +236,6 @@ def _without_home(task: Task) -> Task:
         data_dir=shorter(task.data_dir) if task.data_dir else None,
         callbacks=tuple(map(shorter, task.callbacks)), may_add_workers=False,
     )  # fmt: skip
-
-
-def _own_folder() -> str:
-    """A new folder for this process; those of this node's processes that are gone are removed.
-
-    A folder for temporary files may be shared: other nodes' processes are not seen here.
-    """
-    above, node = Path(tempfile.gettempdir()), ray.get_runtime_context().get_node_id()[:16]
-    for left in above.glob(f"sweep-ray-{node}-*-*"):
-        if not Path("/proc", left.name.split("-")[3]).exists():
-            shutil.rmtree(left, ignore_errors=True)
-    return tempfile.mkdtemp(prefix=f"sweep-ray-{node}-{os.getpid()}-", dir=above)
 
 
 def _last_line(error: BaseException) -> str:
