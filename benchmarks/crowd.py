@@ -14,6 +14,7 @@ behind at the end.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -86,7 +87,8 @@ class ScriptedLink:
         self.pipe = Connection(ours.detach())
 
     def send(self, orders: Orders) -> None:
-        self.pipe.send(orders)
+        with contextlib.suppress(OSError):  # its death is seen at the next `receive`
+            self.pipe.send(orders)
 
     def receive(self) -> Message:
         try:
