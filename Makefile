@@ -5,8 +5,8 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 PLUGINS := -p pytest_timeout -p _hypothesis_pytestplugin
 TOUCHING := tests/test_main_path.py tests/training/project/test_check.py tests/ledger/test_ledger.py tests/ledger/test_storage.py \
-	tests/search/test_proposals.py tests/tracking/test_tracking.py tests/training/test_exports.py \
-	tests/training/plain/test_single.py
+	tests/search/test_proposals.py tests/tracking/test_tracking.py tests/tracking/test_delivery.py \
+	tests/tracking/test_models_in_mlflow.py tests/training/test_exports.py tests/training/plain/test_single.py
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 help: ## Show this list

@@ -283,16 +283,16 @@ def searched(case: Case, mnist: str, **settings: Any) -> float:
         for name, limits in case.vary.items()
     }  # fmt: skip
     fixed: dict[str, Any] = {f"data.{k}": v for k, v in data_arguments(case, mnist).items()}
-    where = "populations"
+    where = "populations:"
     if case.project:
         from own_fits import PROJECTS
 
-        fixed, where = dict(PROJECTS[case.project][2]), "projects"
+        fixed, where = dict(PROJECTS[case.project][2]), ""  # its names have their modules
     result = sweep.run(
-        module=f"{where}:{case.module}", metric=case.metric, direction="minimize", vary=vary,
+        module=f"{where}{case.module}", metric=case.metric, direction="minimize", vary=vary,
         trials=case.trials, epochs=case.epochs, accelerator="cpu", study="case", set=fixed,
         log_models="none", pruner="none", **settings,
-        **({"data": f"{where}:{case.data}"} if case.data else {}),
+        **({"data": f"{where}{case.data}"} if case.data else {}),
     )  # fmt: skip
     assert result.n_new == case.trials, result
     return float(result.best.value)

@@ -6,8 +6,10 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
+import demos
 import lightning
 import projects
 import torch
@@ -21,30 +23,32 @@ from sweep.trial import derive_seed
 EPOCHS = 4
 STUDY_SEED = 0
 PROJECTS: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
-    "boring": ("Boring", "", {}),
-    "boring by hand": ("BoringByHand", "", {}),
-    "transformer": ("Language", "Tokens", {"vocab_size": 50}),
-    "template": ("Template", "Points", {
-        "model.net.class_path": "projects.Encoder", "model.net.width": 4,
+    "boring": ("demos:Boring", "", {}),
+    "boring by hand": ("demos:BoringByHand", "", {}),
+    "transformer": ("demos:Language", "demos:Tokens", {"vocab_size": 50}),
+    "template": ("demos:Template", "projects:Points", {
+        "model.net.class_path": "demos.Encoder", "model.net.width": 4,
         "model.optimizer.class_path": "torch.optim.SGD", "model.optimizer.lr": 0.05,
         "model.scheduler.class_path": "torch.optim.lr_scheduler.ExponentialLR",
         "model.scheduler.init_args.gamma": 0.5, "data.batch_size": 8,
     }),
-    "hydra template": ("Hydra", "Points", {
-        "model.net.class_path": "projects.Encoder", "model.net.width": 4,
+    "hydra template": ("demos:Hydra", "projects:Points", {
+        "model.net.class_path": "demos.Encoder", "model.net.width": 4,
         "model.optimizer.class_path": "torch.optim.Adam", "model.optimizer.lr": 0.05,
         "model.scheduler.class_path": "torch.optim.lr_scheduler.ReduceLROnPlateau",
         "model.scheduler.patience": 0, "data.batch_size": 8,
     }),
-    "cnn": ("Convolving", "Images", {"channels": 3, "batch_size": 8}),
-    "plateau, stopping, rates": ("Watched", "Points", {"lr": 0.02}),
-    "autoencoder": ("Autoencoder", "Images", {"width": 3}),
-    "variational": ("Autoencoder", "Images", {"is_variational": True}),
-    "adversarial": ("Adversarial", "Images", {"lr": 0.02}),
-    "regression": ("Line", "Points", {"lr": 0.05, "noise": 0.3}),
-    "text": ("Reading", "Sentences", {"width": 5}),
-    "noise in steps and samples": ("Scheduled", "Loaded", {"lr": 0.05, "by_hand": True}),
-    "segmentation": ("Segmenting", "Images", {"lr": 0.2}),
+    "cnn": ("demos:Convolving", "demos:Images", {"channels": 3, "batch_size": 8}),
+    "plateau, stopping, rates": ("projects:Watched", "projects:Points", {"lr": 0.02}),
+    "autoencoder": ("demos:Autoencoder", "demos:Images", {"width": 3}),
+    "variational": ("demos:Autoencoder", "demos:Images", {"is_variational": True}),
+    "adversarial": ("demos:Adversarial", "demos:Images", {"lr": 0.02}),
+    "regression": ("projects:Line", "projects:Points", {"lr": 0.05, "noise": 0.3}),
+    "text": ("demos:Reading", "demos:Sentences", {"width": 5}),
+    "noise in steps and samples": ("projects:Scheduled", "projects:Loaded", {
+        "lr": 0.05, "by_hand": True,
+    }),
+    "segmentation": ("demos:Segmenting", "demos:Images", {"lr": 0.2}),
 }  # fmt: skip
 
 
@@ -82,22 +86,22 @@ def built_by_hand(case: str) -> tuple[lightning.LightningModule, Any]:
     """Module and data as a script would build them."""
     name, of_data, given = PROJECTS[case]
     if case == "template":
-        module: Any = projects.Template(
-            projects.Encoder(width=4), partial(torch.optim.SGD, lr=0.05),
+        module: Any = demos.Template(
+            demos.Encoder(width=4), partial(torch.optim.SGD, lr=0.05),
             partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.5),
         )  # fmt: skip
         return module, projects.Points(batch_size=8)
     if case == "hydra template":
-        module = projects.Hydra(
-            projects.Encoder(width=4), partial(torch.optim.Adam, lr=0.05),
+        module = demos.Hydra(
+            demos.Encoder(width=4), partial(torch.optim.Adam, lr=0.05),
             partial(torch.optim.lr_scheduler.ReduceLROnPlateau, patience=0),
         )  # fmt: skip
         return module, projects.Points(batch_size=8)
     taken = {"batch_size", "noise"}
-    module = getattr(projects, name)(**{k: v for k, v in given.items() if k not in taken})
+    module = resolve_name(name)(**{k: v for k, v in given.items() if k not in taken})
     if not of_data:
         return module, None
-    return module, getattr(projects, of_data)(**{k: v for k, v in given.items() if k in taken})
+    return module, resolve_name(of_data)(**{k: v for k, v in given.items() if k in taken})
 
 
 def curve_of(exchange: ScriptedExchange, number: int = 0) -> list[dict[str, float]]:

@@ -25,6 +25,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parent / "training" / "project")]
 
+import demos  # noqa: E402
 import projects  # noqa: E402
 from searches import SWEEP, environment  # noqa: E402
 from test_projects import METRICS, PROJECTS  # noqa: E402
@@ -40,12 +41,12 @@ LEFT_OUT = ("epoch_s", "loss", "train_loss", "train_loss_epoch", "train_loss_ste
 def command(case: str) -> list[str]:
     """Two trials of a project, one after the other."""
     name, of_data, given = PROJECTS[case]
-    words = ["run", "--module", f"projects:{name}", "--trials", "2",
+    words = ["run", "--module", name, "--trials", "2",
              "--metric", METRICS.get(case, "val_loss"), "--epochs", "4", "--study", "s",
              "--checkpoint-interval", "0.001",
              "--vary", f"trainer.gradient_clip_val={floats(1e3, 1e4)}" if "hand" not in case
              and case != "adversarial" else "trainer.log_every_n_steps=10..99"]  # fmt: skip
-    words += ["--data", f"projects:{of_data}"] if of_data else []
+    words += ["--data", of_data] if of_data else []
     return words + [word for k, v in given.items() for word in ("--set", f"{k}={v}")]
 
 
@@ -107,7 +108,8 @@ def main() -> int:
             for way in ("whole", "killed"):
                 folder = Path(scratch, way)
                 folder.mkdir()
-                shutil.copy(projects.__file__, folder)
+                for module in (projects, demos):
+                    shutil.copy(module.__file__, folder)
                 n_kills = 0
                 while way == "killed" and n_kills < 3 and killed(folder, case, rng):
                     n_kills += 1

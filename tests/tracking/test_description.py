@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +25,6 @@ APPRAISAL = Appraisal(
     0.9, 0, corrected=Interval(0.88, 0.87, 0.89), gain=Interval(0.1, 0.05, 0.15), p_better=0.998,
     more=(50, 0.001),
 )  # fmt: skip
-
-
-@pytest.fixture
-def uri(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.chdir(tmp_path)
-    shutil.copyfile(empty_store, tmp_path / "mlflow.db")
-    return f"sqlite:///{tmp_path}/mlflow.db"
 
 
 def study_in(uri: str) -> tuple[Experiment, Run]:

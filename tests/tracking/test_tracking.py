@@ -2,70 +2,34 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import logging
 import math
 import shutil
-import sqlite3
-import subprocess
-import sys
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import tracking_records as records
 import yaml
 from mlflow import MlflowClient
-from mlflow.entities import Run
-from searches import TESTS, stored_bytes
-from waiting import wait_until
+from searches import stored_bytes
+from tracking_runs import MLFLOWS_OWN, runs_of, track
 
-from sweep.databases import sqlite
-from sweep.errors import DiskError, NotFoundError, StoreError, UndeliveredError
-from sweep.repair.reconcile import reconcile_runs
-from sweep.tracking import MlflowTracker, Pace
-from sweep.tracking.artifacts import (
-    artifact_of,
-    drop,
-    model_uri_of,
-    run_id_of,
-    stored_files,
-)
-from sweep.tracking.store import route_logs
+from sweep.errors import NotFoundError
+from sweep.tracking import MlflowTracker
+from sweep.tracking.artifacts import artifact_of, drop, model_uri_of, run_id_of, stored_files
 from sweep.tracking.training import TrainingRun
-from sweep.tracking.uri import DEFAULT_URI, one_line
 from sweep.training.mlp import MLPClassifier
 from sweep.trial import (
     EpochReport,
     Notice,
-    Ranked,
     Record,
-    StudyFinished,
     TrialFinished,
     TrialStarted,
     TrialState,
     WorkerReady,
 )
-
-MLFLOWS_OWN = pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType")
-"""What importing mlflow.pyfunc warns of."""
-
-
-@pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory) -> records.Trained:
-    return records.trained(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture
-def uri(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.chdir(tmp_path)
-    shutil.copyfile(empty_store, tmp_path / "mlflow.db")
-    return f"sqlite:///{tmp_path}/mlflow.db"
 
 
 @pytest.fixture(scope="module")
@@ -75,21 +39,6 @@ def server(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Any:
     command = ["server", "--backend-store-uri", "sqlite:///store.db", "--workers", "1"]
     with records.mlflow_server(folder, command) as address:
         yield address
-
-
-def track(uri: str, written: list[Record], **changes: Any) -> None:
-    tracker = MlflowTracker(uri)
-    tracker.open(records.study_info(**changes))
-    tracker.write(written)
-    tracker.close()
-
-
-def runs_of(uri: str, study: str = "toy-study") -> dict[str, Run]:
-    client = MlflowClient(uri)
-    experiment = client.get_experiment_by_name(study)
-    assert experiment is not None
-    found = client.search_runs([experiment.experiment_id])
-    return {run.data.tags.get("sweep.trial", "parent"): run for run in found}
 
 
 def test_a_search_is_one_parent_and_a_child_a_trial(uri: str, model: records.Trained) -> None:
@@ -211,156 +160,6 @@ def test_a_failure_is_kept_with_its_traceback(uri: str) -> None:
     assert file.read_text() == "Traceback: line 1\n"
 
 
-@MLFLOWS_OWN
-def test_the_logged_model_predicts_what_the_checkpoint_predicts(
-    uri: str, model: records.Trained, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """mlflow.pytorch and mlflow.pyfunc load the model; for 1 and 7 rows both equal the
-    checkpoint to float32 rounding (1e-6)."""
-    import mlflow
-
-    track(uri, records.search(model))
-    run_id = run_id_of(uri, "toy-study", 0)
-    assert run_id is not None
-    model_uri = model_uri_of(uri, run_id)
-    assert model_uri is not None
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    loaded = mlflow.pytorch.load_model(model_uri)
-    served = mlflow.pyfunc.load_model(model_uri)
-    kept = MLPClassifier.load_from_checkpoint(
-        artifact_of(uri, run_id, "checkpoint/best.ckpt", Path("none")), weights_only=True
-    ).eval()
-    for n_rows in (1, 7):
-        x = torch.rand(n_rows, 1, 2, 2)
-        with torch.no_grad():
-            expected = kept(x)
-        torch.testing.assert_close(loaded(x), expected, rtol=0, atol=1e-6)
-        np.testing.assert_allclose(served.predict(x.numpy()), expected.numpy(), atol=1e-6)
-
-
-@MLFLOWS_OWN
-@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")  # MLflow's of frames
-def test_the_logged_model_is_found_by_run_and_takes_what_users_have(
-    uri: str, model: records.Trained, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """runs:/ID/model loads; float64, flat rows and frames give what float32 images give, and the
-    signature, the model's page and its metadata say logits."""
-    import mlflow
-    import pandas as pd
-
-    track(uri, records.search(model))
-    run_id = run_id_of(uri, "toy-study", 0)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    loaded = mlflow.pytorch.load_model(f"runs:/{run_id}/model")
-    served = mlflow.pyfunc.load_model(f"runs:/{run_id}/model")
-    x = torch.rand(7, 1, 2, 2)
-    expected, rows = loaded(x).detach().numpy(), x.reshape(7, 4)
-    for given in (x.double(), rows, rows.double(), x.squeeze(1)):
-        np.testing.assert_allclose(loaded(given).detach().numpy(), expected, atol=1e-6)
-        np.testing.assert_allclose(served.predict(given.numpy()), expected, atol=1e-6)
-    frame = served.predict(pd.DataFrame(rows.double().numpy()))
-    np.testing.assert_allclose(frame.to_numpy(), expected, atol=1e-6)
-    assert served.metadata.get_output_schema().input_names() == ["logits"]
-    assert served.metadata.metadata["description"].startswith("Gives logits (n, 3) for samples")
-    (logged,) = MlflowClient(uri).search_logged_models(
-        [runs_of(uri)["0"].info.experiment_id], f"source_run_id = '{run_id}'"
-    )
-    assert logged.tags["mlflow.note.content"] == served.metadata.metadata["description"]
-
-
-def test_the_logged_model_is_tied_to_run_metrics_and_data(
-    uri: str, model: records.Trained
-) -> None:
-    """Complete trials have one READY model each, with metrics on the validation data."""
-    track(uri, records.search(model))
-    client = MlflowClient(uri)
-    runs = runs_of(uri)
-    models = client.search_logged_models([runs["0"].info.experiment_id])
-    assert sorted(m.source_run_id or "" for m in models) == sorted(
-        runs[number].info.run_id for number in ("0", "3")
-    )
-    for logged in models:
-        assert str(logged.status) == "READY"
-        assert logged.params["hidden"] == "256-64"
-        linked = {m.key: (m.dataset_name, m.run_id) for m in logged.metrics or []}
-        assert linked["best_val_acc"] == ("toy-val", logged.source_run_id)
-
-
-@MLFLOWS_OWN
-def test_model_folders_are_what_mlflow_itself_writes(
-    tmp_path: Path, model: records.Trained
-) -> None:
-    """Files and MLmodel equal save_model's, but for ids, times, sizes, pinned builders and the
-    schema of inputs."""
-    import mlflow
-    from mlflow.models import ModelSignature
-    from mlflow.types.schema import Schema, TensorSpec
-
-    from sweep.tracking.model import ModelFolders
-
-    dtype = np.dtype("float32")
-    pins = [f"{n}=={v.partition('+')[0]}" for n, v in _versions("torch", "mlflow", "numpy")]
-    ids = {key: f"the {key}: \U0001f9ea" for key in ("model_id", "model_uuid", "run_id")}
-    ids["artifact_path"] = "/some where/m-1"
-    folders = ModelFolders(records.DATASET, None)
-    folders.write(tmp_path / "ours", Path(model.model_file), ids)
-    mlflow.pytorch.save_model(
-        MLPClassifier(4, 3, hidden=(5,)).eval(),
-        str(tmp_path / "theirs"),
-        signature=ModelSignature(
-            Schema([TensorSpec(dtype, (-1, 1, 2, 2))]),
-            Schema([TensorSpec(dtype, (-1, 3), name="logits")]),
-        ),
-        input_example=np.zeros((2, 1, 2, 2), dtype),
-        pip_requirements=pins,
-        serialization_format="pt2",
-        metadata={"description": folders.note},
-    )
-    written = yaml.safe_load((tmp_path / "ours" / "MLmodel").read_text())
-    assert {key: written[key] for key in ids} == ids
-    ours, theirs = (_folder(tmp_path / name) for name in ("ours", "theirs"))
-    # save_model traces from this schema; as a model's own it would refuse float64 and flat rows.
-    theirs["mlmodel"]["signature"]["inputs"] = None
-    assert ours["mlmodel"] == theirs["mlmodel"]
-    assert ours == theirs
-
-
-def _versions(*names: str) -> list[tuple[str, str]]:
-    from importlib.metadata import version
-
-    return [(name, version(name)) for name in names]
-
-
-def _folder(folder: Path) -> dict[str, Any]:
-    """What must be the same in two model folders."""
-    files = sorted(str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file())
-    mlmodel = yaml.safe_load((folder / "MLmodel").read_text())
-    for varies, kind in (
-        ("model_uuid", str),
-        ("utc_time_created", str),
-        ("model_size_bytes", int),
-    ):
-        assert isinstance(mlmodel.pop(varies), kind)
-    for of_a_logged_model in ("artifact_path", "model_id", "run_id"):
-        mlmodel.pop(of_a_logged_model, None)
-    conda = yaml.safe_load((folder / "conda.yaml").read_text())
-    conda["dependencies"] = [
-        d.partition("<")[0] if isinstance(d, str) else d for d in conda["dependencies"]
-    ]
-    python_env = yaml.safe_load((folder / "python_env.yaml").read_text())
-    python_env["build_dependencies"] = [
-        d.partition("==")[0] for d in python_env["build_dependencies"]
-    ]
-    requirements = (folder / "requirements.txt").read_text().split()
-    return {
-        "files": files,
-        "mlmodel": mlmodel,
-        "conda": conda,
-        "python": python_env,
-        "requirements": requirements,
-    }
-
-
 def test_the_same_records_again_change_nothing(uri: str, model: records.Trained) -> None:
     """A second delivery of a whole search makes no run, model or point a second time."""
     track(uri, records.search(model))
@@ -381,37 +180,6 @@ def _everything(uri: str) -> Any:
     outputs = {k: [o.model_id for o in r.outputs.model_outputs] for k, r in runs.items()}
     states = {k: (r.info.run_id, r.info.status, r.data.params) for k, r in runs.items()}
     return points, sorted(m.model_id for m in models), outputs, states
-
-
-def test_a_continued_trial_goes_on_under_its_run(uri: str) -> None:
-    """After a restart a trial keeps its run id, is RUNNING, and has one point an epoch."""
-    track(uri, [records.started(0), *records.epochs(0, 1, 2)])
-    first = runs_of(uri)["0"]
-    assert first.info.status == "RUNNING"
-    # The checkpoint was of epoch 1: epoch 2 is trained, and reported, again.
-    track(uri, [records.started(0), *records.epochs(0, 2, 3, delay=5000)], n_trials=9)
-    runs = runs_of(uri)
-    assert sorted(runs) == ["0", "parent"]
-    assert runs["0"].info.run_id == first.info.run_id
-    history = MlflowClient(uri).get_metric_history(first.info.run_id, "val_acc")
-    assert [point.step for point in history] == [1, 2, 3]
-    track(uri, [records.started(0), records.finished(0, TrialState.WAITING)])
-    assert runs_of(uri)["0"].info.status == "SCHEDULED"
-    track(uri, [records.started(0)])
-    assert runs_of(uri)["0"].info.status == "RUNNING"
-
-
-def test_a_study_run_that_was_cut_short_is_completed(uri: str) -> None:
-    """Its driver died after making it on a server: settings and data come with the next one."""
-    client = MlflowClient(uri)
-    experiment_id = client.create_experiment("toy-study")
-    tags = {"sweep.study": "toy-study", "sweep.role": "study"}
-    made = client.create_run(experiment_id, tags=tags, run_name="toy-study")
-    track(uri, [records.started(0)])
-    parent = runs_of(uri)["parent"]
-    assert parent.info.run_id == made.info.run_id
-    assert artifact_of(uri, parent.info.run_id, "config.yaml", Path("none")).is_file()
-    assert [i.dataset.name for i in parent.inputs.dataset_inputs] == ["toy-train", "toy-val"]
 
 
 @pytest.mark.parametrize(
@@ -453,207 +221,6 @@ def test_not_a_number_is_a_point_too(uri: str) -> None:
     got = runs_of(uri)["0"].data.metrics
     assert math.isnan(got["val_acc"])
     assert got["train_loss"] > 1e300
-
-
-def test_a_deleted_experiment_comes_back(uri: str) -> None:
-    """A study whose experiment was deleted in the UI goes on in it."""
-    track(uri, [records.started(0)])
-    client = MlflowClient(uri)
-    experiment = client.get_experiment_by_name("toy-study")
-    assert experiment is not None
-    client.delete_experiment(experiment.experiment_id)
-    track(uri, [])
-    assert sorted(runs_of(uri)) == ["0", "parent"]
-
-
-def test_a_default_store_is_where_mlflow_ui_looks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """sqlite:///mlflow.db makes ./mlflow.db and ./mlruns/<experiment>."""
-    monkeypatch.chdir(tmp_path)
-    track(DEFAULT_URI, [])
-    experiment = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").get_experiment_by_name(
-        "toy-study"
-    )
-    assert experiment is not None
-    assert Path(experiment.artifact_location) == tmp_path / "mlruns" / experiment.experiment_id
-
-
-@pytest.mark.parametrize(
-    ("bad", "says"),
-    [
-        ("./mlruns", "no file stores"),
-        ("file:///tmp/mlruns", "no file stores"),
-        ("", "no file stores"),
-        ("sqlite:mlflow.db", "three slashes"),
-        ("gopher://host/x", "gopher"),
-        ("http://me:secret@127.0.0.1:9", "***@127.0.0.1:9"),
-    ],
-)
-def test_a_store_that_is_none_is_one_line(
-    bad: str, says: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A wrong address, or nobody there, raises StoreError: one line, no password."""
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    tracker = MlflowTracker(bad)
-    with pytest.raises(StoreError) as caught:
-        tracker.open(records.study_info())
-    assert says in str(caught.value)
-    assert "\n" not in str(caught.value)
-    assert "secret" not in str(caught.value)
-    tracker.close()
-
-
-def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
-    """A text file, a folder in the way, and a file in place of the folder: StoreError each."""
-    (tmp_path / "text.db").write_text("not a database, but long enough to look at\n" * 20)
-    (tmp_path / "folder.db").mkdir()
-    for name in ("text.db", "folder.db"):
-        with pytest.raises(StoreError, match=f"{name} cannot be used as a database"):
-            MlflowTracker(f"sqlite:///{tmp_path}/{name}").open(records.study_info())
-    with pytest.raises(DiskError, match="cannot make the folder"):
-        MlflowTracker(f"sqlite:///{tmp_path}/text.db/mlflow.db").open(records.study_info())
-
-
-def test_what_cannot_be_delivered_is_counted(uri: str, tmp_path: Path) -> None:
-    """A missing checkpoint is said at the end; the trial is FINISHED all the same."""
-    gone = records.Trained(str(tmp_path / "gone.ckpt"), str(tmp_path / "gone.pt2"))
-    written = [records.started(0), records.finished(0, TrialState.COMPLETE, gone)]
-    with pytest.raises(UndeliveredError, match=r"gone\.ckpt of trial 0 was gone before MLflow"):
-        track(uri, written)
-    assert runs_of(uri)["0"].info.status == "FINISHED"
-    assert runs_of(uri)["0"].data.tags["sweep.checkpoint_lost"] == "true"
-
-
-def test_points_are_gathered_until_a_flush(uri: str) -> None:
-    """A run begins at once; its points come with the next flush, or with the trial's end."""
-    tracker = MlflowTracker(uri, pace=Pace(flush_s=1.0))
-    tracker.open(records.study_info())
-    time.sleep(1.1)
-    tracker.write([records.started(0), records.started(1)])
-    wait_until(lambda: len(runs_of(uri)) == 3)
-    tracker.write([*records.epochs(0, 1, 1), *records.epochs(1, 1, 1)])
-    tracker.write([records.finished(1, TrialState.PRUNED)])
-    wait_until(lambda: runs_of(uri)["1"].info.status == "FINISHED")
-    assert "val_acc" in runs_of(uri)["1"].data.metrics
-    wait_until(lambda: "val_acc" in runs_of(uri)["0"].data.metrics)
-    tracker.close()
-
-
-def test_a_locked_database_is_waited_for(uri: str) -> None:
-    """Records written while another process holds the database are there once it lets go."""
-    tracker = MlflowTracker(uri)
-    tracker.open(records.study_info())
-    with contextlib.closing(
-        sqlite3.connect(sqlite.path_of(uri) or "", isolation_level=None)
-    ) as other:
-        other.execute("BEGIN EXCLUSIVE")
-        tracker.write([records.started(0), *records.epochs(0)])
-        time.sleep(0.5)
-        assert "0" not in runs_of(uri)
-        other.execute("ROLLBACK")
-    tracker.close()
-    assert len(runs_of(uri)["0"].data.metrics) == 4
-
-
-def test_nothing_is_printed_and_logs_go_to_the_file(tmp_path: Path) -> None:
-    """A fresh store, migrations and all, leaves stdout and stderr empty, loads no torch, and
-    makes two things: mlflow.db and mlruns."""
-    code = (
-        "import sys; sys.path.insert(0, sys.argv[1]); import tracking_records as r\n"
-        "from pathlib import Path\n"
-        "from sweep.tracking import MlflowTracker\n"
-        "assert 'mlflow' not in sys.modules\n"
-        "t = MlflowTracker('sqlite:///mlflow.db', Path('sub/log'))\n"
-        "t.open(r.study_info()); t.write(r.search(None)); t.close()\n"
-        "assert 'torch' not in sys.modules\n"
-    )
-    env = {
-        "PYTHONPATH": str(TESTS.parent),
-        "XDG_CACHE_HOME": str(tmp_path / "sub"),
-    }  # an empty one
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(TESTS)],
-        cwd=tmp_path, env=env, capture_output=True, text=True,
-    )  # fmt: skip
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["mlflow.db", "mlruns", "sub"]
-    assert "Updating database tables" in (tmp_path / "sub" / "log").read_text()
-
-
-def test_a_log_that_cannot_be_opened_stops_nothing(tmp_path: Path) -> None:
-    """A message whose file cannot be made (a full disk, a folder that went) is lost, no more."""
-    route_logs(tmp_path / "gone" / "sweep.log")
-    try:
-        (tmp_path / "gone").rmdir()
-        logging.getLogger("sweep.tracking").warning("nobody reads this")
-        (tmp_path / "gone").mkdir()
-        logging.getLogger("sweep.tracking").warning("but this")
-    finally:
-        route_logs(None)
-    assert (tmp_path / "gone" / "sweep.log").read_text().endswith("sweep.tracking: but this\n")
-
-
-def test_the_end_comes_after_the_trials_that_it_names(uri: str, model: records.Trained) -> None:
-    """A study that ends while trials are being synced names its best trial's run and model."""
-    late = [*records.epochs(0), records.finished(0, TrialState.COMPLETE, model)]
-    is_stored = threading.Event()
-
-    def on_stored(number: int) -> list[int]:
-        if number == 1:
-            tracker.write([*late, ranked_end()])
-            is_stored.set()
-        return []
-
-    tracker = MlflowTracker(uri, on_stored=on_stored)
-    tracker.open(records.study_info())
-    tracker.write([records.started(0), records.started(1)])
-    tracker.write([*records.epochs(1), records.finished(1, TrialState.COMPLETE)])
-    assert is_stored.wait(60)
-    tracker.close()
-    assert_best_is_named(uri)
-
-
-def test_a_run_that_a_repair_made_is_ranked(uri: str, model: records.Trained) -> None:
-    """A search whose mirror was made before the repair of an older one names that one's best."""
-    written = [r for r in records.search(model) if getattr(r, "number", 0) == 0]
-    memory = records.Remembered(records.study_info(), written)
-    tracker = MlflowTracker(uri)
-    tracker.open(records.study_info())
-    reconcile_runs(uri, memory, fix=True, is_live=True, is_deep=False)
-    tracker.write([ranked_end()])
-    tracker.close()
-    assert_best_is_named(uri)
-
-
-def ranked_end() -> StudyFinished:
-    ranking = [Ranked(0, records.started(0).name, 0.8)]
-    return records.study_finished(ranking=ranking)
-
-
-def assert_best_is_named(uri: str) -> None:
-    runs = runs_of(uri)
-    best, parent = runs["0"], runs["parent"]
-    assert parent.data.tags["sweep.best_run"] == best.info.run_id
-    assert best.data.tags["sweep.rank"] == "1"
-    assert best.data.tags["sweep.best"] == "true"
-    assert parent.outputs.model_outputs[0].model_id == best.outputs.model_outputs[0].model_id
-
-
-def test_broken_off_uploads_go_with_the_next_try(uri: str, model: records.Trained) -> None:
-    """What MLflow wrote aside for a run whose driver was killed is removed as the run goes on."""
-    track(uri, [records.started(0), *records.epochs(0)])
-    runs, left = runs_of(uri), []
-    for run in runs.values():
-        folder = Path(run.info.artifact_uri.removeprefix("file://"))
-        for place in (folder, folder / "checkpoint"):
-            place.mkdir(parents=True, exist_ok=True)
-            left.append(place / ".artifact.uploading.x1y2")
-            left[-1].write_bytes(b"half")
-    end = [records.finished(0, TrialState.COMPLETE, model), records.study_finished()]
-    track(uri, [records.started(0), *records.epochs(0), *end])
-    assert not [path for path in left if path.exists()]
-    assert (left[0].parent / "config.yaml").exists() or (left[2].parent / "config.yaml").exists()
 
 
 @MLFLOWS_OWN
@@ -781,25 +348,3 @@ def test_a_training_is_a_run_that_names_its_trial(uri: str, model: records.Train
     assert run.data.tags.items() >= tags.items()
     assert model_uri_of(uri, run_id) == f"models:/{run.outputs.model_outputs[0].model_id}"
     assert artifact_of(uri, run_id, "checkpoint/best.ckpt", Path("none")).is_file()
-
-
-def test_only_our_database_is_tuned(tmp_path: Path) -> None:
-    """After listen() connections to that file use WAL, those to another keep the defaults."""
-    from sqlalchemy import create_engine, text
-
-    sqlite.listen(f"sqlite:///{tmp_path}/ours.db")
-    modes = {}
-    for name in ("ours.db", "other.db"):
-        engine = create_engine(f"sqlite:///{tmp_path}/{name}")
-        with engine.connect() as connection:
-            mode = connection.execute(text("PRAGMA journal_mode")).scalar()
-            modes[name] = (mode, connection.execute(text("PRAGMA synchronous")).scalar())
-        engine.dispose()
-    assert modes == {"ours.db": ("wal", 1), "other.db": ("delete", 2)}
-
-
-def test_errors_are_one_line_without_credentials() -> None:
-    """Only the first line is kept, and no password."""
-    line = one_line(ValueError("\nno http://me:pw@host/x\nmore"))
-    assert line == "no http://***@host/x"
-    assert one_line(KeyError()) == "KeyError"

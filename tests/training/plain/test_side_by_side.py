@@ -37,7 +37,7 @@ def trained(
     """Trials side by side."""
     name, of_data, given = PROJECTS[case]
     task = example_task(
-        folder, module=f"projects:{name}", data=f"projects:{of_data}" if of_data else "module",
+        folder, module=name, data=of_data or "module",
         metric=METRICS.get(case, "val_loss"), direction="minimize", epochs=EPOCHS,
         population=population, names=tuple(given), log_models="none", seed=STUDY_SEED,
         precision="64-true",

@@ -36,7 +36,7 @@ def trained(
     """One trial, interrupted after so many epochs."""
     name, of_data, given = PROJECTS[case]
     task = example_task(
-        folder, module=f"projects:{name}", data=f"projects:{of_data}" if of_data else "module",
+        folder, module=name, data=of_data or "module",
         metric=METRICS.get(case, "val_loss"), direction="minimize", epochs=EPOCHS, population=1,
         names=tuple(given), log_models="none",
     )  # fmt: skip
@@ -69,8 +69,7 @@ def test_a_trial_is_a_fit_of_its_own(tmp_path: Path, case: str) -> None:
         assert curve_of(trained(tmp_path / "parts", case, is_resumed=True)) == found
 
     name, of_data, given = PROJECTS[case]
-    recipe = Recipe(model=given, module=f"projects:{name}",
-                    data=f"projects:{of_data}" if of_data else "module")  # fmt: skip
+    recipe = Recipe(model=given, module=name, data=of_data or "module")
     kept = TrialFiles(tmp_path / "whole" / "example", 0).path(BEST)
     loaded = load(recipe, RunConfig(), kept)
     weights = torch.load(kept, weights_only=True)["state_dict"]
@@ -88,8 +87,7 @@ def test_a_project_is_pruned_and_trained_downstream(
     name, of_data, given = PROJECTS[case]
     pruned = trained(tmp_path, case, stop_after=1, reason="pruned").results()[0]
     assert (pruned.outcome, pruned.n_epochs, pruned.best_epoch) == ("stopped", 1, 1)
-    recipe = Recipe(model=given, module=f"projects:{name}", epochs=2, study=case,
-                    data=f"projects:{of_data}" if of_data else "module")  # fmt: skip
+    recipe = Recipe(model=given, module=name, data=of_data or "module", epochs=2, study=case)
     assert load(recipe, RunConfig(), TrialFiles(tmp_path / "example", 0).path(BEST))
     done = final_training.train(recipe, RunConfig(accelerator="cpu"), tmp_path / "final.ckpt")
     assert done.n_epochs == 2
