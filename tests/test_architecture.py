@@ -15,6 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "sweep"
 MODULES = sorted(PACKAGE.rglob("*.py"))
+TEST_MODULES = sorted((ROOT / "tests").rglob("*.py"))
 
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "click": ("sweep.cli",),
@@ -246,7 +247,7 @@ def test_light_modules_load_nothing_heavy(module: str) -> None:
     assert loaded.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
+@pytest.mark.parametrize("path", [*MODULES, *TEST_MODULES], ids=name_of)
 def test_modules_say_what_they_are(path: Path) -> None:
     """A docstring at the top, and at most 500 lines."""
     text = path.read_text(encoding="utf-8")

@@ -1,3 +1,5 @@
+"""Which data sets there are, where their files are found, and how they are downloaded."""
+
 from __future__ import annotations
 
 import gzip

@@ -1,3 +1,5 @@
+"""Data as tensors: shapes, splits, digests, and who may see the test part."""
+
 from __future__ import annotations
 
 import gzip

@@ -1,3 +1,5 @@
+"""Several searches that start at once in a folder that has no stores yet."""
+
 from pathlib import Path
 
 from harness import Plan, check

@@ -1,3 +1,5 @@
+"""Trials that fail in different ways: each has its class, and the search goes on."""
+
 import json
 from pathlib import Path
 

@@ -1,3 +1,5 @@
+"""A search that is killed at any instant, and goes on."""
+
 import os
 import time
 

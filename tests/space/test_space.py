@@ -1,3 +1,5 @@
+"""Search spaces: what is sampled, what is read from YAML, what a configuration is called."""
+
 import math
 import pickle
 import subprocess

@@ -1,3 +1,5 @@
+"""The search spaces of the documentation are what it says of them."""
+
 import re
 from pathlib import Path
 

@@ -1,3 +1,5 @@
+"""Faults in a file of a search space: each is one message with its line."""
+
 import re
 
 import pytest
