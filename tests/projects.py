@@ -327,14 +327,6 @@ class Stopping(Scheduled):
         return [EarlyStopping("val_loss", patience=1, min_delta=1e6)]
 
 
-class Slow(Scheduled):
-    """Steps that take a while, and a value logged at each."""
-
-    def training_step(self, batch: Any, batch_idx: int) -> Any:
-        time.sleep(0.15)
-        return super().training_step(batch, batch_idx)
-
-
 class Late(Points):
     """Its loader takes long, at first ten times as long as later."""
 
