@@ -177,7 +177,7 @@ class Group:
         buffers = [stack.others[name] for name, _ in self._modules[0].named_buffers()]
         before = [value.clone() for value in buffers]
         try:
-            given = trained, others, self._numbers, noises
+            given = [self._unstacked(part) for part in (trained, others, self._numbers, noises)]
             with torch.no_grad():
                 losses, grads, logged, calls = (
                     self._call(*given, batch, batch_idx) if plan.program is None
@@ -196,7 +196,10 @@ class Group:
         self, trained: Sequence[Tensor], others: Sequence[Tensor], numbers: Sequence[Tensor],
         noises: Sequence[Tensor], batch: Any, batch_idx: Any,
     ) -> tuple[Tensor, list[Tensor], dict[str, Tensor], list[tuple[Tensor, ...]]]:  # fmt: skip
-        """Forward and backward pass of all trials. Raises CannotStackError."""
+        """Forward and backward pass of all trials, given `_unstacked` tensors.
+
+        Raises CannotStackError.
+        """
         stand_in, stack = self._stand_in, self._stack
         trained = [value.detach().requires_grad_() for value in trained]
         names = [*stack.named, *stack.others, *stack.tables]
@@ -214,8 +217,7 @@ class Group:
 
         try:
             with torch.enable_grad():
-                is_alone = len(self.members) == 1
-                call = _for_one(one) if is_alone else torch.func.vmap(one, randomness="error")
+                call = one if self._is_alone else torch.func.vmap(one, randomness="error")
                 losses, logged, calls = call(named, list(numbers), list(noises))
                 grads = torch.autograd.grad(losses.sum(), trained, allow_unused=True)
         except CannotStackError:
@@ -227,7 +229,18 @@ class Group:
         for name, grad in zip(stack.named, grads, strict=True):
             if grad is None:
                 raise CannotStackError(f"{name} has no part in the loss")
-        return losses.detach(), list(grads), logged, calls
+        if self._is_alone:
+            logged, calls = apply_to_collection((logged, calls), Tensor, lambda value: value[None])
+        return losses.detach().reshape(-1), list(grads), logged, calls
+
+    @property
+    def _is_alone(self) -> bool:
+        return len(self.members) == 1
+
+    def _unstacked(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """What a step is given: (N, ...) each, or one trial's own, which then has the operations
+        that the trial alone has."""
+        return [tensor[0] for tensor in tensors] if self._is_alone else list(tensors)
 
     def _graph_of(self, draws: Sequence[Draw], batch: Any) -> Any:
         """The step as torch's own operations alone, which take a third less time than Python's way
@@ -247,7 +260,8 @@ class Group:
 
         copies = [value.clone() for value in stack.given]
         noises = drawn(draws, [torch.Generator(weight.device) for weight in stack.weights])
-        given = list(stack.named.values()), copies, self._numbers, noises, tensors_of(batch)
+        parts = stack.named.values(), copies, self._numbers, noises
+        given = *[self._unstacked(list(part)) for part in parts], tensors_of(batch)
         for mode in ("fake", "real"):  # fake tensors are faster, but know no constants
             try:
                 self._is_traced = True
@@ -449,16 +463,6 @@ def _generator_states() -> list[Tensor]:
     """Of torch's global generators, the CPU's first."""
     others = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return [torch.get_rng_state(), *others]
-
-
-def _for_one(function: Callable[..., Any]) -> Callable[..., Any]:
-    """What `vmap(function)` is for one trial, with the operations that the trial alone has."""
-
-    def called(*given: Any) -> Any:
-        found = function(*apply_to_collection(given, Tensor, lambda tensor: tensor[0]))
-        return apply_to_collection(found, Tensor, lambda tensor: tensor[None])
-
-    return called
 
 
 def first_line(error: BaseException) -> str:

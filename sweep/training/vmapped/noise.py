@@ -201,7 +201,9 @@ def drawn(draws: Sequence[Draw], generators: Sequence[torch.Generator]) -> list[
                 own = out.new_empty((*draw.shape[:-1], draw.widths[k]))
                 draw.fill(own, generator, k)
                 corner(out, own.shape).copy_(own)
-        if draw.divisors is not None:
+        if draw.divisors is not None and len(draw.divisors) == 1:
+            noise.div_(draw.divisors[0])
+        elif draw.divisors is not None:
             column = noise.new_tensor(draw.divisors[: len(noise)])
             noise.div_(column.view(-1, *(1,) * len(draw.shape)))
         found.append(noise)

@@ -41,10 +41,6 @@ _NOT_ZERO_OF_ZERO = {
 }  # fmt: skip
 _SUMS = {torch.add, Tensor.add, Tensor.add_, torch.sub, Tensor.sub}
 _PRODUCTS = {torch.mul, Tensor.mul}
-_HARMLESS = (
-    Tensor.dim, Tensor.is_floating_point, Tensor.dtype.__get__, Tensor.device.__get__,
-    Tensor.ndim.__get__, Tensor.requires_grad.__get__,
-)  # fmt: skip
 
 
 class Padding:
@@ -66,7 +62,7 @@ class Padding:
         """Whether any of the arguments of a call is padded."""
         return bool(self._known) and any(id(tensor) in self._known for tensor in tensors_in(given))
 
-    def widths_of(self, tensor: Tensor) -> Widths | None:
+    def widths_of(self, tensor: Any) -> Widths | None:
         """Of the last axis; None: it is not padded. Raises CannotStackError."""
         return self._axes(tensor, 1)[0]
 
@@ -78,8 +74,6 @@ class Padding:
 
     def call(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Call a function with padded tensors. Raises CannotStackError."""
-        if func in _HARMLESS:
-            return func(*args, **kwargs)
         own: Mapping[Any, Callable[..., Tensor]] = {
             functional.linear: self._linear, functional.layer_norm: self._layer_norm,
         }  # fmt: skip
