@@ -17,7 +17,7 @@ class Block(nn.Module):
         super().__init__()
         self.norm, self.out = nn.LayerNorm(width), nn.Linear(inner, width)
         self.inner = nn.Sequential(
-            nn.Linear(width, inner), nn.Sigmoid(), nn.Dropout(dropout), nn.LayerNorm(inner)
+            nn.Linear(width, inner), nn.LayerNorm(inner), nn.Dropout(dropout), nn.Sigmoid()
         )
 
     def forward(self, x: Tensor) -> Tensor:

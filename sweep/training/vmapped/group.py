@@ -173,16 +173,20 @@ class Group:
     ) -> tuple[Tensor, Tensor, dict[str, Tensor], list[tuple[Tensor, ...]]]:
         """Losses (N,), gradients (N, P), what was logged, and calls of metrics."""
         stack = self._stack
-        trained, others = list(stack.named.values()), stack.given
+        trained = list(stack.named.values())
+        given = (
+            self._unstacked(trained), self._unstacked(stack.given),
+            self._unstacked(self._numbers), self._unstacked(noises),
+        )  # fmt: skip
         buffers = [stack.others[name] for name, _ in self._modules[0].named_buffers()]
         before = [value.clone() for value in buffers]
         try:
-            given = [self._unstacked(part) for part in (trained, others, self._numbers, noises)]
             with torch.no_grad():
-                losses, grads, logged, calls = (
-                    self._call(*given, batch, batch_idx) if plan.program is None
-                    else plan.program(*given, tensors_of(batch))
-                )  # fmt: skip
+                if plan.program is None:
+                    found = self._call(*given, batch, batch_idx)
+                else:
+                    found = plan.program(*given, tensors_of(batch))
+                losses, grads, logged, calls = found
                 return losses, stack.flat(grads), logged, calls
         except BaseException as error:
             for value, old in zip(buffers, before, strict=True):

@@ -105,9 +105,11 @@ def _add_while_multiplying(graph: torch.fx.Graph, node: Node) -> None:
 
 
 def _swaps_last_axes(node: Node) -> bool:
+    """Of three."""
+    axes: Any = node.args[1:]
     if name_of(node) != "transpose" or node.meta["val"].dim() != 3:
         return False
-    return {axis % 3 for axis in node.args[1:]} == {1, 2}
+    return {axis % 3 for axis in axes} == {1, 2}
 
 
 def _transpose_before_multiplying(graph: torch.fx.Graph, node: Node) -> None:
