@@ -52,26 +52,6 @@ class Wide(Line):
         return getattr(torch.optim, name)(self.parameters(), lr=self.hparams.lr, **more)
 
 
-class _Doubled(torch.autograd.Function):
-    """More by twice the mean of the units: torch does not show that it is called."""
-
-    @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        return 2 * x.mean(-1, keepdim=True) + x
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        """Nothing to keep."""
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, x: Tensor) -> Any:
-        return 2 * x.mean(-1, keepdim=True) + x, in_dims[0]
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        return grad + 2 * grad.mean(-1, keepdim=True)
-
-
 class Odd(Line):
     """Does to its hidden units what padding would change."""
 
@@ -104,12 +84,15 @@ class Odd(Line):
             h = 1.0 * h
             h[:, -1] = 1.0
             return h
-        if self.habit == "function":
-            return _Doubled.apply(h)  # type: ignore[no-any-return]
         return self.norm(h)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.last(self.changed(torch.tanh(self.first(x)))).squeeze(1)
+        h = torch.tanh(self.first(x))
+        if self.habit == "unseen":  # as in a C++ extension
+            with torch._C.DisableTorchFunction():
+                mean = h.mean()
+            return self.last(h).squeeze(1) + mean
+        return self.last(self.changed(h)).squeeze(1)
 
     def configure_optimizers(self) -> Any:
         return torch.optim.Adam(self.parameters(), lr=self.hparams.lr)

@@ -1,7 +1,7 @@
 """Whether the padded step of a group is each trial's own: seen with a group's first minibatch.
 
-`padding.py` allows what it knows. This sees what it could not: a function of a user's that torch
-does not show, such as an `autograd.Function`.
+`padding.py` allows what it knows. This sees what it cannot: calls that torch does not show, as
+those of an extension in C++.
 """
 
 from __future__ import annotations

@@ -173,7 +173,7 @@ def test_files_hold_a_trials_own_shapes_and_go_on_alone(tmp_path: Path) -> None:
 
 
 HABITS = ("mean", "softmax", "sizes", "number of rows", "own width", "added", "in place",
-          "function", "batch norm", "layer norm without weights")  # fmt: skip
+          "unseen", "batch norm", "layer norm without weights")  # fmt: skip
 
 
 @pytest.mark.parametrize("habit", HABITS)
