@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,17 +58,16 @@ def looking() -> Looks:
 
 def trained(
     folder: Path, given: Sequence[Mapping[str, Any]], stops: Mapping[int, int] | None = None,
-    reason: Any = "pruned", module: str = "Wide", population: int = 5, **changes: Any,
+    reason: Any = "pruned", module: str = "Wide", population: int = 5,
+    log_models: str = "none", **changes: Any,
 ) -> ScriptedExchange:  # fmt: skip
     """Trials of a population, in float64."""
     hush_lightning()
     SEEN.clear()
     specs = [TrialSpec(n, one, seed=20 + n) for n, one in enumerate(given)]
-    if changes.pop("is_resumed", False):
-        specs = [dataclasses.replace(spec, is_resumed=True) for spec in specs]
     task = example_task(
         folder, module=f"wide_modules:{module}", data="projects:Points", metric="val_loss",
-        epochs=EPOCHS, direction="minimize", population=population, log_models="none",
+        epochs=EPOCHS, direction="minimize", population=population, log_models=log_models,
         names=("lr",), seed=STUDY_SEED, precision="64-true", callbacks=("test_widths:looking",),
         **changes,
     )  # fmt: skip
@@ -170,6 +168,13 @@ def test_files_hold_a_trials_own_shapes_and_go_on_alone(tmp_path: Path) -> None:
         exchange = ScriptedExchange([spec])
         PlainTrainer(task).train(exchange)
         see_that_it_is_as_alone(exchange, number, one, tmp_path)
+
+
+def test_models_are_exported_with_a_trials_own_shapes(tmp_path: Path) -> None:
+    """torch.export warns of parts of one memory; warnings are errors here."""
+    exchange = trained(tmp_path, FINITE[:3], log_models="all")
+    see_that_some_were_padded()
+    assert all(result.has_model for result in exchange.results().values())
 
 
 HABITS = ("mean", "softmax", "sizes", "number of rows", "own width", "added", "in place",
