@@ -208,3 +208,29 @@ def equal(a: Any, b: Any) -> bool:
         and (torch.equal(x, y) or bool(((x == y) | ((x != x) & (y != y))).all()))
         for x, y in zip(tensors_in(a), tensors_in(b), strict=False)
     )
+
+
+def tensors_of(batch: Any) -> list[Tensor] | None:
+    """The tensors of a minibatch, in order; None if it is made of other things, too."""
+    if isinstance(batch, Tensor):
+        return [batch]
+    parts = list(batch.values()) if isinstance(batch, dict) else batch
+    if not isinstance(parts, list | tuple):
+        return None
+    found: list[Tensor] = []
+    for part in parts:
+        if (tensors := tensors_of(part)) is None:
+            return None
+        found += tensors
+    return found
+
+
+def shapes_of(batch: Any) -> Any:
+    """Equal for minibatches of the same shapes."""
+    if isinstance(batch, Tensor):
+        return tuple(batch.shape), batch.dtype
+    if isinstance(batch, Mapping):
+        return tuple((str(key), shapes_of(value)) for key, value in batch.items())
+    if isinstance(batch, list | tuple):
+        return tuple(shapes_of(value) for value in batch)
+    return type(batch)

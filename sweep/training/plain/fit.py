@@ -31,6 +31,7 @@ from sweep.training.run import RESUME_KEY, Run
 from sweep.training.slot_loop import Slots
 from sweep.training.vmapped.fitness import why_alone
 from sweep.training.vmapped.group import LONG_EPOCH_S, PULSE_S
+from sweep.training.vmapped.padding import near_shape
 from sweep.training.vmapped.stack import layout_of
 from sweep.training.vmapped.stand_in import shape_of
 from sweep.trial import EPOCHS_DONE, Pulse, Report, now_ms
@@ -210,8 +211,8 @@ class Fit(lightning.pytorch.callbacks.Checkpoint):
         module = self.module
         modes = tuple(part.training for part in module.modules())
         layout = layout_of(module, trainer.optimizers[0])
-        shape = type(module), shape_of(module), modes, layout, self._data, n_steps
-        return Ahead(shape, n_steps, self)
+        alike = type(module), modes, layout, self._data, n_steps
+        return Ahead((shape_of(module), *alike), partial(near_shape, module, alike), n_steps, self)
 
     @property
     def generator(self) -> torch.Tensor:

@@ -30,15 +30,19 @@ PAUSE: Any = object()
 """In place of a minibatch: some were trained ahead, and the driver may have orders."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Ahead:
     """A trial that can train an epoch's minibatches but the last together with others."""
 
     shape: Hashable
     """Trials of equal shape can share steps."""
+    near: Callable[[Any], Hashable]
+    """Given an epoch's first minibatch: equal for trials that can if they are padded; or None."""
     n_steps: int
     member: Any
     """See `sweep.training.vmapped.trainee.Trainee`."""
+    chosen: Hashable = None
+    """Of these two, in this epoch."""
 
 
 @dataclass

@@ -97,14 +97,33 @@ class Together:
         """Train a minibatch of the trials that share steps; returns the others."""
         rest, by_shape = list[int](), dict[Hashable, list[int]]()
         for number in numbers:
-            ahead = self._wants[number].ahead
-            if ahead is None or ahead.shape in self._refused:
+            shape = self._shape_of(self._wants[number], batch)
+            if shape is None:
                 rest.append(number)
             else:
-                by_shape.setdefault(ahead.shape, []).append(number)
+                by_shape.setdefault(shape, []).append(number)
         for shape, shared in by_shape.items():
-            rest += self._step(shape, shared, batch)
+            left = self._step(shape, shared, batch)
+            is_refused = shape in self._refused and all(
+                self._wants[number].index == 0 and self._is_padded(number) for number in left
+            )
+            rest += self._train_ahead(batch, left) if left and is_refused else left
         return rest
+
+    def _shape_of(self, want: Want, batch: Any) -> Hashable:
+        """The shape under which a trial shares the epoch's steps; None: it takes them itself."""
+        if (ahead := want.ahead) is None:
+            return None
+        if want.index == 0:
+            is_batch = batch is not END and not isinstance(batch, Raised)
+            near = ahead.near(batch) if is_batch else None
+            is_near = near is not None and near not in self._refused
+            ahead.chosen = near if is_near else ahead.shape
+        return None if ahead.chosen in self._refused else ahead.chosen
+
+    def _is_padded(self, number: int) -> bool:
+        ahead = self._wants[number].ahead
+        return ahead is not None and ahead.chosen != ahead.shape
 
     def _step(self, shape: Hashable, numbers: list[int], batch: Any) -> list[int]:
         """Take a step of a group; returns the trials that are to take this one by themselves."""
@@ -138,17 +157,21 @@ class Together:
             self._n_errors[shape] += 1
             # In the midst of an epoch one trial's values may be the cause: it will fail alone.
             if group is None or not group.has_stepped or self._n_errors[shape] > MOST_ERRORS:
-                self._refused.add(shape)
-                self._say_alone(str(error))
+                self._refuse(shape, str(error), numbers)
         except Exception as error:
             if classify(error).kind == "oom":
                 raise
-            self._refused.add(shape)
             if group is not None and group.has_stepped:
+                self._refused.add(shape)
                 return self._fail(numbers, error)
-            self._say_alone(first_line(error))
+            self._refuse(shape, first_line(error), numbers)
             group = None
         return numbers if group is None else self._leave(group, numbers)
+
+    def _refuse(self, shape: Hashable, why: str, numbers: Sequence[int]) -> None:
+        self._refused.add(shape)
+        if not self._is_padded(numbers[0]):  # else those of one shape may still share steps
+            self._say_alone(why)
 
     def _leave(self, group: Group, numbers: Sequence[int]) -> list[int]:
         """Hand a group's trials over to their Trainers; returns those without an error."""

@@ -28,10 +28,11 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from sweep.training.failures import classify
-from sweep.training.likeness import UnlikeError, copied, equal
+from sweep.training.likeness import UnlikeError, copied, equal, shapes_of, tensors_of
 from sweep.training.optimizers import clip_scales
 from sweep.training.vmapped.compiling import Program
 from sweep.training.vmapped.noise import CannotDrawError, Draw, drawn, listed, replaced
+from sweep.training.vmapped.proof import see_that_padding_is_nothing
 from sweep.training.vmapped.stack import Optimizers, Stack, kind_of
 from sweep.training.vmapped.stand_in import CannotStackError, Logged, StandIn, Unlike, state_of
 from sweep.training.vmapped.tidy import has_sizes_of_values, tidy
@@ -42,10 +43,10 @@ LONG_EPOCH_S, PULSE_S = 10.0, 1.0
 
 
 class Group:
-    """Takes training steps of N trials.
+    """Takes training steps of N trials, whose widths may differ (see `padding`).
 
     Args:
-        members: At their epoch's beginning, with modules of one shape.
+        members: At their epoch's beginning, with modules of one shape or of near ones.
         n_steps: Steps of the epoch that it is to take.
         n_taken: How many of them were taken already.
         say: Told what compiling its steps brought.
@@ -125,6 +126,9 @@ class Group:
                          device=self._stack.weights.device)  # fmt: skip
         self._norms = column(norms)[:, None, None] if min(norms) < torch.inf else None
         self._clips = column(clips)[:, None] if min(clips) < torch.inf else None
+        if self._clips is not None and self._stack.axes:
+            # Infinite gradients go on as finite ones, but zero times infinity is no number.
+            raise CannotStackError("gradients of padded weights are clipped by value")
         self._numbers = [column(values) for values in self._stand_in.numbers]
         for plan in self._plans.values():
             self._tell_what_is_left(plan)
@@ -145,14 +149,13 @@ class Group:
             before = [generator.get_state() for generator in self._generators]
             noises = drawn(plan.draws, self._generators)
             try:
-                found = self._losses_and_grads(plan, batch, batch_idx, noises)
+                found = self._losses_and_flat(plan, batch, batch_idx, noises)
             except CannotStackError:
                 for generator, state in zip(self._generators, before, strict=True):
                     generator.set_state(state)
                 raise
-        losses, grads, logged, calls = found
+        losses, flat, logged, calls = found
         with torch.no_grad():
-            flat = self._stack.flat(grads)
             if self._norms is not None:
                 flat.mul_(clip_scales([flat.unsqueeze(1)], self._norms).squeeze(1))
             if self._clips is not None:
@@ -165,19 +168,26 @@ class Group:
             with _quiet():
                 self._step_schedules(batch_idx)
 
-    def _losses_and_grads(
+    def _losses_and_flat(
         self, plan: _Plan, batch: Any, batch_idx: int, noises: list[Tensor]
-    ) -> tuple[Tensor, list[Tensor], dict[str, Tensor], list[tuple[Tensor, ...]]]:
-        """Losses (N,), gradients (N, ...) in order, what was logged, and calls of metrics."""
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor], list[tuple[Tensor, ...]]]:
+        """Losses (N,), gradients (N, P), what was logged, and calls of metrics."""
         stack = self._stack
-        trained, others = list(stack.named.values()), list(stack.others.values())
+        trained = list(stack.named.values())
+        given = (
+            self._unstacked(trained), self._unstacked(stack.given),
+            self._unstacked(self._numbers), self._unstacked(noises),
+        )  # fmt: skip
         buffers = [stack.others[name] for name, _ in self._modules[0].named_buffers()]
         before = [value.clone() for value in buffers]
         try:
-            if plan.program is None:
-                return self._call(trained, others, self._numbers, noises, batch, batch_idx)
             with torch.no_grad():
-                return plan.program(trained, others, self._numbers, noises, tensors_of(batch))  # type: ignore[no-any-return]
+                if plan.program is None:
+                    found = self._call(*given, batch, batch_idx)
+                else:
+                    found = plan.program(*given, tensors_of(batch))
+                losses, grads, logged, calls = found
+                return losses, stack.flat(grads), logged, calls
         except BaseException as error:
             for value, old in zip(buffers, before, strict=True):
                 value.copy_(old)
@@ -190,23 +200,28 @@ class Group:
         self, trained: Sequence[Tensor], others: Sequence[Tensor], numbers: Sequence[Tensor],
         noises: Sequence[Tensor], batch: Any, batch_idx: Any,
     ) -> tuple[Tensor, list[Tensor], dict[str, Tensor], list[tuple[Tensor, ...]]]:  # fmt: skip
-        """Forward and backward pass of all trials. Raises CannotStackError."""
+        """Forward and backward pass of all trials, given `_unstacked` tensors.
+
+        Raises CannotStackError.
+        """
         stand_in, stack = self._stand_in, self._stack
         trained = [value.detach().requires_grad_() for value in trained]
-        named = dict(zip([*stack.named, *stack.others], [*trained, *others], strict=True))
+        names = [*stack.named, *stack.others, *stack.tables]
+        named = dict(zip(names, [*trained, *others], strict=True))
 
         def one(
-            tensors: Mapping[str, Tensor], numbers: Sequence[Tensor], noises: Sequence[Tensor]
+            tensors: Mapping[Any, Tensor], numbers: Sequence[Tensor], noises: Sequence[Tensor]
         ) -> Any:
-            with replaced(noises, self._values_of(numbers), is_traced=self._is_traced):
-                loss = stand_in.step(tensors, numbers, batch, batch_idx)
+            weights, padding = stack.split(tensors)
+            values_of = self._values_of(numbers)
+            with replaced(noises, values_of, padding, is_traced=self._is_traced):
+                loss = stand_in.step(weights, numbers, batch, batch_idx)
             logged = stand_in.logged
             return loss, dict(logged.values), [arguments for _, arguments in logged.calls]
 
         try:
             with torch.enable_grad():
-                is_alone = len(self.members) == 1
-                call = _for_one(one) if is_alone else torch.func.vmap(one, randomness="error")
+                call = one if self._is_alone else torch.func.vmap(one, randomness="error")
                 losses, logged, calls = call(named, list(numbers), list(noises))
                 grads = torch.autograd.grad(losses.sum(), trained, allow_unused=True)
         except CannotStackError:
@@ -218,7 +233,18 @@ class Group:
         for name, grad in zip(stack.named, grads, strict=True):
             if grad is None:
                 raise CannotStackError(f"{name} has no part in the loss")
-        return losses.detach(), list(grads), logged, calls
+        if self._is_alone:
+            logged, calls = apply_to_collection((logged, calls), Tensor, lambda value: value[None])
+        return losses.detach().reshape(-1), list(grads), logged, calls
+
+    @property
+    def _is_alone(self) -> bool:
+        return len(self.members) == 1
+
+    def _unstacked(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """What a step is given: (N, ...) each, or one trial's own, which then has the operations
+        that the trial alone has."""
+        return [tensor[0] for tensor in tensors] if self._is_alone else list(tensors)
 
     def _graph_of(self, draws: Sequence[Draw], batch: Any) -> Any:
         """The step as torch's own operations alone, which take a third less time than Python's way
@@ -236,9 +262,10 @@ class Group:
             made = apply_to_collection(batch, Tensor, lambda _: next(given))
             return self._call(trained, others, numbers, noises, made, index)
 
-        copies = [value.clone() for value in stack.others.values()]
+        copies = [value.clone() for value in stack.given]
         noises = drawn(draws, [torch.Generator(weight.device) for weight in stack.weights])
-        given = list(stack.named.values()), copies, self._numbers, noises, tensors_of(batch)
+        parts = stack.named.values(), copies, self._numbers, noises
+        given = *[self._unstacked(list(part)) for part in parts], tensors_of(batch)
         for mode in ("fake", "real"):  # fake tensors are faster, but know no constants
             try:
                 self._is_traced = True
@@ -268,10 +295,14 @@ class Group:
 
     def _plan_for(self, batch: Any, batch_idx: int) -> _Plan:
         """How to take a step with such a minibatch. Raises CannotStackError."""
-        key = _shapes(batch)
+        key = shapes_of(batch)
         if key not in self._plans:
             given = copied(batch)
             draws = self._listed(given, batch_idx)
+            if self._stack.axes:
+                see_that_padding_is_nothing(
+                    self._modules, self._stack, self._numbers, draws, self._call, given
+                )
             graph = self._graph_of(draws, given)
             if not equal(given, batch):  # other trials are to have it as it was
                 raise CannotStackError("its step changes its minibatch")
@@ -282,17 +313,16 @@ class Group:
 
     def _listed(self, batch: Any, batch_idx: int) -> list[Draw]:
         """The random calls of a step: listed in a step of one trial."""
-        stand_in, lead = self._stand_in, self._modules[0]
-        tensors = {
-            name: tensor.detach().clone()
-            for name, tensor in [*lead.named_parameters(), *lead.named_buffers()]
-        }
+        stand_in, stack = self._stand_in, self._stack
+        whole = stack.named | stack.others | stack.tables
+        first = {name: stacked[0].detach().clone() for name, stacked in whole.items()}
         numbers = [_Number(values[0]) for values in stand_in.numbers]
         before = _generator_states()
         draws: list[Draw] = []
 
         def step() -> None:
-            with torch.no_grad(), listed(self._values_of(numbers)) as found:
+            tensors, padding = stack.split(first)
+            with torch.no_grad(), listed(self._values_of(numbers), padding) as found:
                 stand_in.step(tensors, numbers, batch, batch_idx)
             draws[:] = found
 
@@ -439,45 +469,10 @@ def _generator_states() -> list[Tensor]:
     return [torch.get_rng_state(), *others]
 
 
-def _for_one(function: Callable[..., Any]) -> Callable[..., Any]:
-    """What `vmap(function)` is for one trial, with the operations that the trial alone has."""
-
-    def called(*given: Any) -> Any:
-        found = function(*apply_to_collection(given, Tensor, lambda tensor: tensor[0]))
-        return apply_to_collection(found, Tensor, lambda tensor: tensor[None])
-
-    return called
-
-
 def first_line(error: BaseException) -> str:
     """What an error says, in short."""
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0][:120]
-
-
-def tensors_of(batch: Any) -> list[Tensor] | None:
-    """The tensors of a minibatch, in order; None if it is made of other things, too."""
-    if isinstance(batch, Tensor):
-        return [batch]
-    parts = list(batch.values()) if isinstance(batch, dict) else batch
-    if not isinstance(parts, list | tuple):
-        return None
-    found: list[Tensor] = []
-    for part in parts:
-        if (tensors := tensors_of(part)) is None:
-            return None
-        found += tensors
-    return found
-
-
-def _shapes(batch: Any) -> Any:
-    if isinstance(batch, Tensor):
-        return tuple(batch.shape), batch.dtype
-    if isinstance(batch, Mapping):
-        return tuple((str(key), _shapes(value)) for key, value in batch.items())
-    if isinstance(batch, list | tuple):
-        return tuple(_shapes(value) for value in batch)
-    return type(batch)
 
 
 @contextlib.contextmanager

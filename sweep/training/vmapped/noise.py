@@ -20,6 +20,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from sweep.training.vmapped.padding import Padding, Widths, corner
+
 
 @dataclass(frozen=True)
 class Draw:
@@ -32,6 +34,8 @@ class Draw:
     """Draws into a tensor of that shape with the generator of trial k."""
     divisors: Sequence[float] | None = None
     """What the numbers are divided by: one number for all trials, or N."""
+    widths: Widths | None = None
+    """The last axis's own sizes of N trials, if it is padded."""
 
 
 _FACTORIES = (torch.rand, torch.randn, torch.randint, torch.randperm)
@@ -55,15 +59,17 @@ class _Calls(TorchFunctionMode):
     Args:
         number_of: The per-trial values of an argument, if it is one; else None.
         noise: Takes the draw of each call; returns the numbers to use.
+        padding: Of the weights within.
         is_traced: Values of tensors may not be asked for.
     """
 
     def __init__(
-        self, noise: Callable[[Draw], Tensor], values_of: Callable[[Any], Any],
+        self, noise: Callable[[Draw], Tensor], values_of: Callable[[Any], Any], padding: Padding,
         *, is_traced: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         self._noise, self._values_of, self._is_traced = noise, values_of, is_traced
+        self._padding = padding
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
@@ -75,6 +81,8 @@ class _Calls(TorchFunctionMode):
             return func(*args, **kwargs)  # the module's own
         if func is functional.dropout:
             return self._dropout(*args, **kwargs)
+        if self._padding.concerns((args, kwargs)):
+            return self._padding.call(func, args, kwargs)
         if func in _CHANNELS:
             return self._channels(_CHANNELS[func], *args, **kwargs)
         if func in _FACTORIES:
@@ -116,9 +124,9 @@ class _Calls(TorchFunctionMode):
             else:
                 out.bernoulli_(kept, generator=generator)
 
-        divisors = [kept or 1.0 for kept in shares]
-        noise = self._noise(Draw(shape, input.dtype, input.device, fill, divisors))
-        return input.mul_(noise) if inplace else input * noise
+        divisors, widths = [kept or 1.0 for kept in shares], self._padding.widths_of(input)
+        noise = self._noise(Draw(shape, input.dtype, input.device, fill, divisors, widths))
+        return self._padding.marked(input.mul_(noise) if inplace else input * noise, widths)
 
     def _made(self, make: Callable[..., Tensor]) -> Tensor:
         like = make(generator=torch.Generator())
@@ -164,11 +172,12 @@ def _filled_by(
 
 
 @contextlib.contextmanager
-def listed(values_of: Callable[[Any], Any]) -> Iterator[list[Draw]]:
+def listed(values_of: Callable[[Any], Any], padding: Padding) -> Iterator[list[Draw]]:
     """Within, a step of one trial: lists its random calls, and draws zeros.
 
     Args:
         values_of: The values of all N trials, if an argument stands for one of each; else None.
+        padding: Of the trial's weights.
     """
     draws: list[Draw] = []
 
@@ -176,7 +185,7 @@ def listed(values_of: Callable[[Any], Any]) -> Iterator[list[Draw]]:
         draws.append(draw)
         return drawn([draw], [torch.Generator(draw.device)])[0][0]
 
-    with _Calls(noise, values_of):
+    with _Calls(noise, values_of, padding):
         yield draws
 
 
@@ -184,10 +193,17 @@ def drawn(draws: Sequence[Draw], generators: Sequence[torch.Generator]) -> list[
     """The numbers of N trials for each call of a step: (N, ...) each."""
     found = []
     for draw in draws:
-        noise = torch.empty((len(generators), *draw.shape), dtype=draw.dtype, device=draw.device)
+        noise = torch.zeros((len(generators), *draw.shape), dtype=draw.dtype, device=draw.device)
         for k, (out, generator) in enumerate(zip(noise.unbind(0), generators, strict=True)):
-            draw.fill(out, generator, k)
-        if draw.divisors is not None:
+            if draw.widths is None or draw.widths[k] == draw.shape[-1]:
+                draw.fill(out, generator, k)
+            else:  # as many as the trial alone would draw
+                own = out.new_empty((*draw.shape[:-1], draw.widths[k]))
+                draw.fill(own, generator, k)
+                corner(out, own.shape).copy_(own)
+        if draw.divisors is not None and len(draw.divisors) == 1:
+            noise.div_(draw.divisors[0])
+        elif draw.divisors is not None:
             column = noise.new_tensor(draw.divisors[: len(noise)])
             noise.div_(column.view(-1, *(1,) * len(draw.shape)))
         found.append(noise)
@@ -196,9 +212,10 @@ def drawn(draws: Sequence[Draw], generators: Sequence[torch.Generator]) -> list[
 
 @contextlib.contextmanager
 def replaced(
-    noises: Sequence[Tensor], values_of: Callable[[Any], Any], *, is_traced: bool = False
-) -> Iterator[None]:
-    """Within, a step: its random calls get `noises`, in order.
+    noises: Sequence[Tensor], values_of: Callable[[Any], Any], padding: Padding,
+    *, is_traced: bool = False,
+) -> Iterator[None]:  # fmt: skip
+    """Within, a step with padded weights: its random calls get `noises`, in order.
 
     `is_traced`: asking for a tensor's values raises CannotDrawError.
     """
@@ -209,7 +226,14 @@ def replaced(
             raise CannotDrawError("a step draws more often than another")
         return left.pop(0)
 
-    with _Calls(noise, values_of, is_traced=is_traced):
+    with _Calls(noise, values_of, padding, is_traced=is_traced):
         yield
     if left:
         raise CannotDrawError("a step draws less often than another")
+
+
+@contextlib.contextmanager
+def drawing_from(generator: torch.Generator) -> Iterator[None]:
+    """Within, a step of one trial as it is alone: it draws from `generator`."""
+    with _Calls(lambda draw: drawn([draw], [generator])[0][0], lambda _: None, Padding([], {})):
+        yield

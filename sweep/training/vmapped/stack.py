@@ -22,15 +22,18 @@ from torch import Tensor
 from sweep.hyperparameters import OPTIMIZERS
 from sweep.training.compiled.kernel import Kernel, Trial, load_kernel
 from sweep.training.optimizers import MOMENTUM_DECAY, OptimizerRule, make_rule
+from sweep.training.vmapped.padding import Padding, axes_of, corner, table_of
 from sweep.training.vmapped.stand_in import CannotStackError
 
 VALUE_BYTES = {torch.float32: 4, torch.float64: 8}
+LEAST_EPS = 1e-30
+"""Padded weights have gradients of zero, which Adam divides by the root of zero plus its eps."""
 NEVER = ("maximize", "amsgrad", "differentiable", "capturable")
 """Settings of torch's optimizers that no rule has."""
 
 
 class Stack:
-    """The weights and buffers of N modules of one shape.
+    """The weights and buffers of N modules, padded to one shape with zeros.
 
     Args:
         modules: Their parameters and buffers become views of the stack.
@@ -40,16 +43,22 @@ class Stack:
     def __init__(self, modules: Sequence[lightning.LightningModule], order: Sequence[str]) -> None:
         named = [dict(module.named_parameters()) for module in modules]
         self.order = list(order)
-        self._sizes = [named[0][name].numel() for name in order]
-        self._shapes = [named[0][name].shape for name in order]
-        trained = [
-            [parameters[name].detach().reshape(-1) for name in order] for parameters in named
-        ]
-        self.weights = torch.stack([torch.cat(flat) for flat in trained])
+        self._own = [{name: p.shape for name, p in parameters.items()} for parameters in named]
+        shapes = {name: [own[name] for own in self._own] for name in named[0]}
+        self.axes = {name: axes for name, of in shapes.items() if any(axes := axes_of(of))}
+        """Own sizes of the axes of those that are padded."""
+        whole = {name: torch.Size(map(max, zip(*of, strict=True))) for name, of in shapes.items()}
+        self._shapes = [whole[name] for name in order]
+        self._sizes = [shape.numel() for shape in self._shapes]
+        like = named[0][self.order[0]].detach()
+        self.weights = like.new_zeros(len(modules), sum(self._sizes))
         """Trained parameters (N, P)."""
         self.named = self.views(self.weights)
         self._grads = torch.zeros_like(self.weights)
         self._grad_views = self.views(self._grads)
+        for k, parameters in enumerate(named):
+            for name, view in self.of_trial(k, self.weights[k]).items():
+                view.copy_(parameters[name].detach())
         self.others = {
             name: torch.stack([parameters[name].detach() for parameters in named])
             for name in named[0]
@@ -63,7 +72,22 @@ class Stack:
                          for m in modules]  # fmt: skip
         for k, tensors in enumerate(self._tensors):
             for name, stacked in (self.named | self.others).items():
-                tensors[name].data = stacked[k]
+                own = corner(stacked[k], tensors[name].shape) if name in self.axes else stacked[k]
+                tensors[name].data = own
+        widths = {sizes for axes in self.axes.values() for sizes in axes if sizes is not None}
+        self.tables: dict[Any, Tensor] = {sizes: table_of(sizes, like) for sizes in widths}
+        """Of the padded axes, (N, 4, W) each."""
+
+    @property
+    def given(self) -> list[Tensor]:
+        """What a step is given besides trained parameters: the others, and tables of padding."""
+        return [*self.others.values(), *self.tables.values()]
+
+    def split(self, tensors: Mapping[Any, Tensor]) -> tuple[dict[str, Tensor], Padding]:
+        """Weights and buffers of one trial, and their padding, of all that a step is given."""
+        padded = [(tensors[name], axes) for name, axes in self.axes.items()]
+        padding = Padding(padded, {sizes: tensors[sizes] for sizes in self.tables})
+        return {n: tensor for n, tensor in tensors.items() if n not in self.tables}, padding
 
     def views(self, flat: Tensor) -> dict[str, Tensor]:
         """(N, P) as (N, ...) by name."""
@@ -71,6 +95,14 @@ class Stack:
         return {
             name: part.unflatten(1, shape) if shape else part.squeeze(1)
             for name, part, shape in zip(self.order, parts, self._shapes, strict=True)
+        }
+
+    def of_trial(self, k: int, row: Tensor) -> dict[str, Tensor]:
+        """(P,) of trial k, without padding, by name."""
+        found = {name: view[0] for name, view in self.views(row[None]).items()}
+        return {
+            name: corner(view, self._own[k][name]) if name in self.axes else view
+            for name, view in found.items()
         }
 
     def flat(self, grads: Sequence[Tensor]) -> Tensor:
@@ -161,8 +193,10 @@ class Optimizers:
         for k, optimizer in enumerate(optimizers):
             if (kind := kind_of(optimizer)) is None:
                 self._own.append(k)
-            else:
-                self._kinds.setdefault(kind, []).append(k)
+                continue
+            self._kinds.setdefault(kind, []).append(k)
+            if stack.axes and any(g.get("eps", 1) < LEAST_EPS for g in optimizer.param_groups):
+                raise CannotStackError("its optimizer would divide by zero in the padding")
         self.n_taken = [self._steps_taken(k) for k in range(len(self._optimizers))]
         self._states = {
             kind: self._gathered(kind, numbers) for kind, numbers in self._kinds.items()
@@ -185,8 +219,8 @@ class Optimizers:
         if self._calls is not None and self._kernel is not None:
             self._calls.step(self._kernel, grads, self._n_stepped)
         for k in self._own:
-            for name, views in self._stack.views(grads).items():
-                self._parameters[k][name].grad = views[k]
+            for name, grad in self._stack.of_trial(k, grads[k]).items():
+                self._parameters[k][name].grad = grad
             self._optimizers[k].step()
         self._n_stepped += 1
         self.n_taken = [n + 1 for n in self.n_taken]
@@ -245,12 +279,11 @@ class Optimizers:
             if any(kind_of(self._optimizers[k]) != kind for k in numbers):
                 return False
             for index, state_name in enumerate(self._state_names(numbers[0])):
-                views = self._stack.views(self._states[kind][index])
-                for position, k in enumerate(numbers):
-                    for name, view in views.items():
+                for row, k in zip(self._states[kind][index], numbers, strict=True):
+                    for name, view in self._stack.of_trial(k, row).items():
                         state = self._optimizers[k].state.get(self._parameters[k][name], {})
                         found = state.get(state_name)
-                        if found is None or found.data_ptr() != view[position].data_ptr():
+                        if found is None or found.data_ptr() != view.data_ptr():
                             return False
         return all(kind_of(self._optimizers[k]) is None for k in self._own)
 
@@ -266,10 +299,10 @@ class Optimizers:
         for names, rule in zip(self._groups, rules, strict=True):
             assert rule is not None
             for index, state_name in enumerate(rule.state_names):
-                views = self._stack.views(self._states[kind][index])
+                views = self._stack.of_trial(k, self._states[kind][index][position])
                 for name in names:
                     state = optimizer.state[self._parameters[k][name]]
-                    state[state_name] = views[name][position]
+                    state[state_name] = views[name]
             scalars = rule.torch_scalars(self.n_taken[k]) if rule.state_names else {}
             for name in names:
                 state = optimizer.state[self._parameters[k][name]]
@@ -305,11 +338,11 @@ class Optimizers:
         weights = self._stack.weights
         found = [weights.new_zeros((len(numbers), weights.shape[1])) for _ in names]
         for tensor, state_name in zip(found, names, strict=True):
-            for position, k in enumerate(numbers):
-                for name, view in self._stack.views(tensor).items():
+            for row, k in zip(tensor, numbers, strict=True):
+                for name, view in self._stack.of_trial(k, row).items():
                     state = self._optimizers[k].state.get(self._parameters[k][name], {})
                     if state.get(state_name) is not None:
-                        view[position].copy_(state[state_name])
+                        view.copy_(state[state_name])
         return found
 
     def _coefficients(

@@ -180,10 +180,11 @@ class StandIn:
                 continue
             if all(kind == "float" for kind, *_ in found) and _is_settable(self.module, path):
                 self._of_numbers.append((path, [value for _, value in found]))
-            elif not _is_settable(self.module, path):
+                continue
+            whole = path[:-1] if _is_in_tuple(self.module, path) else path
+            if not _is_settable(self.module, whole):
                 raise CannotStackError(f"{readable(path)} differs between trials")
-            else:
-                _put(self.module, path, Unlike(path))
+            _put(self.module, whole, Unlike(path))
 
 
 class Logged:
@@ -261,6 +262,14 @@ class _Wrapper(nn.Module):
 
     def forward(self, *args: Any) -> Any:
         return self.module.training_step(*args)
+
+
+def _is_in_tuple(module: nn.Module, path: Path) -> bool:
+    """Whether a value is in a tuple, or was in one that is `Unlike` by now."""
+    try:
+        return path[-1][0] == "item" and isinstance(_owner(module, path), tuple | Unlike)
+    except (AttributeError, KeyError, IndexError, TypeError):
+        return False
 
 
 def _is_settable(module: nn.Module, path: Path) -> bool:

@@ -40,11 +40,15 @@ def tidy(traced: GraphModule) -> GraphModule:
         if first is not node:
             node.replace_all_uses_with(first)
             graph.erase_node(node)
-    if not any(name_of(node).endswith("_") for node in graph.nodes):  # no tensor is changed
+    names = {name_of(node) for node in graph.nodes}
+    if "as_strided" not in names and not any(name.endswith("_") for name in names):
+        # No tensor is changed, and none is looked at by its memory.
         for node in list(graph.nodes):
             if _is_times_one(node):
                 node.replace_all_uses_with(node.args[0])
                 graph.erase_node(node)
+            elif _swaps_last_axes(node):
+                _transpose_before_multiplying(graph, node)
             else:
                 _add_while_multiplying(graph, node)
     graph.eliminate_dead_code()
@@ -98,3 +102,35 @@ def _add_while_multiplying(graph: torch.fx.Graph, node: Node) -> None:
         node.replace_all_uses_with(both)
         graph.erase_node(node)
         return
+
+
+def _swaps_last_axes(node: Node) -> bool:
+    """Of three."""
+    axes: Any = node.args[1:]
+    if name_of(node) != "transpose" or node.meta["val"].dim() != 3:
+        return False
+    return {axis % 3 for axis in axes} == {1, 2}
+
+
+def _transpose_before_multiplying(graph: torch.fx.Graph, node: Node) -> None:
+    """Let (A B)^T be B^T A^T, as torch has gradients of weights without vmap: a product lies in
+    memory in its own order, and to copy a transposed one takes half as long as to multiply."""
+    product = node.args[0]
+    if not isinstance(product, Node) or name_of(product) != "bmm" or len(product.users) != 1:
+        return
+    with graph.inserting_before(node):
+        factors = [_transposed(graph, factor) for factor in product.args[::-1]]
+        made = graph.call_function(torch.ops.aten.bmm.default, tuple(factors), {})
+    made.meta = {"val": node.meta["val"].contiguous()}
+    node.replace_all_uses_with(made)
+    graph.erase_node(node)
+
+
+def _transposed(graph: torch.fx.Graph, node: Any) -> Node:
+    if _swaps_last_axes(node):
+        before = node.args[0]
+        assert isinstance(before, Node)
+        return before
+    made = graph.call_function(torch.ops.aten.transpose.int, (node, 1, 2), {})
+    made.meta = {"val": node.meta["val"].transpose(1, 2)}
+    return made

@@ -99,6 +99,8 @@ STEPS: dict[str, Callable[[Tensor], Tensor]] = {
     "changed in place": lambda x: (1.0 * x).add_(x.t()) + 1.0 * x,
     "product and sum": lambda x: torch.bmm(x[None], x[None]) + x[None, :1],
     "product used twice": lambda x: (y := torch.bmm(x[None], x[None])) + x[None, :1] + y,
+    "product transposed": lambda x: torch.bmm(x[None], x.t()[None] + x).transpose(1, 2) + x,
+    "product by memory": lambda x: torch.bmm(x[None], x[None] + 1).mT.as_strided((9,), (1,)),
     "slices": lambda x: x[1:] * x[:-1] + x[0:2] * x[1:3],
 }
 
