@@ -37,11 +37,12 @@ def can_hide(folder: Path) -> bool:
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def home(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Path:
     """A driver's folder, of which the nodes see no results."""
     folder = tmp_path_factory.mktemp("home")
     (folder / "mlruns").mkdir()
     (folder / "counted.py").write_text(COUNTED)
+    shutil.copyfile(empty_store, folder / "mlflow.db")
     return folder
 
 
@@ -71,6 +72,7 @@ class TestRayExecutor(ExecutorContract):
         return RayExecutor(1, self.address)
 
 
+@pytest.mark.usefixtures("ready_store")
 def test_a_killed_driver_leaves_no_worker(one_node: Nodes, tmp_path: Path) -> None:
     """Actor and worker end with it, also in the midst of an epoch."""
     (tmp_path / "counted.py").write_text(COUNTED)
