@@ -96,6 +96,10 @@ class Nodes:
         file = self._scratch / EPOCHS
         return [line.split() for line in file.read_text().splitlines()] if file.exists() else []
 
+    def forget(self) -> None:
+        """`epochs` begins anew."""
+        (self._scratch / EPOCHS).unlink(missing_ok=True)
+
     def _line(self) -> str:
         assert self._process.stdout is not None
         return self._process.stdout.readline().strip()

@@ -9,7 +9,7 @@ from pathlib import Path
 import lightning
 import projects
 import pytest
-from searches import as_if_alone, inline, sweep
+from searches import as_if_alone, in_this_process, inline
 
 import sweep as library
 from sweep.errors import ConfigError
@@ -106,9 +106,11 @@ def test_a_function_builds_module_data_and_trainer(folder: Path) -> None:
 def test_any_function_is_searched(folder: Path) -> None:
     """Its reports are its curve; it may be pruned; its folder is its own; other kinds of faults
     are one line each."""
-    done = sweep(folder, "run", "--module", "fun.py:shape", "--kind", "objective", "--vary",
-                 "x=-5.0..5.0", "--trials", "6", "--epochs", "4", "--study", "s", "--pruner",
-                 "median", "--seed", "1")  # fmt: skip
+    done = in_this_process(
+        folder, {}, "run", "--module", "fun.py:shape", "--kind", "objective", "--vary",
+        "x=-5.0..5.0", "--trials", "6", "--epochs", "4", "--study", "s", "--pruner", "median",
+        "--seed", "1",
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "value is minimized" in done.stdout
     trials = open_study("sqlite:///mlruns/optuna.db", "s").trials()

@@ -71,8 +71,10 @@ def test_a_plan_says_what_a_search_takes_and_leaves_nothing(call: Call, tmp_path
 def test_ctrl_c_ends_a_plan(tmp_path: Path) -> None:
     """Exit code 130, one line, no worker, no folder."""
     (tmp_path / "tmp").mkdir()
-    env = {"TMPDIR": str(tmp_path / "tmp")}
-    long = ("plan", "--epochs", "100000", "--for", "10m", "--checkpoint-interval", "0.5s")
+    cache = str(tmp_path.parent / "inductor")  # torch's own, else a folder of TMPDIR
+    env = {"TMPDIR": str(tmp_path / "tmp"), "TORCHINDUCTOR_CACHE_DIR": cache}
+    long = ("plan", "--epochs", "100000", "--for", "10m", "--checkpoint-interval", "0.5s",
+            "--population", "1", "--workers", "1")  # fmt: skip
     process = start_sweep(tmp_path, *long, env=env)
     wait_until(lambda: any(tmp_path.rglob("last.ckpt")), "no trial was trained")
     workers = children_of(process.pid)

@@ -25,7 +25,7 @@ def slow(params, report):
         report(params["x"])
         if pathlib.Path("hurry").exists():
             break
-        time.sleep(0.05)
+        time.sleep(0.2)
     return params["x"]
 """
 COMMAND = (

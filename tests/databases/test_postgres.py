@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -51,9 +52,12 @@ class Story:
 
 
 @pytest.fixture(scope="module")
-def story(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
+def story(
+    postgres: Postgres, tmp_path_factory: pytest.TempPathFactory, empty_store: Path
+) -> Iterator[Story]:
     """Everything that happens, once; the tests below look at it."""
     here, there = tmp_path_factory.mktemp("here"), tmp_path_factory.mktemp("there")
+    shutil.copyfile(empty_store, here / "mlflow.db")
     url = postgres.new_database()
     story = Story(here, {"SWEEP_STORAGE": url}, url)
     with ExitStack() as stack:

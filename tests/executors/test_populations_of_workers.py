@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,11 @@ from sweep.trial import EpochReport
 
 
 def curves(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, workers: int, executor: str
+    folder: Path, store: Path, monkeypatch: pytest.MonkeyPatch, workers: int, executor: str
 ) -> dict[int, list[float]]:
     """Of four trials, all begun at once."""
     folder.mkdir()
+    shutil.copyfile(store, folder / "mlflow.db")
     monkeypatch.chdir(folder)
     listener = RecordingListener()
     sweep.run(
@@ -33,11 +35,11 @@ def curves(
 
 
 def test_two_workers_give_the_curves_of_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Four trials in one population, here, or two in each of two workers."""
-    one = curves(tmp_path / "one", monkeypatch, 1, "inline")
-    two = curves(tmp_path / "two", monkeypatch, 2, "process")
+    one = curves(tmp_path / "one", empty_store, monkeypatch, 1, "inline")
+    two = curves(tmp_path / "two", empty_store, monkeypatch, 2, "process")
     assert one.keys() == two.keys() == {0, 1, 2, 3}
     for number, curve in one.items():
         assert len(curve) == 3

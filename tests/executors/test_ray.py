@@ -27,17 +27,38 @@ SEARCH = ("run", "--module", "counted.py:Counted", "--vary", "lr=1e-3..0.3:log",
           "--checkpoint-interval", "0.2", "--executor", "ray", "--ray-address")  # fmt: skip
 
 
+def can_hide(folder: Path) -> bool:
+    """Whether a process may have mounts of its own."""
+    command = ["unshare", "-m", "mount", "-t", "tmpfs", "none", str(folder)]
+    return (
+        bool(shutil.which("unshare"))
+        and not subprocess.run(command, capture_output=True, check=False).returncode
+    )
+
+
 @pytest.fixture(scope="module")
-def one_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
-    """A cluster with one node."""
-    nodes = Nodes(tmp_path_factory.mktemp("ray"), 1)
+def home(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Path:
+    """A driver's folder, of which the nodes see no results."""
+    folder = tmp_path_factory.mktemp("home")
+    (folder / "mlruns").mkdir()
+    (folder / "counted.py").write_text(COUNTED)
+    shutil.copyfile(empty_store, folder / "mlflow.db")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def one_node(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
+    """A cluster with one node; a test that kills it adds another."""
+    results = home / "mlruns"
+    nodes = Nodes(tmp_path_factory.mktemp("ray"), 1, results if can_hide(results) else None)
     yield nodes
     nodes.close()
 
 
 @pytest.fixture(autouse=True)
 def its_address(one_node: Nodes, request: pytest.FixtureRequest) -> None:
-    """For the contract's class."""
+    """For the contract's class; epochs are counted from here."""
+    one_node.forget()
     if request.instance is not None:
         request.instance.address = one_node.address
 
@@ -51,6 +72,7 @@ class TestRayExecutor(ExecutorContract):
         return RayExecutor(1, self.address)
 
 
+@pytest.mark.usefixtures("ready_store")
 def test_a_killed_driver_leaves_no_worker(one_node: Nodes, tmp_path: Path) -> None:
     """Actor and worker end with it, also in the midst of an epoch."""
     (tmp_path / "counted.py").write_text(COUNTED)
@@ -62,22 +84,9 @@ def test_a_killed_driver_leaves_no_worker(one_node: Nodes, tmp_path: Path) -> No
     wait_until(lambda: not one_node.workers())
 
 
-def can_hide(folder: Path) -> bool:
-    """Whether a process may have mounts of its own."""
-    command = ["unshare", "-m", "mount", "-t", "tmpfs", "none", str(folder)]
-    return (
-        bool(shutil.which("unshare"))
-        and not subprocess.run(command, capture_output=True, check=False).returncode
-    )
-
-
-def test_nodes_join_and_leave_a_search(tmp_path: Path) -> None:
+def test_nodes_join_and_leave_a_search(one_node: Nodes, home: Path) -> None:
     """The only node dies in the midst of trials, which end on a new one; no disk is shared."""
-    home, scratch = tmp_path / "home", tmp_path / "x"
-    (home / "mlruns").mkdir(parents=True)
-    scratch.mkdir()
-    (home / "counted.py").write_text(COUNTED)
-    nodes = Nodes(scratch, 1, home / "mlruns" if can_hide(home / "mlruns") else None)
+    nodes = one_node
     driver = start_sweep(home, *SEARCH, nodes.address)
     wait_until(lambda: any(epoch == "2" for _, _, epoch in nodes.epochs()))
     nodes.tell("add")
@@ -94,7 +103,6 @@ def test_nodes_join_and_leave_a_search(tmp_path: Path) -> None:
     assert {node for node, _, epoch in nodes.epochs() if epoch != "0"} == {"0", "1"}
     assert len(trained) - len(set(trained)) <= 3 * 2  # of three trials, two epochs at most each
     wait_until(lambda: not nodes.workers())
-    nodes.close()
 
 
 def test_an_address_without_a_cluster_is_one_line(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import leaky
 import optuna
 import pytest
 from harness import Plan, check
-from searches import sweep
+from searches import in_this_process
 
 from sweep.testing import ScriptedExchange, example_task
 from sweep.training import make_trainer
@@ -41,8 +41,8 @@ def test_a_worker_that_grows_is_replaced(
     """Same numbers, same runs, the curves of a trainer that does not leak; nothing failed."""
     (tmp_path / "leaky.py").write_text(Path(leaky.__file__).read_text())
     (tmp_path / "leaky.yaml").write_text(leaky.SPACE)
-    done = sweep(
-        tmp_path, "run", "--study", "grown", "--trials", str(plan.n_trials), "--epochs",
+    done = in_this_process(
+        tmp_path, {}, "run", "--study", "grown", "--trials", str(plan.n_trials), "--epochs",
         str(plan.epochs), "--no-baseline", "--threads", "1", *flags, "--worker-memory",
         str(leaky.LIMIT_GB),
     )  # fmt: skip

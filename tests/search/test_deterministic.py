@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -156,13 +157,14 @@ def curves(folder: Path) -> list[Any]:
 
 
 @pytest.mark.parametrize("own", [False, True], ids=["mlp", "own module"])
-def test_workers_do_not_matter(tmp_path: Path, *, own: bool) -> None:
+def test_workers_do_not_matter(tmp_path: Path, empty_store: Path, *, own: bool) -> None:
     """Real ones: two of two trials each, or this process with many, give the same bits."""
     found = []
     project = ["--module", str(Path(__file__).parents[1] / "user_code.py") + ":Model", "--metric",
                "val_f1", "--vary", "width=4,8,16,32"]  # fmt: skip
     for executor, n_workers, n_slots in (("inline", "1", "auto"), ("process", "2", "2")):
         (folder := tmp_path / n_workers).mkdir()
+        shutil.copyfile(empty_store, folder / "mlflow.db")
         done = in_this_process(
             folder, {"SWEEP_EXECUTOR": executor}, "run", "--study", "s", "--trials",
             "4" if own else "18", "--epochs", "2", "--deterministic", "--workers", n_workers,

@@ -10,6 +10,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from searches import in_this_process
 from waiting import wait_until
 
 from sweep.training.compiled.kernel import FLAGS, TYPES, _compile, _NoKernelError
@@ -206,12 +207,11 @@ def test_it_compiles_without_warnings(tmp_path):
         assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.usefixtures("ready_store")
 def test_a_search_without_a_compiler_says_so(tmp_path):
-    """It takes longer, and says why."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("SWEEP_", "MLFLOW_"))}
+    """It takes longer, and says why; its worker is a process that has no kernel yet."""
     own = {"XDG_CACHE_HOME": str(tmp_path), "CC": "", "PATH": str(tmp_path)}
-    command = [sys.executable, "-m", "sweep", "run", "--trials", "3", "--epochs", "1"]
-    done = subprocess.run(command, capture_output=True, text=True, env=kept | own, cwd=tmp_path)
+    done = in_this_process(tmp_path, own, "run", "--trials", "3", "--epochs", "1")
     assert done.returncode == 0, done.stderr
     assert "no C compiler (cc, gcc or clang) is installed" in done.stdout
     assert not kernels(tmp_path)
